@@ -1,0 +1,327 @@
+/* kquant-moe: the whole C ABI of the CUDA kernels.
+ *
+ * Every launcher is `kqm_status kqm_NAME(const kqm_NAME_args *, kqm_stream)`. It checks its arguments, enqueues one
+ * or more kernels on the stream and returns; it never allocates, synchronises or blocks, so it can be captured in a
+ * CUDA graph. All pointers inside an argument structure are device pointers. Pointers marked [optional] may be NULL;
+ * every other one may not. Row-major everywhere; the last index is contiguous.
+ *
+ * The arithmetic of every kernel is defined in docs/arithmetic.md and executed in plain Rust by the oracle of the
+ * same name: results are equal to the bit for every batch size, card and launch shape. A NaN is always stored as
+ * 0x7fc00000.
+ *
+ * The CPU emulation of the kernels (emulation/) exports the same table.
+ */
+#ifndef KQUANT_MOE_H
+#define KQUANT_MOE_H
+
+#include <stdint.h>
+
+/* The emulation build keeps the same names in a namespace, so that one program can hold both builds. */
+#if defined(KQM_EMULATION)
+#define KQM_ABI_BEGIN namespace kqm_emulated {
+#define KQM_ABI_END }
+#elif defined(__cplusplus)
+#define KQM_ABI_BEGIN extern "C" {
+#define KQM_ABI_END }
+#else
+#define KQM_ABI_BEGIN
+#define KQM_ABI_END
+#endif
+
+KQM_ABI_BEGIN
+
+/* 0: success. Negative: one of the codes below. Positive: a cudaError_t of the launch. */
+typedef int32_t kqm_status;
+#define KQM_OK 0
+#define KQM_NULL_POINTER (-1)     /* a required pointer is NULL */
+#define KQM_BAD_SHAPE (-2)        /* a count is zero, too large or not a multiple of what the kernel needs */
+#define KQM_UNSUPPORTED_TYPE (-3) /* a matrix type that the kernel does not compute with */
+#define KQM_MISALIGNED (-4)       /* a pointer is not aligned as its layout demands */
+#define KQM_WORKSPACE (-5)        /* the workspace is smaller than the launcher needs */
+
+/* cudaStream_t / CUstream. */
+typedef void *kqm_stream;
+
+/* Tensor types, with GGML's numbers. */
+#define KQM_TYPE_F32 0
+#define KQM_TYPE_F16 1
+#define KQM_TYPE_Q4_K 12
+#define KQM_TYPE_Q6_K 14
+
+/* Weights of one super-block, and activations of one fixed-point block. */
+#define KQM_BLOCK 256
+/* Rows of a weight tile (one tensor-core fragment). */
+#define KQM_TILE_ROWS 16
+/* Bytes of a 16-row tile of one super-block, after kqm_repack. */
+#define KQM_TILE_BYTES_Q4_K 2304
+#define KQM_TILE_BYTES_Q6_K 3360
+/* Most experts the router chooses from, and most it chooses. */
+#define KQM_MAX_EXPERTS 512
+#define KQM_MAX_TOP_K 32
+/* Cache positions that attention reduces in f32 before it continues in f64. */
+#define KQM_ATTENTION_CHUNK 64
+/* Most (token, expert) pairs of one expert that one work item of the expert kernels covers. */
+#define KQM_ITEM_PAIRS 8
+
+/* exp (docs/arithmetic.md): constants rounded to f32, shared with the oracle through the bindings. */
+#define KQM_EXP_LOG2E 1.4426950216293335
+#define KQM_EXP_LN2_HIGH 0.693145751953125
+#define KQM_EXP_LN2_LOW 1.428606765330187e-06
+#define KQM_EXP_C2 0.5
+#define KQM_EXP_C3 0.1666666716337204
+#define KQM_EXP_C4 0.0416666679084301
+#define KQM_EXP_C5 0.008333333767950535
+#define KQM_EXP_C6 0.0013888889225199819
+#define KQM_EXP_C7 0.00019841270113829523
+
+/* 256 activations as block fixed point: x[k] = X[k] * unit, X an integer of |X| <= 2^30 written as four balanced
+ * base-256 digits ("planes"): X = d0 + 256 d1 + 65536 d2 + 16777216 d3, each digit in -128..127. */
+typedef struct kqm_fixed_block {
+  int8_t digit[8][4][32]; /* [sub-block][plane][k]: plane p of activation 32 * sub-block + k */
+  int8_t sum_low[4][8];   /* [plane][sub-block]: low balanced base-256 digit of the sum of the plane's 32 digits */
+  int8_t sum_high[4][8];  /* [plane][sub-block]: (sum - low) / 256 */
+  double unit;            /* 2^(e - 30); NaN when the block holds a non-finite activation (its digits are 0 then) */
+  double reserved;        /* 0; keeps blocks 16-byte aligned */
+} kqm_fixed_block;
+
+/* A quantized matrix [rows, cols], or a stack of `experts` of them, in tile layout (see kqm_repack). */
+typedef struct kqm_matrix {
+  const void *tiles; /* [experts][ceil(rows / 16)][cols / 256] tiles, 16-byte aligned */
+  uint32_t type;     /* KQM_TYPE_Q4_K or KQM_TYPE_Q6_K */
+  uint32_t rows;
+  uint32_t cols;     /* a multiple of 256 */
+  uint32_t experts;  /* 1 for a plain matrix */
+} kqm_matrix;
+
+/* The (token, expert) pairs of a batch, grouped by expert. Pair p = token * top_k + rank. */
+typedef struct kqm_groups {
+  uint32_t *order; /* [pairs] pair numbers, ascending by (expert, pair) */
+  uint32_t *items; /* [max_items][3] work items: expert, first position in order, pairs (1..KQM_ITEM_PAIRS) */
+  uint32_t *count; /* [1] items in use; the remaining ones are not read */
+} kqm_groups;
+
+/* repack: a quantized matrix in GGUF's row layout to tile layout, a permutation of bytes (see common/tiles.cuh).
+ * Rows are padded with zero blocks to a multiple of 16. */
+typedef struct kqm_repack_args {
+  const void *blocks; /* [rows][cols / 256] block_q4_K (144 bytes) or block_q6_K (210 bytes), as in the file */
+  void *tiles;        /* [ceil(rows / 16)][cols / 256] tiles, 16-byte aligned */
+  uint32_t type;
+  uint32_t rows;
+  uint32_t cols;
+} kqm_repack_args;
+kqm_status kqm_repack(const kqm_repack_args *args, kqm_stream stream);
+
+/* quantize: f32 activations to block fixed point. */
+typedef struct kqm_quantize_args {
+  const float *x;       /* [tokens, cols] */
+  kqm_fixed_block *out; /* [tokens, cols / 256] */
+  uint32_t tokens;
+  uint32_t cols; /* a multiple of 256 */
+} kqm_quantize_args;
+kqm_status kqm_quantize(const kqm_quantize_args *args, kqm_stream stream);
+
+/* q4_k_matvec and q6_k_gemv: y[t, r] = sum_k W[r, k] x[t, k] (+ residual[t, r]). */
+typedef struct kqm_matvec_args {
+  kqm_matrix w;             /* experts == 1, type Q4_K or Q6_K as the name says */
+  const kqm_fixed_block *x; /* [tokens, w.cols / 256] */
+  const float *residual;    /* [optional] [tokens, w.rows]; added in f32 after the sum is rounded; may equal y */
+  float *product;           /* [optional] [tokens, w.rows]: the sum before the residual is added */
+  float *y;                 /* [tokens, w.rows] */
+  uint32_t tokens;
+} kqm_matvec_args;
+typedef kqm_matvec_args kqm_q4_k_matvec_args;
+typedef kqm_matvec_args kqm_q6_k_gemv_args;
+kqm_status kqm_q4_k_matvec(const kqm_q4_k_matvec_args *args, kqm_stream stream);
+kqm_status kqm_q6_k_gemv(const kqm_q6_k_gemv_args *args, kqm_stream stream);
+
+/* qkv: up to three products with the same activations in one launch, each matrix of its own type. */
+typedef struct kqm_qkv_args {
+  kqm_matrix w[3];          /* all with the same cols; matrices with rows == 0 are left out */
+  const kqm_fixed_block *x; /* [tokens, cols / 256] */
+  float *y[3];              /* [tokens, w[i].rows] */
+  uint32_t tokens;
+} kqm_qkv_args;
+kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream);
+
+/* embedding: rows of a table, dequantized. */
+typedef struct kqm_embedding_args {
+  const void *table;      /* [vocab, cols] in GGUF's row layout: F32, F16, Q4_K or Q6_K */
+  const uint32_t *tokens; /* [tokens]; an id >= vocab gives a row of NaN */
+  float *out;             /* [tokens, cols] */
+  uint32_t type;
+  uint32_t vocab;
+  uint32_t cols; /* a multiple of 256 */
+  uint32_t count;
+} kqm_embedding_args;
+kqm_status kqm_embedding(const kqm_embedding_args *args, kqm_stream stream);
+
+/* rms_norm: y = (x * r) * weight, r = 1 / sqrt(mean(x^2) + eps); written as f32, as fixed point, or both. */
+typedef struct kqm_rms_norm_args {
+  const float *x;         /* [tokens, cols] */
+  const float *weight;    /* [cols] */
+  float *out;             /* [optional] [tokens, cols] */
+  kqm_fixed_block *fixed; /* [optional] [tokens, cols / 256] */
+  uint32_t tokens;
+  uint32_t cols; /* a multiple of 256, at most 16384 */
+  float eps;
+} kqm_rms_norm_args;
+kqm_status kqm_rms_norm(const kqm_rms_norm_args *args, kqm_stream stream);
+
+/* rope: per-head RMSNorm of q and k, RoPE (NeoX layout: dimension i is paired with i + head_dim / 2), and the write
+ * of k and v into the cache. Position of token t is start + t. */
+typedef struct kqm_rope_args {
+  const float *q;        /* [tokens, heads, head_dim] */
+  const float *k;        /* [tokens, kv_heads, head_dim] */
+  const float *v;        /* [tokens, kv_heads, head_dim] */
+  const float *q_weight; /* [optional] [head_dim] RMSNorm weight; NULL: q is not normalised */
+  const float *k_weight; /* [optional] [head_dim] */
+  const float *table;    /* [capacity, head_dim / 2, 2]: cosine and sine of each position and dimension pair */
+  const uint32_t *start; /* [1] position of token 0 */
+  float *q_out;          /* [tokens, heads, head_dim]; may equal q */
+  float *q_normed;       /* [optional] [tokens, heads, head_dim] */
+  float *k_normed;       /* [optional] [tokens, kv_heads, head_dim] */
+  float *k_out;          /* [optional] [tokens, kv_heads, head_dim] */
+  void *k_cache;         /* [capacity, kv_heads, head_dim] f32 or f16 */
+  void *v_cache;         /* [capacity, kv_heads, head_dim] f32 or f16 */
+  uint32_t cache_type;   /* KQM_TYPE_F32 or KQM_TYPE_F16 */
+  uint32_t capacity;     /* tokens at positions >= capacity are not written */
+  uint32_t tokens;
+  uint32_t heads;
+  uint32_t kv_heads;
+  uint32_t head_dim; /* even, a multiple of 8, at most 256 */
+  float eps;
+} kqm_rope_args;
+kqm_status kqm_rope(const kqm_rope_args *args, kqm_stream stream);
+
+/* attention: causal grouped-query attention of `tokens` queries over the cache, in chunks of KQM_ATTENTION_CHUNK
+ * positions. Token t sees positions 0 ..= start + t. */
+typedef struct kqm_attention_args {
+  const float *q;         /* [tokens, heads, head_dim] */
+  const void *k_cache;    /* [capacity, kv_heads, head_dim] */
+  const void *v_cache;    /* [capacity, kv_heads, head_dim] */
+  const uint32_t *start;  /* [1] */
+  float *out;             /* [optional] [tokens, heads, head_dim] */
+  kqm_fixed_block *fixed; /* [optional] [tokens, heads * head_dim / 256] */
+  float *scores;          /* [optional] [tokens, heads, capacity]: scaled scores; -inf where masked */
+  void *workspace;        /* kqm_attention_workspace() bytes, 16-byte aligned */
+  uint64_t workspace_bytes;
+  uint32_t cache_type;
+  uint32_t capacity;
+  uint32_t tokens;
+  uint32_t heads;    /* a multiple of kv_heads; heads * head_dim a multiple of 256 when fixed is set */
+  uint32_t kv_heads;
+  uint32_t head_dim; /* a multiple of 8, at most 256 */
+  float scale;       /* 1 / sqrt(head_dim) */
+} kqm_attention_args;
+/* Bytes of workspace for these shapes (pointers are ignored). */
+uint64_t kqm_attention_workspace(const kqm_attention_args *args);
+kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream);
+
+/* moe_router: logits = W x (F32 weights), the top_k largest (ties to the lower expert), and their softmax
+ * probabilities renormalised to sum 1. */
+typedef struct kqm_moe_router_args {
+  const float *x;    /* [tokens, cols] */
+  const float *w;    /* [experts, cols] */
+  float *logits;     /* [tokens, experts] */
+  uint32_t *indices; /* [tokens, top_k], highest probability first */
+  float *weights;    /* [tokens, top_k] */
+  uint32_t *done;    /* [tokens] zero before the first call; the launcher leaves it zero */
+  uint32_t tokens;
+  uint32_t cols;    /* a multiple of 256 */
+  uint32_t experts; /* at most KQM_MAX_EXPERTS */
+  uint32_t top_k;   /* 1 ..= min(experts, KQM_MAX_TOP_K) */
+} kqm_moe_router_args;
+kqm_status kqm_moe_router(const kqm_moe_router_args *args, kqm_stream stream);
+
+/* moe_group: the pairs of a batch grouped by expert, so that an expert's weights are read once for its tokens. */
+typedef struct kqm_moe_group_args {
+  const uint32_t *indices; /* [tokens, top_k] */
+  kqm_groups groups;       /* max_items = kqm_moe_max_items() */
+  uint32_t tokens;
+  uint32_t experts;
+  uint32_t top_k;
+} kqm_moe_group_args;
+/* Most work items that a batch of `tokens` can give. */
+uint32_t kqm_moe_max_items(uint32_t tokens, uint32_t experts, uint32_t top_k);
+kqm_status kqm_moe_group(const kqm_moe_group_args *args, kqm_stream stream);
+
+/* moe_swiglu: out[p] = silu(W_gate[e] x) * (W_up[e] x) for every pair p = (token, e). */
+typedef struct kqm_moe_swiglu_args {
+  kqm_matrix gate;          /* [experts][ff, cols] */
+  kqm_matrix up;            /* [experts][ff, cols] */
+  const kqm_fixed_block *x; /* [tokens, cols / 256] */
+  kqm_groups groups;
+  float *gate_out; /* [optional] [pairs, ff] */
+  float *up_out;   /* [optional] [pairs, ff] */
+  float *out;      /* [pairs, ff] */
+  uint32_t tokens;
+  uint32_t top_k;
+} kqm_moe_swiglu_args;
+kqm_status kqm_moe_swiglu(const kqm_moe_swiglu_args *args, kqm_stream stream);
+
+/* moe_down: y[t] = residual[t] + sum_rank weights[t, rank] * (W_down[e] x[pair]). */
+typedef struct kqm_moe_down_args {
+  kqm_matrix down;          /* [experts][rows, cols] */
+  const kqm_fixed_block *x; /* [pairs, cols / 256] */
+  const uint32_t *indices;  /* [tokens, top_k] */
+  const float *weights;     /* [tokens, top_k] */
+  kqm_groups groups;
+  float *expert_out;     /* [pairs, rows]: the products before the sum */
+  float *sum;            /* [optional] [tokens, rows]: the sum before the residual is added */
+  const float *residual; /* [optional] [tokens, rows]; may equal y */
+  float *y;              /* [tokens, rows] */
+  uint32_t tokens;
+  uint32_t top_k;
+} kqm_moe_down_args;
+kqm_status kqm_moe_down(const kqm_moe_down_args *args, kqm_stream stream);
+
+/* residual_add: y = a + b. */
+typedef struct kqm_residual_add_args {
+  const float *a; /* [count] */
+  const float *b; /* [count] */
+  float *y;       /* [count]; may equal a or b */
+  uint64_t count;
+} kqm_residual_add_args;
+kqm_status kqm_residual_add(const kqm_residual_add_args *args, kqm_stream stream);
+
+/* argmax: index of the largest value of each row, ties to the lower index; a NaN counts as largest. */
+typedef struct kqm_argmax_args {
+  const float *x;     /* [rows, cols] */
+  uint32_t *out;      /* [rows] */
+  uint64_t *partial;  /* [rows] zero before the first call; the launcher leaves it zero */
+  uint32_t *done;     /* [rows] zero before the first call; the launcher leaves it zero */
+  uint32_t *advance;  /* [optional] [1]: incremented by 1 (the position of the next token in a decode loop) */
+  uint32_t *history;  /* [optional] [history_len]: out[0] is also stored at index *advance before the increment */
+  uint32_t history_len;
+  uint32_t rows;
+  uint32_t cols;
+} kqm_argmax_args;
+kqm_status kqm_argmax(const kqm_argmax_args *args, kqm_stream stream);
+
+/* The launchers as a table, so that one caller can drive the CUDA build or the CPU emulation of the same sources. */
+typedef struct kqm_kernels {
+  kqm_status (*repack)(const kqm_repack_args *, kqm_stream);
+  kqm_status (*quantize)(const kqm_quantize_args *, kqm_stream);
+  kqm_status (*q4_k_matvec)(const kqm_q4_k_matvec_args *, kqm_stream);
+  kqm_status (*q6_k_gemv)(const kqm_q6_k_gemv_args *, kqm_stream);
+  kqm_status (*qkv)(const kqm_qkv_args *, kqm_stream);
+  kqm_status (*embedding)(const kqm_embedding_args *, kqm_stream);
+  kqm_status (*rms_norm)(const kqm_rms_norm_args *, kqm_stream);
+  kqm_status (*rope)(const kqm_rope_args *, kqm_stream);
+  uint64_t (*attention_workspace)(const kqm_attention_args *);
+  kqm_status (*attention)(const kqm_attention_args *, kqm_stream);
+  kqm_status (*moe_router)(const kqm_moe_router_args *, kqm_stream);
+  uint32_t (*moe_max_items)(uint32_t tokens, uint32_t experts, uint32_t top_k);
+  kqm_status (*moe_group)(const kqm_moe_group_args *, kqm_stream);
+  kqm_status (*moe_swiglu)(const kqm_moe_swiglu_args *, kqm_stream);
+  kqm_status (*moe_down)(const kqm_moe_down_args *, kqm_stream);
+  kqm_status (*residual_add)(const kqm_residual_add_args *, kqm_stream);
+  kqm_status (*argmax)(const kqm_argmax_args *, kqm_stream);
+  /* Text of a status: a static string. */
+  const char *(*status_text)(kqm_status);
+} kqm_kernels;
+/* The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. */
+const kqm_kernels *kqm_kernel_table(void);
+
+KQM_ABI_END
+#endif

@@ -1,0 +1,9 @@
+//! Hand-written CUDA kernels for Mixture-of-Experts models in GGUF K-quants, a CPU oracle for every kernel, and the
+//! Qwen3-MoE forward composed from them.
+#![warn(missing_docs)]
+
+pub mod blocks;
+pub mod error;
+pub mod gguf;
+
+pub use error::{Error, Result};
