@@ -429,7 +429,7 @@ pub struct kqm_attention_args {
     pub cache_type: u32,
     pub capacity: u32,
     pub tokens: u32,
-    /// a multiple of kv_heads; heads \* head_dim a multiple of 256 when fixed is set
+    /// a multiple of kv_heads, at most 16 times; heads \* head_dim a multiple of 256 when fixed is set
     pub heads: u32,
     pub kv_heads: u32,
     /// a multiple of 8, at most 256
@@ -560,6 +560,9 @@ pub struct kqm_moe_swiglu_args {
     pub up: kqm_matrix,
     /// \[tokens, cols / 256\]
     pub x: *const kqm_fixed_block,
+    /// \[tokens, top_k\]: used for a single token, whose pairs need no grouping
+    pub indices: *const u32,
+    /// used for two or more tokens; may hold NULL for a single one
     pub groups: kqm_groups,
     /// \[optional\] \[pairs, ff\]
     pub gate_out: *mut f32,
@@ -572,18 +575,19 @@ pub struct kqm_moe_swiglu_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_moe_swiglu_args"][::core::mem::size_of::<kqm_moe_swiglu_args>() - 112usize];
+    ["Size of kqm_moe_swiglu_args"][::core::mem::size_of::<kqm_moe_swiglu_args>() - 120usize];
     ["Alignment of kqm_moe_swiglu_args"][::core::mem::align_of::<kqm_moe_swiglu_args>() - 8usize];
     ["Offset of field: kqm_moe_swiglu_args::gate"][::core::mem::offset_of!(kqm_moe_swiglu_args, gate) - 0usize];
     ["Offset of field: kqm_moe_swiglu_args::up"][::core::mem::offset_of!(kqm_moe_swiglu_args, up) - 24usize];
     ["Offset of field: kqm_moe_swiglu_args::x"][::core::mem::offset_of!(kqm_moe_swiglu_args, x) - 48usize];
-    ["Offset of field: kqm_moe_swiglu_args::groups"][::core::mem::offset_of!(kqm_moe_swiglu_args, groups) - 56usize];
+    ["Offset of field: kqm_moe_swiglu_args::indices"][::core::mem::offset_of!(kqm_moe_swiglu_args, indices) - 56usize];
+    ["Offset of field: kqm_moe_swiglu_args::groups"][::core::mem::offset_of!(kqm_moe_swiglu_args, groups) - 64usize];
     ["Offset of field: kqm_moe_swiglu_args::gate_out"]
-        [::core::mem::offset_of!(kqm_moe_swiglu_args, gate_out) - 80usize];
-    ["Offset of field: kqm_moe_swiglu_args::up_out"][::core::mem::offset_of!(kqm_moe_swiglu_args, up_out) - 88usize];
-    ["Offset of field: kqm_moe_swiglu_args::out"][::core::mem::offset_of!(kqm_moe_swiglu_args, out) - 96usize];
-    ["Offset of field: kqm_moe_swiglu_args::tokens"][::core::mem::offset_of!(kqm_moe_swiglu_args, tokens) - 104usize];
-    ["Offset of field: kqm_moe_swiglu_args::top_k"][::core::mem::offset_of!(kqm_moe_swiglu_args, top_k) - 108usize];
+        [::core::mem::offset_of!(kqm_moe_swiglu_args, gate_out) - 88usize];
+    ["Offset of field: kqm_moe_swiglu_args::up_out"][::core::mem::offset_of!(kqm_moe_swiglu_args, up_out) - 96usize];
+    ["Offset of field: kqm_moe_swiglu_args::out"][::core::mem::offset_of!(kqm_moe_swiglu_args, out) - 104usize];
+    ["Offset of field: kqm_moe_swiglu_args::tokens"][::core::mem::offset_of!(kqm_moe_swiglu_args, tokens) - 112usize];
+    ["Offset of field: kqm_moe_swiglu_args::top_k"][::core::mem::offset_of!(kqm_moe_swiglu_args, top_k) - 116usize];
 };
 impl Default for kqm_moe_swiglu_args {
     fn default() -> Self {
@@ -606,6 +610,7 @@ pub struct kqm_moe_down_args {
     pub indices: *const u32,
     /// \[tokens, top_k\]
     pub weights: *const f32,
+    /// used for two or more tokens; may hold NULL for a single one
     pub groups: kqm_groups,
     /// \[pairs, rows\]: the products before the sum
     pub expert_out: *mut f32,
