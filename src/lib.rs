@@ -5,5 +5,6 @@
 pub mod blocks;
 pub mod error;
 pub mod gguf;
+pub mod sys;
 
 pub use error::{Error, Result};
