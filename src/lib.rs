@@ -5,6 +5,8 @@
 pub mod blocks;
 pub mod error;
 pub mod gguf;
+pub mod oracle;
 pub mod sys;
+pub mod trace;
 
 pub use error::{Error, Result};
