@@ -7,6 +7,8 @@ pub mod device;
 pub mod error;
 pub mod gguf;
 pub mod kernels;
+pub mod oracle;
 pub mod sys;
+pub mod trace;
 
 pub use error::{Error, Result};
