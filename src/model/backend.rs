@@ -1,0 +1,227 @@
+//! What the forward asks of a backend: memory, and one operation per kernel.
+//!
+//! Operations enqueue work; results are visible to later operations of the same backend value and, through
+//! [`Backend::read`], to the host. Shapes are row-major, the last index contiguous; `tokens` is the number of rows in
+//! use, buffers may be larger. Every operation's arithmetic is defined in `docs/arithmetic.md`, so all backends give
+//! the same bits.
+//!
+//! Optional outputs ("taps") expose values that a fused kernel would otherwise keep in registers. The same kernel runs
+//! with and without them.
+
+use super::weights::Tensor;
+use crate::Result;
+
+/// Element type of a KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheType {
+    /// IEEE single precision: what the accuracy figures are for.
+    #[default]
+    F32,
+    /// IEEE half precision: half the bytes.
+    F16,
+}
+
+/// Shape of a KV cache of one model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Layers of the model.
+    pub layers: usize,
+    /// Positions that fit.
+    pub capacity: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
+    /// Element type.
+    pub element: CacheType,
+}
+
+/// Shape of the router's results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoutingShape {
+    /// Most tokens in a batch.
+    pub tokens: usize,
+    /// Experts of a layer.
+    pub experts: usize,
+    /// Experts chosen for a token.
+    pub top_k: usize,
+}
+
+/// Operands of [`Backend::rope`]: per-head RMSNorm of q and k, RoPE, and the write of k and v into the cache.
+pub struct Rope<'a, B: Backend> {
+    /// `[tokens, heads, head_dim]`, replaced by the rotated values.
+    pub q: &'a mut B::Floats,
+    /// `[tokens, kv_heads, head_dim]`.
+    pub k: &'a B::Floats,
+    /// `[tokens, kv_heads, head_dim]`.
+    pub v: &'a B::Floats,
+    /// `[head_dim]`.
+    pub q_weight: &'a B::Floats,
+    /// `[head_dim]`.
+    pub k_weight: &'a B::Floats,
+    /// `[capacity, head_dim / 2, 2]`: cosine and sine.
+    pub table: &'a B::Floats,
+    /// Query heads.
+    pub heads: usize,
+    /// RMSNorm epsilon.
+    pub eps: f32,
+    /// Tap: q after RMSNorm.
+    pub q_normed: Option<&'a mut B::Floats>,
+    /// Tap: k after RMSNorm.
+    pub k_normed: Option<&'a mut B::Floats>,
+    /// Tap: k after RoPE, before it is rounded to the cache's type.
+    pub k_out: Option<&'a mut B::Floats>,
+}
+
+/// Operands of [`Backend::attention`].
+pub struct Attention<'a, B: Backend> {
+    /// `[tokens, heads, head_dim]`, rotated.
+    pub q: &'a B::Floats,
+    /// Query heads.
+    pub heads: usize,
+    /// Output as fixed point, `[tokens, heads * head_dim / 256]` blocks.
+    pub fixed: &'a mut B::Fixed,
+    /// Tap: output as f32, `[tokens, heads, head_dim]`.
+    pub out: Option<&'a mut B::Floats>,
+    /// Tap: scaled scores, `[tokens, heads, capacity]`, minus infinity where masked.
+    pub scores: Option<&'a mut B::Floats>,
+}
+
+/// Operands of [`Backend::moe_swiglu`].
+pub struct Swiglu<'a, B: Backend> {
+    /// `[experts][ff, cols]`.
+    pub gate: &'a B::Matrix,
+    /// `[experts][ff, cols]`.
+    pub up: &'a B::Matrix,
+    /// `[tokens, cols / 256]` blocks.
+    pub x: &'a B::Fixed,
+    /// `[pairs, ff]`, pair = token * top_k + rank.
+    pub out: &'a mut B::Floats,
+    /// `out` as fixed point, `[pairs, ff / 256]` blocks.
+    pub fixed: &'a mut B::Fixed,
+    /// Tap: `[pairs, ff]`.
+    pub gate_out: Option<&'a mut B::Floats>,
+    /// Tap: `[pairs, ff]`.
+    pub up_out: Option<&'a mut B::Floats>,
+}
+
+/// Operands of [`Backend::moe_down`].
+pub struct Down<'a, B: Backend> {
+    /// `[experts][rows, ff]`.
+    pub down: &'a B::Matrix,
+    /// `[pairs, ff / 256]` blocks.
+    pub x: &'a B::Fixed,
+    /// `[tokens, rows]`: the residual stream, to which the weighted sum is added.
+    pub hidden: &'a mut B::Floats,
+    /// Every expert's product, `[pairs, rows]`.
+    pub expert_out: &'a mut B::Floats,
+    /// Tap: the weighted sum before the residual, `[tokens, rows]`.
+    pub sum: Option<&'a mut B::Floats>,
+}
+
+/// Where the forward runs.
+pub trait Backend: Sized + Send {
+    /// A quantized matrix, or a stack of experts' matrices.
+    type Matrix: Send + Sync;
+    /// An embedding table.
+    type Table: Send + Sync;
+    /// A buffer of f32.
+    type Floats: Send + Sync;
+    /// A buffer of fixed-point blocks.
+    type Fixed: Send;
+    /// Router results of a batch and their grouping by expert.
+    type Routing: Send;
+    /// Keys and values of all layers.
+    type Cache: Send;
+    /// Tokens and their first position.
+    type Input: Send;
+
+    /// `"cpu"` or `"cuda"`.
+    fn name(&self) -> &'static str;
+    /// A second queue over the same memory: one for each context, so that contexts run side by side.
+    fn fork(&self) -> Result<Self>;
+
+    /// Loads a Q4_K or Q6_K matrix `[rows, cols]`, or a stack of `experts` of them.
+    fn matrix(&self, tensor: &Tensor) -> Result<Self::Matrix>;
+    /// Loads an embedding table `[vocab, cols]` (F32, F16, Q4_K or Q6_K).
+    fn table(&self, tensor: &Tensor) -> Result<Self::Table>;
+    /// A buffer that holds `values`.
+    fn floats_from(&self, values: &[f32]) -> Result<Self::Floats>;
+    /// A zeroed buffer of `len` floats.
+    fn floats(&self, len: usize) -> Result<Self::Floats>;
+    /// A buffer of `blocks` fixed-point blocks.
+    fn fixed(&self, blocks: usize) -> Result<Self::Fixed>;
+    /// Room for the router's results.
+    fn routing(&self, shape: RoutingShape) -> Result<Self::Routing>;
+    /// A cache.
+    fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
+    /// Room for `tokens` token ids.
+    fn input(&self, tokens: usize) -> Result<Self::Input>;
+
+    /// Sets the tokens of the next forward and the position of the first one.
+    fn set_input(&self, input: &mut Self::Input, tokens: &[u32], start: usize) -> Result<()>;
+    /// The first `out.len()` values from index `from`, after all earlier operations.
+    fn read(&self, buffer: &Self::Floats, from: usize, out: &mut [f32]) -> Result<()>;
+    /// Chosen experts of the first `tokens` tokens, `[tokens, top_k]`, highest probability first.
+    fn read_indices(&self, routing: &Self::Routing, tokens: usize) -> Result<Vec<u32>>;
+    /// Weights of the chosen experts, `[tokens, top_k]`.
+    fn read_weights(&self, routing: &Self::Routing, tokens: usize) -> Result<Vec<f32>>;
+    /// Router logits, `[tokens, experts]`.
+    fn read_router_logits(&self, routing: &Self::Routing, tokens: usize) -> Result<Vec<f32>>;
+    /// Waits for everything enqueued and reports what failed.
+    fn synchronize(&self) -> Result<()>;
+
+    /// `out[t] = table[input[t]]`.
+    fn embedding(&self, table: &Self::Table, input: &Self::Input, tokens: usize, out: &mut Self::Floats) -> Result<()>;
+    /// RMSNorm of rows of `weight`'s length, as f32, fixed point or both.
+    fn rms_norm(
+        &self,
+        x: &Self::Floats,
+        weight: &Self::Floats,
+        eps: f32,
+        tokens: usize,
+        out: Option<&mut Self::Floats>,
+        fixed: Option<&mut Self::Fixed>,
+    ) -> Result<()>;
+    /// `y[i] = w[i] x` for the three projections of attention.
+    fn qkv(&self, w: [&Self::Matrix; 3], x: &Self::Fixed, tokens: usize, y: [&mut Self::Floats; 3]) -> Result<()>;
+    /// See [`Rope`].
+    fn rope(
+        &self,
+        operands: Rope<'_, Self>,
+        input: &Self::Input,
+        tokens: usize,
+        cache: &mut Self::Cache,
+        layer: usize,
+    ) -> Result<()>;
+    /// Causal attention over the cache. See [`Attention`].
+    fn attention(
+        &self,
+        operands: Attention<'_, Self>,
+        input: &Self::Input,
+        tokens: usize,
+        cache: &Self::Cache,
+        layer: usize,
+    ) -> Result<()>;
+    /// `y = w x`.
+    fn matvec(&self, w: &Self::Matrix, x: &Self::Fixed, tokens: usize, y: &mut Self::Floats) -> Result<()>;
+    /// `hidden += w x`; the tap `product` gets `w x`.
+    fn matvec_add(
+        &self,
+        w: &Self::Matrix,
+        x: &Self::Fixed,
+        tokens: usize,
+        hidden: &mut Self::Floats,
+        product: Option<&mut Self::Floats>,
+    ) -> Result<()>;
+    /// Router logits, top-k and weights, and the grouping of pairs by expert. `w` is `[experts, cols]` in f32.
+    fn moe_router(&self, x: &Self::Floats, w: &Self::Floats, tokens: usize, routing: &mut Self::Routing) -> Result<()>;
+    /// See [`Swiglu`].
+    fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &Self::Routing, tokens: usize) -> Result<()>;
+    /// See [`Down`].
+    fn moe_down(&self, operands: Down<'_, Self>, routing: &Self::Routing, tokens: usize) -> Result<()>;
+    /// Copies `rows` rows of `cols` floats, from row `row` of `x`, to the start of `out`: the rows whose logits are wanted.
+    fn copy_rows(&self, x: &Self::Floats, row: usize, rows: usize, cols: usize, out: &mut Self::Floats) -> Result<()>;
+    /// Index of the largest of each row of `[rows, cols]`.
+    fn argmax(&self, x: &Self::Floats, rows: usize, cols: usize) -> Result<Vec<u32>>;
+}
