@@ -62,6 +62,8 @@ fn compile() -> Result<Result<(String, String), String>, Box<dyn Error>> {
             .flag("-fno-sanitize-recover=all")
             .flag("-fno-omit-frame-pointer");
     }
+    // Which of a kernel's loops run at least once, the compiler cannot know. Where it matters the sanitizers do.
+    build.flag_if_supported("-Wno-maybe-uninitialized");
     let Some(compiler) = working_compiler(&build) else {
         return Ok(Err("no C++ compiler was found when the tests were built (CXX names one)".to_string()));
     };
