@@ -109,8 +109,8 @@ struct fault {
   int signal;
   uintptr_t address;
 };
-thread_local fault last_fault __attribute__((tls_model("initial-exec")));
-thread_local engine *guarded __attribute__((tls_model("initial-exec")));
+__thread fault last_fault;
+__thread engine *guarded;
 
 void after_fault() {
   thread_state *const self = running();
