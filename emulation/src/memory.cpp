@@ -138,6 +138,8 @@ struct sigaction previous[sizeof SIGNALS / sizeof *SIGNALS];
 
 // Lets the interrupted thread continue in after_fault, at the top of its stack: what it did is given up.
 void redirect(ucontext_t *context, const thread_state &thread) {
+  // With its red zones, for the sanitizer.
+  ASAN_UNPOISON_MEMORY_REGION(thread.own.stack, thread.own.stack_bytes);
 #if defined(__x86_64__)
   context->uc_mcontext.gregs[REG_RSP] = greg_t(fiber_stack_top(thread.own));
   context->uc_mcontext.gregs[REG_RIP] = greg_t(&after_fault);

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{directory, kernels};
+use common::{library, sources};
 use kquant_moe_emulation::{Buffer, Failure, Library, Substitution, available};
 
 type Reduce = unsafe extern "C" fn(*const f32, *mut f32, u32, u32) -> i32;
@@ -52,10 +52,10 @@ enum Found {
 }
 
 fn check(run: fn(&Library) -> (i32, Vec<u32>), file: &str, find: &str, replace: &str, found: Found) {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("kernels") else { return };
     let (status, expected) = run(library);
     assert_eq!(status, 0, "{}", library.last_error());
-    let faulty = Library::compile(&directory(), &[Substitution { file, find, replace }]).unwrap();
+    let faulty = Library::compile(&sources("kernels"), &[Substitution { file, find, replace }]).unwrap();
     for seed in 0..10 {
         faulty.set_schedule(seed);
         let (status, numbers) = run(&faulty);
@@ -155,7 +155,7 @@ fn substitutions_match_once() {
     }
     for (find, times) in [("no such text", "0 times"), ("threadIdx", "times")] {
         let substitution = Substitution { file: "reduce.cu", find, replace: "" };
-        let error = Library::compile(&directory(), &[substitution]).err().unwrap();
+        let error = Library::compile(&sources("kernels"), &[substitution]).err().unwrap();
         assert!(error.contains("reduce.cu") && error.contains(times), "{error}");
     }
 }

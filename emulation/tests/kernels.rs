@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::kernels;
+use common::library;
 use kquant_moe_emulation::{Buffer, Library};
 
 type Reduce = unsafe extern "C" fn(*const f32, *mut f32, u32, u32) -> i32;
@@ -27,7 +27,7 @@ fn check(library: &Library, status: i32) {
 
 #[test]
 fn reductions_add_every_element() {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("kernels") else { return };
     // SAFETY: the type is that of the source.
     let reduce: Reduce = unsafe { library.function("test_reduce") }.unwrap();
     for seed in 0..20 {
@@ -46,7 +46,7 @@ fn reductions_add_every_element() {
 
 #[test]
 fn products_follow_the_fragment_layout() {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("kernels") else { return };
     // SAFETY: the type is that of the source.
     let product: Product = unsafe { library.function("test_product") }.unwrap();
     let mut sequence = Sequence(1);
@@ -79,14 +79,14 @@ fn products_follow_the_fragment_layout() {
 
 #[test]
 fn short_products_accumulate_and_wrap() {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("kernels") else { return };
     library.set_schedule(3);
     // SAFETY: the type is that of the source.
     let product: ProductK16 = unsafe { library.function("test_product_k16") }.unwrap();
     let mut sequence = Sequence(2);
     let a: Vec<i8> = (0..256).map(|_| sequence.next() as i8).collect();
     let b: Vec<i8> = (0..128).map(|_| sequence.next() as i8).collect();
-    let start: Vec<i32> = (0..128).map(|_| if sequence.next() % 2 == 0 { i32::MAX } else { i32::MIN }).collect();
+    let start: Vec<i32> = (0..128).map(|_| if sequence.next().is_multiple_of(2) { i32::MAX } else { i32::MIN }).collect();
     // Rows and columns to fragments, after the PTX manual: element k of row r is byte k % 4 of the first or second
     // register of lane 4 (r % 8) + k / 4.
     let word = |bytes: &[i8]| u32::from_le_bytes([bytes[0] as u8, bytes[1] as u8, bytes[2] as u8, bytes[3] as u8]);
@@ -116,7 +116,7 @@ fn short_products_accumulate_and_wrap() {
 
 #[test]
 fn gathers_copy_rows() {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("kernels") else { return };
     // SAFETY: the type is that of the source.
     let gather: Gather = unsafe { library.function("test_gather") }.unwrap();
     for seed in 0..8 {

@@ -6,7 +6,7 @@ mod common;
 use std::ffi::{CString, c_char};
 use std::time::Duration;
 
-use common::{directory, kernels};
+use common::{library, sources};
 use kquant_moe_emulation::{Buffer, Failure, FreeError, Library, POISON, available};
 
 type Rule = unsafe extern "C" fn(*const c_char, *mut i32, *const i32, u32) -> i32;
@@ -30,7 +30,7 @@ fn run(library: &Library, name: &str, threads: u32) -> (i32, Vec<i32>) {
 
 /// The line of `rules.cu` with that mark.
 fn line(mark: &str) -> usize {
-    let text = std::fs::read_to_string(directory().join("rules.cu")).unwrap();
+    let text = std::fs::read_to_string(sources("rules").join("rules.cu")).unwrap();
     let mark = format!("//! {mark}");
     let lines: Vec<usize> = (1..).zip(text.lines()).filter(|(_, l)| l.ends_with(&mark)).map(|(n, _)| n).collect();
     assert_eq!(lines.len(), 1, "{mark}");
@@ -44,7 +44,7 @@ fn breaks(name: &str, failure: Failure, marks: &[&str], words: &[&str]) {
 }
 
 fn breaks_with(name: &str, threads: u32, failure: Failure, marks: &[&str], words: &[&str]) {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("rules") else { return };
     library.set_time_limit(Duration::from_secs(5));
     for seed in 0..10 {
         library.set_schedule(seed);
@@ -70,7 +70,7 @@ fn breaks_with(name: &str, threads: u32, failure: Failure, marks: &[&str], words
 
 /// The kernel must pass under every schedule and compute `expected(thread)`.
 fn passes(name: &str, expected: impl Fn(usize) -> i32) {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("rules") else { return };
     for seed in 0..50 {
         library.set_schedule(seed);
         let (status, out) = run(library, name, THREADS);
@@ -151,7 +151,7 @@ fn shared_accesses_are_ordered() {
 #[test]
 fn threads_that_have_not_begun_have_written_nothing() {
     // Which of the two is found depends on who runs first: the reader, or the writer.
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("rules") else { return };
     for seed in 0..10 {
         library.set_schedule(seed);
         let (status, _) = run(library, "read_without_barrier", THREADS);
@@ -170,7 +170,7 @@ fn asynchronous_copies_arrive_when_awaited() {
 
 #[test]
 fn asynchronous_copies_reach_others_after_a_barrier() {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("rules") else { return };
     for seed in 0..10 {
         library.set_schedule(seed);
         let (status, _) = run(library, "copy_without_barrier", THREADS);
@@ -193,7 +193,7 @@ fn accesses_stay_in_buffers() {
 
 #[test]
 fn bytes_after_a_buffer_are_watched() {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("rules") else { return };
     if SANITIZED {
         return; // the sanitizer knows these bytes, and ends the program
     }
@@ -242,7 +242,7 @@ fn faults_of_the_processor_are_reported() {
 
 #[test]
 fn launches_end() {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("rules") else { return };
     library.set_time_limit(Duration::from_millis(50));
     let (status, _) = run(library, "endless_loop", THREADS);
     assert_eq!(Failure::from_status(status), Some(Failure::TimeLimit), "{}", library.last_error());
@@ -255,7 +255,7 @@ fn launches_end() {
 #[test]
 fn launches_have_limits() {
     breaks("too_much_shared", Failure::BadLaunch, &[], &["80000 bytes of static"]);
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("rules") else { return };
     // SAFETY: the type is that of the source.
     let launch: unsafe extern "C" fn(*mut i32, u32, u32, usize) -> i32 =
         unsafe { library.function("test_launch") }.unwrap();

@@ -5,12 +5,12 @@ mod common;
 
 use std::time::Instant;
 
-use common::kernels;
+use common::library;
 use kquant_moe_emulation::Buffer;
 
 #[test]
 fn figures() {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("kernels") else { return };
     // SAFETY: the type is that of the source.
     let products: unsafe extern "C" fn(*mut i32, u32) -> i32 =
         unsafe { library.function("test_many_products") }.unwrap();

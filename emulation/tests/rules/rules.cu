@@ -200,14 +200,14 @@ __global__ void global_misaligned(int *out, const int *in) {
   out[threadIdx.x] = int(kqm_load_streaming(reinterpret_cast<const uint4 *>(in + 1)).x); //! misaligned global vector
 }
 
-__attribute__((noinline)) int dig(volatile int *above, int depth) {
-  volatile int here[64];
+__attribute__((noinline)) unsigned int dig(volatile unsigned int *above, unsigned int depth) {
+  volatile unsigned int here[64];
   here[0] = depth + above[0];
   return depth == 0 ? here[0] : dig(here, depth - 1) + here[0];
 }
 __global__ void endless_recursion(int *out) {
-  volatile int start = 1;
-  out[threadIdx.x] = dig(&start, 1 << 30);
+  volatile unsigned int start = 1;
+  out[threadIdx.x] = int(dig(&start, 1u << 30));
 }
 
 __global__ void division_by_zero(int *out, const int *in) { out[threadIdx.x] = 7 / in[0]; }
