@@ -1,0 +1,50 @@
+// Launches: the grid runs before the launch returns.
+#ifndef KQM_EMULATION_LAUNCH_H
+#define KQM_EMULATION_LAUNCH_H
+
+#include "engine.h"
+
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+namespace kqm_emulation {
+
+struct launch_request {
+  const char *kernel;
+  dim3 grid;
+  dim3 block;
+  size_t dynamic_shared_bytes;
+  void (*thread)(const void *closure);
+  const void *closure;
+  const char *file;
+  int line;
+};
+
+// 0, a cudaError_t that the device would give, or a `failure`.
+int32_t run(const launch_request &request);
+
+template <class... P> struct closure {
+  void (*kernel)(P...);
+  std::tuple<std::decay_t<P>...> arguments;
+  static void call(const void *self) {
+    const closure &that = *static_cast<const closure *>(self);
+    std::apply(that.kernel, that.arguments);
+  }
+};
+
+template <class... P, class... A>
+static inline int32_t launch(const char *name, const char *file, int line, void (*kernel)(P...), dim3 grid, dim3 block,
+                             size_t dynamic_shared_bytes, void *, A &&...arguments) {
+  static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
+  const closure<P...> thread{kernel, {static_cast<std::decay_t<P>>(std::forward<A>(arguments))...}};
+  return run({name, grid, block, dynamic_shared_bytes, &closure<P...>::call, &thread, file, line});
+}
+
+} // namespace kqm_emulation
+
+// KQM_LAUNCH(kernel, grid, block, dynamic_shared_bytes, stream, arguments...)
+#define KQM_LAUNCH(kernel, grid, block, dynamic_shared_bytes, ...)                                                      \
+  ::kqm_emulation::launch(#kernel, __FILE__, __LINE__, kernel, grid, block, dynamic_shared_bytes, __VA_ARGS__)
+
+#endif

@@ -1,0 +1,74 @@
+// Operations of a warp: each waits for exactly the lanes that its mask names.
+#ifndef KQM_EMULATION_WARP_H
+#define KQM_EMULATION_WARP_H
+
+#include "engine.h"
+
+#include <string.h>
+#include <type_traits>
+
+namespace kqm_emulation {
+
+enum class shuffle_mode { lane, up, down, exclusive_or };
+void warp_barrier(uint32_t mask, const char *file, int line);
+uint32_t warp_ballot(uint32_t mask, bool predicate, const char *file, int line);
+uint64_t warp_shuffle(shuffle_mode mode, uint32_t mask, uint64_t value, int argument, int width, const char *file,
+                      int line);
+// a has four registers and b two for k = 32; two and one for k = 16.
+void warp_mma(int32_t (&d)[4], const uint32_t *a, const uint32_t *b, int k, const char *file, int line);
+
+template <class T>
+static inline T shuffle(shuffle_mode mode, uint32_t mask, T value, int argument, int width, const char *file, int line) {
+  static_assert(std::is_arithmetic<T>::value && (sizeof(T) == 4 || sizeof(T) == 8), "32 or 64 bit numbers");
+  uint64_t bits = 0;
+  memcpy(&bits, &value, sizeof value);
+  bits = warp_shuffle(mode, mask, bits, argument, width, file, line);
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+} // namespace kqm_emulation
+
+static inline void __syncwarp(unsigned int mask = 0xffffffffu, KQM_EMULATION_HERE) {
+  kqm_emulation::warp_barrier(mask, file, line);
+}
+static inline unsigned int __ballot_sync(unsigned int mask, int predicate, KQM_EMULATION_HERE) {
+  return kqm_emulation::warp_ballot(mask, predicate != 0, file, line);
+}
+static inline int __any_sync(unsigned int mask, int predicate, KQM_EMULATION_HERE) {
+  return kqm_emulation::warp_ballot(mask, predicate != 0, file, line) != 0;
+}
+static inline int __all_sync(unsigned int mask, int predicate, KQM_EMULATION_HERE) {
+  return kqm_emulation::warp_ballot(mask, predicate != 0, file, line) == mask;
+}
+template <class T>
+static inline T __shfl_sync(unsigned int mask, T value, int lane, int width = 32, KQM_EMULATION_HERE) {
+  return kqm_emulation::shuffle(kqm_emulation::shuffle_mode::lane, mask, value, lane, width, file, line);
+}
+template <class T>
+static inline T __shfl_xor_sync(unsigned int mask, T value, int lanes, int width = 32, KQM_EMULATION_HERE) {
+  return kqm_emulation::shuffle(kqm_emulation::shuffle_mode::exclusive_or, mask, value, lanes, width, file, line);
+}
+template <class T>
+static inline T __shfl_down_sync(unsigned int mask, T value, unsigned int lanes, int width = 32, KQM_EMULATION_HERE) {
+  return kqm_emulation::shuffle(kqm_emulation::shuffle_mode::down, mask, value, int(lanes), width, file, line);
+}
+template <class T>
+static inline T __shfl_up_sync(unsigned int mask, T value, unsigned int lanes, int width = 32, KQM_EMULATION_HERE) {
+  return kqm_emulation::shuffle(kqm_emulation::shuffle_mode::up, mask, value, int(lanes), width, file, line);
+}
+
+// D += A B, s8 x s8 -> s32 (wrapping), in the fragment layout of mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32.
+static inline void kqm_mma_m16n8k32(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                    uint32_t b1, KQM_EMULATION_HERE) {
+  const uint32_t a[4] = {a0, a1, a2, a3};
+  const uint32_t b[2] = {b0, b1};
+  kqm_emulation::warp_mma(d, a, b, 32, file, line);
+}
+static inline void kqm_mma_m16n8k16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0, KQM_EMULATION_HERE) {
+  const uint32_t a[2] = {a0, a1};
+  const uint32_t b[1] = {b0};
+  kqm_emulation::warp_mma(d, a, b, 16, file, line);
+}
+
+#endif

@@ -1,0 +1,254 @@
+//! Kernels that are compiled when a test runs: kernels of the tests' own, and kernels with a planted fault.
+//!
+//! A fault is a substitution in the text of a source. Each library is a shared object with its own copy of the
+//! emulation and hidden symbols, so that many variants of one kernel fit in one program.
+
+use std::ffi::{OsStr, c_void};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::{Runtime, Statistics, native};
+
+/// A piece of text to replace in a source. It must occur exactly once, so that it neither goes stale nor hits by chance.
+#[derive(Clone, Copy, Debug)]
+pub struct Substitution<'a> {
+    /// Path below the directory of the sources.
+    pub file: &'a str,
+    /// The text as it is.
+    pub find: &'a str,
+    /// The text that takes its place.
+    pub replace: &'a str,
+}
+
+/// Compiled kernels in a shared object.
+pub struct Library {
+    object: libloading::Library,
+    runtime: Runtime,
+}
+
+impl Library {
+    /// Compiles all `.cu` files of a directory, with the substitutions made.
+    pub fn compile(directory: &Path, substitutions: &[Substitution]) -> Result<Self, String> {
+        Self::build(directory, substitutions, false)
+    }
+
+    /// Compiles the kernels of `cuda/` with the substitutions made; the other files are taken as already compiled. Its
+    /// [`table`](Self::table) is the table of the faulty kernels.
+    pub fn faulty_kernels(substitutions: &[Substitution]) -> Result<Self, String> {
+        Self::build(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda"),
+            substitutions,
+            true,
+        )
+    }
+
+    fn build(
+        directory: &Path,
+        substitutions: &[Substitution],
+        kernels: bool,
+    ) -> Result<Self, String> {
+        crate::available()?;
+        let work = WorkDirectory::new()?;
+        let sources = work.0.join("sources");
+        copy_tree(directory, &sources)?;
+        for substitution in substitutions {
+            substitute(&sources, substitution)?;
+        }
+        // A change in a header reaches every kernel.
+        let only_kernels = substitutions.iter().all(|s| s.file.ends_with(".cu"));
+        let mut objects = Vec::new();
+        for source in files_in(&sources)? {
+            let name = source
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            let changed = !kernels || !only_kernels || substitutions.iter().any(|s| s.file == name);
+            if source.extension() != Some(OsStr::new("cu")) || !changed {
+                continue;
+            }
+            let object = work.0.join(&name).with_extension("o");
+            let mut compile = compiler();
+            compile.arg("-I").arg(&sources);
+            compile.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}'));
+            run(compile
+                .arg("-fPIC")
+                .arg("-c")
+                .arg(&source)
+                .arg("-o")
+                .arg(&object))?;
+            objects.push(object);
+        }
+        let shared_object = work.0.join("kernels.so");
+        let archives = Path::new(env!("OUT_DIR"));
+        let mut link = compiler();
+        link.args(
+            env!("KQM_EMULATION_ARGUMENTS")
+                .split('\u{1f}')
+                .filter(|a| a.starts_with("-fsanitize=")),
+        );
+        link.arg("-shared")
+            .arg("-Wl,-Bsymbolic")
+            .args(&objects)
+            .arg("-Wl,--whole-archive");
+        link.arg(archives.join("libkqm_emulation_runtime.a"));
+        if kernels {
+            link.arg(archives.join("libkqm_emulation_table.a"));
+        }
+        link.arg("-Wl,--no-whole-archive");
+        // The changed objects come first: of the archive the linker takes only what is still missing.
+        let compiled = archives.join("libkqm_emulation_kernels.a");
+        if kernels && compiled.exists() {
+            link.arg(compiled).arg("-Wl,--no-undefined");
+        }
+        run(link.arg("-o").arg(&shared_object))?;
+        Self::load(&shared_object)
+    }
+
+    fn load(path: &Path) -> Result<Self, String> {
+        // SAFETY: the object was compiled just now from sources of this repository; loading it runs no code of theirs.
+        let object =
+            unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
+        let runtime = Runtime {
+            last_error: symbol(&object, "kqm_emulation_last_error")?,
+            last_status: symbol(&object, "kqm_emulation_last_status")?,
+            set_schedule: symbol(&object, "kqm_emulation_set_schedule")?,
+            set_time_limit: symbol(&object, "kqm_emulation_set_time_limit")?,
+            statistics: symbol(&object, "kqm_emulation_statistics")?,
+        };
+        type Describe = unsafe extern "C" fn(usize, *mut std::ffi::c_char, usize) -> usize;
+        let describe_with: unsafe extern "C" fn(Describe) =
+            symbol(&object, "kqm_emulation_describe_with")?;
+        // SAFETY: the function stays where it is as long as the program runs.
+        unsafe { describe_with(native::kqm_emulation_describe) };
+        Ok(Library { object, runtime })
+    }
+
+    /// The `kqm_kernels` table of [`faulty_kernels`](Self::faulty_kernels).
+    pub fn table(&self) -> Result<*const c_void, String> {
+        let table: unsafe extern "C" fn() -> *const c_void =
+            symbol(&self.object, "kqm_emulation_table")?;
+        // SAFETY: returns the address of a constant of the library.
+        Ok(unsafe { table() })
+    }
+
+    /// A function that the sources define with `KQM_EMULATION_EXPORT`.
+    ///
+    /// # Safety
+    /// `F` must be the function's type, as an `unsafe extern "C" fn`, and must not outlive the library.
+    pub unsafe fn function<F: Copy>(&self, name: &str) -> Result<F, String> {
+        symbol(&self.object, name)
+    }
+
+    /// The report of this thread's last launch; empty when it broke no rule.
+    pub fn last_error(&self) -> String {
+        self.runtime.last_error()
+    }
+
+    /// The status of this thread's last launch.
+    pub fn last_status(&self) -> i32 {
+        self.runtime.last_status()
+    }
+
+    /// As [`crate::set_schedule`].
+    pub fn set_schedule(&self, seed: u64) {
+        self.runtime.set_schedule(seed)
+    }
+
+    /// As [`crate::set_time_limit`].
+    pub fn set_time_limit(&self, limit: Duration) {
+        self.runtime.set_time_limit(limit)
+    }
+
+    /// As [`crate::statistics`].
+    pub fn statistics(&self) -> Statistics {
+        self.runtime.statistics()
+    }
+}
+
+fn symbol<F: Copy>(object: &libloading::Library, name: &str) -> Result<F, String> {
+    // SAFETY: callers give the type that the C++ side has; the copied address lives as long as the library.
+    unsafe { object.get::<F>(name.as_bytes()) }
+        .map(|found| *found)
+        .map_err(|error| error.to_string())
+}
+
+fn compiler() -> Command {
+    Command::new(env!("KQM_EMULATION_COMPILER"))
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command
+        .output()
+        .map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "{command:?}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    ))
+}
+
+/// A directory that goes when the library is loaded (or could not be built).
+struct WorkDirectory(PathBuf);
+
+impl WorkDirectory {
+    fn new() -> Result<Self, String> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path =
+            Path::new(env!("OUT_DIR")).join(format!("library-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(WorkDirectory(path))
+    }
+}
+
+impl Drop for WorkDirectory {
+    fn drop(&mut self) {
+        // What is left behind does no harm.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn files_in(directory: &Path) -> Result<Vec<PathBuf>, String> {
+    let describe = |error: std::io::Error| format!("{}: {error}", directory.display());
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory).map_err(describe)? {
+        paths.push(entry.map_err(describe)?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<(), String> {
+    fs::create_dir_all(to).map_err(|error| format!("{}: {error}", to.display()))?;
+    for path in files_in(from)? {
+        let target = to.join(path.file_name().unwrap_or_default());
+        if path.is_dir() {
+            copy_tree(&path, &target)?;
+        } else {
+            fs::copy(&path, &target).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn substitute(sources: &Path, substitution: &Substitution) -> Result<(), String> {
+    let path = sources.join(substitution.file);
+    let text =
+        fs::read_to_string(&path).map_err(|error| format!("{}: {error}", substitution.file))?;
+    let found = text.matches(substitution.find).count();
+    if found != 1 {
+        return Err(format!(
+            "{}: {:?} occurs {found} times, not once",
+            substitution.file, substitution.find
+        ));
+    }
+    fs::write(&path, text.replace(substitution.find, substitution.replace))
+        .map_err(|error| format!("{}: {error}", substitution.file))
+}

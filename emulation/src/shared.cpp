@@ -1,0 +1,291 @@
+// Checked shared memory: every access is compared with what is known of the last ones to the same bytes.
+#include "state.h"
+
+#include <string.h>
+
+namespace kqm_emulation {
+
+namespace {
+
+constexpr uint32_t MOST_SHARED_BYTES = 99 << 10;
+constexpr uint8_t POISON = 0xb7;
+
+void poison(shared_memory &shared, uint32_t offset, uint32_t bytes) {
+  memset(shared.bytes + offset, POISON, bytes);
+  memset(&shared.split[offset / 4], 0, (bytes + 3) / 4);
+}
+
+// Where an access lies, for the reports.
+struct access {
+  thread_state *self;
+  const shared_piece *piece;
+  int64_t index;
+  const char *file;
+  int line;
+};
+
+#define KQM_FAIL_ACCESS(code, where, format, ...)                                                                       \
+  fail_thread((where).self, code, (where).file, (where).line, format " (%s[%lld])", ##__VA_ARGS__,                     \
+              (where).piece->name, (long long)((where).piece->index + (where).index))
+
+// Whether what thread `number` did at that epoch and tick comes before what `self` does now.
+bool ordered(const thread_state &self, uint32_t epoch, uint32_t tick, uint32_t number) {
+  if (epoch != self.device->shared.epoch || number == self.number) return true;
+  if (number / 32 != self.number / 32) return false;
+  const warp_clock &clock = self.warp->clock;
+  return tick < clock.full || (clock.partial && tick < clock.known[self.lane][number % 32]);
+}
+
+[[noreturn]] void fail_race(const access &where, const char *now, const char *before, uint32_t number, uint32_t line) {
+  KQM_FAIL_ACCESS(RACE, where, "%s of shared memory that thread %u (warp %u, lane %u) %s at line %u, with nothing between them",
+                  now, number, number / 32, number % 32, before, line);
+}
+
+void check_filling(const access &where, const shadow_cell &cell) {
+  if (__builtin_expect(cell.filling && cell.write_epoch >= where.self->device->shared.block_epoch, 0))
+    KQM_FAIL_ACCESS(ASYNC_COPY, where,
+                    "access of shared memory that an asynchronous copy of thread %u at line %u may still be filling",
+                    cell.writer, cell.write_line);
+}
+
+void cell_read(const access &where, shadow_cell &cell) {
+  thread_state &self = *where.self;
+  const shared_memory &shared = self.device->shared;
+  check_filling(where, cell);
+  if (__builtin_expect(cell.write_epoch < shared.block_epoch, 0))
+    KQM_FAIL_ACCESS(UNINITIALISED, where, "read of shared memory that nothing wrote in this block");
+  if (__builtin_expect(!ordered(self, cell.write_epoch, cell.write_tick, cell.writer), 0))
+    fail_race(where, "read", "wrote", cell.writer, cell.write_line);
+  const uint32_t bit = 1u << self.lane;
+  if (cell.read_epoch != shared.epoch) {
+    cell.read_epoch = shared.epoch;
+    cell.reader_lanes = bit;
+    cell.other_reader = NO_READER;
+  } else if (cell.reader / 32 == self.number / 32) {
+    cell.reader_lanes = (cell.read_tick < self.warp->clock.full ? 0 : cell.reader_lanes) | bit;
+  } else {
+    cell.other_reader = cell.reader;
+    cell.reader_lanes = bit;
+  }
+  cell.read_tick = self.warp->clock.tick;
+  cell.reader = uint16_t(self.number);
+  cell.read_line = uint16_t(where.line);
+}
+
+void check_write(const access &where, const shadow_cell &cell, bool atomic) {
+  const thread_state &self = *where.self;
+  const shared_memory &shared = self.device->shared;
+  const char *const now = atomic ? "atomic operation" : "write";
+  check_filling(where, cell);
+  if (!(atomic && cell.atomic) && __builtin_expect(!ordered(self, cell.write_epoch, cell.write_tick, cell.writer), 0))
+    fail_race(where, now, "wrote", cell.writer, cell.write_line);
+  if (cell.read_epoch != shared.epoch) return;
+  if (__builtin_expect(cell.reader / 32 != self.number / 32, 0))
+    fail_race(where, now, "read", cell.reader, cell.read_line);
+  if (__builtin_expect(cell.other_reader != NO_READER, 0))
+    fail_race(where, now, "read", cell.other_reader, cell.read_line);
+  const warp_clock &clock = self.warp->clock;
+  const uint32_t others = cell.reader_lanes & ~(1u << self.lane);
+  if (cell.read_tick < clock.full || !others) return;
+  if (!clock.partial)
+    fail_race(where, now, "read", self.number / 32 * 32 + uint32_t(__builtin_ctz(others)), cell.read_line);
+  // With collectives of some lanes only the tick of the last reader is known, so only that one is judged.
+  if (!ordered(self, cell.read_epoch, cell.read_tick, cell.reader))
+    fail_race(where, now, "read", cell.reader, cell.read_line);
+}
+
+void note_write(const access &where, shadow_cell &cell, bool atomic, bool filling) {
+  thread_state &self = *where.self;
+  cell.write_epoch = self.device->shared.epoch;
+  cell.write_tick = self.warp->clock.tick;
+  cell.writer = uint16_t(self.number);
+  cell.write_line = uint16_t(where.line);
+  cell.atomic = atomic;
+  cell.filling = filling;
+  // Reads before this write come before whatever the write comes before.
+  cell.read_epoch = 0;
+}
+
+// Calls `visit` on the cells of the bytes. `same`: it leaves all cells of a word alike.
+template <class F> void visit_cells(shared_memory &shared, uint32_t offset, uint32_t bytes, bool same, F visit) {
+  const uint32_t end = offset + bytes;
+  while (offset < end) {
+    const uint32_t word = offset / 4;
+    if (offset % 4 == 0 && end - offset >= 4) {
+      if (__builtin_expect(!shared.split[word], 1)) {
+        visit(shared.words[word]);
+      } else {
+        for (uint32_t i = 0; i < 4; i++) visit(shared.parts[offset + i]);
+        if (same) {
+          shared.words[word] = shared.parts[offset];
+          shared.split[word] = 0;
+        }
+      }
+      offset += 4;
+    } else {
+      if (!shared.split[word]) {
+        shared.split[word] = 1;
+        for (uint32_t i = 0; i < 4; i++) shared.parts[4 * word + i] = shared.words[word];
+      }
+      visit(shared.parts[offset]);
+      offset++;
+    }
+  }
+}
+
+// Checks bounds and alignment; gives the offset of the access in the block's shared memory.
+uint32_t locate(const access &where, uint32_t bytes) {
+  const shared_piece &piece = *where.piece;
+  where.self->file = where.file;
+  where.self->line = where.line;
+  const int64_t begin = where.index * int64_t(piece.element);
+  if (__builtin_expect(where.index < 0 || begin + int64_t(bytes) > int64_t(piece.count) * piece.element, 0))
+    KQM_FAIL_ACCESS(OUT_OF_BOUNDS, where, "access of %u bytes outside a shared array; it has elements %u to %lld",
+                    bytes, piece.index, (long long)piece.index + piece.count - 1);
+  const uint32_t offset = piece.offset + uint32_t(begin);
+  // Elements are aligned by their type; a vector must be by its size.
+  if (__builtin_expect(bytes > piece.element && offset % bytes != 0, 0))
+    KQM_FAIL_ACCESS(MISALIGNED, where, "vector access of %u bytes at byte %lld of a shared array", bytes,
+                    (long long)piece.index * piece.element + begin);
+  return offset;
+}
+
+void make_room(shared_memory &shared) {
+  if (shared.bytes) return;
+  shared.capacity = MOST_SHARED_BYTES;
+  shared.storage.resize(shared.capacity + 128);
+  shared.bytes = shared.storage.data() + (128 - reinterpret_cast<uintptr_t>(shared.storage.data()) % 128);
+  shared.words.resize(shared.capacity / 4);
+  shared.parts.resize(shared.capacity);
+  shared.split.resize(shared.capacity / 4);
+}
+
+} // namespace
+
+void shared_begin_launch(engine &device, uint32_t dynamic_bytes) {
+  shared_memory &shared = device.shared;
+  make_room(shared);
+  if (shared.epoch > 0x80000000u) {
+    shared.words.assign(shared.words.size(), shadow_cell());
+    shared.parts.assign(shared.parts.size(), shadow_cell());
+    shared.epoch = 0;
+  }
+  shared.dynamic = dynamic_bytes;
+  shared.used = (dynamic_bytes + 15) / 16 * 16;
+  shared.arrays.clear();
+}
+
+void shared_begin_block(engine &device) {
+  shared_memory &shared = device.shared;
+  shared.block_epoch = ++shared.epoch;
+  poison(shared, 0, shared.used);
+}
+
+shared_piece declare_shared(const void *site, const char *name, size_t element, size_t count, const char *file, int line) {
+  thread_state *const self = running();
+  shared_memory &shared = self->device->shared;
+  for (const static_array &array : shared.arrays)
+    if (array.site == site) return {name, array.offset, uint32_t(count), 0, uint32_t(element)};
+  const size_t bytes = element * count;
+  constexpr size_t MOST_STATIC_BYTES = 48 << 10;
+  if (bytes > MOST_STATIC_BYTES || shared.used + (bytes + 15) / 16 * 16 > shared.capacity)
+    fail_thread(self, BAD_LAUNCH, file, line, "%zu bytes of shared memory for %s after %u others, and a block has at most %u",
+                bytes, name, shared.used, shared.capacity);
+  const uint32_t offset = shared.used;
+  shared.used += uint32_t((bytes + 15) / 16 * 16);
+  poison(shared, offset, shared.used - offset);
+  shared.arrays.push_back({site, offset});
+  return {name, offset, uint32_t(count), 0, uint32_t(element)};
+}
+
+shared_piece declare_dynamic_shared(const char *name, size_t element, const char *, int) {
+  return {name, 0, uint32_t(running()->device->shared.dynamic / element), 0, uint32_t(element)};
+}
+
+shared_piece offset_shared(const shared_piece &piece, int64_t elements, const char *file, int line) {
+  if (elements < 0 || elements > int64_t(piece.count)) {
+    const access where = {running(), &piece, elements, file, line};
+    KQM_FAIL_ACCESS(OUT_OF_BOUNDS, where, "slice that begins outside a shared array of %u elements", piece.count);
+  }
+  const uint32_t skip = uint32_t(elements);
+  return {piece.name, piece.offset + skip * piece.element, piece.count - skip, piece.index + skip, piece.element};
+}
+
+void read_shared(const shared_piece &piece, int64_t index, void *value, uint32_t bytes, const char *file, int line) {
+  const access where = {running(), &piece, index, file, line};
+  shared_memory &shared = where.self->device->shared;
+  const uint32_t offset = locate(where, bytes);
+  visit_cells(shared, offset, bytes, false, [&](shadow_cell &cell) { cell_read(where, cell); });
+  memcpy(value, shared.bytes + offset, bytes);
+}
+
+void write_shared(const shared_piece &piece, int64_t index, const void *value, uint32_t bytes, const char *file,
+                  int line) {
+  const access where = {running(), &piece, index, file, line};
+  shared_memory &shared = where.self->device->shared;
+  const uint32_t offset = locate(where, bytes);
+  visit_cells(shared, offset, bytes, true, [&](shadow_cell &cell) {
+    check_write(where, cell, false);
+    note_write(where, cell, false, false);
+  });
+  memcpy(shared.bytes + offset, value, bytes);
+}
+
+void *atomic_shared(const shared_piece &piece, int64_t index, uint32_t bytes, const char *file, int line) {
+  const access where = {running(), &piece, index, file, line};
+  shared_memory &shared = where.self->device->shared;
+  yield(file, line);
+  const uint32_t offset = locate(where, bytes);
+  visit_cells(shared, offset, bytes, true, [&](shadow_cell &cell) {
+    if (cell.write_epoch < shared.block_epoch)
+      KQM_FAIL_ACCESS(UNINITIALISED, where, "atomic operation on shared memory that nothing wrote in this block");
+    check_write(where, cell, true);
+    note_write(where, cell, true, false);
+  });
+  return shared.bytes + offset;
+}
+
+void async_copy(const shared_piece &piece, int64_t index, const void *source, uint32_t bytes, const char *file, int line) {
+  const access where = {running(), &piece, index, file, line};
+  thread_state &self = *where.self;
+  shared_memory &shared = self.device->shared;
+  const uint32_t offset = locate(where, bytes);
+  if (offset % bytes != 0 || reinterpret_cast<uintptr_t>(source) % bytes != 0)
+    KQM_FAIL_ACCESS(MISALIGNED, where, "asynchronous copy of %u bytes from %p to byte %u of shared memory", bytes,
+                    source, offset);
+  pending_copy copy;
+  copy.offset = offset;
+  copy.group = self.copy_groups;
+  memcpy(copy.bytes, source, bytes);
+  visit_cells(shared, offset, bytes, true, [&](shadow_cell &cell) {
+    check_write(where, cell, false);
+    note_write(where, cell, false, true);
+  });
+  self.copies.push_back(copy);
+}
+
+void async_commit() { running()->copy_groups++; }
+
+void async_wait(uint32_t newest, const char *file, int line) {
+  thread_state &self = *running();
+  shared_memory &shared = self.device->shared;
+  self.file = file;
+  self.line = line;
+  size_t kept = 0;
+  for (const pending_copy &copy : self.copies) {
+    if (copy.group + newest >= self.copy_groups) {
+      self.copies[kept++] = copy;
+      continue;
+    }
+    memcpy(shared.bytes + copy.offset, copy.bytes, sizeof copy.bytes);
+    // The bytes count as written now: what others did with them since the copy began would have been an error.
+    visit_cells(shared, copy.offset, sizeof copy.bytes, true, [&](shadow_cell &cell) {
+      cell.write_epoch = shared.epoch;
+      cell.write_tick = self.warp->clock.tick;
+      cell.filling = 0;
+    });
+  }
+  self.copies.resize(kept);
+}
+
+} // namespace kqm_emulation

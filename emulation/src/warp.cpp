@@ -1,0 +1,118 @@
+// Warp operations, computed by the last lane that arrives for all of them.
+#include "state.h"
+
+namespace kqm_emulation {
+
+namespace {
+
+struct vote {
+  bool predicate;
+  uint32_t result;
+};
+
+void finish_vote(warp_state &warp, uint32_t mask) {
+  uint32_t result = 0;
+  for (uint32_t left = mask; left; left &= left - 1) {
+    const int lane = __builtin_ctz(left);
+    result |= uint32_t(static_cast<const vote *>(warp.lanes[lane].payload)->predicate) << lane;
+  }
+  for (uint32_t left = mask; left; left &= left - 1)
+    static_cast<vote *>(warp.lanes[__builtin_ctz(left)].payload)->result = result;
+}
+
+struct shuffle_operands {
+  uint64_t value;
+  uint64_t result;
+  shuffle_mode mode;
+  int argument;
+  int width;
+};
+
+int source_lane(const shuffle_operands &operands, int lane) {
+  const int segment = lane & ~(operands.width - 1);
+  switch (operands.mode) {
+  case shuffle_mode::lane: return segment | (operands.argument & (operands.width - 1));
+  case shuffle_mode::up: return lane - operands.argument < segment ? lane : lane - operands.argument;
+  case shuffle_mode::down: return lane + operands.argument >= segment + operands.width ? lane : lane + operands.argument;
+  default: {
+    const int source = lane ^ operands.argument;
+    return source >= segment + operands.width ? lane : source;
+  }
+  }
+}
+
+void finish_shuffle(warp_state &warp, uint32_t mask) {
+  for (uint32_t left = mask; left; left &= left - 1) {
+    const int lane = __builtin_ctz(left);
+    thread_state &thread = warp.lanes[lane];
+    shuffle_operands &operands = *static_cast<shuffle_operands *>(thread.payload);
+    const int source = source_lane(operands, lane);
+    if (__builtin_expect(uint32_t(source) > 31 || !(mask >> source & 1), 0))
+      fail_thread(&thread, BAD_SHUFFLE, thread.file, thread.line, "shuffle of mask %08x reads lane %d, which it does not name",
+                  mask, source);
+    operands.result = static_cast<const shuffle_operands *>(warp.lanes[source].payload)->value;
+  }
+}
+
+struct mma_operands {
+  int32_t *d;
+  const uint32_t *a;
+  const uint32_t *b;
+};
+
+// Lane 4 g + c holds, of each 16 wide half of k, elements 4 c to 4 c + 3 of rows g and g + 8 of A and of column g of B,
+// and elements 2 c and 2 c + 1 of rows g and g + 8 of D.
+template <int K> void finish_mma(warp_state &warp, uint32_t) {
+  int16_t a[16][K], b[8][K];
+  int32_t *d[32];
+  for (int lane = 0; lane < 32; lane++) {
+    const mma_operands &operands = *static_cast<const mma_operands *>(warp.lanes[lane].payload);
+    const int g = lane / 4;
+    const int c = lane % 4;
+    d[lane] = operands.d;
+    for (int half = 0; half < K / 16; half++)
+      for (int i = 0; i < 4; i++) {
+        a[g][16 * half + 4 * c + i] = int8_t(operands.a[2 * half] >> (8 * i));
+        a[g + 8][16 * half + 4 * c + i] = int8_t(operands.a[2 * half + 1] >> (8 * i));
+        b[g][16 * half + 4 * c + i] = int8_t(operands.b[half] >> (8 * i));
+      }
+  }
+  for (int row = 0; row < 16; row++)
+    for (int column = 0; column < 8; column++) {
+      int32_t sum = 0;
+      for (int k = 0; k < K; k++) sum += a[row][k] * b[column][k];
+      int32_t &place = d[4 * (row % 8) + column / 2][row / 8 * 2 + column % 2];
+      place = int32_t(uint32_t(place) + uint32_t(sum));
+    }
+}
+
+} // namespace
+
+void warp_barrier(uint32_t mask, const char *file, int line) {
+  collective(mask, nullptr, nullptr, "__syncwarp", file, line);
+}
+
+uint32_t warp_ballot(uint32_t mask, bool predicate, const char *file, int line) {
+  vote operands = {predicate, 0};
+  collective(mask, &operands, finish_vote, "vote", file, line);
+  return operands.result;
+}
+
+uint64_t warp_shuffle(shuffle_mode mode, uint32_t mask, uint64_t value, int argument, int width, const char *file,
+                      int line) {
+  if (width < 1 || width > 32 || (width & (width - 1)) != 0)
+    fail(BAD_SHUFFLE, file, line, "shuffle of width %d, which is not a power of two up to 32", width);
+  shuffle_operands operands = {value, 0, mode, argument, width};
+  collective(mask, &operands, finish_shuffle, "shuffle", file, line);
+  return operands.result;
+}
+
+void warp_mma(int32_t (&d)[4], const uint32_t *a, const uint32_t *b, int k, const char *file, int line) {
+  mma_operands operands = {d, a, b};
+  if (k == 32)
+    collective(0xffffffffu, &operands, finish_mma<32>, "mma", file, line);
+  else
+    collective(0xffffffffu, &operands, finish_mma<16>, "mma", file, line);
+}
+
+} // namespace kqm_emulation
