@@ -7,6 +7,7 @@
 
 #if defined(KQM_EMULATION)
 #include "emulation.h"
+using namespace kqm_emulated;
 #else
 
 #include <cuda_fp16.h>

@@ -43,6 +43,9 @@ static inline int32_t launch(const char *name, const char *file, int line, void 
 
 } // namespace kqm_emulation
 
+// Few, so that small matrices already have more row tiles than run at once.
+static inline unsigned kqm_multiprocessors() { return 3; }
+
 // KQM_LAUNCH(kernel, grid, block, dynamic_shared_bytes, stream, arguments...)
 #define KQM_LAUNCH(kernel, grid, block, dynamic_shared_bytes, ...)                                                      \
   ::kqm_emulation::launch(#kernel, __FILE__, __LINE__, kernel, grid, block, dynamic_shared_bytes, __VA_ARGS__)
