@@ -5,6 +5,7 @@ mod compare;
 mod data;
 mod emulated;
 pub mod matvec;
+pub mod moe;
 mod memory;
 
 pub use compare::{assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, ok};
