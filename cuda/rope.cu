@@ -57,6 +57,9 @@ __global__ void __launch_bounds__(32 * warps_per_block) rope_kernel(kqm_rope_arg
   const size_t cache_at = (size_t(position) * a.kv_heads + kv_head) * dim + 8 * lane;
   float x[8] = {};
   if (active) load_row(is_q ? a.q + q_row * dim : (is_v ? a.v : a.k) + kv_row * dim, lane, x);
+  // v, and q and k without a weight, are stored as they are but for NaNs.
+  KQM_UNROLL
+  for (int i = 0; i < 8; i++) x[i] = kqm_canonical(x[i]);
   if (is_v) {
     if (active && fits) store_cache(a.v_cache, a.cache_type, cache_at, x);
     return;
