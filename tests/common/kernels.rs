@@ -5,8 +5,8 @@ mod compare;
 mod data;
 mod emulated;
 pub mod matvec;
-pub mod moe;
 mod memory;
+pub mod moe;
 
 pub use compare::{assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, ok};
 pub use data::{Activations, Random, Weights, fixed_blocks, has_non_finite};
