@@ -95,7 +95,7 @@ impl Shape {
         let (q, start) = (input(device, &operands.q), input(device, &[self.start as u32]));
         let (k_cache, v_cache) = (input(device, &operands.k.bytes()), input(device, &operands.v.bytes()));
         let mut workspace: Output<D, u8> = Output::new(device, workspace);
-        let blocks = if self.row() % BLOCK == 0 { self.tokens * self.row() / BLOCK } else { 0 };
+        let blocks = if self.row().is_multiple_of(BLOCK) { self.tokens * self.row() / BLOCK } else { 0 };
         let mut out = Output::new(device, operands.q.len());
         let mut fixed = Output::new(device, blocks);
         let mut scores = Output::new(device, self.tokens * self.heads * self.capacity);
@@ -135,7 +135,7 @@ impl Shape {
             (Cache::F16(k), Cache::F16(v)) => self.oracle(&operands.q, k, v, &mut out, &mut scores),
             _ => unreachable!("both caches have one type"),
         }
-        let fixed = if self.row() % BLOCK == 0 { fixed_blocks(&out).1 } else { Vec::new() };
+        let fixed = if self.row().is_multiple_of(BLOCK) { fixed_blocks(&out).1 } else { Vec::new() };
         Results { out, fixed, scores }
     }
 
