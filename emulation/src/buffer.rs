@@ -30,33 +30,19 @@ unsafe impl<T: Plain> Send for Buffer<T> {}
 impl<T: Plain> Buffer<T> {
     /// Elements that nothing has written: poison.
     pub fn new(len: usize) -> Self {
-        Buffer {
-            memory: crate::alloc(len * size_of::<T>(), crate::POISON),
-            len,
-            elements: PhantomData,
-        }
+        Buffer { memory: crate::alloc(len * size_of::<T>(), crate::POISON), len, elements: PhantomData }
     }
 
     /// Elements of which every byte is `fill`.
     pub fn filled(len: usize, fill: u8) -> Self {
-        Buffer {
-            memory: crate::alloc(len * size_of::<T>(), fill),
-            len,
-            elements: PhantomData,
-        }
+        Buffer { memory: crate::alloc(len * size_of::<T>(), fill), len, elements: PhantomData }
     }
 
     /// A copy of the elements.
     pub fn from_slice(elements: &[T]) -> Self {
         let buffer = Self::new(elements.len());
         // SAFETY: the memory was just allocated with the size of the slice.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                elements.as_ptr().cast(),
-                buffer.memory,
-                size_of_val(elements),
-            )
-        };
+        unsafe { std::ptr::copy_nonoverlapping(elements.as_ptr().cast(), buffer.memory, size_of_val(elements)) };
         buffer
     }
 
@@ -85,11 +71,7 @@ impl<T: Plain> Buffer<T> {
         let mut elements: Vec<T> = Vec::with_capacity(self.len);
         // SAFETY: the memory holds `len` elements, and every pattern of bits is one.
         unsafe {
-            std::ptr::copy_nonoverlapping(
-                self.memory,
-                elements.as_mut_ptr().cast::<u8>(),
-                self.len * size_of::<T>(),
-            );
+            std::ptr::copy_nonoverlapping(self.memory, elements.as_mut_ptr().cast::<u8>(), self.len * size_of::<T>());
             elements.set_len(self.len);
         }
         elements

@@ -152,6 +152,19 @@ thread_state *take_next(engine &device, uint32_t warp_number) {
   return &warp->lanes[lane];
 }
 
+// The thread after this one in cyclic order that could run, so that none that polls can starve what it polls for. There
+// is one: at least the caller itself.
+thread_state *take_after(engine &device, const thread_state &self) {
+  warp_state *warp = self.warp;
+  const uint32_t later_lanes = warp->ready & ~((2u << self.lane) - 1);
+  const uint32_t later_warps = device.ready_warps & ~((2u << warp->number) - 1);
+  if (!later_lanes) warp = &device.warps[__builtin_ctz(later_warps ? later_warps : device.ready_warps)];
+  const uint32_t lane = uint32_t(__builtin_ctz(later_lanes ? later_lanes : warp->ready));
+  warp->ready &= ~(1u << lane);
+  if (!warp->ready) device.ready_warps &= ~(1u << warp->number);
+  return &warp->lanes[lane];
+}
+
 void check_time(thread_state *self) {
   if (self->device->expired)
     report(self, TIME_LIMIT, self->file, self->line,
@@ -159,17 +172,22 @@ void check_time(thread_state *self) {
                who_waits(*self->device));
 }
 
+// Runs `next` until the running thread is taken out of the ready sets again.
+void continue_with(thread_state *self, thread_state *next) {
+  if (next == self) return;
+  self->device->counts.switches++;
+  current = next;
+  fiber_switch(self->own, next->own);
+}
+
 // Lets others run until this thread is taken out of the ready sets again.
 void suspend(thread_state *self) {
   engine &device = *self->device;
   thread_state *const next = take_next(device, self->warp->number);
-  if (next == self) return;
   if (!next)
     report(self, DEADLOCK, self->file, self->line, "every thread of the block waits: " + who_waits(device));
   if (__builtin_expect(device.expired, 0)) check_time(self);
-  device.counts.switches++;
-  current = next;
-  fiber_switch(self->own, next->own);
+  continue_with(self, next);
 }
 
 void make_ready(engine &device, warp_state &warp, uint32_t lanes) {
@@ -340,7 +358,10 @@ void yield(const char *file, int line) {
   self->line = line;
   check_time(self);
   make_ready(*self->device, *self->warp, 1u << self->lane);
-  suspend(self);
+  if (self->device->schedule != 0)
+    suspend(self);
+  else
+    continue_with(self, take_after(*self->device, *self));
 }
 
 int barrier(barrier_kind kind, bool predicate, const char *file, int line) {

@@ -172,7 +172,8 @@ bool stack_pool::grow(size_t count) {
 void stack_pool::give(size_t index, fiber &fiber) const {
   const size_t guard = guard_bytes();
   fiber.stack = chunks_[index / STACKS_PER_CHUNK] + index % STACKS_PER_CHUNK * (guard + STACK_BYTES) + guard;
-  fiber.stack_bytes = STACK_BYTES;
+  // Tops at the same place of their pages would share a few cache sets, and every switch would miss the cache.
+  fiber.stack_bytes = STACK_BYTES - index % 16 * 256;
 }
 
 stack_pool::~stack_pool() {

@@ -103,9 +103,7 @@ struct Runtime {
 impl Runtime {
     fn last_error(&self) -> String {
         // SAFETY: the text belongs to this thread and stays until its next launch.
-        unsafe { CStr::from_ptr((self.last_error)()) }
-            .to_string_lossy()
-            .into_owned()
+        unsafe { CStr::from_ptr((self.last_error)()) }.to_string_lossy().into_owned()
     }
     fn last_status(&self) -> i32 {
         // SAFETY: reads a number of this thread.
@@ -137,6 +135,7 @@ mod native {
         pub fn kqm_emulation_alloc(bytes: usize, fill: u8) -> *mut c_void;
         pub fn kqm_emulation_free(pointer: *mut c_void) -> i32;
         pub fn kqm_emulation_describe(address: usize, text: *mut c_char, bytes: usize) -> usize;
+        pub fn kqm_emulation_overrun(text: *mut c_char, bytes: usize) -> usize;
         fn kqm_emulation_last_error() -> *const c_char;
         fn kqm_emulation_last_status() -> i32;
         fn kqm_emulation_set_schedule(seed: u64);
@@ -173,6 +172,9 @@ mod native {
     pub unsafe extern "C" fn kqm_emulation_describe(_: usize, _: *mut c_char, _: usize) -> usize {
         missing()
     }
+    pub unsafe extern "C" fn kqm_emulation_overrun(_: *mut c_char, _: usize) -> usize {
+        missing()
+    }
     unsafe extern "C" fn text() -> *const c_char {
         missing()
     }
@@ -185,23 +187,14 @@ mod native {
     unsafe extern "C" fn fill(_: *mut Statistics) {
         missing()
     }
-    pub const RUNTIME: Runtime = Runtime {
-        last_error: text,
-        last_status: status,
-        set_schedule: set,
-        set_time_limit: set,
-        statistics: fill,
-    };
+    pub const RUNTIME: Runtime =
+        Runtime { last_error: text, last_status: status, set_schedule: set, set_time_limit: set, statistics: fill };
 }
 
 /// Whether kernels can be emulated here, or why not. Nothing else may be called when they cannot.
 pub fn available() -> Result<(), &'static str> {
     let reason = env!("KQM_EMULATION_UNAVAILABLE");
-    if reason.is_empty() {
-        Ok(())
-    } else {
-        Err(reason)
-    }
+    if reason.is_empty() { Ok(()) } else { Err(reason) }
 }
 
 /// The `kqm_kernels` table of the emulated kernels; null as long as the sources define none.

@@ -3,7 +3,7 @@
 //! A fault is a substitution in the text of a source. Each library is a shared object with its own copy of the
 //! emulation and hidden symbols, so that many variants of one kernel fit in one program.
 
-use std::ffi::{OsStr, c_void};
+use std::ffi::{OsStr, c_char, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -38,18 +38,10 @@ impl Library {
     /// Compiles the kernels of `cuda/` with the substitutions made; the other files are taken as already compiled. Its
     /// [`table`](Self::table) is the table of the faulty kernels.
     pub fn faulty_kernels(substitutions: &[Substitution]) -> Result<Self, String> {
-        Self::build(
-            &Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda"),
-            substitutions,
-            true,
-        )
+        Self::build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda"), substitutions, true)
     }
 
-    fn build(
-        directory: &Path,
-        substitutions: &[Substitution],
-        kernels: bool,
-    ) -> Result<Self, String> {
+    fn build(directory: &Path, substitutions: &[Substitution], kernels: bool) -> Result<Self, String> {
         crate::available()?;
         let work = WorkDirectory::new()?;
         let sources = work.0.join("sources");
@@ -61,11 +53,7 @@ impl Library {
         let only_kernels = substitutions.iter().all(|s| s.file.ends_with(".cu"));
         let mut objects = Vec::new();
         for source in files_in(&sources)? {
-            let name = source
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
+            let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let changed = !kernels || !only_kernels || substitutions.iter().any(|s| s.file == name);
             if source.extension() != Some(OsStr::new("cu")) || !changed {
                 continue;
@@ -74,26 +62,14 @@ impl Library {
             let mut compile = compiler();
             compile.arg("-I").arg(&sources);
             compile.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}'));
-            run(compile
-                .arg("-fPIC")
-                .arg("-c")
-                .arg(&source)
-                .arg("-o")
-                .arg(&object))?;
+            run(compile.arg("-fPIC").arg("-c").arg(&source).arg("-o").arg(&object))?;
             objects.push(object);
         }
         let shared_object = work.0.join("kernels.so");
         let archives = Path::new(env!("OUT_DIR"));
         let mut link = compiler();
-        link.args(
-            env!("KQM_EMULATION_ARGUMENTS")
-                .split('\u{1f}')
-                .filter(|a| a.starts_with("-fsanitize=")),
-        );
-        link.arg("-shared")
-            .arg("-Wl,-Bsymbolic")
-            .args(&objects)
-            .arg("-Wl,--whole-archive");
+        link.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').filter(|a| a.starts_with("-fsanitize=")));
+        link.arg("-shared").arg("-Wl,-Bsymbolic").args(&objects).arg("-Wl,--whole-archive");
         link.arg(archives.join("libkqm_emulation_runtime.a"));
         if kernels {
             link.arg(archives.join("libkqm_emulation_table.a"));
@@ -110,8 +86,7 @@ impl Library {
 
     fn load(path: &Path) -> Result<Self, String> {
         // SAFETY: the object was compiled just now from sources of this repository; loading it runs no code of theirs.
-        let object =
-            unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
+        let object = unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
         let runtime = Runtime {
             last_error: symbol(&object, "kqm_emulation_last_error")?,
             last_status: symbol(&object, "kqm_emulation_last_status")?,
@@ -119,18 +94,17 @@ impl Library {
             set_time_limit: symbol(&object, "kqm_emulation_set_time_limit")?,
             statistics: symbol(&object, "kqm_emulation_statistics")?,
         };
-        type Describe = unsafe extern "C" fn(usize, *mut std::ffi::c_char, usize) -> usize;
-        let describe_with: unsafe extern "C" fn(Describe) =
-            symbol(&object, "kqm_emulation_describe_with")?;
-        // SAFETY: the function stays where it is as long as the program runs.
-        unsafe { describe_with(native::kqm_emulation_describe) };
+        type Describe = unsafe extern "C" fn(usize, *mut c_char, usize) -> usize;
+        type Overrun = unsafe extern "C" fn(*mut c_char, usize) -> usize;
+        let share_buffers: unsafe extern "C" fn(Describe, Overrun) = symbol(&object, "kqm_emulation_share_buffers")?;
+        // SAFETY: the functions stay where they are as long as the program runs.
+        unsafe { share_buffers(native::kqm_emulation_describe, native::kqm_emulation_overrun) };
         Ok(Library { object, runtime })
     }
 
     /// The `kqm_kernels` table of [`faulty_kernels`](Self::faulty_kernels).
     pub fn table(&self) -> Result<*const c_void, String> {
-        let table: unsafe extern "C" fn() -> *const c_void =
-            symbol(&self.object, "kqm_emulation_table")?;
+        let table: unsafe extern "C" fn() -> *const c_void = symbol(&self.object, "kqm_emulation_table")?;
         // SAFETY: returns the address of a constant of the library.
         Ok(unsafe { table() })
     }
@@ -171,9 +145,7 @@ impl Library {
 
 fn symbol<F: Copy>(object: &libloading::Library, name: &str) -> Result<F, String> {
     // SAFETY: callers give the type that the C++ side has; the copied address lives as long as the library.
-    unsafe { object.get::<F>(name.as_bytes()) }
-        .map(|found| *found)
-        .map_err(|error| error.to_string())
+    unsafe { object.get::<F>(name.as_bytes()) }.map(|found| *found).map_err(|error| error.to_string())
 }
 
 fn compiler() -> Command {
@@ -181,17 +153,11 @@ fn compiler() -> Command {
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
-    let output = command
-        .output()
-        .map_err(|error| format!("{command:?}: {error}"))?;
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(format!(
-        "{command:?}: {}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    ))
+    Err(format!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)))
 }
 
 /// A directory that goes when the library is loaded (or could not be built).
@@ -201,8 +167,7 @@ impl WorkDirectory {
     fn new() -> Result<Self, String> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path =
-            Path::new(env!("OUT_DIR")).join(format!("library-{}-{number}", std::process::id()));
+        let path = Path::new(env!("OUT_DIR")).join(format!("library-{}-{number}", std::process::id()));
         fs::create_dir_all(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(WorkDirectory(path))
     }
@@ -240,14 +205,10 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), String> {
 
 fn substitute(sources: &Path, substitution: &Substitution) -> Result<(), String> {
     let path = sources.join(substitution.file);
-    let text =
-        fs::read_to_string(&path).map_err(|error| format!("{}: {error}", substitution.file))?;
+    let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", substitution.file))?;
     let found = text.matches(substitution.find).count();
     if found != 1 {
-        return Err(format!(
-            "{}: {:?} occurs {found} times, not once",
-            substitution.file, substitution.find
-        ));
+        return Err(format!("{}: {:?} occurs {found} times, not once", substitution.file, substitution.find));
     }
     fs::write(&path, text.replace(substitution.find, substitution.replace))
         .map_err(|error| format!("{}: {error}", substitution.file))

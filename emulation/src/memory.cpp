@@ -48,8 +48,11 @@ std::map<uintptr_t, buffer> &registry() {
   return *buffers;
 }
 
+// The same questions to another copy of the emulation: a library with a planted fault runs on the program's buffers.
 using describe_function = size_t (*)(uintptr_t address, char *text, size_t bytes);
+using overrun_function = size_t (*)(char *text, size_t bytes);
 describe_function describe_elsewhere = nullptr;
+overrun_function overrun_elsewhere = nullptr;
 
 bool intact(const char *begin, const char *end) {
   ASAN_UNPOISON_MEMORY_REGION(begin, size_t(end - begin));
@@ -81,14 +84,33 @@ std::string describe_here(uintptr_t address) {
   return {};
 }
 
+std::string overrun_here() {
+  const std::lock_guard<std::mutex> hold(registry_lock);
+  for (const auto &entry : registry()) {
+    const buffer &b = entry.second;
+    if (!pthread_equal(b.owner, pthread_self()) || intact(b.begin + b.bytes, b.pages + b.page_bytes)) continue;
+    char text[160];
+    snprintf(text, sizeof text, "bytes past the end of the buffer of %zu bytes at %p were overwritten", b.bytes,
+             static_cast<void *>(b.begin));
+    return text;
+  }
+  return {};
+}
+
+size_t copy_text(const std::string &from, char *text, size_t bytes) {
+  const size_t length = from.size() < bytes ? from.size() : bytes;
+  memcpy(text, from.data(), length);
+  return length;
+}
+
 // What the handler leaves for the thread that faulted. The handler itself only sends the thread on: it may have
 // interrupted anything.
 struct fault {
   int signal;
   uintptr_t address;
 };
-thread_local fault last_fault __attribute__((tls_model("initial-exec")));
-thread_local engine *guarded __attribute__((tls_model("initial-exec")));
+__thread fault last_fault;
+__thread engine *guarded;
 
 void after_fault() {
   thread_state *const self = running();
@@ -116,6 +138,8 @@ struct sigaction previous[sizeof SIGNALS / sizeof *SIGNALS];
 
 // Lets the interrupted thread continue in after_fault, at the top of its stack: what it did is given up.
 void redirect(ucontext_t *context, const thread_state &thread) {
+  // With its red zones, for the sanitizer.
+  ASAN_UNPOISON_MEMORY_REGION(thread.own.stack, thread.own.stack_bytes);
 #if defined(__x86_64__)
   context->uc_mcontext.gregs[REG_RSP] = greg_t(fiber_stack_top(thread.own));
   context->uc_mcontext.gregs[REG_RIP] = greg_t(&after_fault);
@@ -251,16 +275,10 @@ std::string describe_address(uintptr_t address) {
 }
 
 std::string overrun_buffer() {
-  const std::lock_guard<std::mutex> hold(registry_lock);
-  for (const auto &entry : registry()) {
-    const buffer &b = entry.second;
-    if (!pthread_equal(b.owner, pthread_self()) || intact(b.begin + b.bytes, b.pages + b.page_bytes)) continue;
-    char text[160];
-    snprintf(text, sizeof text, "bytes past the end of the buffer of %zu bytes at %p were overwritten", b.bytes,
-             static_cast<void *>(b.begin));
-    return text;
-  }
-  return {};
+  std::string here = overrun_here();
+  if (!here.empty() || !overrun_elsewhere) return here;
+  char text[160];
+  return std::string(text, overrun_elsewhere(text, sizeof text));
 }
 
 } // namespace kqm_emulation
@@ -312,13 +330,18 @@ KQM_EMULATION_EXPORT int32_t kqm_emulation_free(void *pointer) {
   return result;
 }
 
-// Describes an address of this registry's buffers; gives the length of the text, 0 when it lies near none.
+// Describes an address of this copy's buffers; gives the length of the text, 0 when it lies near none.
 KQM_EMULATION_EXPORT size_t kqm_emulation_describe(uintptr_t address, char *text, size_t bytes) {
-  const std::string description = describe_here(address);
-  const size_t length = description.size() < bytes ? description.size() : bytes;
-  memcpy(text, description.data(), length);
-  return length;
+  return copy_text(describe_here(address), text, bytes);
 }
 
-// Buffers of another copy of the emulation, so that a library with a planted fault can tell about the program's ones.
-KQM_EMULATION_EXPORT void kqm_emulation_describe_with(describe_function describe) { describe_elsewhere = describe; }
+// Which of the calling thread's buffers has been written past its end; 0 when none has.
+KQM_EMULATION_EXPORT size_t kqm_emulation_overrun(char *text, size_t bytes) {
+  return copy_text(overrun_here(), text, bytes);
+}
+
+// Lets this copy of the emulation know the buffers of another one.
+KQM_EMULATION_EXPORT void kqm_emulation_share_buffers(describe_function describe, overrun_function overrun) {
+  describe_elsewhere = describe;
+  overrun_elsewhere = overrun;
+}

@@ -171,7 +171,7 @@ void shared_begin_launch(engine &device, uint32_t dynamic_bytes) {
     shared.epoch = 0;
   }
   shared.dynamic = dynamic_bytes;
-  shared.used = (dynamic_bytes + 15) / 16 * 16;
+  shared.used = (dynamic_bytes + 15) / 16 * 16; // at most the capacity, which is a multiple of 16
   shared.arrays.clear();
 }
 
@@ -186,13 +186,15 @@ shared_piece declare_shared(const void *site, const char *name, size_t element, 
   shared_memory &shared = self->device->shared;
   for (const static_array &array : shared.arrays)
     if (array.site == site) return {name, array.offset, uint32_t(count), 0, uint32_t(element)};
-  const size_t bytes = element * count;
+  const size_t bytes = (element * count + 15) / 16 * 16;
+  const size_t static_bytes = shared.used - shared.dynamic + bytes;
   constexpr size_t MOST_STATIC_BYTES = 48 << 10;
-  if (bytes > MOST_STATIC_BYTES || shared.used + (bytes + 15) / 16 * 16 > shared.capacity)
-    fail_thread(self, BAD_LAUNCH, file, line, "%zu bytes of shared memory for %s after %u others, and a block has at most %u",
-                bytes, name, shared.used, shared.capacity);
+  if (static_bytes > MOST_STATIC_BYTES || shared.dynamic + static_bytes > shared.capacity)
+    fail_thread(self, BAD_LAUNCH, file, line,
+                "with %s a block has %zu bytes of static and %u of dynamic shared memory; the most are %zu and, together, %u",
+                name, static_bytes, shared.dynamic, MOST_STATIC_BYTES, shared.capacity);
   const uint32_t offset = shared.used;
-  shared.used += uint32_t((bytes + 15) / 16 * 16);
+  shared.used += uint32_t(bytes);
   poison(shared, offset, shared.used - offset);
   shared.arrays.push_back({site, offset});
   return {name, offset, uint32_t(count), 0, uint32_t(element)};

@@ -1,6 +1,8 @@
 // Warp operations, computed by the last lane that arrives for all of them.
 #include "state.h"
 
+#include <string.h>
+
 namespace kqm_emulation {
 
 namespace {
@@ -54,6 +56,8 @@ void finish_shuffle(warp_state &warp, uint32_t mask) {
   }
 }
 
+typedef float four_floats __attribute__((vector_size(16)));
+
 struct mma_operands {
   int32_t *d;
   const uint32_t *a;
@@ -62,28 +66,46 @@ struct mma_operands {
 
 // Lane 4 g + c holds, of each 16 wide half of k, elements 4 c to 4 c + 3 of rows g and g + 8 of A and of column g of B,
 // and elements 2 c and 2 c + 1 of rows g and g + 8 of D.
+//
+// Computed in f32, for its vector instructions: every sum is an integer of at most 2^19.
 template <int K> void finish_mma(warp_state &warp, uint32_t) {
-  int16_t a[16][K], b[8][K];
+  int8_t a[16 * K], b[8 * K];
   int32_t *d[32];
   for (int lane = 0; lane < 32; lane++) {
     const mma_operands &operands = *static_cast<const mma_operands *>(warp.lanes[lane].payload);
     const int g = lane / 4;
     const int c = lane % 4;
     d[lane] = operands.d;
-    for (int half = 0; half < K / 16; half++)
+    for (int half = 0; half < K / 16; half++) {
+      memcpy(&a[g * K + 16 * half + 4 * c], &operands.a[2 * half], 4);
+      memcpy(&a[(g + 8) * K + 16 * half + 4 * c], &operands.a[2 * half + 1], 4);
+      memcpy(&b[g * K + 16 * half + 4 * c], &operands.b[half], 4);
+    }
+  }
+  float rows[16 * K], columns[8 * K];
+  for (int i = 0; i < 16 * K; i++) rows[i] = a[i];
+  for (int i = 0; i < 8 * K; i++) columns[i] = b[i];
+  four_floats right[K][2];
+  for (int k = 0; k < K; k++)
+    for (int half = 0; half < 2; half++) {
+      const float *const first = columns + 4 * half * K + k;
+      right[k][half] = four_floats{first[0], first[K], first[2 * K], first[3 * K]};
+    }
+  // Four rows at a time hide the latency of the additions.
+  for (int row = 0; row < 16; row += 4) {
+    four_floats sums[4][2] = {};
+    for (int k = 0; k < K; k++)
       for (int i = 0; i < 4; i++) {
-        a[g][16 * half + 4 * c + i] = int8_t(operands.a[2 * half] >> (8 * i));
-        a[g + 8][16 * half + 4 * c + i] = int8_t(operands.a[2 * half + 1] >> (8 * i));
-        b[g][16 * half + 4 * c + i] = int8_t(operands.b[half] >> (8 * i));
+        const float left = rows[(row + i) * K + k];
+        sums[i][0] += left * right[k][0];
+        sums[i][1] += left * right[k][1];
+      }
+    for (int i = 0; i < 4; i++)
+      for (int column = 0; column < 8; column++) {
+        int32_t &place = d[4 * ((row + i) % 8) + column / 2][(row + i) / 8 * 2 + column % 2];
+        place = int32_t(uint32_t(place) + uint32_t(int32_t(sums[i][column / 4][column % 4])));
       }
   }
-  for (int row = 0; row < 16; row++)
-    for (int column = 0; column < 8; column++) {
-      int32_t sum = 0;
-      for (int k = 0; k < K; k++) sum += a[row][k] * b[column][k];
-      int32_t &place = d[4 * (row % 8) + column / 2][row / 8 * 2 + column % 2];
-      place = int32_t(uint32_t(place) + uint32_t(sum));
-    }
 }
 
 } // namespace

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::kernels;
+use common::library;
 use kquant_moe_emulation::{Buffer, Library};
 
 type Reduce = unsafe extern "C" fn(*const f32, *mut f32, u32, u32) -> i32;
@@ -15,10 +15,7 @@ struct Sequence(u64);
 
 impl Sequence {
     fn next(&mut self) -> u32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (self.0 >> 33) as u32
     }
 }
@@ -30,7 +27,7 @@ fn check(library: &Library, status: i32) {
 
 #[test]
 fn reductions_add_every_element() {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("kernels") else { return };
     // SAFETY: the type is that of the source.
     let reduce: Reduce = unsafe { library.function("test_reduce") }.unwrap();
     for seed in 0..20 {
@@ -40,13 +37,8 @@ fn reductions_add_every_element() {
             let x: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
             let (input, output) = (Buffer::from_slice(&x), Buffer::new(rows as usize));
             // SAFETY: the buffers have the sizes that the kernel takes.
-            check(library, unsafe {
-                reduce(input.as_ptr(), output.as_ptr(), rows, columns)
-            });
-            let sums: Vec<f32> = x
-                .chunks(columns as usize)
-                .map(|row| row.iter().sum())
-                .collect();
+            check(library, unsafe { reduce(input.as_ptr(), output.as_ptr(), rows, columns) });
+            let sums: Vec<f32> = x.chunks(columns as usize).map(|row| row.iter().sum()).collect();
             assert_eq!(output.to_vec(), sums, "{columns} columns, schedule {seed}");
         }
     }
@@ -54,7 +46,7 @@ fn reductions_add_every_element() {
 
 #[test]
 fn products_follow_the_fragment_layout() {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("kernels") else { return };
     // SAFETY: the type is that of the source.
     let product: Product = unsafe { library.function("test_product") }.unwrap();
     let mut sequence = Sequence(1);
@@ -66,9 +58,7 @@ fn products_follow_the_fragment_layout() {
         let (w, c) = (Buffer::from_slice(&weights), Buffer::from_slice(&columns));
         let d = Buffer::<i32>::new(tiles * 128);
         // SAFETY: the buffers have the sizes that the kernel takes.
-        check(library, unsafe {
-            product(w.as_ptr(), c.as_ptr(), d.as_ptr(), tiles as u32)
-        });
+        check(library, unsafe { product(w.as_ptr(), c.as_ptr(), d.as_ptr(), tiles as u32) });
         let d = d.to_vec();
         for tile in 0..tiles {
             for row in 0..16 {
@@ -80,11 +70,7 @@ fn products_follow_the_fragment_layout() {
                             i32::from(weight) * i32::from(columns[column * 32 + k])
                         })
                         .sum();
-                    assert_eq!(
-                        d[tile * 128 + row * 8 + column],
-                        sum,
-                        "tile {tile}, row {row}, column {column}"
-                    );
+                    assert_eq!(d[tile * 128 + row * 8 + column], sum, "tile {tile}, row {row}, column {column}");
                 }
             }
         }
@@ -93,32 +79,17 @@ fn products_follow_the_fragment_layout() {
 
 #[test]
 fn short_products_accumulate_and_wrap() {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("kernels") else { return };
     library.set_schedule(3);
     // SAFETY: the type is that of the source.
     let product: ProductK16 = unsafe { library.function("test_product_k16") }.unwrap();
     let mut sequence = Sequence(2);
     let a: Vec<i8> = (0..256).map(|_| sequence.next() as i8).collect();
     let b: Vec<i8> = (0..128).map(|_| sequence.next() as i8).collect();
-    let start: Vec<i32> = (0..128)
-        .map(|_| {
-            if sequence.next() % 2 == 0 {
-                i32::MAX
-            } else {
-                i32::MIN
-            }
-        })
-        .collect();
+    let start: Vec<i32> = (0..128).map(|_| if sequence.next().is_multiple_of(2) { i32::MAX } else { i32::MIN }).collect();
     // Rows and columns to fragments, after the PTX manual: element k of row r is byte k % 4 of the first or second
     // register of lane 4 (r % 8) + k / 4.
-    let word = |bytes: &[i8]| {
-        u32::from_le_bytes([
-            bytes[0] as u8,
-            bytes[1] as u8,
-            bytes[2] as u8,
-            bytes[3] as u8,
-        ])
-    };
+    let word = |bytes: &[i8]| u32::from_le_bytes([bytes[0] as u8, bytes[1] as u8, bytes[2] as u8, bytes[3] as u8]);
     let (mut fragment_a, mut fragment_b, mut fragment_d) = (vec![0; 64], vec![0; 32], vec![0; 128]);
     for lane in 0..32 {
         let (g, c) = (lane / 4, lane % 4);
@@ -129,22 +100,15 @@ fn short_products_accumulate_and_wrap() {
             fragment_d[4 * lane + i] = start[(g + 8 * (i / 2)) * 8 + 2 * c + i % 2];
         }
     }
-    let (device_a, device_b) = (
-        Buffer::from_slice(&fragment_a),
-        Buffer::from_slice(&fragment_b),
-    );
+    let (device_a, device_b) = (Buffer::from_slice(&fragment_a), Buffer::from_slice(&fragment_b));
     let device_d = Buffer::from_slice(&fragment_d);
     // SAFETY: the buffers have the sizes that the kernel takes.
-    check(library, unsafe {
-        product(device_a.as_ptr(), device_b.as_ptr(), device_d.as_ptr())
-    });
+    check(library, unsafe { product(device_a.as_ptr(), device_b.as_ptr(), device_d.as_ptr()) });
     let d = device_d.to_vec();
     for lane in 0..32 {
         for i in 0..4 {
             let (row, column) = (lane / 4 + 8 * (i / 2), 2 * (lane % 4) + i % 2);
-            let sum: i32 = (0..16)
-                .map(|k| i32::from(a[row * 16 + k]) * i32::from(b[column * 16 + k]))
-                .sum();
+            let sum: i32 = (0..16).map(|k| i32::from(a[row * 16 + k]) * i32::from(b[column * 16 + k])).sum();
             assert_eq!(d[4 * lane + i], start[row * 8 + column].wrapping_add(sum));
         }
     }
@@ -152,7 +116,7 @@ fn short_products_accumulate_and_wrap() {
 
 #[test]
 fn gathers_copy_rows() {
-    let Some(library) = kernels() else { return };
+    let Some(library) = library("kernels") else { return };
     // SAFETY: the type is that of the source.
     let gather: Gather = unsafe { library.function("test_gather") }.unwrap();
     for seed in 0..8 {
@@ -164,20 +128,11 @@ fn gathers_copy_rows() {
         let out = Buffer::<u8>::new(index.len() * row_bytes);
         // SAFETY: the buffers have the sizes that the kernel takes.
         let status = unsafe {
-            gather(
-                device_table.as_ptr(),
-                device_index.as_ptr(),
-                out.as_ptr(),
-                index.len() as u32,
-                row_bytes as u32,
-            )
+            gather(device_table.as_ptr(), device_index.as_ptr(), out.as_ptr(), index.len() as u32, row_bytes as u32)
         };
         check(library, status);
-        let expected: Vec<u8> = index
-            .iter()
-            .flat_map(|&i| &table[i as usize * row_bytes..][..row_bytes])
-            .copied()
-            .collect();
+        let expected: Vec<u8> =
+            index.iter().flat_map(|&i| &table[i as usize * row_bytes..][..row_bytes]).copied().collect();
         assert_eq!(out.to_vec(), expected);
     }
 }

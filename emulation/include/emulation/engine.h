@@ -42,8 +42,8 @@ struct thread_view {
   const grid_view *grid;
 };
 
-// The thread that runs. Initial-exec, because the default model of a shared library calls a function for each access.
-extern __thread thread_view *current __attribute__((tls_model("initial-exec")));
+// The thread that runs. __thread rather than thread_local, which would ask at each access whether to initialise it.
+extern __thread thread_view *current;
 
 enum class barrier_kind { plain, any, all, count };
 int barrier(barrier_kind kind, bool predicate, const char *file, int line);

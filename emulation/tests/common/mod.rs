@@ -1,25 +1,26 @@
 //! The libraries of the self-tests, each compiled once a program.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use kquant_moe_emulation::{Library, available};
 
-/// The kernels of `tests/kernels`; `None` (and a note) where nothing can be emulated.
-pub fn kernels() -> Option<&'static Library> {
-    static KERNELS: OnceLock<Option<Library>> = OnceLock::new();
-    KERNELS
+/// The sources in a folder of `tests/`, compiled once; `None` (and a note) where nothing can be emulated.
+pub fn library(folder: &str) -> Option<&'static Library> {
+    // Each test program has one folder.
+    static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
+    LIBRARY
         .get_or_init(|| {
             if let Err(reason) = available() {
                 eprintln!("skipped: {reason}");
                 return None;
             }
-            Some(Library::compile(&directory(), &[]).expect("the test kernels compile"))
+            Some(Library::compile(&sources(folder), &[]).expect("the test kernels compile"))
         })
         .as_ref()
 }
 
-/// Where the sources of the test kernels lie.
-pub fn directory() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels")
+/// A folder of `tests/`.
+pub fn sources(folder: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder)
 }
