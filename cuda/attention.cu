@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(threads) attention_chunk(kqm_attention_args a,
         const KqmHeadRow row(a.rope, 0, head);
         float y[8] = {};
         if (row.is_v) {
-          if (8 * lane < DIM) kqm_load_eight(a.rope.v + row.at, lane, y);
+          kqm_load_head(a.rope, row, y);
         } else {
           kqm_rope_head(a.rope, row, position, index == 0 || !row.is_q, kqm_shared_offset(partial, warp * DIM), y);
         }

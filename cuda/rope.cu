@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(32 * warps_per_block) rope_kernel(kqm_rope_arg
   const KqmHeadRow row(a, blockIdx.y, index);
   float y[8] = {};
   if (row.is_v) {
-    if (active) kqm_load_eight(a.v + row.at, lane, y);
+    kqm_load_head(a, row, y);
     kqm_cache_head(a, row, position, y);
     return;
   }

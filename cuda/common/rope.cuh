@@ -34,6 +34,14 @@ struct KqmHeadRow {
   }
 };
 
+// The lane's part of a head. Values that reach the cache or a tap unchanged are stored as they are but for NaNs.
+__device__ __forceinline__ void kqm_load_head(const kqm_rope_args &a, const KqmHeadRow &row, float (&x)[8]) {
+  const int lane = threadIdx.x & 31;
+  if (8 * lane < int(a.head_dim)) kqm_load_eight((row.is_q ? a.q : row.is_v ? a.v : a.k) + row.at, lane, x);
+  KQM_UNROLL
+  for (int i = 0; i < 8; i++) x[i] = kqm_canonical(x[i]);
+}
+
 // Normalises and rotates a head of q or k; exchange holds head_dim floats of this warp. Positions past the capacity have no
 // angle and give NaN.
 __device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, const KqmHeadRow &row, uint32_t position, bool taps,
@@ -41,7 +49,7 @@ __device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, const KqmH
   const int lane = threadIdx.x & 31, dim = a.head_dim, half = dim / 2;
   const bool active = 8 * lane < dim, fits = position < a.capacity;
   float x[8] = {};
-  if (active) kqm_load_eight((row.is_q ? a.q : a.k) + row.at, lane, x);
+  kqm_load_head(a, row, x);
   const float *weight = row.is_q ? a.q_weight : a.k_weight;
   if (weight) {
     const float4 x0 = make_float4(x[0], x[1], x[2], x[3]), x1 = make_float4(x[4], x[5], x[6], x[7]);
