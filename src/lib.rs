@@ -5,6 +5,7 @@
 pub mod blocks;
 pub mod error;
 pub mod gguf;
+pub mod model;
 pub mod oracle;
 pub mod sys;
 pub mod trace;
