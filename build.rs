@@ -71,11 +71,7 @@ fn run(cuda_dir: &Path) -> Result<()> {
         println!("cargo::rerun-if-changed={}", file.display());
     }
     // The directories too: a new file changes only them.
-    for dir in files
-        .iter()
-        .filter_map(|file| file.parent())
-        .collect::<BTreeSet<_>>()
-    {
+    for dir in files.iter().filter_map(|file| file.parent()).collect::<BTreeSet<_>>() {
         println!("cargo::rerun-if-changed={}", dir.display());
     }
 
@@ -88,23 +84,11 @@ fn run(cuda_dir: &Path) -> Result<()> {
     };
     // For dependents (`links`): DEP_KQUANT_MOE_INCLUDE and DEP_KQUANT_MOE_ARCHS, empty without CUDA.
     println!("cargo::metadata=include={}", cuda_dir.display());
-    println!(
-        "cargo::metadata=archs={}",
-        built.as_ref().map_or("", |b| &b.archs)
-    );
+    println!("cargo::metadata=archs={}", built.as_ref().map_or("", |b| &b.archs));
     // For the program's `info` and for tests/sass.rs.
-    println!(
-        "cargo::rustc-env=KQUANT_MOE_CUDA_BUILD={}",
-        built.as_ref().map_or("none", |b| &b.summary)
-    );
-    println!(
-        "cargo::rustc-env=KQUANT_MOE_CUDA_LIB={}",
-        built.as_ref().map_or("", |b| &b.library)
-    );
-    println!(
-        "cargo::rustc-env=KQUANT_MOE_CUDA_BIN={}",
-        built.as_ref().map_or("", |b| &b.bin)
-    );
+    println!("cargo::rustc-env=KQUANT_MOE_CUDA_BUILD={}", built.as_ref().map_or("none", |b| &b.summary));
+    println!("cargo::rustc-env=KQUANT_MOE_CUDA_LIB={}", built.as_ref().map_or("", |b| &b.library));
+    println!("cargo::rustc-env=KQUANT_MOE_CUDA_BIN={}", built.as_ref().map_or("", |b| &b.bin));
     if built.is_some() {
         println!("cargo::rustc-cfg=kqm_cuda");
     }
@@ -125,9 +109,7 @@ impl Mode {
             None | Some("auto") => Ok(Self::Auto),
             Some("require") => Ok(Self::Require),
             Some("off") => Ok(Self::Off),
-            Some(other) => Err(format!(
-                "KQUANT_MOE_CUDA is \"{other}\"; it must be auto, require or off"
-            )),
+            Some(other) => Err(format!("KQUANT_MOE_CUDA is \"{other}\"; it must be auto, require or off")),
         }
     }
 }
@@ -170,9 +152,7 @@ fn find_toolkit() -> Result<Option<Toolkit>> {
             );
         }
     } else {
-        rejected.push(format!(
-            "the kernels are built on Linux only, and the target is {os}"
-        ));
+        rejected.push(format!("the kernels are built on Linux only, and the target is {os}"));
     }
     let reasons = rejected.join("; ");
     if mode == Mode::Require {
@@ -193,8 +173,7 @@ fn find_toolkit() -> Result<Option<Toolkit>> {
 fn candidates() -> Result<Vec<PathBuf>> {
     if let Some(nvcc) = variable("NVCC") {
         // Whoever names an nvcc does not want another one.
-        let path =
-            find_in_path(&nvcc).ok_or_else(|| format!("NVCC is {nvcc}, which does not exist"))?;
+        let path = find_in_path(&nvcc).ok_or_else(|| format!("NVCC is {nvcc}, which does not exist"))?;
         return Ok(vec![path]);
     }
     let mut found = Vec::new();
@@ -213,9 +192,7 @@ fn find_in_path(program: &str) -> Option<PathBuf> {
     if program.contains('/') {
         return Some(PathBuf::from(program)).filter(|path| path.is_file());
     }
-    env::split_paths(&env::var_os("PATH")?)
-        .map(|dir| dir.join(program))
-        .find(|path| path.is_file())
+    env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
 /// The toolkits that `pip install nvidia-cuda-nvcc` leaves in `site-packages/nvidia/cu*`.
@@ -223,9 +200,7 @@ fn pip_toolkits() -> Vec<PathBuf> {
     let mut packages = Vec::new();
     if let Some(venv) = variable("VIRTUAL_ENV") {
         let lib = Path::new(&venv).join("lib");
-        packages.extend(
-            subdirectories(&lib, "python").map(|python| python.join("site-packages/nvidia")),
-        );
+        packages.extend(subdirectories(&lib, "python").map(|python| python.join("site-packages/nvidia")));
     }
     let python = Command::new("python3")
         .args(["-c", "import nvidia; print('\\n'.join(nvidia.__path__))"])
@@ -235,17 +210,9 @@ fn pip_toolkits() -> Vec<PathBuf> {
     if let Ok(output) = python
         && output.status.success()
     {
-        packages.extend(
-            String::from_utf8_lossy(&output.stdout)
-                .lines()
-                .map(PathBuf::from),
-        );
+        packages.extend(String::from_utf8_lossy(&output.stdout).lines().map(PathBuf::from));
     }
-    packages
-        .iter()
-        .flat_map(|dir| subdirectories(dir, "cu"))
-        .map(|toolkit| toolkit.join("bin/nvcc"))
-        .collect()
+    packages.iter().flat_map(|dir| subdirectories(dir, "cu")).map(|toolkit| toolkit.join("bin/nvcc")).collect()
 }
 
 /// Directories in `dir` whose name starts with `prefix`, the highest name first.
@@ -266,50 +233,27 @@ impl Toolkit {
     /// that works is of no use.
     fn probe(nvcc: &Path) -> Result<std::result::Result<Self, String>> {
         let text = output_of(nvcc, &["--version"])?;
-        let version = parse_version(&text)
-            .ok_or_else(|| format!("{} --version names no release:\n{text}", nvcc.display()))?;
+        let version =
+            parse_version(&text).ok_or_else(|| format!("{} --version names no release:\n{text}", nvcc.display()))?;
         if version < OLDEST_NVCC {
-            return Ok(Err(format!(
-                "{} is CUDA {version}, and {OLDEST_NVCC} is needed",
-                nvcc.display()
-            )));
+            return Ok(Err(format!("{} is CUDA {version}, and {OLDEST_NVCC} is needed", nvcc.display())));
         }
         // The driver may be a wrapper or a link, so it says itself where its toolkit is.
         let plan = output_of(nvcc, &["--dryrun", "-c", "-x", "cu", "/dev/null"])?;
-        let top = plan
-            .lines()
-            .find_map(|line| line.strip_prefix("#$ TOP="))
-            .map(PathBuf::from);
-        let top = top
-            .or_else(|| Some(nvcc.parent()?.parent()?.to_owned()))
-            .unwrap_or_default();
+        let top = plan.lines().find_map(|line| line.strip_prefix("#$ TOP=")).map(PathBuf::from);
+        let top = top.or_else(|| Some(nvcc.parent()?.parent()?.to_owned())).unwrap_or_default();
         let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap();
-        let targets = [
-            format!("targets/{arch}-linux/lib"),
-            "targets/sbsa-linux/lib".to_owned(),
-        ];
-        let lib = [
-            top.join("lib64"),
-            top.join("lib"),
-            top.join(&targets[0]),
-            top.join(&targets[1]),
-        ]
-        .into_iter()
-        // Distributions that package CUDA themselves put its libraries among the others.
-        .chain([PathBuf::from(format!("/usr/lib/{arch}-linux-gnu"))])
-        .find(|dir| dir.join("libcudart_static.a").is_file());
+        let targets = [format!("targets/{arch}-linux/lib"), "targets/sbsa-linux/lib".to_owned()];
+        let lib = [top.join("lib64"), top.join("lib"), top.join(&targets[0]), top.join(&targets[1])]
+            .into_iter()
+            // Distributions that package CUDA themselves put its libraries among the others.
+            .chain([PathBuf::from(format!("/usr/lib/{arch}-linux-gnu"))])
+            .find(|dir| dir.join("libcudart_static.a").is_file());
         let Some(lib) = lib else {
-            return Ok(Err(format!(
-                "{} has no libcudart_static.a beside it",
-                nvcc.display()
-            )));
+            return Ok(Err(format!("{} has no libcudart_static.a beside it", nvcc.display())));
         };
         let lib = lib.canonicalize().unwrap_or(lib);
-        Ok(Ok(Self {
-            nvcc: nvcc.to_owned(),
-            version,
-            lib,
-        }))
+        Ok(Ok(Self { nvcc: nvcc.to_owned(), version, lib }))
     }
 
     /// The targets to compile for, each known to this `nvcc`.
@@ -325,22 +269,14 @@ impl Toolkit {
             archs = list
                 .split(',')
                 .map(str::trim)
-                .map(|item| {
-                    item.parse()
-                        .ok()
-                        .filter(|&arch| arch >= OLDEST_ARCH)
-                        .ok_or_else(|| wrong(item))
-                })
+                .map(|item| item.parse().ok().filter(|&arch| arch >= OLDEST_ARCH).ok_or_else(|| wrong(item)))
                 .collect::<Result<_>>()?;
             archs.sort_unstable();
             archs.dedup();
         }
         let known = output_of(&self.nvcc, &["--list-gpu-code"])?;
         for arch in &archs {
-            if !known
-                .split_whitespace()
-                .any(|code| code == format!("sm_{arch}"))
-            {
+            if !known.split_whitespace().any(|code| code == format!("sm_{arch}")) {
                 return Err(format!(
                     "{} (CUDA {}) does not compile for sm_{arch}; {}. Use that, or set KQUANT_MOE_CUDA_ARCHS.",
                     self.nvcc.display(),
@@ -370,12 +306,7 @@ fn toolkit_for(arch: u32) -> String {
 }
 
 fn parse_version(text: &str) -> Option<Version> {
-    let (major, minor) = text
-        .split_once("release ")?
-        .1
-        .split(',')
-        .next()?
-        .split_once('.')?;
+    let (major, minor) = text.split_once("release ")?.1.split(',').next()?.split_once('.')?;
     Some(Version(major.parse().ok()?, minor.parse().ok()?))
 }
 
@@ -393,15 +324,10 @@ fn compile(toolkit: &Toolkit, files: &[PathBuf], cuda_dir: &Path) -> Result<Buil
     // Kernels lie directly in cuda/; below it are headers.
     let sources: Vec<_> = files
         .iter()
-        .filter(|file| {
-            file.parent() == Some(cuda_dir) && file.extension().is_some_and(|ext| ext == "cu")
-        })
+        .filter(|file| file.parent() == Some(cuda_dir) && file.extension().is_some_and(|ext| ext == "cu"))
         .collect();
     if sources.is_empty() {
-        return Err(format!(
-            "{} holds no .cu files to compile",
-            cuda_dir.display()
-        ));
+        return Err(format!("{} holds no .cu files to compile", cuda_dir.display()));
     }
 
     let tool = compiler(toolkit, &archs, cuda_dir)?;
@@ -411,19 +337,9 @@ fn compile(toolkit: &Toolkit, files: &[PathBuf], cuda_dir: &Path) -> Result<Buil
         shared.write(&read(header)?);
     }
 
-    let jobs = env::var("NUM_JOBS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(1)
-        .clamp(1, sources.len());
-    let objects: Vec<_> = sources
-        .iter()
-        .map(|source| {
-            out_dir
-                .join(source.file_stem().unwrap())
-                .with_extension("o")
-        })
-        .collect();
+    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1).clamp(1, sources.len());
+    let objects: Vec<_> =
+        sources.iter().map(|source| out_dir.join(source.file_stem().unwrap()).with_extension("o")).collect();
     let next = AtomicUsize::new(0);
     let errors = Mutex::new(String::new());
     thread::scope(|scope| {
@@ -445,11 +361,7 @@ fn compile(toolkit: &Toolkit, files: &[PathBuf], cuda_dir: &Path) -> Result<Buil
     }
 
     // `cpp` links the C++ runtime that `CXX` uses; the launchers' host code is C++.
-    cc::Build::new()
-        .cpp(true)
-        .objects(&objects)
-        .try_compile("kquant_moe_cuda")
-        .map_err(|e| e.to_string())?;
+    cc::Build::new().cpp(true).objects(&objects).try_compile("kquant_moe_cuda").map_err(|e| e.to_string())?;
     // After the kernels, which need it.
     println!("cargo::rustc-link-search=native={}", toolkit.lib.display());
     println!("cargo::rustc-link-lib=static=cudart_static");
@@ -458,27 +370,13 @@ fn compile(toolkit: &Toolkit, files: &[PathBuf], cuda_dir: &Path) -> Result<Buil
     }
 
     let join = |prefix: &str, separator: &str| {
-        archs
-            .iter()
-            .map(|arch| format!("{prefix}{arch}"))
-            .collect::<Vec<_>>()
-            .join(separator)
+        archs.iter().map(|arch| format!("{prefix}{arch}")).collect::<Vec<_>>().join(separator)
     };
     Ok(Built {
         archs: join("", ","),
-        summary: format!(
-            "CUDA {}, {}, compute_{}",
-            toolkit.version,
-            join("sm_", " "),
-            archs[0]
-        ),
+        summary: format!("CUDA {}, {}, compute_{}", toolkit.version, join("sm_", " "), archs[0]),
         library: out_dir.join("libkquant_moe_cuda.a").display().to_string(),
-        bin: toolkit
-            .nvcc
-            .parent()
-            .unwrap_or(Path::new(""))
-            .display()
-            .to_string(),
+        bin: toolkit.nvcc.parent().unwrap_or(Path::new("")).display().to_string(),
     })
 }
 
@@ -504,42 +402,25 @@ fn compiler(toolkit: &Toolkit, archs: &[u32], cuda_dir: &Path) -> Result<Vec<OsS
         .pic(true)
         .flag("-std=c++17")
         // Results are defined to the bit: a product and a sum are contracted only where the source says fma.
-        .flags([
-            "-fmad=false",
-            "-prec-div=true",
-            "-prec-sqrt=true",
-            "-ftz=false",
-        ])
+        .flags(["-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false"])
         .flags(["-Xcompiler", "-ffp-contract=off"])
         // Line numbers for profilers; they cost no instructions.
         .flag("-lineinfo");
     for arch in archs {
-        build
-            .flag("-gencode")
-            .flag(format!("arch=compute_{arch},code=sm_{arch}"));
+        build.flag("-gencode").flag(format!("arch=compute_{arch},code=sm_{arch}"));
     }
     // PTX of the lowest one, from which the driver compiles for any later card.
-    build
-        .flag("-gencode")
-        .flag(format!("arch=compute_{0},code=compute_{0}", archs[0]));
+    build.flag("-gencode").flag(format!("arch=compute_{0},code=compute_{0}", archs[0]));
     if variable("KQUANT_MOE_WERROR").as_deref() == Some("1") {
         build.flags(["-Werror", "all-warnings", "-Xcompiler", "-Werror"]);
     }
     let tool = build.try_get_compiler().map_err(|e| e.to_string())?;
     let args = tool.args().iter().cloned();
-    Ok([toolkit.nvcc.clone().into_os_string()]
-        .into_iter()
-        .chain(args)
-        .collect())
+    Ok([toolkit.nvcc.clone().into_os_string()].into_iter().chain(args).collect())
 }
 
 /// Compiles one kernel, unless its object is already that of the same command, headers and source.
-fn compile_one(
-    tool: &[OsString],
-    source: &Path,
-    object: &Path,
-    mut hash: DefaultHasher,
-) -> Result<()> {
+fn compile_one(tool: &[OsString], source: &Path, object: &Path, mut hash: DefaultHasher) -> Result<()> {
     hash.write(&read(source)?);
     let key = format!("{:016x}", hash.finish());
     let stamp = object.with_extension("stamp");
@@ -547,23 +428,11 @@ fn compile_one(
         return Ok(());
     }
     let mut command = Command::new(&tool[0]);
-    command
-        .args(&tool[1..])
-        .arg("-c")
-        .arg(source)
-        .arg("-o")
-        .arg(object)
-        .stdin(Stdio::null());
-    let output = command
-        .output()
-        .map_err(|e| format!("cannot run {}: {e}", tool[0].display()))?;
+    command.args(&tool[1..]).arg("-c").arg(source).arg("-o").arg(object).stdin(Stdio::null());
+    let output = command.output().map_err(|e| format!("cannot run {}: {e}", tool[0].display()))?;
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        return Err(format!(
-            "nvcc failed on {} ({}): {command:?}\n{text}",
-            source.display(),
-            output.status
-        ));
+        return Err(format!("nvcc failed on {} ({}): {command:?}\n{text}", source.display(), output.status));
     }
     for line in text.lines() {
         println!("cargo::warning={line}");
@@ -584,12 +453,7 @@ fn output_of(program: &Path, args: &[&str]) -> Result<String> {
         .map_err(|e| format!("cannot run {}: {e}", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        return Err(format!(
-            "{} {} failed ({}):\n{text}",
-            program.display(),
-            args.join(" "),
-            output.status
-        ));
+        return Err(format!("{} {} failed ({}):\n{text}", program.display(), args.join(" "), output.status));
     }
     Ok(text.into_owned())
 }
@@ -655,7 +519,9 @@ mod bindings {
             .write_to_file(&out)
             .map_err(|e| format!("{}: {e}", out.display()))?;
         let rustfmt = variable("RUSTFMT").unwrap_or_else(|| "rustfmt".to_owned());
-        let args = ["--edition", "2024", &out.display().to_string()];
+        // The bindings are held to the crate's own style wherever the target directory is.
+        let config = Path::new(&env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("rustfmt.toml").display().to_string();
+        let args = ["--edition", "2024", "--config-path", &config, &out.display().to_string()];
         output_of(Path::new(&rustfmt), &args).map(drop)
     }
 
@@ -666,13 +532,8 @@ mod bindings {
         /// Writes numbers such as 1e-06 without the exponent, whose leading zero bindgen does not parse: it would leave
         /// the constant out.
         fn modify_macro(&self, _name: &str, tokens: &mut Vec<Token>) {
-            for token in tokens
-                .iter_mut()
-                .filter(|token| token.kind == TokenKind::Literal)
-            {
-                let number = std::str::from_utf8(&token.raw)
-                    .ok()
-                    .filter(|text| text.contains("e-"));
+            for token in tokens.iter_mut().filter(|token| token.kind == TokenKind::Literal) {
+                let number = std::str::from_utf8(&token.raw).ok().filter(|text| text.contains("e-"));
                 if let Some(value) = number.and_then(|text| text.parse::<f64>().ok()) {
                     token.raw = value.to_string().into_bytes().into_boxed_slice();
                 }
@@ -687,16 +548,9 @@ mod bindings {
         /// The header's `[rows, cols]` and `a * b` are neither links nor emphasis.
         fn process_comment(&self, comment: &str) -> Option<String> {
             let escape = |c: char| {
-                if "[]*<>".contains(c) {
-                    format!("\\{c}")
-                } else {
-                    c.to_string()
-                }
+                if "[]*<>".contains(c) { format!("\\{c}") } else { c.to_string() }
             };
-            Some(format!(
-                " {}",
-                comment.trim().chars().map(escape).collect::<String>()
-            ))
+            Some(format!(" {}", comment.trim().chars().map(escape).collect::<String>()))
         }
     }
 }

@@ -208,7 +208,7 @@ typedef struct kqm_attention_args {
   uint32_t cache_type;
   uint32_t capacity;
   uint32_t tokens;
-  uint32_t heads;    /* a multiple of kv_heads; heads * head_dim a multiple of 256 when fixed is set */
+  uint32_t heads;    /* a multiple of kv_heads, at most 16 times; heads * head_dim a multiple of 256 when fixed is set */
   uint32_t kv_heads;
   uint32_t head_dim; /* a multiple of 8, at most 256 */
   float scale;       /* 1 / sqrt(head_dim) */
@@ -250,7 +250,8 @@ typedef struct kqm_moe_swiglu_args {
   kqm_matrix gate;          /* [experts][ff, cols] */
   kqm_matrix up;            /* [experts][ff, cols] */
   const kqm_fixed_block *x; /* [tokens, cols / 256] */
-  kqm_groups groups;
+  const uint32_t *indices;  /* [tokens, top_k]: used for a single token, whose pairs need no grouping */
+  kqm_groups groups;        /* used for two or more tokens; may hold NULL for a single one */
   float *gate_out; /* [optional] [pairs, ff] */
   float *up_out;   /* [optional] [pairs, ff] */
   float *out;      /* [pairs, ff] */
@@ -265,7 +266,7 @@ typedef struct kqm_moe_down_args {
   const kqm_fixed_block *x; /* [pairs, cols / 256] */
   const uint32_t *indices;  /* [tokens, top_k] */
   const float *weights;     /* [tokens, top_k] */
-  kqm_groups groups;
+  kqm_groups groups;        /* used for two or more tokens; may hold NULL for a single one */
   float *expert_out;     /* [pairs, rows]: the products before the sum */
   float *sum;            /* [optional] [tokens, rows]: the sum before the residual is added */
   const float *residual; /* [optional] [tokens, rows]; may equal y */

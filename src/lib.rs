@@ -3,8 +3,10 @@
 #![warn(missing_docs)]
 
 pub mod blocks;
+pub mod device;
 pub mod error;
 pub mod gguf;
+pub mod kernels;
 pub mod model;
 pub mod oracle;
 pub mod sys;

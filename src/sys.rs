@@ -54,16 +54,11 @@ pub struct kqm_fixed_block {
 const _: () = {
     ["Size of kqm_fixed_block"][::core::mem::size_of::<kqm_fixed_block>() - 1104usize];
     ["Alignment of kqm_fixed_block"][::core::mem::align_of::<kqm_fixed_block>() - 8usize];
-    ["Offset of field: kqm_fixed_block::digit"]
-        [::core::mem::offset_of!(kqm_fixed_block, digit) - 0usize];
-    ["Offset of field: kqm_fixed_block::sum_low"]
-        [::core::mem::offset_of!(kqm_fixed_block, sum_low) - 1024usize];
-    ["Offset of field: kqm_fixed_block::sum_high"]
-        [::core::mem::offset_of!(kqm_fixed_block, sum_high) - 1056usize];
-    ["Offset of field: kqm_fixed_block::unit"]
-        [::core::mem::offset_of!(kqm_fixed_block, unit) - 1088usize];
-    ["Offset of field: kqm_fixed_block::reserved"]
-        [::core::mem::offset_of!(kqm_fixed_block, reserved) - 1096usize];
+    ["Offset of field: kqm_fixed_block::digit"][::core::mem::offset_of!(kqm_fixed_block, digit) - 0usize];
+    ["Offset of field: kqm_fixed_block::sum_low"][::core::mem::offset_of!(kqm_fixed_block, sum_low) - 1024usize];
+    ["Offset of field: kqm_fixed_block::sum_high"][::core::mem::offset_of!(kqm_fixed_block, sum_high) - 1056usize];
+    ["Offset of field: kqm_fixed_block::unit"][::core::mem::offset_of!(kqm_fixed_block, unit) - 1088usize];
+    ["Offset of field: kqm_fixed_block::reserved"][::core::mem::offset_of!(kqm_fixed_block, reserved) - 1096usize];
 };
 /// A quantized matrix \[rows, cols\], or a stack of `experts` of them, in tile layout (see kqm_repack).
 #[repr(C)]
@@ -87,8 +82,7 @@ const _: () = {
     ["Offset of field: kqm_matrix::type_"][::core::mem::offset_of!(kqm_matrix, type_) - 8usize];
     ["Offset of field: kqm_matrix::rows"][::core::mem::offset_of!(kqm_matrix, rows) - 12usize];
     ["Offset of field: kqm_matrix::cols"][::core::mem::offset_of!(kqm_matrix, cols) - 16usize];
-    ["Offset of field: kqm_matrix::experts"]
-        [::core::mem::offset_of!(kqm_matrix, experts) - 20usize];
+    ["Offset of field: kqm_matrix::experts"][::core::mem::offset_of!(kqm_matrix, experts) - 20usize];
 };
 impl Default for kqm_matrix {
     fn default() -> Self {
@@ -144,16 +138,11 @@ pub struct kqm_repack_args {
 const _: () = {
     ["Size of kqm_repack_args"][::core::mem::size_of::<kqm_repack_args>() - 32usize];
     ["Alignment of kqm_repack_args"][::core::mem::align_of::<kqm_repack_args>() - 8usize];
-    ["Offset of field: kqm_repack_args::blocks"]
-        [::core::mem::offset_of!(kqm_repack_args, blocks) - 0usize];
-    ["Offset of field: kqm_repack_args::tiles"]
-        [::core::mem::offset_of!(kqm_repack_args, tiles) - 8usize];
-    ["Offset of field: kqm_repack_args::type_"]
-        [::core::mem::offset_of!(kqm_repack_args, type_) - 16usize];
-    ["Offset of field: kqm_repack_args::rows"]
-        [::core::mem::offset_of!(kqm_repack_args, rows) - 20usize];
-    ["Offset of field: kqm_repack_args::cols"]
-        [::core::mem::offset_of!(kqm_repack_args, cols) - 24usize];
+    ["Offset of field: kqm_repack_args::blocks"][::core::mem::offset_of!(kqm_repack_args, blocks) - 0usize];
+    ["Offset of field: kqm_repack_args::tiles"][::core::mem::offset_of!(kqm_repack_args, tiles) - 8usize];
+    ["Offset of field: kqm_repack_args::type_"][::core::mem::offset_of!(kqm_repack_args, type_) - 16usize];
+    ["Offset of field: kqm_repack_args::rows"][::core::mem::offset_of!(kqm_repack_args, rows) - 20usize];
+    ["Offset of field: kqm_repack_args::cols"][::core::mem::offset_of!(kqm_repack_args, cols) - 24usize];
 };
 impl Default for kqm_repack_args {
     fn default() -> Self {
@@ -180,14 +169,10 @@ pub struct kqm_quantize_args {
 const _: () = {
     ["Size of kqm_quantize_args"][::core::mem::size_of::<kqm_quantize_args>() - 24usize];
     ["Alignment of kqm_quantize_args"][::core::mem::align_of::<kqm_quantize_args>() - 8usize];
-    ["Offset of field: kqm_quantize_args::x"]
-        [::core::mem::offset_of!(kqm_quantize_args, x) - 0usize];
-    ["Offset of field: kqm_quantize_args::out"]
-        [::core::mem::offset_of!(kqm_quantize_args, out) - 8usize];
-    ["Offset of field: kqm_quantize_args::tokens"]
-        [::core::mem::offset_of!(kqm_quantize_args, tokens) - 16usize];
-    ["Offset of field: kqm_quantize_args::cols"]
-        [::core::mem::offset_of!(kqm_quantize_args, cols) - 20usize];
+    ["Offset of field: kqm_quantize_args::x"][::core::mem::offset_of!(kqm_quantize_args, x) - 0usize];
+    ["Offset of field: kqm_quantize_args::out"][::core::mem::offset_of!(kqm_quantize_args, out) - 8usize];
+    ["Offset of field: kqm_quantize_args::tokens"][::core::mem::offset_of!(kqm_quantize_args, tokens) - 16usize];
+    ["Offset of field: kqm_quantize_args::cols"][::core::mem::offset_of!(kqm_quantize_args, cols) - 20usize];
 };
 impl Default for kqm_quantize_args {
     fn default() -> Self {
@@ -220,13 +205,10 @@ const _: () = {
     ["Alignment of kqm_matvec_args"][::core::mem::align_of::<kqm_matvec_args>() - 8usize];
     ["Offset of field: kqm_matvec_args::w"][::core::mem::offset_of!(kqm_matvec_args, w) - 0usize];
     ["Offset of field: kqm_matvec_args::x"][::core::mem::offset_of!(kqm_matvec_args, x) - 24usize];
-    ["Offset of field: kqm_matvec_args::residual"]
-        [::core::mem::offset_of!(kqm_matvec_args, residual) - 32usize];
-    ["Offset of field: kqm_matvec_args::product"]
-        [::core::mem::offset_of!(kqm_matvec_args, product) - 40usize];
+    ["Offset of field: kqm_matvec_args::residual"][::core::mem::offset_of!(kqm_matvec_args, residual) - 32usize];
+    ["Offset of field: kqm_matvec_args::product"][::core::mem::offset_of!(kqm_matvec_args, product) - 40usize];
     ["Offset of field: kqm_matvec_args::y"][::core::mem::offset_of!(kqm_matvec_args, y) - 48usize];
-    ["Offset of field: kqm_matvec_args::tokens"]
-        [::core::mem::offset_of!(kqm_matvec_args, tokens) - 56usize];
+    ["Offset of field: kqm_matvec_args::tokens"][::core::mem::offset_of!(kqm_matvec_args, tokens) - 56usize];
 };
 impl Default for kqm_matvec_args {
     fn default() -> Self {
@@ -260,8 +242,7 @@ const _: () = {
     ["Offset of field: kqm_qkv_args::w"][::core::mem::offset_of!(kqm_qkv_args, w) - 0usize];
     ["Offset of field: kqm_qkv_args::x"][::core::mem::offset_of!(kqm_qkv_args, x) - 72usize];
     ["Offset of field: kqm_qkv_args::y"][::core::mem::offset_of!(kqm_qkv_args, y) - 80usize];
-    ["Offset of field: kqm_qkv_args::tokens"]
-        [::core::mem::offset_of!(kqm_qkv_args, tokens) - 104usize];
+    ["Offset of field: kqm_qkv_args::tokens"][::core::mem::offset_of!(kqm_qkv_args, tokens) - 104usize];
 };
 impl Default for kqm_qkv_args {
     fn default() -> Self {
@@ -292,20 +273,13 @@ pub struct kqm_embedding_args {
 const _: () = {
     ["Size of kqm_embedding_args"][::core::mem::size_of::<kqm_embedding_args>() - 40usize];
     ["Alignment of kqm_embedding_args"][::core::mem::align_of::<kqm_embedding_args>() - 8usize];
-    ["Offset of field: kqm_embedding_args::table"]
-        [::core::mem::offset_of!(kqm_embedding_args, table) - 0usize];
-    ["Offset of field: kqm_embedding_args::tokens"]
-        [::core::mem::offset_of!(kqm_embedding_args, tokens) - 8usize];
-    ["Offset of field: kqm_embedding_args::out"]
-        [::core::mem::offset_of!(kqm_embedding_args, out) - 16usize];
-    ["Offset of field: kqm_embedding_args::type_"]
-        [::core::mem::offset_of!(kqm_embedding_args, type_) - 24usize];
-    ["Offset of field: kqm_embedding_args::vocab"]
-        [::core::mem::offset_of!(kqm_embedding_args, vocab) - 28usize];
-    ["Offset of field: kqm_embedding_args::cols"]
-        [::core::mem::offset_of!(kqm_embedding_args, cols) - 32usize];
-    ["Offset of field: kqm_embedding_args::count"]
-        [::core::mem::offset_of!(kqm_embedding_args, count) - 36usize];
+    ["Offset of field: kqm_embedding_args::table"][::core::mem::offset_of!(kqm_embedding_args, table) - 0usize];
+    ["Offset of field: kqm_embedding_args::tokens"][::core::mem::offset_of!(kqm_embedding_args, tokens) - 8usize];
+    ["Offset of field: kqm_embedding_args::out"][::core::mem::offset_of!(kqm_embedding_args, out) - 16usize];
+    ["Offset of field: kqm_embedding_args::type_"][::core::mem::offset_of!(kqm_embedding_args, type_) - 24usize];
+    ["Offset of field: kqm_embedding_args::vocab"][::core::mem::offset_of!(kqm_embedding_args, vocab) - 28usize];
+    ["Offset of field: kqm_embedding_args::cols"][::core::mem::offset_of!(kqm_embedding_args, cols) - 32usize];
+    ["Offset of field: kqm_embedding_args::count"][::core::mem::offset_of!(kqm_embedding_args, count) - 36usize];
 };
 impl Default for kqm_embedding_args {
     fn default() -> Self {
@@ -337,20 +311,13 @@ pub struct kqm_rms_norm_args {
 const _: () = {
     ["Size of kqm_rms_norm_args"][::core::mem::size_of::<kqm_rms_norm_args>() - 48usize];
     ["Alignment of kqm_rms_norm_args"][::core::mem::align_of::<kqm_rms_norm_args>() - 8usize];
-    ["Offset of field: kqm_rms_norm_args::x"]
-        [::core::mem::offset_of!(kqm_rms_norm_args, x) - 0usize];
-    ["Offset of field: kqm_rms_norm_args::weight"]
-        [::core::mem::offset_of!(kqm_rms_norm_args, weight) - 8usize];
-    ["Offset of field: kqm_rms_norm_args::out"]
-        [::core::mem::offset_of!(kqm_rms_norm_args, out) - 16usize];
-    ["Offset of field: kqm_rms_norm_args::fixed"]
-        [::core::mem::offset_of!(kqm_rms_norm_args, fixed) - 24usize];
-    ["Offset of field: kqm_rms_norm_args::tokens"]
-        [::core::mem::offset_of!(kqm_rms_norm_args, tokens) - 32usize];
-    ["Offset of field: kqm_rms_norm_args::cols"]
-        [::core::mem::offset_of!(kqm_rms_norm_args, cols) - 36usize];
-    ["Offset of field: kqm_rms_norm_args::eps"]
-        [::core::mem::offset_of!(kqm_rms_norm_args, eps) - 40usize];
+    ["Offset of field: kqm_rms_norm_args::x"][::core::mem::offset_of!(kqm_rms_norm_args, x) - 0usize];
+    ["Offset of field: kqm_rms_norm_args::weight"][::core::mem::offset_of!(kqm_rms_norm_args, weight) - 8usize];
+    ["Offset of field: kqm_rms_norm_args::out"][::core::mem::offset_of!(kqm_rms_norm_args, out) - 16usize];
+    ["Offset of field: kqm_rms_norm_args::fixed"][::core::mem::offset_of!(kqm_rms_norm_args, fixed) - 24usize];
+    ["Offset of field: kqm_rms_norm_args::tokens"][::core::mem::offset_of!(kqm_rms_norm_args, tokens) - 32usize];
+    ["Offset of field: kqm_rms_norm_args::cols"][::core::mem::offset_of!(kqm_rms_norm_args, cols) - 36usize];
+    ["Offset of field: kqm_rms_norm_args::eps"][::core::mem::offset_of!(kqm_rms_norm_args, eps) - 40usize];
 };
 impl Default for kqm_rms_norm_args {
     fn default() -> Self {
@@ -410,38 +377,22 @@ const _: () = {
     ["Offset of field: kqm_rope_args::q"][::core::mem::offset_of!(kqm_rope_args, q) - 0usize];
     ["Offset of field: kqm_rope_args::k"][::core::mem::offset_of!(kqm_rope_args, k) - 8usize];
     ["Offset of field: kqm_rope_args::v"][::core::mem::offset_of!(kqm_rope_args, v) - 16usize];
-    ["Offset of field: kqm_rope_args::q_weight"]
-        [::core::mem::offset_of!(kqm_rope_args, q_weight) - 24usize];
-    ["Offset of field: kqm_rope_args::k_weight"]
-        [::core::mem::offset_of!(kqm_rope_args, k_weight) - 32usize];
-    ["Offset of field: kqm_rope_args::table"]
-        [::core::mem::offset_of!(kqm_rope_args, table) - 40usize];
-    ["Offset of field: kqm_rope_args::start"]
-        [::core::mem::offset_of!(kqm_rope_args, start) - 48usize];
-    ["Offset of field: kqm_rope_args::q_out"]
-        [::core::mem::offset_of!(kqm_rope_args, q_out) - 56usize];
-    ["Offset of field: kqm_rope_args::q_normed"]
-        [::core::mem::offset_of!(kqm_rope_args, q_normed) - 64usize];
-    ["Offset of field: kqm_rope_args::k_normed"]
-        [::core::mem::offset_of!(kqm_rope_args, k_normed) - 72usize];
-    ["Offset of field: kqm_rope_args::k_out"]
-        [::core::mem::offset_of!(kqm_rope_args, k_out) - 80usize];
-    ["Offset of field: kqm_rope_args::k_cache"]
-        [::core::mem::offset_of!(kqm_rope_args, k_cache) - 88usize];
-    ["Offset of field: kqm_rope_args::v_cache"]
-        [::core::mem::offset_of!(kqm_rope_args, v_cache) - 96usize];
-    ["Offset of field: kqm_rope_args::cache_type"]
-        [::core::mem::offset_of!(kqm_rope_args, cache_type) - 104usize];
-    ["Offset of field: kqm_rope_args::capacity"]
-        [::core::mem::offset_of!(kqm_rope_args, capacity) - 108usize];
-    ["Offset of field: kqm_rope_args::tokens"]
-        [::core::mem::offset_of!(kqm_rope_args, tokens) - 112usize];
-    ["Offset of field: kqm_rope_args::heads"]
-        [::core::mem::offset_of!(kqm_rope_args, heads) - 116usize];
-    ["Offset of field: kqm_rope_args::kv_heads"]
-        [::core::mem::offset_of!(kqm_rope_args, kv_heads) - 120usize];
-    ["Offset of field: kqm_rope_args::head_dim"]
-        [::core::mem::offset_of!(kqm_rope_args, head_dim) - 124usize];
+    ["Offset of field: kqm_rope_args::q_weight"][::core::mem::offset_of!(kqm_rope_args, q_weight) - 24usize];
+    ["Offset of field: kqm_rope_args::k_weight"][::core::mem::offset_of!(kqm_rope_args, k_weight) - 32usize];
+    ["Offset of field: kqm_rope_args::table"][::core::mem::offset_of!(kqm_rope_args, table) - 40usize];
+    ["Offset of field: kqm_rope_args::start"][::core::mem::offset_of!(kqm_rope_args, start) - 48usize];
+    ["Offset of field: kqm_rope_args::q_out"][::core::mem::offset_of!(kqm_rope_args, q_out) - 56usize];
+    ["Offset of field: kqm_rope_args::q_normed"][::core::mem::offset_of!(kqm_rope_args, q_normed) - 64usize];
+    ["Offset of field: kqm_rope_args::k_normed"][::core::mem::offset_of!(kqm_rope_args, k_normed) - 72usize];
+    ["Offset of field: kqm_rope_args::k_out"][::core::mem::offset_of!(kqm_rope_args, k_out) - 80usize];
+    ["Offset of field: kqm_rope_args::k_cache"][::core::mem::offset_of!(kqm_rope_args, k_cache) - 88usize];
+    ["Offset of field: kqm_rope_args::v_cache"][::core::mem::offset_of!(kqm_rope_args, v_cache) - 96usize];
+    ["Offset of field: kqm_rope_args::cache_type"][::core::mem::offset_of!(kqm_rope_args, cache_type) - 104usize];
+    ["Offset of field: kqm_rope_args::capacity"][::core::mem::offset_of!(kqm_rope_args, capacity) - 108usize];
+    ["Offset of field: kqm_rope_args::tokens"][::core::mem::offset_of!(kqm_rope_args, tokens) - 112usize];
+    ["Offset of field: kqm_rope_args::heads"][::core::mem::offset_of!(kqm_rope_args, heads) - 116usize];
+    ["Offset of field: kqm_rope_args::kv_heads"][::core::mem::offset_of!(kqm_rope_args, kv_heads) - 120usize];
+    ["Offset of field: kqm_rope_args::head_dim"][::core::mem::offset_of!(kqm_rope_args, head_dim) - 124usize];
     ["Offset of field: kqm_rope_args::eps"][::core::mem::offset_of!(kqm_rope_args, eps) - 128usize];
 };
 impl Default for kqm_rope_args {
@@ -478,7 +429,7 @@ pub struct kqm_attention_args {
     pub cache_type: u32,
     pub capacity: u32,
     pub tokens: u32,
-    /// a multiple of kv_heads; heads \* head_dim a multiple of 256 when fixed is set
+    /// a multiple of kv_heads, at most 16 times; heads \* head_dim a multiple of 256 when fixed is set
     pub heads: u32,
     pub kv_heads: u32,
     /// a multiple of 8, at most 256
@@ -490,38 +441,25 @@ pub struct kqm_attention_args {
 const _: () = {
     ["Size of kqm_attention_args"][::core::mem::size_of::<kqm_attention_args>() - 104usize];
     ["Alignment of kqm_attention_args"][::core::mem::align_of::<kqm_attention_args>() - 8usize];
-    ["Offset of field: kqm_attention_args::q"]
-        [::core::mem::offset_of!(kqm_attention_args, q) - 0usize];
-    ["Offset of field: kqm_attention_args::k_cache"]
-        [::core::mem::offset_of!(kqm_attention_args, k_cache) - 8usize];
-    ["Offset of field: kqm_attention_args::v_cache"]
-        [::core::mem::offset_of!(kqm_attention_args, v_cache) - 16usize];
-    ["Offset of field: kqm_attention_args::start"]
-        [::core::mem::offset_of!(kqm_attention_args, start) - 24usize];
-    ["Offset of field: kqm_attention_args::out"]
-        [::core::mem::offset_of!(kqm_attention_args, out) - 32usize];
-    ["Offset of field: kqm_attention_args::fixed"]
-        [::core::mem::offset_of!(kqm_attention_args, fixed) - 40usize];
-    ["Offset of field: kqm_attention_args::scores"]
-        [::core::mem::offset_of!(kqm_attention_args, scores) - 48usize];
+    ["Offset of field: kqm_attention_args::q"][::core::mem::offset_of!(kqm_attention_args, q) - 0usize];
+    ["Offset of field: kqm_attention_args::k_cache"][::core::mem::offset_of!(kqm_attention_args, k_cache) - 8usize];
+    ["Offset of field: kqm_attention_args::v_cache"][::core::mem::offset_of!(kqm_attention_args, v_cache) - 16usize];
+    ["Offset of field: kqm_attention_args::start"][::core::mem::offset_of!(kqm_attention_args, start) - 24usize];
+    ["Offset of field: kqm_attention_args::out"][::core::mem::offset_of!(kqm_attention_args, out) - 32usize];
+    ["Offset of field: kqm_attention_args::fixed"][::core::mem::offset_of!(kqm_attention_args, fixed) - 40usize];
+    ["Offset of field: kqm_attention_args::scores"][::core::mem::offset_of!(kqm_attention_args, scores) - 48usize];
     ["Offset of field: kqm_attention_args::workspace"]
         [::core::mem::offset_of!(kqm_attention_args, workspace) - 56usize];
     ["Offset of field: kqm_attention_args::workspace_bytes"]
         [::core::mem::offset_of!(kqm_attention_args, workspace_bytes) - 64usize];
     ["Offset of field: kqm_attention_args::cache_type"]
         [::core::mem::offset_of!(kqm_attention_args, cache_type) - 72usize];
-    ["Offset of field: kqm_attention_args::capacity"]
-        [::core::mem::offset_of!(kqm_attention_args, capacity) - 76usize];
-    ["Offset of field: kqm_attention_args::tokens"]
-        [::core::mem::offset_of!(kqm_attention_args, tokens) - 80usize];
-    ["Offset of field: kqm_attention_args::heads"]
-        [::core::mem::offset_of!(kqm_attention_args, heads) - 84usize];
-    ["Offset of field: kqm_attention_args::kv_heads"]
-        [::core::mem::offset_of!(kqm_attention_args, kv_heads) - 88usize];
-    ["Offset of field: kqm_attention_args::head_dim"]
-        [::core::mem::offset_of!(kqm_attention_args, head_dim) - 92usize];
-    ["Offset of field: kqm_attention_args::scale"]
-        [::core::mem::offset_of!(kqm_attention_args, scale) - 96usize];
+    ["Offset of field: kqm_attention_args::capacity"][::core::mem::offset_of!(kqm_attention_args, capacity) - 76usize];
+    ["Offset of field: kqm_attention_args::tokens"][::core::mem::offset_of!(kqm_attention_args, tokens) - 80usize];
+    ["Offset of field: kqm_attention_args::heads"][::core::mem::offset_of!(kqm_attention_args, heads) - 84usize];
+    ["Offset of field: kqm_attention_args::kv_heads"][::core::mem::offset_of!(kqm_attention_args, kv_heads) - 88usize];
+    ["Offset of field: kqm_attention_args::head_dim"][::core::mem::offset_of!(kqm_attention_args, head_dim) - 92usize];
+    ["Offset of field: kqm_attention_args::scale"][::core::mem::offset_of!(kqm_attention_args, scale) - 96usize];
 };
 impl Default for kqm_attention_args {
     fn default() -> Self {
@@ -561,26 +499,16 @@ pub struct kqm_moe_router_args {
 const _: () = {
     ["Size of kqm_moe_router_args"][::core::mem::size_of::<kqm_moe_router_args>() - 64usize];
     ["Alignment of kqm_moe_router_args"][::core::mem::align_of::<kqm_moe_router_args>() - 8usize];
-    ["Offset of field: kqm_moe_router_args::x"]
-        [::core::mem::offset_of!(kqm_moe_router_args, x) - 0usize];
-    ["Offset of field: kqm_moe_router_args::w"]
-        [::core::mem::offset_of!(kqm_moe_router_args, w) - 8usize];
-    ["Offset of field: kqm_moe_router_args::logits"]
-        [::core::mem::offset_of!(kqm_moe_router_args, logits) - 16usize];
-    ["Offset of field: kqm_moe_router_args::indices"]
-        [::core::mem::offset_of!(kqm_moe_router_args, indices) - 24usize];
-    ["Offset of field: kqm_moe_router_args::weights"]
-        [::core::mem::offset_of!(kqm_moe_router_args, weights) - 32usize];
-    ["Offset of field: kqm_moe_router_args::done"]
-        [::core::mem::offset_of!(kqm_moe_router_args, done) - 40usize];
-    ["Offset of field: kqm_moe_router_args::tokens"]
-        [::core::mem::offset_of!(kqm_moe_router_args, tokens) - 48usize];
-    ["Offset of field: kqm_moe_router_args::cols"]
-        [::core::mem::offset_of!(kqm_moe_router_args, cols) - 52usize];
-    ["Offset of field: kqm_moe_router_args::experts"]
-        [::core::mem::offset_of!(kqm_moe_router_args, experts) - 56usize];
-    ["Offset of field: kqm_moe_router_args::top_k"]
-        [::core::mem::offset_of!(kqm_moe_router_args, top_k) - 60usize];
+    ["Offset of field: kqm_moe_router_args::x"][::core::mem::offset_of!(kqm_moe_router_args, x) - 0usize];
+    ["Offset of field: kqm_moe_router_args::w"][::core::mem::offset_of!(kqm_moe_router_args, w) - 8usize];
+    ["Offset of field: kqm_moe_router_args::logits"][::core::mem::offset_of!(kqm_moe_router_args, logits) - 16usize];
+    ["Offset of field: kqm_moe_router_args::indices"][::core::mem::offset_of!(kqm_moe_router_args, indices) - 24usize];
+    ["Offset of field: kqm_moe_router_args::weights"][::core::mem::offset_of!(kqm_moe_router_args, weights) - 32usize];
+    ["Offset of field: kqm_moe_router_args::done"][::core::mem::offset_of!(kqm_moe_router_args, done) - 40usize];
+    ["Offset of field: kqm_moe_router_args::tokens"][::core::mem::offset_of!(kqm_moe_router_args, tokens) - 48usize];
+    ["Offset of field: kqm_moe_router_args::cols"][::core::mem::offset_of!(kqm_moe_router_args, cols) - 52usize];
+    ["Offset of field: kqm_moe_router_args::experts"][::core::mem::offset_of!(kqm_moe_router_args, experts) - 56usize];
+    ["Offset of field: kqm_moe_router_args::top_k"][::core::mem::offset_of!(kqm_moe_router_args, top_k) - 60usize];
 };
 impl Default for kqm_moe_router_args {
     fn default() -> Self {
@@ -607,16 +535,11 @@ pub struct kqm_moe_group_args {
 const _: () = {
     ["Size of kqm_moe_group_args"][::core::mem::size_of::<kqm_moe_group_args>() - 48usize];
     ["Alignment of kqm_moe_group_args"][::core::mem::align_of::<kqm_moe_group_args>() - 8usize];
-    ["Offset of field: kqm_moe_group_args::indices"]
-        [::core::mem::offset_of!(kqm_moe_group_args, indices) - 0usize];
-    ["Offset of field: kqm_moe_group_args::groups"]
-        [::core::mem::offset_of!(kqm_moe_group_args, groups) - 8usize];
-    ["Offset of field: kqm_moe_group_args::tokens"]
-        [::core::mem::offset_of!(kqm_moe_group_args, tokens) - 32usize];
-    ["Offset of field: kqm_moe_group_args::experts"]
-        [::core::mem::offset_of!(kqm_moe_group_args, experts) - 36usize];
-    ["Offset of field: kqm_moe_group_args::top_k"]
-        [::core::mem::offset_of!(kqm_moe_group_args, top_k) - 40usize];
+    ["Offset of field: kqm_moe_group_args::indices"][::core::mem::offset_of!(kqm_moe_group_args, indices) - 0usize];
+    ["Offset of field: kqm_moe_group_args::groups"][::core::mem::offset_of!(kqm_moe_group_args, groups) - 8usize];
+    ["Offset of field: kqm_moe_group_args::tokens"][::core::mem::offset_of!(kqm_moe_group_args, tokens) - 32usize];
+    ["Offset of field: kqm_moe_group_args::experts"][::core::mem::offset_of!(kqm_moe_group_args, experts) - 36usize];
+    ["Offset of field: kqm_moe_group_args::top_k"][::core::mem::offset_of!(kqm_moe_group_args, top_k) - 40usize];
 };
 impl Default for kqm_moe_group_args {
     fn default() -> Self {
@@ -637,6 +560,9 @@ pub struct kqm_moe_swiglu_args {
     pub up: kqm_matrix,
     /// \[tokens, cols / 256\]
     pub x: *const kqm_fixed_block,
+    /// \[tokens, top_k\]: used for a single token, whose pairs need no grouping
+    pub indices: *const u32,
+    /// used for two or more tokens; may hold NULL for a single one
     pub groups: kqm_groups,
     /// \[optional\] \[pairs, ff\]
     pub gate_out: *mut f32,
@@ -649,26 +575,19 @@ pub struct kqm_moe_swiglu_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_moe_swiglu_args"][::core::mem::size_of::<kqm_moe_swiglu_args>() - 112usize];
+    ["Size of kqm_moe_swiglu_args"][::core::mem::size_of::<kqm_moe_swiglu_args>() - 120usize];
     ["Alignment of kqm_moe_swiglu_args"][::core::mem::align_of::<kqm_moe_swiglu_args>() - 8usize];
-    ["Offset of field: kqm_moe_swiglu_args::gate"]
-        [::core::mem::offset_of!(kqm_moe_swiglu_args, gate) - 0usize];
-    ["Offset of field: kqm_moe_swiglu_args::up"]
-        [::core::mem::offset_of!(kqm_moe_swiglu_args, up) - 24usize];
-    ["Offset of field: kqm_moe_swiglu_args::x"]
-        [::core::mem::offset_of!(kqm_moe_swiglu_args, x) - 48usize];
-    ["Offset of field: kqm_moe_swiglu_args::groups"]
-        [::core::mem::offset_of!(kqm_moe_swiglu_args, groups) - 56usize];
+    ["Offset of field: kqm_moe_swiglu_args::gate"][::core::mem::offset_of!(kqm_moe_swiglu_args, gate) - 0usize];
+    ["Offset of field: kqm_moe_swiglu_args::up"][::core::mem::offset_of!(kqm_moe_swiglu_args, up) - 24usize];
+    ["Offset of field: kqm_moe_swiglu_args::x"][::core::mem::offset_of!(kqm_moe_swiglu_args, x) - 48usize];
+    ["Offset of field: kqm_moe_swiglu_args::indices"][::core::mem::offset_of!(kqm_moe_swiglu_args, indices) - 56usize];
+    ["Offset of field: kqm_moe_swiglu_args::groups"][::core::mem::offset_of!(kqm_moe_swiglu_args, groups) - 64usize];
     ["Offset of field: kqm_moe_swiglu_args::gate_out"]
-        [::core::mem::offset_of!(kqm_moe_swiglu_args, gate_out) - 80usize];
-    ["Offset of field: kqm_moe_swiglu_args::up_out"]
-        [::core::mem::offset_of!(kqm_moe_swiglu_args, up_out) - 88usize];
-    ["Offset of field: kqm_moe_swiglu_args::out"]
-        [::core::mem::offset_of!(kqm_moe_swiglu_args, out) - 96usize];
-    ["Offset of field: kqm_moe_swiglu_args::tokens"]
-        [::core::mem::offset_of!(kqm_moe_swiglu_args, tokens) - 104usize];
-    ["Offset of field: kqm_moe_swiglu_args::top_k"]
-        [::core::mem::offset_of!(kqm_moe_swiglu_args, top_k) - 108usize];
+        [::core::mem::offset_of!(kqm_moe_swiglu_args, gate_out) - 88usize];
+    ["Offset of field: kqm_moe_swiglu_args::up_out"][::core::mem::offset_of!(kqm_moe_swiglu_args, up_out) - 96usize];
+    ["Offset of field: kqm_moe_swiglu_args::out"][::core::mem::offset_of!(kqm_moe_swiglu_args, out) - 104usize];
+    ["Offset of field: kqm_moe_swiglu_args::tokens"][::core::mem::offset_of!(kqm_moe_swiglu_args, tokens) - 112usize];
+    ["Offset of field: kqm_moe_swiglu_args::top_k"][::core::mem::offset_of!(kqm_moe_swiglu_args, top_k) - 116usize];
 };
 impl Default for kqm_moe_swiglu_args {
     fn default() -> Self {
@@ -691,6 +610,7 @@ pub struct kqm_moe_down_args {
     pub indices: *const u32,
     /// \[tokens, top_k\]
     pub weights: *const f32,
+    /// used for two or more tokens; may hold NULL for a single one
     pub groups: kqm_groups,
     /// \[pairs, rows\]: the products before the sum
     pub expert_out: *mut f32,
@@ -707,28 +627,18 @@ pub struct kqm_moe_down_args {
 const _: () = {
     ["Size of kqm_moe_down_args"][::core::mem::size_of::<kqm_moe_down_args>() - 112usize];
     ["Alignment of kqm_moe_down_args"][::core::mem::align_of::<kqm_moe_down_args>() - 8usize];
-    ["Offset of field: kqm_moe_down_args::down"]
-        [::core::mem::offset_of!(kqm_moe_down_args, down) - 0usize];
-    ["Offset of field: kqm_moe_down_args::x"]
-        [::core::mem::offset_of!(kqm_moe_down_args, x) - 24usize];
-    ["Offset of field: kqm_moe_down_args::indices"]
-        [::core::mem::offset_of!(kqm_moe_down_args, indices) - 32usize];
-    ["Offset of field: kqm_moe_down_args::weights"]
-        [::core::mem::offset_of!(kqm_moe_down_args, weights) - 40usize];
-    ["Offset of field: kqm_moe_down_args::groups"]
-        [::core::mem::offset_of!(kqm_moe_down_args, groups) - 48usize];
+    ["Offset of field: kqm_moe_down_args::down"][::core::mem::offset_of!(kqm_moe_down_args, down) - 0usize];
+    ["Offset of field: kqm_moe_down_args::x"][::core::mem::offset_of!(kqm_moe_down_args, x) - 24usize];
+    ["Offset of field: kqm_moe_down_args::indices"][::core::mem::offset_of!(kqm_moe_down_args, indices) - 32usize];
+    ["Offset of field: kqm_moe_down_args::weights"][::core::mem::offset_of!(kqm_moe_down_args, weights) - 40usize];
+    ["Offset of field: kqm_moe_down_args::groups"][::core::mem::offset_of!(kqm_moe_down_args, groups) - 48usize];
     ["Offset of field: kqm_moe_down_args::expert_out"]
         [::core::mem::offset_of!(kqm_moe_down_args, expert_out) - 72usize];
-    ["Offset of field: kqm_moe_down_args::sum"]
-        [::core::mem::offset_of!(kqm_moe_down_args, sum) - 80usize];
-    ["Offset of field: kqm_moe_down_args::residual"]
-        [::core::mem::offset_of!(kqm_moe_down_args, residual) - 88usize];
-    ["Offset of field: kqm_moe_down_args::y"]
-        [::core::mem::offset_of!(kqm_moe_down_args, y) - 96usize];
-    ["Offset of field: kqm_moe_down_args::tokens"]
-        [::core::mem::offset_of!(kqm_moe_down_args, tokens) - 104usize];
-    ["Offset of field: kqm_moe_down_args::top_k"]
-        [::core::mem::offset_of!(kqm_moe_down_args, top_k) - 108usize];
+    ["Offset of field: kqm_moe_down_args::sum"][::core::mem::offset_of!(kqm_moe_down_args, sum) - 80usize];
+    ["Offset of field: kqm_moe_down_args::residual"][::core::mem::offset_of!(kqm_moe_down_args, residual) - 88usize];
+    ["Offset of field: kqm_moe_down_args::y"][::core::mem::offset_of!(kqm_moe_down_args, y) - 96usize];
+    ["Offset of field: kqm_moe_down_args::tokens"][::core::mem::offset_of!(kqm_moe_down_args, tokens) - 104usize];
+    ["Offset of field: kqm_moe_down_args::top_k"][::core::mem::offset_of!(kqm_moe_down_args, top_k) - 108usize];
 };
 impl Default for kqm_moe_down_args {
     fn default() -> Self {
@@ -754,16 +664,11 @@ pub struct kqm_residual_add_args {
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of kqm_residual_add_args"][::core::mem::size_of::<kqm_residual_add_args>() - 32usize];
-    ["Alignment of kqm_residual_add_args"]
-        [::core::mem::align_of::<kqm_residual_add_args>() - 8usize];
-    ["Offset of field: kqm_residual_add_args::a"]
-        [::core::mem::offset_of!(kqm_residual_add_args, a) - 0usize];
-    ["Offset of field: kqm_residual_add_args::b"]
-        [::core::mem::offset_of!(kqm_residual_add_args, b) - 8usize];
-    ["Offset of field: kqm_residual_add_args::y"]
-        [::core::mem::offset_of!(kqm_residual_add_args, y) - 16usize];
-    ["Offset of field: kqm_residual_add_args::count"]
-        [::core::mem::offset_of!(kqm_residual_add_args, count) - 24usize];
+    ["Alignment of kqm_residual_add_args"][::core::mem::align_of::<kqm_residual_add_args>() - 8usize];
+    ["Offset of field: kqm_residual_add_args::a"][::core::mem::offset_of!(kqm_residual_add_args, a) - 0usize];
+    ["Offset of field: kqm_residual_add_args::b"][::core::mem::offset_of!(kqm_residual_add_args, b) - 8usize];
+    ["Offset of field: kqm_residual_add_args::y"][::core::mem::offset_of!(kqm_residual_add_args, y) - 16usize];
+    ["Offset of field: kqm_residual_add_args::count"][::core::mem::offset_of!(kqm_residual_add_args, count) - 24usize];
 };
 impl Default for kqm_residual_add_args {
     fn default() -> Self {
@@ -799,22 +704,14 @@ const _: () = {
     ["Size of kqm_argmax_args"][::core::mem::size_of::<kqm_argmax_args>() - 64usize];
     ["Alignment of kqm_argmax_args"][::core::mem::align_of::<kqm_argmax_args>() - 8usize];
     ["Offset of field: kqm_argmax_args::x"][::core::mem::offset_of!(kqm_argmax_args, x) - 0usize];
-    ["Offset of field: kqm_argmax_args::out"]
-        [::core::mem::offset_of!(kqm_argmax_args, out) - 8usize];
-    ["Offset of field: kqm_argmax_args::partial"]
-        [::core::mem::offset_of!(kqm_argmax_args, partial) - 16usize];
-    ["Offset of field: kqm_argmax_args::done"]
-        [::core::mem::offset_of!(kqm_argmax_args, done) - 24usize];
-    ["Offset of field: kqm_argmax_args::advance"]
-        [::core::mem::offset_of!(kqm_argmax_args, advance) - 32usize];
-    ["Offset of field: kqm_argmax_args::history"]
-        [::core::mem::offset_of!(kqm_argmax_args, history) - 40usize];
-    ["Offset of field: kqm_argmax_args::history_len"]
-        [::core::mem::offset_of!(kqm_argmax_args, history_len) - 48usize];
-    ["Offset of field: kqm_argmax_args::rows"]
-        [::core::mem::offset_of!(kqm_argmax_args, rows) - 52usize];
-    ["Offset of field: kqm_argmax_args::cols"]
-        [::core::mem::offset_of!(kqm_argmax_args, cols) - 56usize];
+    ["Offset of field: kqm_argmax_args::out"][::core::mem::offset_of!(kqm_argmax_args, out) - 8usize];
+    ["Offset of field: kqm_argmax_args::partial"][::core::mem::offset_of!(kqm_argmax_args, partial) - 16usize];
+    ["Offset of field: kqm_argmax_args::done"][::core::mem::offset_of!(kqm_argmax_args, done) - 24usize];
+    ["Offset of field: kqm_argmax_args::advance"][::core::mem::offset_of!(kqm_argmax_args, advance) - 32usize];
+    ["Offset of field: kqm_argmax_args::history"][::core::mem::offset_of!(kqm_argmax_args, history) - 40usize];
+    ["Offset of field: kqm_argmax_args::history_len"][::core::mem::offset_of!(kqm_argmax_args, history_len) - 48usize];
+    ["Offset of field: kqm_argmax_args::rows"][::core::mem::offset_of!(kqm_argmax_args, rows) - 52usize];
+    ["Offset of field: kqm_argmax_args::cols"][::core::mem::offset_of!(kqm_argmax_args, cols) - 56usize];
 };
 impl Default for kqm_argmax_args {
     fn default() -> Self {
@@ -829,97 +726,63 @@ impl Default for kqm_argmax_args {
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct kqm_kernels {
-    pub repack: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_repack_args, arg2: kqm_stream) -> kqm_status,
-    >,
-    pub quantize: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_quantize_args, arg2: kqm_stream) -> kqm_status,
-    >,
-    pub q4_k_matvec: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_q4_k_matvec_args, arg2: kqm_stream) -> kqm_status,
-    >,
-    pub q6_k_gemv: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_q6_k_gemv_args, arg2: kqm_stream) -> kqm_status,
-    >,
-    pub qkv: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_qkv_args, arg2: kqm_stream) -> kqm_status,
-    >,
-    pub embedding: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_embedding_args, arg2: kqm_stream) -> kqm_status,
-    >,
-    pub rms_norm: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_rms_norm_args, arg2: kqm_stream) -> kqm_status,
-    >,
-    pub rope: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_rope_args, arg2: kqm_stream) -> kqm_status,
-    >,
-    pub attention_workspace:
-        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_attention_args) -> u64>,
-    pub attention: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_attention_args, arg2: kqm_stream) -> kqm_status,
-    >,
-    pub moe_router: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_moe_router_args, arg2: kqm_stream) -> kqm_status,
-    >,
-    pub moe_max_items:
-        ::core::option::Option<unsafe extern "C" fn(tokens: u32, experts: u32, top_k: u32) -> u32>,
-    pub moe_group: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_moe_group_args, arg2: kqm_stream) -> kqm_status,
-    >,
-    pub moe_swiglu: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_moe_swiglu_args, arg2: kqm_stream) -> kqm_status,
-    >,
-    pub moe_down: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_moe_down_args, arg2: kqm_stream) -> kqm_status,
-    >,
+    pub repack:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_repack_args, arg2: kqm_stream) -> kqm_status>,
+    pub quantize:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_quantize_args, arg2: kqm_stream) -> kqm_status>,
+    pub q4_k_matvec:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_q4_k_matvec_args, arg2: kqm_stream) -> kqm_status>,
+    pub q6_k_gemv:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_q6_k_gemv_args, arg2: kqm_stream) -> kqm_status>,
+    pub qkv: ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_qkv_args, arg2: kqm_stream) -> kqm_status>,
+    pub embedding:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_embedding_args, arg2: kqm_stream) -> kqm_status>,
+    pub rms_norm:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_rms_norm_args, arg2: kqm_stream) -> kqm_status>,
+    pub rope: ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_rope_args, arg2: kqm_stream) -> kqm_status>,
+    pub attention_workspace: ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_attention_args) -> u64>,
+    pub attention:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_attention_args, arg2: kqm_stream) -> kqm_status>,
+    pub moe_router:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_moe_router_args, arg2: kqm_stream) -> kqm_status>,
+    pub moe_max_items: ::core::option::Option<unsafe extern "C" fn(tokens: u32, experts: u32, top_k: u32) -> u32>,
+    pub moe_group:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_moe_group_args, arg2: kqm_stream) -> kqm_status>,
+    pub moe_swiglu:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_moe_swiglu_args, arg2: kqm_stream) -> kqm_status>,
+    pub moe_down:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_moe_down_args, arg2: kqm_stream) -> kqm_status>,
     pub residual_add: ::core::option::Option<
         unsafe extern "C" fn(arg1: *const kqm_residual_add_args, arg2: kqm_stream) -> kqm_status,
     >,
-    pub argmax: ::core::option::Option<
-        unsafe extern "C" fn(arg1: *const kqm_argmax_args, arg2: kqm_stream) -> kqm_status,
-    >,
+    pub argmax:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_argmax_args, arg2: kqm_stream) -> kqm_status>,
     /// Text of a status: a static string.
-    pub status_text: ::core::option::Option<
-        unsafe extern "C" fn(arg1: kqm_status) -> *const ::core::ffi::c_char,
-    >,
+    pub status_text: ::core::option::Option<unsafe extern "C" fn(arg1: kqm_status) -> *const ::core::ffi::c_char>,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of kqm_kernels"][::core::mem::size_of::<kqm_kernels>() - 144usize];
     ["Alignment of kqm_kernels"][::core::mem::align_of::<kqm_kernels>() - 8usize];
     ["Offset of field: kqm_kernels::repack"][::core::mem::offset_of!(kqm_kernels, repack) - 0usize];
-    ["Offset of field: kqm_kernels::quantize"]
-        [::core::mem::offset_of!(kqm_kernels, quantize) - 8usize];
-    ["Offset of field: kqm_kernels::q4_k_matvec"]
-        [::core::mem::offset_of!(kqm_kernels, q4_k_matvec) - 16usize];
-    ["Offset of field: kqm_kernels::q6_k_gemv"]
-        [::core::mem::offset_of!(kqm_kernels, q6_k_gemv) - 24usize];
+    ["Offset of field: kqm_kernels::quantize"][::core::mem::offset_of!(kqm_kernels, quantize) - 8usize];
+    ["Offset of field: kqm_kernels::q4_k_matvec"][::core::mem::offset_of!(kqm_kernels, q4_k_matvec) - 16usize];
+    ["Offset of field: kqm_kernels::q6_k_gemv"][::core::mem::offset_of!(kqm_kernels, q6_k_gemv) - 24usize];
     ["Offset of field: kqm_kernels::qkv"][::core::mem::offset_of!(kqm_kernels, qkv) - 32usize];
-    ["Offset of field: kqm_kernels::embedding"]
-        [::core::mem::offset_of!(kqm_kernels, embedding) - 40usize];
-    ["Offset of field: kqm_kernels::rms_norm"]
-        [::core::mem::offset_of!(kqm_kernels, rms_norm) - 48usize];
+    ["Offset of field: kqm_kernels::embedding"][::core::mem::offset_of!(kqm_kernels, embedding) - 40usize];
+    ["Offset of field: kqm_kernels::rms_norm"][::core::mem::offset_of!(kqm_kernels, rms_norm) - 48usize];
     ["Offset of field: kqm_kernels::rope"][::core::mem::offset_of!(kqm_kernels, rope) - 56usize];
     ["Offset of field: kqm_kernels::attention_workspace"]
         [::core::mem::offset_of!(kqm_kernels, attention_workspace) - 64usize];
-    ["Offset of field: kqm_kernels::attention"]
-        [::core::mem::offset_of!(kqm_kernels, attention) - 72usize];
-    ["Offset of field: kqm_kernels::moe_router"]
-        [::core::mem::offset_of!(kqm_kernels, moe_router) - 80usize];
-    ["Offset of field: kqm_kernels::moe_max_items"]
-        [::core::mem::offset_of!(kqm_kernels, moe_max_items) - 88usize];
-    ["Offset of field: kqm_kernels::moe_group"]
-        [::core::mem::offset_of!(kqm_kernels, moe_group) - 96usize];
-    ["Offset of field: kqm_kernels::moe_swiglu"]
-        [::core::mem::offset_of!(kqm_kernels, moe_swiglu) - 104usize];
-    ["Offset of field: kqm_kernels::moe_down"]
-        [::core::mem::offset_of!(kqm_kernels, moe_down) - 112usize];
-    ["Offset of field: kqm_kernels::residual_add"]
-        [::core::mem::offset_of!(kqm_kernels, residual_add) - 120usize];
-    ["Offset of field: kqm_kernels::argmax"]
-        [::core::mem::offset_of!(kqm_kernels, argmax) - 128usize];
-    ["Offset of field: kqm_kernels::status_text"]
-        [::core::mem::offset_of!(kqm_kernels, status_text) - 136usize];
+    ["Offset of field: kqm_kernels::attention"][::core::mem::offset_of!(kqm_kernels, attention) - 72usize];
+    ["Offset of field: kqm_kernels::moe_router"][::core::mem::offset_of!(kqm_kernels, moe_router) - 80usize];
+    ["Offset of field: kqm_kernels::moe_max_items"][::core::mem::offset_of!(kqm_kernels, moe_max_items) - 88usize];
+    ["Offset of field: kqm_kernels::moe_group"][::core::mem::offset_of!(kqm_kernels, moe_group) - 96usize];
+    ["Offset of field: kqm_kernels::moe_swiglu"][::core::mem::offset_of!(kqm_kernels, moe_swiglu) - 104usize];
+    ["Offset of field: kqm_kernels::moe_down"][::core::mem::offset_of!(kqm_kernels, moe_down) - 112usize];
+    ["Offset of field: kqm_kernels::residual_add"][::core::mem::offset_of!(kqm_kernels, residual_add) - 120usize];
+    ["Offset of field: kqm_kernels::argmax"][::core::mem::offset_of!(kqm_kernels, argmax) - 128usize];
+    ["Offset of field: kqm_kernels::status_text"][::core::mem::offset_of!(kqm_kernels, status_text) - 136usize];
 };
 unsafe extern "C" {
     pub fn kqm_repack(args: *const kqm_repack_args, stream: kqm_stream) -> kqm_status;

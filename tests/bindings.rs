@@ -11,12 +11,8 @@ fn committed_bindings_are_current() {
         fs::write(path, &generated).unwrap();
     }
     let committed = fs::read_to_string(path).unwrap();
-    if let Some((line, (old, new))) = committed
-        .lines()
-        .chain([""])
-        .zip(generated.lines().chain([""]))
-        .enumerate()
-        .find(|(_, (old, new))| old != new)
+    if let Some((line, (old, new))) =
+        committed.lines().chain([""]).zip(generated.lines().chain([""])).enumerate().find(|(_, (old, new))| old != new)
     {
         panic!(
             "src/sys.rs is not what cuda/kquant_moe.h gives; first at line {}:\n  committed: {old}\n  generated: {new}\n\

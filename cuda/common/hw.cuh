@@ -1,0 +1,149 @@
+// What the kernels need of the hardware, each thing once: shared memory, launches, and the instructions that have no C++
+// name. The CPU emulation (emulation/include/emulation.h) gives the same names a plain C++ meaning, so no kernel source
+// knows which of the two it is compiled for.
+#pragma once
+
+#include "../kquant_moe.h"
+
+#if defined(KQM_EMULATION)
+#include "emulation.h"
+#else
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+// Shared memory goes through these names so that the emulation can check every access.
+#define KQM_SHARED(type, name, count) __shared__ __align__(16) type name[count]
+#define KQM_SHARED_ARG(type) type *
+#define KQM_DYNAMIC_SHARED(type, name)                                  \
+  extern __shared__ __align__(16) unsigned char kqm_dynamic_shared_[]; \
+  type *name = reinterpret_cast<type *>(kqm_dynamic_shared_)
+#define KQM_UNROLL _Pragma("unroll")
+
+// Elements index .. of a shared array, read or written as one vector.
+template <class V, class T>
+__device__ __forceinline__ V kqm_shared_load(const T *array, int index) {
+  return *reinterpret_cast<const V *>(array + index);
+}
+template <class V, class T>
+__device__ __forceinline__ void kqm_shared_store(T *array, int index, V value) {
+  *reinterpret_cast<V *>(array + index) = value;
+}
+template <class T>
+__device__ __forceinline__ T *kqm_shared_offset(T *array, int elements) {
+  return array + elements;
+}
+template <class T>
+__device__ __forceinline__ T kqm_shared_atomic_add(T *array, int index, T value) {
+  return atomicAdd(array + index, value);
+}
+
+// d += A B on 8-bit signed integers, 16 x 32 by 32 x 8. Lane 4 g + c holds, of A, row g (a0, a2) and row g + 8 (a1, a3) at
+// k = 4c .. 4c + 3 (a0, a1) and 16 + 4c .. (a2, a3); of B, column g at the same k (b0, b1); of D, row g (d[0], d[1])
+// and row g + 8 (d[2], d[3]) at columns 2c and 2c + 1.
+__device__ __forceinline__ void kqm_mma_m16n8k32(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                                 uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// The same with k = 16.
+__device__ __forceinline__ void kqm_mma_m16n8k16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
+  asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(b0));
+}
+
+// Loads of data that is read once: weights. They do not displace what L1 holds.
+__device__ __forceinline__ uint4 kqm_load_streaming(const uint4 *p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+__device__ __forceinline__ uint2 kqm_load_streaming(const uint2 *p) {
+  uint2 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
+__device__ __forceinline__ void kqm_prefetch_l2(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// Programmatic dependent launch: a kernel may start while the one before it in the stream still runs. It may read weights
+// at once; everything that earlier kernels write or read waits for kqm_wait_for_dependencies(). Every kernel of the
+// crate calls it, so that completion is transitive. Without the feature (before sm_90) launches are ordered anyway.
+__device__ __forceinline__ void kqm_wait_for_dependencies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void kqm_release_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ float kqm_half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+// Nearest even; overflow gives infinity; a NaN is always 0x7e00.
+__device__ __forceinline__ uint16_t kqm_float_to_half(float x) {
+  return x != x ? uint16_t(0x7e00) : __half_as_ushort(__float2half_rn(x));
+}
+
+// Whether the current device overlaps dependent launches. Asked once for each device and thread.
+inline bool kqm_has_dependent_launch() {
+  static thread_local int known_device = -1;
+  static thread_local bool known = false;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  if (device != known_device) {
+    int major = 0;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return false;
+    known_device = device;
+    known = major >= 9;
+  }
+  return known;
+}
+
+// Multiprocessors of the current device: shapes launches, never values.
+inline unsigned kqm_multiprocessors() {
+  static thread_local int known_device = -1;
+  static thread_local int count = 0;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 64;
+  if (device != known_device) {
+    if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 64;
+    known_device = device;
+  }
+  return unsigned(count);
+}
+
+template <class... Parameters, class... Arguments>
+inline kqm_status kqm_launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared,
+                             kqm_stream stream, Arguments... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = dynamic_shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = kqm_has_dependent_launch() ? 1 : 0;
+  return static_cast<kqm_status>(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+#define KQM_LAUNCH(kernel, grid, block, dynamic_shared, stream, ...) \
+  kqm_launch(kernel, grid, block, dynamic_shared, stream, __VA_ARGS__)
+
+#endif
+
+// A NaN is always stored as 0x7fc00000, whatever made it.
+__device__ __forceinline__ float kqm_canonical(float x) { return x != x ? __uint_as_float(0x7fc00000u) : x; }
+
+// Order of f32 values as unsigned integers, for top-k and argmax: a NaN (made canonical) is the largest, -0 equals +0.
+__device__ __forceinline__ uint32_t kqm_order_key(float x) {
+  const uint32_t bits = __float_as_uint(kqm_canonical(x) + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}

@@ -1,0 +1,129 @@
+// The frame around a tile product: which warp multiplies what, and the sum over super-blocks. q4_k_matvec, q6_k_gemv, qkv,
+// moe_swiglu and moe_down share it.
+//
+// A warp leaves v * unit (exact: unit is a power of two) of its super-block in shared memory; after a barrier the row sums
+// are made in f64 over super-blocks in ascending order, whatever the split over warps.
+#pragma once
+
+#include "check.cuh"
+#include "fixed.cuh"
+#include "tiles.cuh"
+
+// Most warps of a block that takes NP pairs of tokens: eight tokens need more registers than sixteen warps leave.
+#define KQM_MATVEC_WARPS(np) ((np) == 1 ? 16 : 8)
+#define KQM_MATVEC_BOUNDS(np) __launch_bounds__(KQM_MATVEC_WARPS(np) * 32, 1)
+// Rows longer than this many super-blocks take two tokens at a time, so that shared memory suffices.
+#define KQM_WIDE_BLOCKS 16
+
+// Warps for `units` units of work: every warp gets the same number of them where that is possible.
+inline unsigned kqm_even_warps(unsigned units, unsigned most) {
+  const unsigned each = kqm_ceil_div(units, most);
+  return kqm_ceil_div(units, each);
+}
+
+// Doubles of shared memory for the contributions of one row tile: [super-blocks][2 NP tokens][16 rows].
+inline size_t kqm_part_bytes(unsigned blocks, unsigned np) { return size_t(blocks) * 2 * np * KQM_TILE_ROWS * sizeof(double); }
+
+// Multiplies one loaded tile and stores the contributions of super-block b. row(i) points to the first fixed-point block of
+// token i of the group, NULL for an absent one.
+template <int NP, class Tile, class Row>
+__device__ __forceinline__ void kqm_contribute(const Tile &tile, Row row, int b, int slot, KQM_SHARED_ARG(double) part) {
+  const int lane = threadIdx.x & 31;
+  KqmActivations x[NP];
+  KQM_UNROLL
+  for (int p = 0; p < NP; p++) {
+    const kqm_fixed_block *of_lane = row(2 * p + (lane >> 4));
+    x[p].set(of_lane ? of_lane + b : nullptr, lane);
+  }
+  double v[NP];
+  tile.template multiply<NP>(x, lane, v);
+  // Lane 4 r + c holds row r + 8 (c % 2) of token c / 2 of each pair.
+  const int tile_row = (lane >> 2) + 8 * (lane & 1);
+  KQM_UNROLL
+  for (int p = 0; p < NP; p++) {
+    const int token = 2 * p + ((lane >> 1) & 1);
+    const kqm_fixed_block *of_result = row(token);
+    if (of_result) part[(slot * 2 * NP + token) * KQM_TILE_ROWS + tile_row] = v[p] * of_result[b].unit;
+  }
+}
+
+// The sum over `blocks` contributions from slot `first`, ascending.
+template <int NP>
+__device__ __forceinline__ float kqm_row_sum(KQM_SHARED_ARG(double) part, int first, int blocks, int token, int tile_row) {
+  double y = 0.0;
+  for (int b = 0; b < blocks; b++) y = y + part[((first + b) * 2 * NP + token) * KQM_TILE_ROWS + tile_row];
+  return kqm_canonical(float(y));
+}
+
+// One matrix, many row tiles: block i takes tiles i, i + gridDim.x, ... The weights of the next product are loaded before
+// this one is multiplied, those of the first one before the dependencies are waited for. store(row, token, value) gets
+// every result; shared memory holds two tiles' contributions so that one barrier a tile is enough. With eight tokens a tile is
+// multiplied long enough to hide less, and a second tile would not fit into the registers.
+template <int NP, class Tile, class Row, class Store>
+__device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, int tokens, Store store) {
+  KQM_DYNAMIC_SHARED(double, part);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
+  const int blocks = w.cols / KQM_BLOCK, tiles = (w.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS;
+  const uint8_t *data = static_cast<const uint8_t *>(w.tiles);
+
+  Tile next;
+  next.load(data + (size_t(blockIdx.x) * blocks + warp) * Tile::bytes, lane);
+  kqm_release_dependents();
+  kqm_wait_for_dependencies();
+  int buffer = 0;
+  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, buffer ^= 1) {
+    for (int b = warp; b < blocks; b += warps) {
+      const bool same_row = b + warps < blocks;
+      const int next_tile = same_row ? tile : tile + int(gridDim.x), next_block = same_row ? b + warps : warp;
+      const uint8_t *next_data = data + (size_t(next_tile) * blocks + next_block) * Tile::bytes;
+      if (NP == 1) {
+        const Tile current = next;
+        if (next_tile < tiles) next.load(next_data, lane);
+        kqm_contribute<NP>(current, row, b, buffer * blocks + b, part);
+      } else {
+        kqm_contribute<NP>(next, row, b, buffer * blocks + b, part);
+        if (next_tile < tiles) next.load(next_data, lane);
+      }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < tokens * KQM_TILE_ROWS; i += blockDim.x) {
+      const int token = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS, r = tile * KQM_TILE_ROWS + tile_row;
+      if (r < int(w.rows)) store(r, token, kqm_row_sum<NP>(part, buffer * blocks, blocks, token, tile_row));
+    }
+  }
+}
+
+// q4_k_matvec and q6_k_gemv, but for the tile: grid (row tiles or fewer, groups of 2 NP tokens).
+template <class Tile, int NP>
+__global__ void KQM_MATVEC_BOUNDS(NP) kqm_matvec_kernel(kqm_matvec_args a) {
+  const int blocks = a.w.cols / KQM_BLOCK, first = blockIdx.y * 2 * NP, tokens = min(2 * NP, int(a.tokens) - first);
+  const kqm_fixed_block *x = a.x + size_t(first) * blocks;
+  kqm_matvec_tiles<NP, Tile>(
+      a.w, [=](int i) { return i < tokens ? x + size_t(i) * blocks : nullptr; }, tokens,
+      [=](int r, int token, float value) {
+        const size_t at = size_t(first + token) * a.w.rows + r;
+        if (a.product) a.product[at] = value;
+        a.y[at] = a.residual ? kqm_canonical(__fadd_rn(a.residual[at], value)) : value;
+      });
+}
+
+template <class Tile>
+inline kqm_status kqm_launch_matvec(const kqm_matvec_args *args, uint32_t type, kqm_stream stream) {
+  KQM_REQUIRE(args != nullptr, KQM_NULL_POINTER);
+  KQM_TRY(kqm_check_matrix(args->w));
+  KQM_REQUIRE(args->w.type == type, KQM_UNSUPPORTED_TYPE);
+  KQM_REQUIRE(args->w.experts == 1 && args->tokens > 0, KQM_BAD_SHAPE);
+  KQM_REQUIRE(args->x != nullptr && args->y != nullptr, KQM_NULL_POINTER);
+  KQM_REQUIRE(kqm_aligned(args->x, 16), KQM_MISALIGNED);
+  const unsigned blocks = args->w.cols / KQM_BLOCK, tiles = kqm_ceil_div(args->w.rows, uint32_t(KQM_TILE_ROWS));
+  const bool wide = args->tokens > 2 && blocks <= KQM_WIDE_BLOCKS;
+  const unsigned np = wide ? 4 : 1, groups = kqm_ceil_div(args->tokens, 2 * np);
+  const unsigned warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(np));
+  KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
+  // As many blocks as run at once, each with about equally many tiles.
+  const unsigned at_once = kqm_multiprocessors() * (KQM_MATVEC_WARPS(np) / warps);
+  const unsigned grid = kqm_ceil_div(tiles, kqm_ceil_div(tiles, at_once));
+  const size_t shared = 2 * kqm_part_bytes(blocks, np);
+  if (wide) return KQM_LAUNCH((kqm_matvec_kernel<Tile, 4>), dim3(grid, groups), dim3(32 * warps), shared, stream, *args);
+  return KQM_LAUNCH((kqm_matvec_kernel<Tile, 1>), dim3(grid, groups), dim3(32 * warps), shared, stream, *args);
+}

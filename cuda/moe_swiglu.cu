@@ -1,0 +1,81 @@
+// moe_swiglu: out[p] = silu(W_gate[e] x) * (W_up[e] x) for every pair p = (token, expert e), in one launch.
+//
+// Shapes: W_gate, W_up [experts][ff, K], each Q4_K or Q6_K; x [tokens, K / 256] blocks; out [pairs, ff].
+// Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; silu and the product in f32 (common/exp.cuh).
+// Launch: one block for 16 rows of one work item, i.e. of up to eight pairs of one expert, so that its weights are read once
+// for all of them; one warp for a super-block of gate and of up.
+// Bound by: the weights' bytes for few tokens. At full size a token reads 14 MB in 384 blocks.
+#include "common/exp.cuh"
+#include "common/items.cuh"
+
+namespace {
+
+template <class Gate, class Up, int NP>
+__global__ void KQM_MATVEC_BOUNDS(NP) moe_swiglu_kernel(kqm_moe_swiglu_args a) {
+  KQM_DYNAMIC_SHARED(double, part);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.gate.cols / KQM_BLOCK;
+  kqm_release_dependents();
+  kqm_wait_for_dependencies();
+  const KqmItem item = kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
+  if (item.count == 0) return;
+  const uint8_t *gate_data = kqm_expert_tile<Gate>(a.gate, item.expert, blockIdx.x);
+  const uint8_t *up_data = kqm_expert_tile<Up>(a.up, item.expert, blockIdx.x);
+
+  for (int first = 0; first < item.count; first += 2 * NP) {
+    const int count = min(2 * NP, item.count - first);
+    const auto row = [=](int i) {
+      return i < count ? a.x + size_t(item.pair(first + i) / a.top_k) * blocks : nullptr;
+    };
+    for (int b = warp; b < blocks; b += warps) {
+      Gate gate;
+      Up up;
+      gate.load(gate_data + size_t(b) * Gate::bytes, lane);
+      up.load(up_data + size_t(b) * Up::bytes, lane);
+      kqm_contribute<NP>(gate, row, b, b, part);
+      kqm_contribute<NP>(up, row, b, blocks + b, part);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < count * KQM_TILE_ROWS; i += blockDim.x) {
+      const int token = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS, r = blockIdx.x * KQM_TILE_ROWS + tile_row;
+      if (r >= int(a.gate.rows)) continue;
+      const float gate = kqm_row_sum<NP>(part, 0, blocks, token, tile_row);
+      const float up = kqm_row_sum<NP>(part, blocks, blocks, token, tile_row);
+      const size_t at = size_t(item.pair(first + token)) * a.gate.rows + r;
+      if (a.gate_out) a.gate_out[at] = gate;
+      if (a.up_out) a.up_out[at] = up;
+      a.out[at] = kqm_canonical(__fmul_rn(kqm_silu(gate), up));
+    }
+    __syncthreads();
+  }
+}
+
+template <class Gate, class Up>
+kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
+  const unsigned blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
+  const bool wide = a.tokens > 1 && blocks <= KQM_WIDE_BLOCKS;
+  const unsigned np = wide ? 4 : 1, warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(np));
+  const dim3 grid(tiles, kqm_launch_items(a.tokens, a.gate.experts, a.top_k));
+  const size_t shared = 2 * kqm_part_bytes(blocks, np);
+  if (wide) return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 4>), grid, dim3(32 * warps), shared, stream, a);
+  return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 1>), grid, dim3(32 * warps), shared, stream, a);
+}
+
+}  // namespace
+
+KQM_ABI_BEGIN
+kqm_status kqm_moe_swiglu(const kqm_moe_swiglu_args *args, kqm_stream stream) {
+  KQM_REQUIRE(args != nullptr && args->x && args->out, KQM_NULL_POINTER);
+  KQM_TRY(kqm_check_matrix(args->gate));
+  KQM_TRY(kqm_check_matrix(args->up));
+  KQM_REQUIRE(args->gate.rows == args->up.rows && args->gate.cols == args->up.cols &&
+                  args->gate.experts == args->up.experts,
+              KQM_BAD_SHAPE);
+  KQM_TRY(kqm_check_pairs(args->groups, args->indices, args->tokens, args->gate.experts, args->top_k));
+  KQM_REQUIRE(kqm_aligned(args->x, 16), KQM_MISALIGNED);
+  const bool gate_q4 = args->gate.type == KQM_TYPE_Q4_K, up_q4 = args->up.type == KQM_TYPE_Q4_K;
+  if (gate_q4 && up_q4) return launch<KqmTileQ4K, KqmTileQ4K>(*args, stream);
+  if (gate_q4) return launch<KqmTileQ4K, KqmTileQ6K>(*args, stream);
+  if (up_q4) return launch<KqmTileQ6K, KqmTileQ4K>(*args, stream);
+  return launch<KqmTileQ6K, KqmTileQ6K>(*args, stream);
+}
+KQM_ABI_END

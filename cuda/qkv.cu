@@ -1,0 +1,84 @@
+// qkv: y[i][t, r] = sum_k W[i][r, k] x[t, k] for up to three matrices of Q4_K or Q6_K, each of its own type, in one launch.
+//
+// Shapes: W[i] [rows i, K], x [tokens, K / 256] blocks, y[i] [tokens, rows i].
+// Maths: as q4_k_matvec and q6_k_gemv.
+// Launch: one block for a row tile of any matrix, one warp for a super-block (16 warps at most); 2 or 8 tokens at once.
+// Bound by: the weights' bytes; one launch instead of three keeps more of them in flight.
+#include "common/matvec.cuh"
+
+namespace {
+
+template <class Tile, int NP>
+__device__ __forceinline__ void project(const kqm_matrix &w, const kqm_fixed_block *x, float *y, int tile, int first,
+                                        int tokens) {
+  KQM_DYNAMIC_SHARED(double, part);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = w.cols / KQM_BLOCK;
+  const uint8_t *data = static_cast<const uint8_t *>(w.tiles) + size_t(tile) * blocks * Tile::bytes;
+  Tile current;
+  current.load(data + size_t(warp) * Tile::bytes, lane);
+  kqm_release_dependents();
+  kqm_wait_for_dependencies();
+  const auto row = [=](int i) { return i < tokens ? x + size_t(first + i) * blocks : nullptr; };
+  for (int b = warp; b < blocks; b += warps) {
+    if (b != warp) current.load(data + size_t(b) * Tile::bytes, lane);
+    kqm_contribute<NP>(current, row, b, b, part);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < tokens * KQM_TILE_ROWS; i += blockDim.x) {
+    const int token = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS, r = tile * KQM_TILE_ROWS + tile_row;
+    if (r < int(w.rows)) y[size_t(first + token) * w.rows + r] = kqm_row_sum<NP>(part, 0, blocks, token, tile_row);
+  }
+}
+
+template <int NP>
+__global__ void KQM_MATVEC_BOUNDS(NP) qkv_kernel(kqm_qkv_args a) {
+  const int first = blockIdx.y * 2 * NP, tokens = min(2 * NP, int(a.tokens) - first);
+  const int tiles0 = int(a.w[0].rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS;
+  const int tiles1 = int(a.w[1].rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS;
+  // Constant indices keep the arguments in constant memory.
+  int tile = blockIdx.x;
+  kqm_matrix w = a.w[0];
+  float *y = a.y[0];
+  if (tile >= tiles0 + tiles1) {
+    tile -= tiles0 + tiles1;
+    w = a.w[2];
+    y = a.y[2];
+  } else if (tile >= tiles0) {
+    tile -= tiles0;
+    w = a.w[1];
+    y = a.y[1];
+  }
+  if (w.type == KQM_TYPE_Q4_K)
+    project<KqmTileQ4K, NP>(w, a.x, y, tile, first, tokens);
+  else
+    project<KqmTileQ6K, NP>(w, a.x, y, tile, first, tokens);
+}
+
+}  // namespace
+
+KQM_ABI_BEGIN
+kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
+  KQM_REQUIRE(args != nullptr && args->x != nullptr, KQM_NULL_POINTER);
+  KQM_REQUIRE(kqm_aligned(args->x, 16), KQM_MISALIGNED);
+  KQM_REQUIRE(args->tokens > 0, KQM_BAD_SHAPE);
+  unsigned tiles = 0, cols = 0;
+  for (int i = 0; i < 3; i++) {
+    const kqm_matrix &w = args->w[i];
+    if (w.rows == 0) continue;
+    KQM_TRY(kqm_check_matrix(w));
+    KQM_REQUIRE(w.experts == 1 && (cols == 0 || w.cols == cols), KQM_BAD_SHAPE);
+    KQM_REQUIRE(args->y[i] != nullptr, KQM_NULL_POINTER);
+    cols = w.cols;
+    tiles += kqm_ceil_div(w.rows, uint32_t(KQM_TILE_ROWS));
+  }
+  KQM_REQUIRE(tiles > 0, KQM_BAD_SHAPE);
+  const unsigned blocks = cols / KQM_BLOCK;
+  const bool wide = args->tokens > 2 && blocks <= KQM_WIDE_BLOCKS;
+  const unsigned np = wide ? 4 : 1, groups = kqm_ceil_div(args->tokens, 2 * np);
+  const unsigned warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(np));
+  KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
+  const size_t shared = kqm_part_bytes(blocks, np);
+  if (wide) return KQM_LAUNCH(qkv_kernel<4>, dim3(tiles, groups), dim3(32 * warps), shared, stream, *args);
+  return KQM_LAUNCH(qkv_kernel<1>, dim3(tiles, groups), dim3(32 * warps), shared, stream, *args);
+}
+KQM_ABI_END

@@ -1,0 +1,68 @@
+// rms_norm: y = (x * r) * weight, r = 1 / sqrt(mean(x^2) + eps), as f32, as fixed point, or both.
+//
+// Shapes: x [tokens, cols], weight [cols]; out [tokens, cols], fixed [tokens, cols / 256] blocks.
+// Maths: the squares are summed in f64 as a tree whose shape depends on cols alone (common/tree.cuh).
+// Launch: one thread block for a token, one warp for a run of 256 (eight warps at most).
+// Bound by: latency; 8 KB a token at full size.
+#include "common/check.cuh"
+#include "common/fixed.cuh"
+#include "common/tree.cuh"
+
+namespace {
+
+const int max_runs = kqm_max_cols / KQM_BLOCK;
+
+__global__ void __launch_bounds__(256) rms_norm_kernel(kqm_rms_norm_args a) {
+  KQM_SHARED(double, run_sum, max_runs);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, runs = a.cols / KQM_BLOCK;
+  const float4 *x = reinterpret_cast<const float4 *>(a.x + size_t(blockIdx.x) * a.cols) + 2 * lane;
+  const float4 *weight = reinterpret_cast<const float4 *>(a.weight) + 2 * lane;
+  kqm_release_dependents();
+  // The first run stays in registers: at full size every warp has just one.
+  const float4 w0 = weight[64 * warp], w1 = weight[64 * warp + 1];
+  kqm_wait_for_dependencies();
+  const float4 first0 = x[64 * warp], first1 = x[64 * warp + 1];
+  for (int run = warp; run < runs; run += warps) {
+    const float4 x0 = run == warp ? first0 : x[64 * run], x1 = run == warp ? first1 : x[64 * run + 1];
+    const double sum = kqm_tree_warp(kqm_tree_leaves(x0, x1, x0, x1));
+    if (lane == 0) run_sum[run] = sum;
+  }
+  __syncthreads();
+  double sum = run_sum[0];
+  for (int run = 1; run < runs; run++) sum = sum + run_sum[run];
+  const float r = float(__ddiv_rn(1.0, __dsqrt_rn(__ddiv_rn(sum, double(a.cols)) + double(a.eps))));
+
+  for (int run = warp; run < runs; run += warps) {
+    const bool kept = run == warp;
+    const float4 x0 = kept ? first0 : x[64 * run], x1 = kept ? first1 : x[64 * run + 1];
+    const float4 v0 = kept ? w0 : weight[64 * run], v1 = kept ? w1 : weight[64 * run + 1];
+    const float xs[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
+    const float ws[8] = {v0.x, v0.y, v0.z, v0.w, v1.x, v1.y, v1.z, v1.w};
+    float y[8];
+    KQM_UNROLL
+    for (int i = 0; i < 8; i++) y[i] = kqm_canonical(__fmul_rn(__fmul_rn(xs[i], r), ws[i]));
+    const size_t block = size_t(blockIdx.x) * runs + run;
+    if (a.out) {
+      float4 *out = reinterpret_cast<float4 *>(a.out + block * KQM_BLOCK) + 2 * lane;
+      out[0] = make_float4(y[0], y[1], y[2], y[3]);
+      out[1] = make_float4(y[4], y[5], y[6], y[7]);
+    }
+    if (a.fixed) kqm_quantize_warp(y, a.fixed + block);
+  }
+}
+
+}  // namespace
+
+KQM_ABI_BEGIN
+kqm_status kqm_rms_norm(const kqm_rms_norm_args *args, kqm_stream stream) {
+  KQM_REQUIRE(args != nullptr && args->x != nullptr && args->weight != nullptr, KQM_NULL_POINTER);
+  KQM_REQUIRE(args->out != nullptr || args->fixed != nullptr, KQM_NULL_POINTER);
+  KQM_REQUIRE(args->tokens > 0 && args->cols > 0 && args->cols % KQM_BLOCK == 0 && args->cols <= kqm_max_cols,
+              KQM_BAD_SHAPE);
+  KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->weight, 16) && kqm_aligned(args->out, 16) &&
+                  kqm_aligned(args->fixed, 16),
+              KQM_MISALIGNED);
+  const unsigned warps = args->cols / KQM_BLOCK < 8 ? args->cols / KQM_BLOCK : 8;
+  return KQM_LAUNCH(rms_norm_kernel, dim3(args->tokens), dim3(32 * warps), 0, stream, *args);
+}
+KQM_ABI_END

@@ -1,0 +1,348 @@
+//! What the compiler made of the hot kernels, read from the SASS in the library that was built: needs `nvcc` and
+//! `cuobjdump`, no GPU. An H200 runs fp64 at half the rate of f32 and so hides what costs an RTX 4090 or 5090 dearly;
+//! this does not.
+//!
+//! `cargo test --release --test sass -- --nocapture` prints the table.
+
+#[path = "sass/analysis.rs"]
+mod analysis;
+
+use analysis::{Class, Function, ISSUE_RATE, Instruction, Pipe, Resources};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+/// The kernels that read weights: where time goes.
+const HOT: [&str; 5] = ["q4_k_matvec", "q6_k_gemv", "qkv", "moe_swiglu", "moe_down"];
+
+/// Most fp64 operations (one lane, one instruction) for a weight and a pair of tokens.
+const FP64_PER_WEIGHT: f64 = 1.0 / 16.0;
+
+/// How much faster than memory delivers weights the instructions must be able to take them, at one or two tokens.
+const HEADROOM: f64 = 1.5;
+
+/// A card of each default target. Bandwidth, multiprocessors and boost clock as published.
+struct Card {
+    name: &'static str,
+    arch: &'static str,
+    bytes_per_second: f64,
+    multiprocessors: f64,
+    clock: f64,
+}
+
+const CARDS: [Card; 2] = [
+    Card { name: "RTX 4090", arch: "sm_89", bytes_per_second: 1008e9, multiprocessors: 128.0, clock: 2.52e9 },
+    Card { name: "RTX 5090", arch: "sm_120", bytes_per_second: 1792e9, multiprocessors: 170.0, clock: 2.41e9 },
+];
+
+/// Weights of a tile: 16 rows of a super-block, what a warp multiplies at a time.
+const TILE_WEIGHTS: u32 = 16 * 256;
+const TILE_BYTES_Q4_K: u32 = 16 * 144;
+const TILE_BYTES_Q6_K: u32 = 16 * 210;
+
+/// The tiles that one turn of a product loop multiplies, each by the planes of `pairs` pairs of tokens.
+///
+/// They follow from the number of tensor-core products (common/tiles.cuh). Counting 16 x 32 weights for each would be
+/// wrong: those for further tokens multiply the same weights again, and those of the mins multiply none. Per tile and
+/// pair of tokens it takes
+///
+/// | | m16n8k32 | m16n8k16 |
+/// |---|---|---|
+/// | Q4_K | 8: one a sub-block of 32 | 2: mins times the low and high digits of the sums |
+/// | Q6_K | | 16: one a sub-block of 16 |
+///
+/// and `pairs` is the last integer among the template arguments in the kernel's name. A kernel of another shape does not
+/// divide evenly and fails here; then this is the place to describe it.
+#[derive(Debug, PartialEq)]
+struct Tiles {
+    q4_k: u32,
+    q6_k: u32,
+    pairs: u32,
+}
+
+impl Tiles {
+    fn of(name: &str, code: &[Instruction]) -> Self {
+        let count = |k| code.iter().filter(|i| i.mma_k() == Some(k)).count() as u32;
+        let (k32, k16, pairs) = (count(32), count(16), pairs(name));
+        let q4_k = k32 / (8 * pairs);
+        let q6_k = k16.saturating_sub(2 * pairs * q4_k) / (16 * pairs);
+        let tiles = Self { q4_k, q6_k, pairs };
+        assert!(
+            k32 == 8 * pairs * q4_k && k16 == pairs * (2 * q4_k + 16 * q6_k) && q4_k + q6_k > 0,
+            "{name}: {k32} m16n8k32 and {k16} m16n8k16 are not those of {tiles:?}; describe the kernel in tests/sass.rs"
+        );
+        tiles
+    }
+
+    fn weights(&self) -> f64 {
+        f64::from(TILE_WEIGHTS * (self.q4_k + self.q6_k))
+    }
+
+    fn bytes(&self) -> f64 {
+        f64::from(TILE_BYTES_Q4_K * self.q4_k + TILE_BYTES_Q6_K * self.q6_k)
+    }
+}
+
+/// The last `Li<N>E` of a mangled name; 1 when there is none.
+fn pairs(name: &str) -> u32 {
+    name.match_indices("Li").filter_map(|(at, _)| name[at + 2..].split_once('E')?.0.parse().ok()).last().unwrap_or(1)
+}
+
+/// One product loop and what it costs per turn.
+struct Loop<'a> {
+    function: &'a Function,
+    tiles: Tiles,
+    code: &'a [Instruction],
+}
+
+/// The sum over super-blocks is another loop, unrolled, whose turn is a load from shared memory, an fp64 addition and at
+/// most one instruction more; per tile and pair of tokens a warp does one turn (two tokens, 16 rows).
+const ROW_SUM: [(Class, Pipe, f64); 3] =
+    [(Class::Fp64, Pipe::Fp64, 16.0), (Class::LoadStore, Pipe::Memory, 2.0), (Class::Integer, Pipe::Alu, 0.5)];
+
+impl Loop<'_> {
+    /// Turns of the row sum that one turn of this loop brings.
+    fn row_sums(&self) -> f64 {
+        f64::from((self.tiles.q4_k + self.tiles.q6_k) * self.tiles.pairs)
+    }
+
+    /// Warp instructions of a class.
+    fn instructions(&self, class: Class) -> f64 {
+        let own = self.code.iter().filter(|i| i.class() == class).count() as f64;
+        own + self.row_sums() * ROW_SUM.iter().filter(|(c, ..)| *c == class).count() as f64
+    }
+
+    /// Operations of a class, lane by lane, for each weight.
+    fn per_weight(&self, class: Class) -> f64 {
+        32.0 * self.instructions(class) / self.tiles.weights()
+    }
+
+    /// fp64 arithmetic, without conversions, for each weight and pair of tokens.
+    fn fp64_per_weight(&self) -> f64 {
+        let own = self.code.iter().filter(|i| i.is_fp64_arithmetic()).count() as f64;
+        32.0 * (own + self.row_sums()) / (self.tiles.weights() * f64::from(self.tiles.pairs))
+    }
+
+    /// The busiest unit of a multiprocessor and the cycles that a turn keeps it busy.
+    fn compute_cycles(&self) -> (String, f64) {
+        let issue = Class::ALL.iter().map(|&class| self.instructions(class)).sum::<f64>() / ISSUE_RATE;
+        let pipes = Pipe::ALL.iter().map(|&pipe| {
+            let own: f64 = self.code.iter().filter(|i| i.pipe() == pipe).map(Instruction::cycles).sum();
+            let sums: f64 = ROW_SUM.iter().filter(|(_, p, _)| *p == pipe).map(|(_, _, cycles)| cycles).sum();
+            (format!("{pipe:?}").to_lowercase(), own + self.row_sums() * sums)
+        });
+        pipes.chain([("issue".to_owned(), issue)]).max_by(|a, b| a.1.total_cmp(&b.1)).unwrap()
+    }
+
+    /// Cycles in which memory delivers a turn's weights to one multiprocessor.
+    fn memory_cycles(&self, card: &Card) -> f64 {
+        self.tiles.bytes() * card.clock * card.multiprocessors / card.bytes_per_second
+    }
+
+    fn headroom(&self, card: &Card) -> f64 {
+        self.memory_cycles(card) / self.compute_cycles().1
+    }
+}
+
+/// What `cuobjdump` says of the library.
+struct Library {
+    functions: Vec<Function>,
+    resources: Vec<Resources>,
+}
+
+impl Library {
+    fn hot_functions(&self) -> impl Iterator<Item = &Function> {
+        self.functions.iter().filter(|f| HOT.contains(&f.unit.as_str()))
+    }
+
+    fn loops(&self) -> Vec<Loop<'_>> {
+        self.hot_functions()
+            .flat_map(|function| function.product_loops().into_iter().map(move |code| (function, code)))
+            .map(|(function, code)| Loop { function, tiles: Tiles::of(&function.name, code), code })
+            .collect()
+    }
+}
+
+/// The library's disassembly; `None`, said once a test, when there is none to be had and it is not demanded.
+fn library() -> Option<&'static Library> {
+    static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
+    match LIBRARY.get_or_init(read_library) {
+        Ok(library) => Some(library),
+        Err(reason) => {
+            let demanded = env::var("KQUANT_MOE_REQUIRE_CUOBJDUMP").is_ok_and(|value| value == "1");
+            assert!(!demanded, "KQUANT_MOE_REQUIRE_CUOBJDUMP=1, but {reason}");
+            println!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+fn read_library() -> Result<Library, String> {
+    if !cfg!(kqm_cuda) {
+        return Err("the crate was built without CUDA".to_owned());
+    }
+    let build = env!("KQUANT_MOE_CUDA_BUILD");
+    for card in &CARDS {
+        if !build.split([' ', ',']).any(|word| word == card.arch) {
+            return Err(format!("the kernels were not built for {} ({build})", card.arch));
+        }
+    }
+    let cuobjdump = find_cuobjdump().ok_or("there is no cuobjdump beside nvcc, in CUOBJDUMP or in PATH")?;
+    let dump = |what| {
+        // It starts nvdisasm, which comes with it.
+        let mut path = cuobjdump.parent().unwrap().as_os_str().to_owned();
+        path.push(":");
+        path.push(env::var_os("PATH").unwrap_or_default());
+        let output = Command::new(&cuobjdump).arg(what).arg(env!("KQUANT_MOE_CUDA_LIB")).env("PATH", path).output();
+        let output = output.map_err(|e| format!("{} does not run: {e}", cuobjdump.display()))?;
+        if !output.status.success() {
+            return Err(format!("{} {what}: {}", cuobjdump.display(), String::from_utf8_lossy(&output.stderr)));
+        }
+        Ok(String::from_utf8(output.stdout).unwrap())
+    };
+    Ok(Library {
+        functions: analysis::parse(&dump("--dump-sass")?),
+        resources: analysis::parse_resources(&dump("--dump-resource-usage")?),
+    })
+}
+
+fn find_cuobjdump() -> Option<PathBuf> {
+    if let Some(path) = env::var_os("CUOBJDUMP") {
+        return Some(PathBuf::from(path));
+    }
+    let beside = Path::new(env!("KQUANT_MOE_CUDA_BIN")).join("cuobjdump");
+    let path = env::var_os("PATH").unwrap_or_default();
+    [beside].into_iter().chain(env::split_paths(&path).map(|dir| dir.join("cuobjdump"))).find(|file| file.is_file())
+}
+
+#[test]
+fn every_hot_kernel_is_built_for_both_targets() {
+    let Some(library) = library() else { return };
+    for unit in HOT {
+        for card in &CARDS {
+            assert!(
+                library.loops().iter().any(|l| l.function.unit == unit && l.function.arch == card.arch),
+                "{unit} has no tensor-core products for {}",
+                card.arch
+            );
+        }
+    }
+}
+
+#[test]
+fn nothing_is_spilled() {
+    let Some(library) = library() else { return };
+    let mut spilled = Vec::new();
+    for resources in library.resources.iter().filter(|r| HOT.contains(&r.unit.as_str())) {
+        if resources.stack + resources.local > 0 {
+            spilled.push(format!("{resources:?}"));
+        }
+    }
+    for function in library.hot_functions() {
+        let count = function.code.iter().filter(|i| i.is_local_memory()).count();
+        if count > 0 {
+            spilled.push(format!("{count} accesses to local memory in {} for {}", function.name, function.arch));
+        }
+    }
+    assert!(spilled.is_empty(), "local memory in hot kernels:\n{}", spilled.join("\n"));
+}
+
+#[test]
+fn fp64_is_rare() {
+    let Some(library) = library() else { return };
+    for l in library.loops() {
+        let found = l.fp64_per_weight();
+        let (name, arch) = (&l.function.name, &l.function.arch);
+        assert!(found <= FP64_PER_WEIGHT, "{name} for {arch}: {found:.4} fp64 operations a weight");
+    }
+}
+
+#[test]
+fn instructions_keep_up_with_memory() {
+    let Some(library) = library() else { return };
+    println!(
+        "Operations of one lane per weight, and what bounds each product loop (tests/sass/analysis.rs has the rates):"
+    );
+    println!("G weights/s: memory delivers, instructions can take; ratio of the two; the busiest unit");
+    print!("{:<12} {:<9} {:<7} {:>6}", "kernel", "card", "types", "tokens");
+    for class in Class::ALL {
+        print!(" {:>10}", format!("{class:?}").to_lowercase());
+    }
+    println!(" {:>8} {:>8} {:>6}  unit", "memory", "compute", "ratio");
+    let mut slow = Vec::new();
+    for l in library.loops() {
+        let Some(card) = CARDS.iter().find(|card| card.arch == l.function.arch) else { continue };
+        let types = match (l.tiles.q4_k, l.tiles.q6_k) {
+            (_, 0) => "Q4_K",
+            (0, _) => "Q6_K",
+            _ => "both",
+        };
+        print!("{:<12} {:<9} {types:<7} {:>6}", l.function.unit, card.name, 2 * l.tiles.pairs);
+        for class in Class::ALL {
+            print!(" {:>10.4}", l.per_weight(class));
+        }
+        let (unit, compute) = l.compute_cycles();
+        let rate = |cycles| l.tiles.weights() * card.clock * card.multiprocessors / cycles / 1e9;
+        let ratio = l.headroom(card);
+        println!(" {:>8.0} {:>8.0} {ratio:>6.2}  {unit}", rate(l.memory_cycles(card)), rate(compute));
+        // More tokens are more work for the same bytes: there it is the instructions that are to be the bound.
+        if l.tiles.pairs == 1 && ratio < HEADROOM {
+            slow.push(format!("{} on {}: {ratio:.2}, bound by {unit}", l.function.name, card.name));
+        }
+    }
+    assert!(slow.is_empty(), "below {HEADROOM} times what memory delivers:\n{}", slow.join("\n"));
+}
+
+/// `tests/sass/sample.cu`, compiled for both targets: two products a turn of the inner loop.
+const SAMPLE: &str = include_str!("sass/sample.sass");
+
+#[test]
+fn the_sample_is_parsed() {
+    let functions = analysis::parse(SAMPLE);
+    assert_eq!(functions.iter().map(|f| f.arch.as_str()).collect::<Vec<_>>(), ["sm_89", "sm_120"]);
+    for (function, spans) in functions.iter().zip([(0x140, 0x2c0), (0x190, 0x300)]) {
+        assert_eq!(function.unit, "sample");
+        assert_eq!(function.name, "_Z5dummyPK5uint4PK5uint2Pfii");
+        let loops = function.product_loops();
+        assert_eq!(loops.len(), 1, "{}: the outer loop is not innermost", function.arch);
+        let (first, last) = (loops[0].first().unwrap(), loops[0].last().unwrap());
+        assert_eq!((first.address, last.address), spans);
+        assert_eq!(last.base(), "BRA");
+        let count = |test: fn(&Instruction) -> bool| loops[0].iter().filter(|i| test(i)).count();
+        assert_eq!(count(|i| i.mma_k() == Some(32)), 2);
+        assert_eq!(count(|i| i.mma_k() == Some(16)), 0);
+        assert_eq!(count(Instruction::is_fp64_arithmetic), 1, "that of the outer loop is not counted");
+        assert_eq!(count(|i| i.class() == Class::Conversion), 1);
+        assert_eq!(count(|i| i.pipe() == Pipe::Fp64), 2, "a conversion to f64 runs where fp64 does");
+        assert_eq!(count(|i| i.class() == Class::LoadStore), 4);
+        assert_eq!(count(Instruction::is_local_memory), 0);
+    }
+}
+
+#[test]
+fn code_without_a_loop_is_taken_whole() {
+    let mut function = analysis::parse(SAMPLE).remove(0);
+    function.code.retain(|i| i.base() != "BRA");
+    let code = function.product_loops();
+    assert_eq!((code.len(), code[0].len()), (1, function.code.len()));
+    function.code.retain(|i| !i.is_mma());
+    assert!(function.product_loops().is_empty());
+}
+
+#[test]
+fn the_samples_resources_are_parsed() {
+    let resources = analysis::parse_resources(include_str!("sass/sample.resources"));
+    let fields: Vec<_> = resources.iter().map(|r| (r.arch.as_str(), r.registers, r.stack, r.local)).collect();
+    assert_eq!(fields, [("sm_89", 30, 0, 0), ("sm_120", 36, 0, 0)]);
+    assert!(resources.iter().all(|r| r.unit == "sample" && r.name == "_Z5dummyPK5uint4PK5uint2Pfii"));
+}
+
+#[test]
+fn pairs_are_read_from_names() {
+    assert_eq!(pairs("_Z17kqm_matvec_kernelI10KqmTileQ4KLi4EEv15kqm_matvec_args"), 4);
+    assert_eq!(pairs("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv10qkv_kernelILi1EEEv12kqm_qkv_args"), 1);
+    assert_eq!(pairs("_Z5dummyPK5uint4PK5uint2Pfii"), 1);
+}
