@@ -34,9 +34,13 @@ pub fn exp(x: f32) -> f32 {
     for c in C {
         p = p.mul_add(t, c);
     }
-    // Two factors, so that neither leaves the range of normal numbers.
-    let n = n as i32;
-    (p * power_of_two(n >> 1)) * power_of_two(n - (n >> 1))
+    scale(p, n as i32)
+}
+
+/// `x * 2^n` for `n` in -252..=254, in two factors, because `2^n` itself need not be a normal number.
+#[inline(always)]
+pub fn scale(x: f32, n: i32) -> f32 {
+    (x * power_of_two(n >> 1)) * power_of_two(n - (n >> 1))
 }
 
 /// `2^n` for `n` in -126..=127.
