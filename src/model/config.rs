@@ -1,0 +1,158 @@
+//! Hyperparameters of a Qwen3-MoE model, from the metadata of its GGUF file.
+
+use crate::blocks::BLOCK;
+use crate::gguf::Gguf;
+use crate::{Error, Result, sys};
+
+/// The architecture's name in `general.architecture`, and the prefix of its keys.
+pub const ARCHITECTURE: &str = "qwen3moe";
+
+/// Largest head dimension that the attention kernels hold.
+pub const MAX_HEAD_DIM: usize = 256;
+/// Largest hidden width that the RMSNorm kernel holds.
+pub const MAX_HIDDEN: usize = 16384;
+
+/// Hyperparameters. Every shape of the model follows from them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Layers (`block_count`).
+    pub layers: usize,
+    /// Width of the residual stream (`embedding_length`), a multiple of 256.
+    pub hidden: usize,
+    /// Query heads (`attention.head_count`).
+    pub heads: usize,
+    /// Key and value heads (`attention.head_count_kv`); divides `heads`.
+    pub kv_heads: usize,
+    /// Dimensions of a head (`attention.key_length`), a multiple of 8.
+    pub head_dim: usize,
+    /// Experts of a layer (`expert_count`).
+    pub experts: usize,
+    /// Experts that a token uses (`expert_used_count`).
+    pub top_k: usize,
+    /// Width of an expert (`expert_feed_forward_length`), a multiple of 256.
+    pub expert_ff: usize,
+    /// Tokens of the vocabulary: rows of `token_embd.weight`.
+    pub vocab: usize,
+    /// Positions that the model was made for (`context_length`).
+    pub context_length: usize,
+    /// RMSNorm epsilon (`attention.layer_norm_rms_epsilon`).
+    pub rms_eps: f32,
+    /// Base of the RoPE frequencies (`rope.freq_base`).
+    pub rope_base: f32,
+}
+
+impl Config {
+    /// Reads and checks the hyperparameters.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] for keys that are missing or of another type, [`Error::Model`] for values that no kernel or no
+    /// model can have, [`Error::MissingTensor`] when there is no embedding table.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let architecture = gguf.string("general.architecture")?;
+        if architecture != ARCHITECTURE {
+            return Err(Error::Model(format!(
+                "architecture {architecture:?} is not supported (supported: {ARCHITECTURE:?})"
+            )));
+        }
+        let key = |name: &str| format!("{ARCHITECTURE}.{name}");
+        let count = |name: &str| gguf.u32(&key(name)).map(|value| value as usize);
+        let scaling = gguf.get::<&str>(&key("rope.scaling.type"))?;
+        if let Some(scaling) = scaling.filter(|&scaling| scaling != "none") {
+            return Err(Error::Model(format!("{}: {scaling:?} is not supported", key("rope.scaling.type"))));
+        }
+        let hidden = count("embedding_length")?;
+        let heads = count("attention.head_count")?;
+        let head_dim = match gguf.get::<u32>(&key("attention.key_length"))? {
+            Some(dim) => dim as usize,
+            None => hidden.checked_div(heads).unwrap_or(0),
+        };
+        let value_length = gguf.get::<u32>(&key("attention.value_length"))?;
+        if let Some(value_length) = value_length.filter(|&length| length as usize != head_dim) {
+            return Err(Error::Model(format!(
+                "{}: {value_length} differs from the key length {head_dim}",
+                key("attention.value_length")
+            )));
+        }
+        let config = Self {
+            layers: count("block_count")?,
+            hidden,
+            heads,
+            kv_heads: count("attention.head_count_kv")?,
+            head_dim,
+            experts: count("expert_count")?,
+            top_k: count("expert_used_count")?,
+            expert_ff: count("expert_feed_forward_length")?,
+            vocab: gguf.require_tensor("token_embd.weight")?.shape()[0] as usize,
+            context_length: count("context_length")?,
+            rms_eps: gguf.f32(&key("attention.layer_norm_rms_epsilon"))?,
+            rope_base: gguf.f32(&key("rope.freq_base"))?,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what the kernels and the model's equations demand of the values.
+    ///
+    /// # Errors
+    /// [`Error::Model`] with the value and the rule.
+    pub fn check(&self) -> Result<()> {
+        let rule = |holds: bool, text: &dyn Fn() -> String| if holds { Ok(()) } else { Err(Error::Model(text())) };
+        for (name, value) in [
+            ("layers", self.layers),
+            ("hidden width", self.hidden),
+            ("query heads", self.heads),
+            ("key and value heads", self.kv_heads),
+            ("head dimension", self.head_dim),
+            ("experts", self.experts),
+            ("experts used", self.top_k),
+            ("expert width", self.expert_ff),
+            ("vocabulary", self.vocab),
+            ("context length", self.context_length),
+        ] {
+            // The kernels count in 32 bits.
+            rule((1..=1 << 24).contains(&value), &|| format!("{name}: expected 1 to {}, found {value}", 1 << 24))?;
+        }
+        for (name, value) in [
+            ("hidden width", self.hidden),
+            ("query heads * head dimension", self.heads * self.head_dim),
+            ("expert width", self.expert_ff),
+        ] {
+            rule(value.is_multiple_of(BLOCK), &|| format!("{name}: expected a multiple of {BLOCK}, found {value}"))?;
+        }
+        for (name, value, most) in [
+            ("hidden width", self.hidden, MAX_HIDDEN),
+            ("head dimension", self.head_dim, MAX_HEAD_DIM),
+            ("experts", self.experts, sys::KQM_MAX_EXPERTS as usize),
+            ("experts used", self.top_k, self.experts.min(sys::KQM_MAX_TOP_K as usize)),
+        ] {
+            rule(value <= most, &|| format!("{name}: expected at most {most}, found {value}"))?;
+        }
+        rule(self.heads.is_multiple_of(self.kv_heads), &|| {
+            format!("{} query heads cannot share {} key and value heads evenly", self.heads, self.kv_heads)
+        })?;
+        rule(self.head_dim.is_multiple_of(8), &|| {
+            format!("head dimension: expected a multiple of 8, found {}", self.head_dim)
+        })?;
+        rule(self.rms_eps.is_finite() && self.rms_eps >= 0.0, &|| {
+            format!("RMSNorm epsilon: expected a finite number of at least 0, found {}", self.rms_eps)
+        })?;
+        rule(self.rope_base.is_finite() && self.rope_base > 0.0, &|| {
+            format!("RoPE base: expected a finite number above 0, found {}", self.rope_base)
+        })
+    }
+
+    /// Values of all query heads: `heads * head_dim`.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Values of all key (or value) heads: `kv_heads * head_dim`.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Factor of the attention scores, `1 / sqrt(head_dim)`, in f64 rounded to f32.
+    pub fn attention_scale(&self) -> f32 {
+        (1.0 / (self.head_dim as f64).sqrt()) as f32
+    }
+}

@@ -1,0 +1,446 @@
+//! A sequence in progress: its cache, its position and the buffers of a forward, allocated once.
+
+use std::ops::{ControlFlow, Range};
+
+use super::backend::{Backend, CacheShape, CacheType, RoutingShape};
+use super::config::Config;
+use super::forward::{Tracer, forward, head};
+use super::rope_table::rope_table;
+use super::weights::{Tensor, Tensors};
+use super::Model;
+use crate::blocks::{BLOCK, TensorType};
+use crate::trace::{NoTrace, Sink};
+use crate::{Error, Result, sys};
+
+/// Most bytes of the buffer that holds logits of several tokens, and of the one that holds traced scores.
+const LOGITS_BYTES: usize = 32 << 20;
+const SCORES_BYTES: usize = 256 << 20;
+
+/// How a context is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContextOptions {
+    /// Positions that fit, at most the model's context length.
+    pub capacity: usize,
+    /// Element type of the cache.
+    pub cache: CacheType,
+    /// Most tokens that are computed at once. Longer inputs are split; values do not depend on it.
+    pub max_batch: usize,
+    /// Allocate the buffers that [`Context::trace`] needs. Batches may be smaller then.
+    pub trace: bool,
+}
+
+impl Default for ContextOptions {
+    fn default() -> Self {
+        Self { capacity: 4096, cache: CacheType::F32, max_batch: 512, trace: false }
+    }
+}
+
+/// The tokens whose logits a forward returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Logits {
+    /// None: the forward only extends the cache.
+    None,
+    /// The last token of the call: `[vocab]`.
+    #[default]
+    Last,
+    /// Every token of the call: `[tokens, vocab]`.
+    All,
+}
+
+/// Lengths of the buffers of a context, in floats or fixed-point blocks.
+struct Sizes {
+    tokens: usize,
+    /// Rows whose logits are computed at once.
+    rows: usize,
+    hidden: usize,
+    hidden_blocks: usize,
+    q: usize,
+    kv: usize,
+    attn_blocks: usize,
+    swiglu: usize,
+    swiglu_blocks: usize,
+    expert_out: usize,
+    output_rows: usize,
+    output_blocks: usize,
+    logits: usize,
+    scores: usize,
+    rope: usize,
+    cache: CacheShape,
+    routing: RoutingShape,
+    trace: bool,
+}
+
+impl Sizes {
+    fn new(config: &Config, options: &ContextOptions) -> Result<Self> {
+        let ContextOptions { capacity, cache, max_batch, trace } = *options;
+        if capacity == 0 || capacity > config.context_length {
+            let most = config.context_length;
+            return Err(Error::Invalid(format!("context capacity: expected 1 to {most} positions, found {capacity}")));
+        }
+        if max_batch == 0 {
+            return Err(Error::Invalid("largest batch: expected at least 1 token, found 0".into()));
+        }
+        let scores_of_token = config.heads * capacity;
+        let most = if trace { (SCORES_BYTES / 4 / scores_of_token).max(1) } else { usize::MAX };
+        let tokens = max_batch.min(capacity).min(most);
+        let rows = (LOGITS_BYTES / 4 / config.vocab).clamp(1, tokens);
+        let pairs = tokens * config.top_k;
+        Ok(Self {
+            tokens,
+            rows,
+            hidden: tokens * config.hidden,
+            hidden_blocks: tokens * config.hidden / BLOCK,
+            q: tokens * config.q_width(),
+            kv: tokens * config.kv_width(),
+            attn_blocks: tokens * config.q_width() / BLOCK,
+            swiglu: pairs * config.expert_ff,
+            swiglu_blocks: pairs * config.expert_ff / BLOCK,
+            expert_out: pairs * config.hidden,
+            output_rows: rows * config.hidden,
+            output_blocks: rows * config.hidden / BLOCK,
+            logits: rows * config.vocab,
+            scores: tokens * scores_of_token,
+            rope: capacity * config.head_dim,
+            cache: CacheShape {
+                layers: config.layers,
+                capacity,
+                kv_heads: config.kv_heads,
+                head_dim: config.head_dim,
+                element: cache,
+            },
+            routing: RoutingShape { tokens, experts: config.experts, top_k: config.top_k },
+            trace,
+        })
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        let CacheShape { layers, capacity, kv_heads, head_dim, element } = self.cache;
+        let bytes = match element {
+            CacheType::F32 => 4,
+            CacheType::F16 => 2,
+        };
+        2 * (layers * capacity * kv_heads * head_dim * bytes) as u64
+    }
+
+    fn activation_bytes(&self) -> u64 {
+        let taps = if self.trace {
+            2 * self.q + 2 * self.kv + self.scores + 2 * self.hidden + 2 * self.swiglu
+        } else {
+            0
+        };
+        let routing = self.routing.tokens * (self.routing.experts + 2 * self.routing.top_k);
+        let floats = 2 * self.hidden + self.q + 2 * self.kv + self.swiglu + self.expert_out;
+        let output = 2 * self.output_rows + self.logits;
+        let blocks = self.hidden_blocks + self.attn_blocks + self.swiglu_blocks + self.output_blocks;
+        let values = floats + output + taps + routing + self.rope + self.tokens;
+        (4 * values + blocks * size_of::<sys::kqm_fixed_block>()) as u64
+    }
+}
+
+/// Memory that a model and one context take, known before anything is allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Bytes of the weights, with matrices in whole tiles of 16 rows. A backend that uses the file's own pages
+    /// allocates none of them.
+    pub weights: u64,
+    /// Bytes of the keys and values.
+    pub cache: u64,
+    /// Bytes of the activations, the router's results, the logits and the RoPE table. What a backend's kernels need as
+    /// workspace comes on top.
+    pub activations: u64,
+}
+
+impl MemoryPlan {
+    /// The plan for a model's tensors and a context's options.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for options that [`Model::context`] would refuse.
+    pub fn new(config: &Config, tensors: &Tensors, options: &ContextOptions) -> Result<Self> {
+        let sizes = Sizes::new(config, options)?;
+        let vector = |tensor: &Tensor| tensor.kind() == TensorType::F32;
+        let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
+        let weights = tensors.iter().map(|tensor| if vector(tensor) { bytes(tensor) } else { tensor.tiled_bytes() });
+        Ok(Self { weights: weights.sum(), cache: sizes.cache_bytes(), activations: sizes.activation_bytes() })
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.cache + self.activations
+    }
+}
+
+/// Buffers of a forward. `tokens` is the largest batch, `pairs` is `tokens * top_k`.
+pub(super) struct State<B: Backend> {
+    pub(super) input: B::Input,
+    /// The residual stream, `[tokens, hidden]`.
+    pub(super) hidden: B::Floats,
+    /// The residual stream after RMSNorm, `[tokens, hidden]`, as floats for the router and as fixed point.
+    pub(super) normed: B::Floats,
+    pub(super) normed_fixed: B::Fixed,
+    /// `[tokens, heads, head_dim]`.
+    pub(super) q: B::Floats,
+    /// `[tokens, kv_heads, head_dim]`.
+    pub(super) k: B::Floats,
+    pub(super) v: B::Floats,
+    /// Output of attention, `[tokens, heads * head_dim]`.
+    pub(super) attn_fixed: B::Fixed,
+    pub(super) routing: B::Routing,
+    /// `[pairs, expert_ff]`.
+    pub(super) swiglu: B::Floats,
+    pub(super) swiglu_fixed: B::Fixed,
+    /// `[pairs, hidden]`.
+    pub(super) expert_out: B::Floats,
+    /// Rows whose logits are wanted, `[rows, hidden]`.
+    pub(super) output: B::Floats,
+    pub(super) output_normed: Option<B::Floats>,
+    pub(super) output_fixed: B::Fixed,
+    /// `[rows, vocab]`.
+    pub(super) logits: B::Floats,
+    pub(super) cache: B::Cache,
+    /// `[capacity, head_dim / 2, 2]`.
+    pub(super) rope_table: B::Floats,
+    pub(super) taps: Taps<B>,
+}
+
+/// Buffers of the values that only a trace sees; `None` in a context that is not made for tracing.
+pub(super) struct Taps<B: Backend> {
+    pub(super) q_normed: Option<B::Floats>,
+    pub(super) k_normed: Option<B::Floats>,
+    pub(super) k_rope: Option<B::Floats>,
+    pub(super) attn_scores: Option<B::Floats>,
+    pub(super) attn_out: Option<B::Floats>,
+    pub(super) attn_proj: Option<B::Floats>,
+    pub(super) expert_gate: Option<B::Floats>,
+    pub(super) expert_up: Option<B::Floats>,
+    pub(super) ffn_out: Option<B::Floats>,
+}
+
+impl<B: Backend> State<B> {
+    fn new(backend: &B, config: &Config, sizes: &Sizes) -> Result<Self> {
+        let tap = |len: usize| sizes.trace.then(|| backend.floats(len)).transpose();
+        Ok(Self {
+            input: backend.input(sizes.tokens)?,
+            hidden: backend.floats(sizes.hidden)?,
+            normed: backend.floats(sizes.hidden)?,
+            normed_fixed: backend.fixed(sizes.hidden_blocks)?,
+            q: backend.floats(sizes.q)?,
+            k: backend.floats(sizes.kv)?,
+            v: backend.floats(sizes.kv)?,
+            attn_fixed: backend.fixed(sizes.attn_blocks)?,
+            routing: backend.routing(sizes.routing)?,
+            swiglu: backend.floats(sizes.swiglu)?,
+            swiglu_fixed: backend.fixed(sizes.swiglu_blocks)?,
+            expert_out: backend.floats(sizes.expert_out)?,
+            output: backend.floats(sizes.output_rows)?,
+            output_normed: tap(sizes.output_rows)?,
+            output_fixed: backend.fixed(sizes.output_blocks)?,
+            logits: backend.floats(sizes.logits)?,
+            cache: backend.cache(sizes.cache)?,
+            rope_table: backend.floats_from(&rope_table(sizes.cache.capacity, config.head_dim, config.rope_base))?,
+            taps: Taps {
+                q_normed: tap(sizes.q)?,
+                k_normed: tap(sizes.kv)?,
+                k_rope: tap(sizes.kv)?,
+                attn_scores: tap(sizes.scores)?,
+                attn_out: tap(sizes.q)?,
+                attn_proj: tap(sizes.hidden)?,
+                expert_gate: tap(sizes.swiglu)?,
+                expert_up: tap(sizes.swiglu)?,
+                ffn_out: tap(sizes.hidden)?,
+            },
+        })
+    }
+}
+
+/// A sequence in progress. Any number of contexts can share a [`Model`].
+pub struct Context<B: Backend> {
+    backend: B,
+    config: Config,
+    sizes: Sizes,
+    state: State<B>,
+    position: usize,
+}
+
+impl<B: Backend> Context<B> {
+    pub(super) fn new(model: &Model<B>, options: ContextOptions) -> Result<Self> {
+        let config = model.config().clone();
+        let sizes = Sizes::new(&config, &options)?;
+        let backend = model.backend().fork()?;
+        let state = State::new(&backend, &config, &sizes)?;
+        Ok(Self { backend, config, sizes, state, position: 0 })
+    }
+
+    /// Positions in use: that of the next token.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Positions that fit.
+    pub fn capacity(&self) -> usize {
+        self.sizes.cache.capacity
+    }
+
+    /// Most tokens that are computed at once.
+    pub fn max_batch(&self) -> usize {
+        self.sizes.tokens
+    }
+
+    /// Forgets all positions from `position` on. A position that is not reached yet changes nothing.
+    pub fn truncate(&mut self, position: usize) {
+        self.position = self.position.min(position);
+    }
+
+    /// Forgets all positions.
+    pub fn reset(&mut self) {
+        self.position = 0;
+    }
+
+    /// Appends `tokens` to the sequence and returns the logits asked for, `[rows, vocab]`. The values do not depend on
+    /// how a sequence is split into calls.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfRange`], [`Error::ContextOverflow`], [`Error::Invalid`] for no tokens or a model of another
+    /// configuration, and what the backend reports. The position stays as it was then.
+    pub fn forward(&mut self, model: &Model<B>, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
+        self.forward_into(model, tokens, logits, &mut NoTrace)
+    }
+
+    /// [`Self::forward`] with a sink that gets the intermediate values it wants. The logits are the same to the bit.
+    ///
+    /// # Errors
+    /// Those of [`Self::forward`], those of the sink, and [`Error::Invalid`] when the context was made without
+    /// [`ContextOptions::trace`].
+    pub fn trace<S: Sink>(
+        &mut self,
+        model: &Model<B>,
+        tokens: &[u32],
+        logits: Logits,
+        sink: &mut S,
+    ) -> Result<Vec<f32>> {
+        if S::ENABLED && !self.sizes.trace {
+            return Err(Error::Invalid("the context was made without the option to trace".into()));
+        }
+        self.forward_into(model, tokens, logits, sink)
+    }
+
+    fn forward_into<S: Sink>(
+        &mut self,
+        model: &Model<B>,
+        tokens: &[u32],
+        logits: Logits,
+        sink: &mut S,
+    ) -> Result<Vec<f32>> {
+        let vocab = self.config.vocab;
+        let mut out = Vec::new();
+        self.run(model, tokens, logits, sink, &mut |backend, logits, rows| {
+            let from = out.len();
+            out.resize(from + rows * vocab, 0.0);
+            backend.read(logits, 0, &mut out[from..])
+        })?;
+        Ok(out)
+    }
+
+    /// Appends `tokens` and returns the most probable next token: the largest logit, ties to the lower id. The logits
+    /// stay where the backend computes.
+    ///
+    /// # Errors
+    /// Those of [`Self::forward`].
+    pub fn next_token(&mut self, model: &Model<B>, tokens: &[u32]) -> Result<u32> {
+        let vocab = self.config.vocab;
+        let mut next = Vec::new();
+        self.run(model, tokens, Logits::Last, &mut NoTrace, &mut |backend, logits, rows| {
+            next = backend.argmax(logits, rows, vocab)?;
+            Ok(())
+        })?;
+        next.first().copied().ok_or_else(|| Error::Invalid("the backend's argmax gave no token".into()))
+    }
+
+    /// Appends `prompt` and generates up to `count` tokens greedily. `each` gets every token as it comes and may end
+    /// the loop. Returns the tokens; the last one is not appended to the sequence.
+    ///
+    /// # Errors
+    /// Those of [`Self::forward`].
+    pub fn generate(
+        &mut self,
+        model: &Model<B>,
+        prompt: &[u32],
+        count: usize,
+        mut each: impl FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Vec<u32>> {
+        let mut generated = Vec::new();
+        if count == 0 {
+            self.forward(model, prompt, Logits::None)?;
+            return Ok(generated);
+        }
+        let mut next = self.next_token(model, prompt)?;
+        loop {
+            generated.push(next);
+            if each(next).is_break() || generated.len() == count {
+                return Ok(generated);
+            }
+            next = self.next_token(model, &[next])?;
+        }
+    }
+
+    /// Everything that a forward does: checks, micro-batches, and the logits in groups of rows. `take` gets the buffer
+    /// of logits and the number of its rows in use, once per group.
+    fn run<S: Sink>(
+        &mut self,
+        model: &Model<B>,
+        tokens: &[u32],
+        logits: Logits,
+        sink: &mut S,
+        take: &mut dyn FnMut(&B, &B::Floats, usize) -> Result<()>,
+    ) -> Result<()> {
+        self.check(model, tokens)?;
+        let Self { backend, sizes, state, .. } = self;
+        let mut start = self.position;
+        let end = start + tokens.len();
+        for batch in tokens.chunks(sizes.tokens) {
+            let count = batch.len();
+            let last = start + count == end;
+            let mut tracer = Tracer { sink, layer: None, start, rows: count, capacity: sizes.cache.capacity, last };
+            backend.set_input(&mut state.input, batch, start)?;
+            forward(model, backend, state, count, &mut tracer)?;
+            for rows in logit_rows(logits, count, last, sizes.rows) {
+                tracer.start = start + rows.start;
+                tracer.rows = rows.len();
+                tracer.last = last && rows.end == count;
+                head(model, backend, state, &rows, &mut tracer)?;
+                take(backend, &state.logits, rows.len())?;
+            }
+            start += count;
+        }
+        backend.synchronize()?;
+        self.position = end;
+        Ok(())
+    }
+
+    fn check(&self, model: &Model<B>, tokens: &[u32]) -> Result<()> {
+        if self.config != *model.config() {
+            return Err(Error::Invalid("the context was made for a model of another configuration".into()));
+        }
+        if tokens.is_empty() {
+            return Err(Error::Invalid("a forward needs at least one token".into()));
+        }
+        let vocab = self.config.vocab;
+        if let Some(position) = tokens.iter().position(|&token| token as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { token: tokens[position], position, vocab });
+        }
+        let (used, wanted, capacity) = (self.position, tokens.len(), self.capacity());
+        if wanted > capacity - used {
+            return Err(Error::ContextOverflow { used, wanted, capacity });
+        }
+        Ok(())
+    }
+}
+
+/// The rows of a batch whose logits are wanted, in groups of at most `group`.
+fn logit_rows(logits: Logits, tokens: usize, last: bool, group: usize) -> impl Iterator<Item = Range<usize>> {
+    let first = match logits {
+        Logits::None => tokens,
+        Logits::Last => tokens - usize::from(last),
+        Logits::All => 0,
+    };
+    (first..tokens).step_by(group).map(move |row| row..tokens.min(row + group))
+}

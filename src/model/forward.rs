@@ -1,0 +1,246 @@
+//! The forward of Qwen3-MoE, written once for every backend.
+//!
+//! Everything here only enqueues work, and nothing depends on the sequence's position, which lies in the backend's
+//! input: a decode step can be recorded once and replayed. Only a trace reads values back in between.
+
+use std::ops::Range;
+
+use super::Model;
+use super::backend::{Attention, Backend, Down, Rope, Swiglu};
+use super::context::State;
+use crate::Result;
+use crate::trace::{Data, Positions, Record, Sink, Stage};
+
+/// Embeds the first `tokens` tokens of the input and runs all layers: leaves the residual stream in `state.hidden` and
+/// the keys and values in `state.cache`.
+pub(super) fn forward<B: Backend, S: Sink>(
+    model: &Model<B>,
+    backend: &B,
+    state: &mut State<B>,
+    tokens: usize,
+    tracer: &mut Tracer<'_, S>,
+) -> Result<()> {
+    let config = model.config();
+    let weights = model.weights();
+    let State { input, hidden, normed, normed_fixed, q, k, v, attn_fixed, .. } = state;
+    let State { routing, swiglu, swiglu_fixed, expert_out, cache, rope_table, taps, .. } = state;
+    let eps = config.rms_eps;
+    let token = [config.hidden];
+    let q_heads = [config.heads, config.head_dim];
+    let kv_heads = [config.kv_heads, config.head_dim];
+    let expert = [config.top_k, config.expert_ff];
+
+    // hidden = embedding[token]
+    backend.embedding(&weights.embedding, input, tokens, hidden)?;
+    tracer.floats(backend, Stage::Embedding, Some(hidden), &token)?;
+
+    for (number, layer) in weights.layers.iter().enumerate() {
+        tracer.layer = Some(number);
+
+        // q, k, v = W rms_norm(hidden)
+        let out = tracer.wants(Stage::AttnNorm).then_some(&mut *normed);
+        backend.rms_norm(hidden, &layer.attn_norm, eps, tokens, out, Some(normed_fixed))?;
+        tracer.floats(backend, Stage::AttnNorm, Some(normed), &token)?;
+        backend.qkv([&layer.q, &layer.k, &layer.v], normed_fixed, tokens, [q, k, v])?;
+        tracer.floats(backend, Stage::Q, Some(q), &q_heads)?;
+        tracer.floats(backend, Stage::K, Some(k), &kv_heads)?;
+        tracer.floats(backend, Stage::V, Some(v), &kv_heads)?;
+
+        // q, k = rope(rms_norm(q), rms_norm(k)); cache += k, v
+        let operands = Rope {
+            q,
+            k,
+            v,
+            q_weight: &layer.q_norm,
+            k_weight: &layer.k_norm,
+            table: rope_table,
+            heads: config.heads,
+            eps,
+            q_normed: tracer.tap(Stage::QNorm, &mut taps.q_normed),
+            k_normed: tracer.tap(Stage::KNorm, &mut taps.k_normed),
+            k_out: tracer.tap(Stage::KRope, &mut taps.k_rope),
+        };
+        backend.rope(operands, input, tokens, cache, number)?;
+        tracer.floats(backend, Stage::QNorm, taps.q_normed.as_ref(), &q_heads)?;
+        tracer.floats(backend, Stage::KNorm, taps.k_normed.as_ref(), &kv_heads)?;
+        tracer.floats(backend, Stage::QRope, Some(q), &q_heads)?;
+        tracer.floats(backend, Stage::KRope, taps.k_rope.as_ref(), &kv_heads)?;
+
+        // hidden += W softmax(q k / sqrt(head_dim)) v
+        let operands = Attention {
+            q,
+            heads: config.heads,
+            fixed: attn_fixed,
+            out: tracer.tap(Stage::AttnOut, &mut taps.attn_out),
+            scores: tracer.tap(Stage::AttnScores, &mut taps.attn_scores),
+        };
+        backend.attention(operands, input, tokens, cache, number)?;
+        tracer.scores(backend, taps.attn_scores.as_ref(), config.heads)?;
+        tracer.floats(backend, Stage::AttnOut, taps.attn_out.as_ref(), &q_heads)?;
+        let product = tracer.tap(Stage::AttnProj, &mut taps.attn_proj);
+        backend.matvec_add(&layer.attn_output, attn_fixed, tokens, hidden, product)?;
+        tracer.floats(backend, Stage::AttnProj, taps.attn_proj.as_ref(), &token)?;
+        tracer.floats(backend, Stage::AttnResidual, Some(hidden), &token)?;
+
+        // experts, p = top_k(softmax(W rms_norm(hidden)))
+        backend.rms_norm(hidden, &layer.ffn_norm, eps, tokens, Some(normed), Some(normed_fixed))?;
+        tracer.floats(backend, Stage::FfnNorm, Some(normed), &token)?;
+        backend.moe_router(normed, &layer.router, tokens, routing)?;
+        tracer.values(Stage::MoeRouterLogits, &[config.experts], || backend.read_router_logits(routing, tokens))?;
+        tracer.values(Stage::MoeRouter, &[config.top_k], || backend.read_weights(routing, tokens))?;
+        tracer.values(Stage::MoeRouterIndices, &[config.top_k], || backend.read_indices(routing, tokens))?;
+
+        // hidden += sum over experts of p * W_down (silu(W_gate x) * (W_up x))
+        let operands = Swiglu {
+            gate: &layer.gate,
+            up: &layer.up,
+            x: normed_fixed,
+            out: swiglu,
+            fixed: swiglu_fixed,
+            gate_out: tracer.tap(Stage::MoeExpertGate, &mut taps.expert_gate),
+            up_out: tracer.tap(Stage::MoeExpertUp, &mut taps.expert_up),
+        };
+        backend.moe_swiglu(operands, routing, tokens)?;
+        tracer.floats(backend, Stage::MoeExpertGate, taps.expert_gate.as_ref(), &expert)?;
+        tracer.floats(backend, Stage::MoeExpertUp, taps.expert_up.as_ref(), &expert)?;
+        tracer.floats(backend, Stage::MoeExpertSwiglu, Some(swiglu), &expert)?;
+        let operands = Down {
+            down: &layer.down,
+            x: swiglu_fixed,
+            hidden,
+            expert_out,
+            sum: tracer.tap(Stage::MoeFfnOut, &mut taps.ffn_out),
+        };
+        backend.moe_down(operands, routing, tokens)?;
+        tracer.floats(backend, Stage::MoeExpertOut, Some(expert_out), &[config.top_k, config.hidden])?;
+        tracer.floats(backend, Stage::MoeFfnOut, taps.ffn_out.as_ref(), &token)?;
+        tracer.floats(backend, Stage::FfnResidual, Some(hidden), &token)?;
+    }
+    tracer.layer = None;
+    Ok(())
+}
+
+/// Logits of the given rows of the residual stream, into the first rows of `state.logits`: `W rms_norm(hidden)`.
+pub(super) fn head<B: Backend, S: Sink>(
+    model: &Model<B>,
+    backend: &B,
+    state: &mut State<B>,
+    rows: &Range<usize>,
+    tracer: &mut Tracer<'_, S>,
+) -> Result<()> {
+    let config = model.config();
+    let weights = model.weights();
+    let State { hidden, output, output_normed, output_fixed, logits, .. } = state;
+    backend.copy_rows(hidden, rows.start, rows.len(), config.hidden, output)?;
+    let out = tracer.tap(Stage::OutputNorm, output_normed);
+    backend.rms_norm(output, &weights.output_norm, config.rms_eps, rows.len(), out, Some(output_fixed))?;
+    tracer.floats(backend, Stage::OutputNorm, output_normed.as_ref(), &[config.hidden])?;
+    backend.matvec(&weights.output, output_fixed, rows.len(), logits)?;
+    tracer.floats(backend, Stage::Logits, Some(logits), &[config.vocab])
+}
+
+/// Feeds a sink. With a sink that is not enabled every method is empty.
+pub(super) struct Tracer<'a, S> {
+    pub(super) sink: &'a mut S,
+    /// The layer in progress.
+    pub(super) layer: Option<usize>,
+    /// Position of the first row.
+    pub(super) start: usize,
+    /// Rows of the values to come.
+    pub(super) rows: usize,
+    /// Positions of the cache.
+    pub(super) capacity: usize,
+    /// Whether the last row is the last token of the call.
+    pub(super) last: bool,
+}
+
+impl<S: Sink> Tracer<'_, S> {
+    fn wants(&self, stage: Stage) -> bool {
+        S::ENABLED && (self.last || self.sink.positions() == Positions::All) && self.sink.wants(stage, self.layer)
+    }
+
+    /// The buffer of a tap, if its stage is wanted.
+    fn tap<'b, T>(&self, stage: Stage, buffer: &'b mut Option<T>) -> Option<&'b mut T> {
+        if self.wants(stage) { buffer.as_mut() } else { None }
+    }
+
+    /// The rows that are recorded.
+    fn selected(&self) -> Range<usize> {
+        match self.sink.positions() {
+            Positions::All => 0..self.rows,
+            Positions::Last => self.rows - 1..self.rows,
+        }
+    }
+
+    fn record(&mut self, stage: Stage, rows: &Range<usize>, row: &[usize], data: Data<'_>) -> Result<()> {
+        let shape: Vec<usize> = std::iter::once(rows.len()).chain(row.iter().copied()).collect();
+        let position = self.start + rows.start;
+        self.sink.record(Record { stage, layer: self.layer, position, shape: &shape, data })
+    }
+
+    /// Reads and records rows of shape `row` of a buffer.
+    fn floats<B: Backend>(
+        &mut self,
+        backend: &B,
+        stage: Stage,
+        buffer: Option<&B::Floats>,
+        row: &[usize],
+    ) -> Result<()> {
+        let Some(buffer) = buffer.filter(|_| self.wants(stage)) else { return Ok(()) };
+        let rows = self.selected();
+        let len: usize = row.iter().product();
+        let mut values = vec![0.0; rows.len() * len];
+        backend.read(buffer, rows.start * len, &mut values)?;
+        self.record(stage, &rows, row, Data::F32(&values))
+    }
+
+    /// Records rows of shape `row` of values that are read as a whole.
+    fn values<T: Traced>(
+        &mut self,
+        stage: Stage,
+        row: &[usize],
+        read: impl FnOnce() -> Result<Vec<T>>,
+    ) -> Result<()> {
+        if !self.wants(stage) {
+            return Ok(());
+        }
+        let rows = self.selected();
+        let len: usize = row.iter().product();
+        let values = read()?;
+        self.record(stage, &rows, row, T::data(&values[rows.start * len..rows.end * len]))
+    }
+
+    /// Records scores, `[rows, heads, capacity]`, without the positions that no row sees.
+    fn scores<B: Backend>(
+        &mut self,
+        backend: &B,
+        buffer: Option<&B::Floats>,
+        heads: usize,
+    ) -> Result<()> {
+        let Some(buffer) = buffer.filter(|_| self.wants(Stage::AttnScores)) else { return Ok(()) };
+        let rows = self.selected();
+        let seen = self.start + self.rows;
+        let mut values = vec![0.0; rows.len() * heads * seen];
+        for (index, row) in values.chunks_exact_mut(seen).enumerate() {
+            backend.read(buffer, (rows.start * heads + index) * self.capacity, row)?;
+        }
+        self.record(Stage::AttnScores, &rows, &[heads, seen], Data::F32(&values))
+    }
+}
+
+/// Element types of records.
+trait Traced: Sized {
+    fn data(values: &[Self]) -> Data<'_>;
+}
+
+impl Traced for f32 {
+    fn data(values: &[Self]) -> Data<'_> {
+        Data::F32(values)
+    }
+}
+
+impl Traced for u32 {
+    fn data(values: &[Self]) -> Data<'_> {
+        Data::U32(values)
+    }
+}

@@ -1,0 +1,99 @@
+//! The Qwen3-MoE model: configuration, weights, and the one forward over a [`Backend`].
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! use kquant_moe::gguf::Gguf;
+//! use kquant_moe::model::{ContextOptions, LoadOptions, Logits, Model, cpu::Cpu};
+//!
+//! # fn main() -> kquant_moe::Result<()> {
+//! let gguf = Arc::new(Gguf::read("model.gguf")?);
+//! let model = Model::load(gguf, Cpu::new(), LoadOptions::default(), &mut |_, _| {})?;
+//! let mut context = model.context(ContextOptions::default())?;
+//! let logits = context.forward(&model, &[1, 2, 3], Logits::Last)?;
+//! assert_eq!(logits.len(), model.config().vocab);
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod backend;
+pub mod config;
+pub mod context;
+pub mod cpu;
+mod forward;
+pub mod rope_table;
+pub mod synth;
+pub mod weights;
+
+use std::sync::Arc;
+
+pub use backend::{Backend, CacheType};
+pub use config::Config;
+pub use context::{Context, ContextOptions, Logits, MemoryPlan};
+pub use weights::{Tensor, Tensors, Weights};
+
+use crate::Result;
+use crate::gguf::Gguf;
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Check that the factors of all quantized blocks are finite, which reads the whole file. F32 tensors are always
+    /// checked.
+    pub check_blocks: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { check_blocks: true }
+    }
+}
+
+/// A model that is ready to run: shared by any number of [`Context`]s.
+pub struct Model<B: Backend> {
+    config: Config,
+    weights: Weights<B>,
+    backend: B,
+}
+
+impl<B: Backend> Model<B> {
+    /// Checks the file's configuration and tensors and hands the weights to the backend. `progress` gets bytes done and
+    /// bytes in all.
+    ///
+    /// # Errors
+    /// Errors of [`Config::from_gguf`], [`Tensors::find`] and [`Weights::load`]: everything that is wrong with the file
+    /// is said before the first weight is loaded, except for values that are not finite.
+    pub fn load(
+        gguf: Arc<Gguf>,
+        backend: B,
+        options: LoadOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let config = Config::from_gguf(&gguf)?;
+        let tensors = Tensors::find(&gguf, &config)?;
+        let weights = Weights::load(&tensors, &backend, options.check_blocks, progress)?;
+        Ok(Self { config, weights, backend })
+    }
+
+    /// The hyperparameters.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The weights.
+    pub fn weights(&self) -> &Weights<B> {
+        &self.weights
+    }
+
+    /// The backend that holds the weights.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// A new context, with its own cache, buffers and queue of the backend.
+    ///
+    /// # Errors
+    /// [`crate::Error::Invalid`] for options that make no sense, and what the backend reports.
+    pub fn context(&self, options: ContextOptions) -> Result<Context<B>> {
+        Context::new(self, options)
+    }
+}

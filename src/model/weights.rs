@@ -1,0 +1,374 @@
+//! The tensors of a Qwen3-MoE model: handles into the file, checked against the configuration, and what a backend made
+//! of them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::backend::Backend;
+use super::config::Config;
+use crate::blocks::{self, BlockQ4K, BlockQ6K, TensorType};
+use crate::gguf::Gguf;
+use crate::{Error, Result, sys};
+
+/// A tensor of an open file: a handle that is cheap to clone and keeps the file open.
+#[derive(Clone)]
+pub struct Tensor {
+    gguf: Arc<Gguf>,
+    name: Arc<str>,
+    kind: TensorType,
+    rows: usize,
+    cols: usize,
+    experts: usize,
+}
+
+impl Tensor {
+    /// The tensor `name` of the file as `[experts][rows, cols]`.
+    ///
+    /// `shape` is the shape that the configuration demands, rows first: `[cols]`, `[rows, cols]` or
+    /// `[experts, rows, cols]`. `kinds` are the types that will do, `supported` their names.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::WrongShape`], [`Error::UnsupportedType`].
+    pub fn find(
+        gguf: &Arc<Gguf>,
+        name: &str,
+        shape: &[usize],
+        kinds: &[TensorType],
+        supported: &'static str,
+    ) -> Result<Self> {
+        let found = gguf.require_tensor(name)?;
+        let expected: Vec<u64> = shape.iter().map(|&n| n as u64).collect();
+        // Writers may drop or add dimensions of 1 at the front.
+        let strip = |dims: &[u64]| dims.iter().copied().skip_while(|&n| n == 1).collect::<Vec<_>>();
+        if strip(&found.shape()) != strip(&expected) {
+            return Err(Error::WrongShape { tensor: name.into(), found: found.shape(), expected });
+        }
+        let kind = TensorType::try_from(found.ggml_type()).ok().filter(|kind| kinds.contains(kind));
+        let Some(kind) = kind else {
+            let found = found.ggml_type().name().into();
+            return Err(Error::UnsupportedType { tensor: name.into(), found, supported });
+        };
+        let (experts, rows, cols) = match *shape {
+            [cols] => (1, 1, cols),
+            [rows, cols] => (1, rows, cols),
+            [experts, rows, cols] => (experts, rows, cols),
+            _ => return Err(Error::Invalid(format!("tensor {name}: {} dimensions", shape.len()))),
+        };
+        Ok(Self { gguf: gguf.clone(), name: name.into(), kind, rows, cols, experts })
+    }
+
+    /// Its name in the file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its type.
+    pub fn kind(&self) -> TensorType {
+        self.kind
+    }
+
+    /// Rows of one expert's matrix (1 for a vector).
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Weights in a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Matrices in the stack; 1 for a plain matrix or vector.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Its bytes in the file: `experts * rows * cols` weights in whole blocks. Not aligned to anything.
+    pub fn bytes(&self) -> &[u8] {
+        self.gguf.tensor(&self.name).map_or(&[], |tensor| tensor.data())
+    }
+
+    /// The blocks of a Q4_K tensor, `[experts][rows][cols / 256]`; `None` for another type.
+    pub fn q4_k(&self) -> Option<&[BlockQ4K]> {
+        (self.kind == TensorType::Q4K).then(|| blocks::q4_k(self.bytes()))?
+    }
+
+    /// The blocks of a Q6_K tensor, `[experts][rows][cols / 256]`; `None` for another type.
+    pub fn q6_k(&self) -> Option<&[BlockQ6K]> {
+        (self.kind == TensorType::Q6K).then(|| blocks::q6_k(self.bytes()))?
+    }
+
+    /// The values of an F32 tensor.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedType`] for another type, [`Error::Model`] for a value that is not finite.
+    pub fn f32s(&self) -> Result<Vec<f32>> {
+        if self.kind != TensorType::F32 {
+            let found = format!("{:?}", self.kind);
+            return Err(Error::UnsupportedType { tensor: self.name().into(), found, supported: "F32" });
+        }
+        let values: Vec<f32> = self.bytes().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        match values.iter().position(|value| !value.is_finite()) {
+            Some(index) => Err(Error::Model(format!("tensor {}: value {index} is {}", self.name, values[index]))),
+            None => Ok(values),
+        }
+    }
+
+    /// Checks, in parallel, that every block's factors are finite. Reads the whole tensor.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming the tensor and the first bad block.
+    pub fn check_finite(&self) -> Result<()> {
+        let bad = match self.kind {
+            TensorType::F32 => return self.f32s().map(drop),
+            TensorType::F16 => {
+                let values = self.bytes().as_chunks().0;
+                values.par_iter().position_first(|&bits| !half::f16::from_le_bytes(bits).is_finite())
+            }
+            TensorType::Q4K => self
+                .q4_k()
+                .unwrap_or_default()
+                .par_iter()
+                .with_min_len(4096)
+                .position_first(|block| !(block.d().is_finite() && block.dmin().is_finite())),
+            TensorType::Q6K => self
+                .q6_k()
+                .unwrap_or_default()
+                .par_iter()
+                .with_min_len(4096)
+                .position_first(|block| !block.d().is_finite()),
+        };
+        match bad {
+            Some(block) => Err(Error::Model(format!("tensor {}: block {block} is not finite", self.name))),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes that a backend's copy takes when matrices are stored in tiles, each padded to whole tiles of rows.
+    pub fn tiled_bytes(&self) -> u64 {
+        let rows = self.rows.next_multiple_of(sys::KQM_TILE_ROWS as usize);
+        let blocks = self.experts * rows * (self.cols / self.kind.block_len());
+        blocks as u64 * self.kind.block_bytes() as u64
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} [{}][{}, {}]", self.name, self.kind, self.experts, self.rows, self.cols)
+    }
+}
+
+/// Types that matrices may have.
+const MATRIX: (&[TensorType], &str) = (&[TensorType::Q4K, TensorType::Q6K], "Q4_K, Q6_K");
+/// Types that the embedding table may have.
+const TABLE: (&[TensorType], &str) =
+    (&[TensorType::F32, TensorType::F16, TensorType::Q4K, TensorType::Q6K], "F32, F16, Q4_K, Q6_K");
+/// The type of norms and routers.
+const VECTOR: (&[TensorType], &str) = (&[TensorType::F32], "F32");
+
+/// Tensors of one layer, as they are in the file.
+#[derive(Clone, Debug)]
+pub struct LayerTensors {
+    /// `attn_norm`: `[hidden]`.
+    pub attn_norm: Tensor,
+    /// `attn_q`: `[heads * head_dim, hidden]`.
+    pub q: Tensor,
+    /// `attn_k`: `[kv_heads * head_dim, hidden]`.
+    pub k: Tensor,
+    /// `attn_v`: `[kv_heads * head_dim, hidden]`.
+    pub v: Tensor,
+    /// `attn_q_norm`: `[head_dim]`.
+    pub q_norm: Tensor,
+    /// `attn_k_norm`: `[head_dim]`.
+    pub k_norm: Tensor,
+    /// `attn_output`: `[hidden, heads * head_dim]`.
+    pub attn_output: Tensor,
+    /// `ffn_norm`: `[hidden]`.
+    pub ffn_norm: Tensor,
+    /// `ffn_gate_inp`: `[experts, hidden]`.
+    pub router: Tensor,
+    /// `ffn_gate_exps`: `[experts][expert_ff, hidden]`.
+    pub gate: Tensor,
+    /// `ffn_up_exps`: `[experts][expert_ff, hidden]`.
+    pub up: Tensor,
+    /// `ffn_down_exps`: `[experts][hidden, expert_ff]`.
+    pub down: Tensor,
+}
+
+impl LayerTensors {
+    /// Every tensor.
+    pub fn iter(&self) -> impl Iterator<Item = &Tensor> {
+        [
+            &self.attn_norm,
+            &self.q,
+            &self.k,
+            &self.v,
+            &self.q_norm,
+            &self.k_norm,
+            &self.attn_output,
+            &self.ffn_norm,
+            &self.router,
+            &self.gate,
+            &self.up,
+            &self.down,
+        ]
+        .into_iter()
+    }
+}
+
+/// Tensors of a model, as they are in the file.
+#[derive(Clone, Debug)]
+pub struct Tensors {
+    /// `token_embd`: `[vocab, hidden]`.
+    pub embedding: Tensor,
+    /// The layers.
+    pub layers: Vec<LayerTensors>,
+    /// `output_norm`: `[hidden]`.
+    pub output_norm: Tensor,
+    /// `output`, or `token_embd` when there is no such tensor: `[vocab, hidden]`.
+    pub output: Tensor,
+}
+
+impl Tensors {
+    /// Finds every tensor of the model and checks its shape and type. No data is read.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::WrongShape`], [`Error::UnsupportedType`]; [`Error::Model`] for a tensor that
+    /// has no place in the model: leaving it out would compute something else.
+    pub fn find(gguf: &Arc<Gguf>, config: &Config) -> Result<Self> {
+        let find = |name: &str, shape: &[usize], (kinds, supported)| Tensor::find(gguf, name, shape, kinds, supported);
+        let Config { hidden, head_dim, experts, expert_ff, vocab, .. } = *config;
+        let (q_width, kv_width) = (config.q_width(), config.kv_width());
+        let layer = |number: usize| {
+            let find = |part: &str, shape: &[usize], kinds| find(&format!("blk.{number}.{part}.weight"), shape, kinds);
+            Ok(LayerTensors {
+                attn_norm: find("attn_norm", &[hidden], VECTOR)?,
+                q: find("attn_q", &[q_width, hidden], MATRIX)?,
+                k: find("attn_k", &[kv_width, hidden], MATRIX)?,
+                v: find("attn_v", &[kv_width, hidden], MATRIX)?,
+                q_norm: find("attn_q_norm", &[head_dim], VECTOR)?,
+                k_norm: find("attn_k_norm", &[head_dim], VECTOR)?,
+                attn_output: find("attn_output", &[hidden, q_width], MATRIX)?,
+                ffn_norm: find("ffn_norm", &[hidden], VECTOR)?,
+                router: find("ffn_gate_inp", &[experts, hidden], VECTOR)?,
+                gate: find("ffn_gate_exps", &[experts, expert_ff, hidden], MATRIX)?,
+                up: find("ffn_up_exps", &[experts, expert_ff, hidden], MATRIX)?,
+                down: find("ffn_down_exps", &[experts, hidden, expert_ff], MATRIX)?,
+            })
+        };
+        let output = if gguf.tensor("output.weight").is_some() { "output.weight" } else { "token_embd.weight" };
+        let tensors = Self {
+            embedding: find("token_embd.weight", &[vocab, hidden], TABLE)?,
+            layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
+            output_norm: find("output_norm.weight", &[hidden], VECTOR)?,
+            output: find(output, &[vocab, hidden], MATRIX)?,
+        };
+        let known: std::collections::HashSet<&str> = tensors.iter().map(Tensor::name).collect();
+        match gguf.tensors().find(|tensor| !known.contains(tensor.name())) {
+            Some(tensor) => Err(Error::Model(format!("tensor {} has no place in the model", tensor.name()))),
+            None => Ok(tensors),
+        }
+    }
+
+    /// Every tensor. When the output is tied to the embedding, that tensor comes twice.
+    pub fn iter(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.embedding, &self.output_norm, &self.output]
+            .into_iter()
+            .chain(self.layers.iter().flat_map(LayerTensors::iter))
+    }
+}
+
+/// Weights of one layer. Shapes are those of [`LayerTensors`].
+pub struct LayerWeights<B: Backend> {
+    /// `[hidden]`.
+    pub attn_norm: B::Floats,
+    /// `[heads * head_dim, hidden]`.
+    pub q: B::Matrix,
+    /// `[kv_heads * head_dim, hidden]`.
+    pub k: B::Matrix,
+    /// `[kv_heads * head_dim, hidden]`.
+    pub v: B::Matrix,
+    /// `[head_dim]`.
+    pub q_norm: B::Floats,
+    /// `[head_dim]`.
+    pub k_norm: B::Floats,
+    /// `[hidden, heads * head_dim]`.
+    pub attn_output: B::Matrix,
+    /// `[hidden]`.
+    pub ffn_norm: B::Floats,
+    /// `[experts, hidden]`.
+    pub router: B::Floats,
+    /// `[experts][expert_ff, hidden]`.
+    pub gate: B::Matrix,
+    /// `[experts][expert_ff, hidden]`.
+    pub up: B::Matrix,
+    /// `[experts][hidden, expert_ff]`.
+    pub down: B::Matrix,
+}
+
+/// Weights of a model in a backend's memory.
+pub struct Weights<B: Backend> {
+    /// `[vocab, hidden]`.
+    pub embedding: B::Table,
+    /// The layers.
+    pub layers: Vec<LayerWeights<B>>,
+    /// `[hidden]`.
+    pub output_norm: B::Floats,
+    /// `[vocab, hidden]`.
+    pub output: B::Matrix,
+}
+
+impl<B: Backend> Weights<B> {
+    /// Hands every tensor to the backend. With `check`, all factors of quantized blocks are checked to be finite first.
+    /// `progress` gets bytes done and bytes in all, after each tensor.
+    ///
+    /// # Errors
+    /// What [`Tensor::check_finite`], [`Tensor::f32s`] and the backend report.
+    pub fn load(tensors: &Tensors, backend: &B, check: bool, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
+        let total = tensors.iter().map(|tensor| tensor.bytes().len() as u64).sum();
+        let mut done = 0;
+        progress(done, total);
+        let mut step = |tensor: &Tensor| {
+            done += tensor.bytes().len() as u64;
+            progress(done, total);
+        };
+        let mut matrix = |tensor: &Tensor| {
+            if check {
+                tensor.check_finite()?;
+            }
+            let matrix = backend.matrix(tensor)?;
+            step(tensor);
+            Ok::<_, Error>(matrix)
+        };
+        let floats = |tensor: &Tensor| backend.floats_from(&tensor.f32s()?);
+        let layers = tensors
+            .layers
+            .iter()
+            .map(|layer| {
+                Ok(LayerWeights {
+                    attn_norm: floats(&layer.attn_norm)?,
+                    q: matrix(&layer.q)?,
+                    k: matrix(&layer.k)?,
+                    v: matrix(&layer.v)?,
+                    q_norm: floats(&layer.q_norm)?,
+                    k_norm: floats(&layer.k_norm)?,
+                    attn_output: matrix(&layer.attn_output)?,
+                    ffn_norm: floats(&layer.ffn_norm)?,
+                    router: floats(&layer.router)?,
+                    gate: matrix(&layer.gate)?,
+                    up: matrix(&layer.up)?,
+                    down: matrix(&layer.down)?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let output = matrix(&tensors.output)?;
+        let output_norm = floats(&tensors.output_norm)?;
+        if check {
+            tensors.embedding.check_finite()?;
+        }
+        let embedding = backend.table(&tensors.embedding)?;
+        progress(total, total);
+        Ok(Self { embedding, layers, output_norm, output })
+    }
+}
