@@ -99,7 +99,7 @@ pub enum Rule {
     },
     /// The file is written in big-endian byte order.
     #[error(
-        "this is a big-endian file (version {version} byte-swapped), expected a little-endian one"
+        "expected a little-endian file, found a big-endian one (version {version}, byte-swapped)"
     )]
     BigEndian {
         /// The version, read as big-endian.
@@ -112,7 +112,7 @@ pub enum Rule {
         found: u32,
     },
     /// The file ends too early.
-    #[error("expected {expected} bytes of {what}, found the end of the file after {found}")]
+    #[error("expected {} of {what}, found the end of the file after {found}", Bytes(*.expected))]
     Truncated {
         /// What was being read.
         what: &'static str,
@@ -148,7 +148,7 @@ pub enum Rule {
         what: &'static str,
     },
     /// A key, name or string is not UTF-8.
-    #[error("expected a {what} in UTF-8, found an invalid sequence {valid} bytes into it")]
+    #[error("expected a {what} in UTF-8, found an invalid sequence {} into it", Bytes(*.valid))]
     Utf8 {
         /// What is not UTF-8.
         what: &'static str,
@@ -279,6 +279,15 @@ pub enum Rule {
         /// Bytes given.
         found: u64,
     },
+}
+
+/// A number of bytes in words.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} byte{}", self.0, if self.0 == 1 { "" } else { "s" })
+    }
 }
 
 /// Text from a file, made fit for one line of a message: quoted, escaped and cut.

@@ -195,6 +195,8 @@ impl Header {
 }
 
 /// Takes the tensors' data in the order in which they were declared, and keeps none of it.
+///
+/// One that is dropped before all data came leaves an incomplete file, which the reader refuses.
 pub struct Writer<W: Write> {
     path: PathBuf,
     out: W,
