@@ -3,8 +3,12 @@
 #![warn(missing_docs)]
 
 pub mod blocks;
+pub mod device;
 pub mod error;
 pub mod gguf;
+pub mod kernels;
+pub mod oracle;
 pub mod sys;
+pub mod trace;
 
 pub use error::{Error, Result};

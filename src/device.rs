@@ -1,0 +1,280 @@
+//! Devices: where kernels run and their operands live.
+//!
+//! [`Device`] is what the kernel wrappers and the GPU backend need of one: memory, an ordered queue, and the table of
+//! launchers. [`CudaDevice`] is the real one; the tests add one whose kernels are the same sources run on the CPU.
+
+use std::marker::PhantomData;
+
+use crate::{Error, Result, sys};
+
+mod cuda;
+
+pub use cuda::{CudaDevice, CudaGraph};
+
+/// Memory and a queue of one device. Clones share the queue; [`Device::fork`] makes another one.
+///
+/// # Safety
+/// `allocate` returns memory that stays valid for the device's kernels and copies until `free`, aligned to 256 bytes;
+/// copies, fills and launches on one queue take effect in the order of the calls.
+pub unsafe trait Device: Clone + Send + Sync + 'static {
+    /// `"cuda"`, or the name of another executor.
+    fn name(&self) -> &'static str;
+    /// The launchers.
+    fn kernels(&self) -> &'static sys::kqm_kernels;
+    /// The queue, as launchers take it.
+    fn stream(&self) -> sys::kqm_stream;
+    /// The same device with a queue of its own.
+    fn fork(&self) -> Result<Self>;
+    /// Makes the device current for the calling thread; called before every launch.
+    fn activate(&self) -> Result<()>;
+    /// Free and total bytes.
+    fn memory(&self) -> Result<(u64, u64)>;
+    /// Allocates `bytes` bytes with unspecified contents.
+    fn allocate(&self, bytes: usize) -> Result<u64>;
+    /// Frees an allocation, after the work that uses it.
+    ///
+    /// # Safety
+    /// `address` comes from `allocate` of this device, and nothing uses it afterwards.
+    unsafe fn free(&self, address: u64);
+    /// Copies host bytes to the device. On return `from` may be reused.
+    ///
+    /// # Safety
+    /// `to` .. `to + from.len()` lies in one allocation of this device.
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
+    /// Copies device bytes to the host, after all earlier work, and waits for them.
+    ///
+    /// # Safety
+    /// `from` .. `from + to.len()` lies in one allocation of this device.
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
+    /// Copies within the device.
+    ///
+    /// # Safety
+    /// Both ranges lie in allocations of this device and do not overlap.
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
+    /// Sets bytes to zero.
+    ///
+    /// # Safety
+    /// `address` .. `address + bytes` lies in one allocation of this device.
+    unsafe fn clear(&self, address: u64, bytes: usize) -> Result<()>;
+    /// Waits for all work of the queue and reports what failed.
+    fn synchronize(&self) -> Result<()>;
+}
+
+/// Types that device buffers hold: plain data, valid for any bytes.
+///
+/// # Safety
+/// The type has no padding and no invalid values.
+pub unsafe trait Plain: Copy + Send + Sync + 'static {}
+// SAFETY: numbers, and a structure of numbers whose size is asserted to be the sum of its fields' (1024 + 64 + 16).
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for u64 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+// SAFETY: as above.
+unsafe impl Plain for sys::kqm_fixed_block {}
+const _: () = assert!(size_of::<sys::kqm_fixed_block>() == 1024 + 64 + 16);
+
+/// `values` as bytes.
+pub fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
+    // SAFETY: plain data has no padding; the length is that of the slice.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// `values` as bytes that may be overwritten.
+pub fn bytes_of_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: plain data has no padding and no invalid values; the length is that of the slice.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
+/// Device memory read by a kernel: `len` elements at an address.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice<'a, T> {
+    address: u64,
+    len: usize,
+    lifetime: PhantomData<&'a T>,
+}
+
+/// Device memory written by a kernel.
+#[derive(Debug)]
+pub struct SliceMut<'a, T> {
+    address: u64,
+    len: usize,
+    lifetime: PhantomData<&'a mut T>,
+}
+
+impl<T> Slice<'_, T> {
+    /// Memory that somebody else manages, such as a tensor of the engine that links this crate.
+    ///
+    /// # Safety
+    /// `len` elements at `address` are valid device memory, initialised, and not written while the slice is in use by
+    /// enqueued work.
+    pub unsafe fn from_raw(address: u64, len: usize) -> Self {
+        Self { address, len, lifetime: PhantomData }
+    }
+    /// The address.
+    pub fn as_ptr(&self) -> *const T {
+        self.address as *const T
+    }
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl<T> SliceMut<'_, T> {
+    /// Memory that somebody else manages.
+    ///
+    /// # Safety
+    /// `len` elements at `address` are valid device memory that nothing else touches while the slice is in use by
+    /// enqueued work.
+    pub unsafe fn from_raw(address: u64, len: usize) -> Self {
+        Self { address, len, lifetime: PhantomData }
+    }
+    /// The address.
+    pub fn as_ptr(&self) -> *mut T {
+        self.address as *mut T
+    }
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Device memory of `len` elements, freed when dropped.
+#[derive(Debug)]
+pub struct Buffer<D: Device, T: Plain> {
+    device: D,
+    address: u64,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<D: Device, T: Plain> Buffer<D, T> {
+    /// Memory with unspecified contents; to be written before it is read.
+    pub fn uninitialised(device: &D, len: usize) -> Result<Self> {
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or_else(|| Error::Invalid(format!("a buffer of {len} elements is too large")))?;
+        let address = if bytes == 0 { 0 } else { device.allocate(bytes)? };
+        Ok(Self { device: device.clone(), address, len, element: PhantomData })
+    }
+
+    /// Memory filled with zeros.
+    pub fn zeroed(device: &D, len: usize) -> Result<Self> {
+        let buffer = Self::uninitialised(device, len)?;
+        if len > 0 {
+            // SAFETY: the range is the allocation.
+            unsafe { device.clear(buffer.address, len * size_of::<T>())? };
+        }
+        Ok(buffer)
+    }
+
+    /// Memory with a copy of `values`.
+    pub fn from_slice(device: &D, values: &[T]) -> Result<Self> {
+        let mut buffer = Self::uninitialised(device, values.len())?;
+        buffer.write(device, 0, values)?;
+        Ok(buffer)
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All of it, to read.
+    pub fn slice(&self) -> Slice<'_, T> {
+        Slice { address: self.address, len: self.len, lifetime: PhantomData }
+    }
+
+    /// All of it, to write.
+    pub fn slice_mut(&mut self) -> SliceMut<'_, T> {
+        SliceMut { address: self.address, len: self.len, lifetime: PhantomData }
+    }
+
+    fn range(&self, from: usize, len: usize) -> Result<u64> {
+        match from.checked_add(len) {
+            Some(end) if end <= self.len => Ok(self.address + (from * size_of::<T>()) as u64),
+            _ => Err(Error::Invalid(format!("elements {from}..{from}+{len} of a buffer of {}", self.len))),
+        }
+    }
+
+    /// `len` elements from index `from`, to read.
+    pub fn part(&self, from: usize, len: usize) -> Result<Slice<'_, T>> {
+        Ok(Slice { address: self.range(from, len)?, len, lifetime: PhantomData })
+    }
+
+    /// `len` elements from index `from`, to write.
+    pub fn part_mut(&mut self, from: usize, len: usize) -> Result<SliceMut<'_, T>> {
+        Ok(SliceMut { address: self.range(from, len)?, len, lifetime: PhantomData })
+    }
+
+    /// Copies `values` to index `from` ..., in the order of `device`'s queue.
+    pub fn write(&mut self, device: &D, from: usize, values: &[T]) -> Result<()> {
+        let address = self.range(from, values.len())?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the range was checked.
+        unsafe { device.upload(address, bytes_of(values)) }
+    }
+
+    /// Copies the elements from index `from` to `out`, after all earlier work of `device`'s queue.
+    pub fn read(&self, device: &D, from: usize, out: &mut [T]) -> Result<()> {
+        let address = self.range(from, out.len())?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the range was checked; plain data takes any bytes.
+        unsafe { device.download(address, bytes_of_mut(out)) }
+    }
+
+    /// Copies `len` elements from index `from` of `source` to index `to`.
+    pub fn copy_from(&mut self, device: &D, to: usize, source: &Self, from: usize, len: usize) -> Result<()> {
+        let (to, from) = (self.range(to, len)?, source.range(from, len)?);
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: both ranges were checked and lie in different buffers, since one is borrowed mutably.
+        unsafe { device.copy(to, from, len * size_of::<T>()) }
+    }
+}
+
+impl<D: Device, T: Plain> Drop for Buffer<D, T> {
+    fn drop(&mut self) {
+        if self.address != 0 {
+            // SAFETY: the buffer owns the allocation, and slices of it borrow the buffer.
+            unsafe { self.device.free(self.address) };
+        }
+    }
+}
+
+/// Turns a launcher's status into an error that names the kernel.
+pub(crate) fn check_launch<D: Device>(device: &D, kernel: &'static str, status: sys::kqm_status) -> Result<()> {
+    if status == sys::KQM_OK {
+        return Ok(());
+    }
+    let message = match device.kernels().status_text {
+        // SAFETY: the function returns a static, NUL-terminated string for any status.
+        Some(text) => unsafe { std::ffi::CStr::from_ptr(text(status)) }.to_string_lossy().into_owned(),
+        None => "unknown status".into(),
+    };
+    Err(Error::Kernel { kernel, status, message })
+}

@@ -1,0 +1,65 @@
+//! Index of the largest value of each row.
+
+use super::*;
+
+/// What a decode loop on the device does with the token that was found.
+pub struct DecodeLoop<'a> {
+    /// `[1]`: the position, advanced by one.
+    pub position: SliceMut<'a, u32>,
+    /// Tokens by position: the found one is stored at the position before it advances.
+    pub history: SliceMut<'a, u32>,
+}
+
+/// Operands of `argmax`.
+pub struct Argmax<'a> {
+    /// `[rows, cols]`.
+    pub x: Slice<'a, f32>,
+    /// `[rows]`.
+    pub out: SliceMut<'a, u32>,
+    /// `[rows]`, zero before the first launch and after every one.
+    pub partial: SliceMut<'a, u64>,
+    /// `[rows]`, zero before the first launch and after every one.
+    pub done: SliceMut<'a, u32>,
+    /// For row 0: feed the token back.
+    pub feed: Option<DecodeLoop<'a>>,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+}
+
+impl Argmax<'_> {
+    /// Enqueues the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
+    pub fn launch<D: Device>(self, device: &D) -> Result<()> {
+        const NAME: &str = "argmax";
+        at_least(NAME, "x", self.x.len(), &[self.rows, self.cols])?;
+        at_least(NAME, "out", self.out.len(), &[self.rows])?;
+        at_least(NAME, "partial", self.partial.len(), &[self.rows])?;
+        at_least(NAME, "done", self.done.len(), &[self.rows])?;
+        let (mut advance, mut history, mut history_len) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        if let Some(feed) = self.feed {
+            at_least(NAME, "position", feed.position.len(), &[1])?;
+            history_len = count(NAME, "history", feed.history.len())?;
+            advance = feed.position.as_ptr();
+            history = feed.history.as_ptr();
+        }
+        launch!(
+            device,
+            argmax,
+            sys::kqm_argmax_args {
+                x: self.x.as_ptr(),
+                out: self.out.as_ptr(),
+                partial: self.partial.as_ptr(),
+                done: self.done.as_ptr(),
+                advance,
+                history,
+                history_len,
+                rows: count(NAME, "rows", self.rows)?,
+                cols: count(NAME, "cols", self.cols)?,
+            }
+        )
+    }
+}

@@ -1,0 +1,107 @@
+//! Causal grouped-query attention over the cache.
+
+use super::*;
+
+/// Operands of `attention`. The cache's elements are f32 or f16, as `cache_kind` says.
+pub struct Attention<'a> {
+    /// `[tokens, heads, head_dim]`.
+    pub q: Slice<'a, f32>,
+    /// `[capacity, kv_heads, head_dim]`, as bytes.
+    pub k_cache: Slice<'a, u8>,
+    /// `[capacity, kv_heads, head_dim]`, as bytes.
+    pub v_cache: Slice<'a, u8>,
+    /// F32 or F16.
+    pub cache_kind: TensorType,
+    /// `[1]`: position of the first token.
+    pub start: Slice<'a, u32>,
+    /// `[tokens, heads, head_dim]`.
+    pub out: Option<SliceMut<'a, f32>>,
+    /// `[tokens, heads * head_dim / 256]`.
+    pub fixed: Option<SliceMut<'a, FixedBlock>>,
+    /// Tap `[tokens, heads, capacity]`: scaled scores, minus infinity where masked.
+    pub scores: Option<SliceMut<'a, f32>>,
+    /// At least [`Attention::workspace_bytes`].
+    pub workspace: SliceMut<'a, u8>,
+    /// Positions of the cache.
+    pub capacity: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// Query heads: a multiple of `kv_heads`, at most 16 times.
+    pub heads: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Dimensions of a head: a multiple of 8, at most 256.
+    pub head_dim: usize,
+    /// Factor of the scores: `1 / sqrt(head_dim)`.
+    pub scale: f32,
+}
+
+impl Attention<'_> {
+    const NAME: &'static str = "attention";
+
+    /// Bytes of workspace for these shapes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for counts that are too large.
+    pub fn workspace_bytes<D: Device>(
+        device: &D,
+        capacity: usize,
+        tokens: usize,
+        heads: usize,
+        head_dim: usize,
+    ) -> Result<usize> {
+        let args = sys::kqm_attention_args {
+            capacity: count(Self::NAME, "capacity", capacity)?,
+            tokens: count(Self::NAME, "tokens", tokens)?,
+            heads: count(Self::NAME, "heads", heads)?,
+            head_dim: count(Self::NAME, "head_dim", head_dim)?,
+            ..Default::default()
+        };
+        // SAFETY: the function reads the counts of the structure and nothing else.
+        Ok(device.kernels().attention_workspace.map_or(0, |bytes| unsafe { bytes(&args) }) as usize)
+    }
+
+    /// Enqueues the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
+    pub fn launch<D: Device>(self, device: &D) -> Result<()> {
+        let q_shape = [self.tokens, self.heads, self.head_dim];
+        let cache_shape = [self.capacity, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
+        at_least(Self::NAME, "q", self.q.len(), &q_shape)?;
+        at_least(Self::NAME, "k_cache", self.k_cache.len(), &cache_shape)?;
+        at_least(Self::NAME, "v_cache", self.v_cache.len(), &cache_shape)?;
+        at_least(Self::NAME, "start", self.start.len(), &[1])?;
+        if let Some(out) = &self.out {
+            at_least(Self::NAME, "out", out.len(), &q_shape)?;
+        }
+        if let Some(fixed) = &self.fixed {
+            at_least(Self::NAME, "fixed", fixed.len(), &[self.tokens, self.heads * self.head_dim / BLOCK])?;
+        }
+        if let Some(scores) = &self.scores {
+            at_least(Self::NAME, "scores", scores.len(), &[self.tokens, self.heads, self.capacity])?;
+        }
+        launch!(
+            device,
+            attention,
+            sys::kqm_attention_args {
+                q: self.q.as_ptr(),
+                k_cache: self.k_cache.as_ptr().cast(),
+                v_cache: self.v_cache.as_ptr().cast(),
+                start: self.start.as_ptr(),
+                out: optional(self.out),
+                fixed: optional(self.fixed),
+                scores: optional(self.scores),
+                workspace: self.workspace.as_ptr().cast(),
+                workspace_bytes: self.workspace.len() as u64,
+                cache_type: self.cache_kind as u32,
+                capacity: count(Self::NAME, "capacity", self.capacity)?,
+                tokens: count(Self::NAME, "tokens", self.tokens)?,
+                heads: count(Self::NAME, "heads", self.heads)?,
+                kv_heads: count(Self::NAME, "kv_heads", self.kv_heads)?,
+                head_dim: count(Self::NAME, "head_dim", self.head_dim)?,
+                scale: self.scale,
+            }
+        )
+    }
+}

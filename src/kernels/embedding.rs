@@ -1,0 +1,47 @@
+//! Rows of an embedding table.
+
+use super::*;
+
+/// Operands of `embedding`.
+pub struct Embedding<'a> {
+    /// `[vocab, cols]` as it stands in the file.
+    pub table: Slice<'a, u8>,
+    /// Any type.
+    pub kind: TensorType,
+    /// Rows of the table.
+    pub vocab: usize,
+    /// A multiple of 256.
+    pub cols: usize,
+    /// `[tokens]`. An id that is not below `vocab` gives a row of NaN.
+    pub ids: Slice<'a, u32>,
+    /// Ids in use.
+    pub tokens: usize,
+    /// `[tokens, cols]`.
+    pub out: SliceMut<'a, f32>,
+}
+
+impl Embedding<'_> {
+    /// Enqueues the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
+    pub fn launch<D: Device>(self, device: &D) -> Result<()> {
+        let row_bytes = self.cols / self.kind.block_len() * self.kind.block_bytes();
+        at_least("embedding", "table", self.table.len(), &[self.vocab, row_bytes])?;
+        at_least("embedding", "ids", self.ids.len(), &[self.tokens])?;
+        at_least("embedding", "out", self.out.len(), &[self.tokens, self.cols])?;
+        launch!(
+            device,
+            embedding,
+            sys::kqm_embedding_args {
+                table: self.table.as_ptr().cast(),
+                tokens: self.ids.as_ptr(),
+                out: self.out.as_ptr(),
+                type_: self.kind as u32,
+                vocab: count("embedding", "vocab", self.vocab)?,
+                cols: count("embedding", "cols", self.cols)?,
+                count: count("embedding", "tokens", self.tokens)?,
+            }
+        )
+    }
+}

@@ -1,0 +1,196 @@
+//! Checked wrappers of the launchers, one file for a kernel.
+//!
+//! Each kernel is a structure of its operands with a method `launch`, which checks every length against the shapes, enqueues
+//! the kernel on the device's queue and returns. Launches do not wait; errors of the work itself appear at the next
+//! synchronisation. Values are defined in `docs/arithmetic.md`, and the oracle of the same name computes the same bits.
+
+use crate::blocks::{BLOCK, TensorType};
+use crate::device::{Buffer, Device, Slice, SliceMut, check_launch};
+use crate::{Error, Result, sys};
+
+mod argmax;
+mod attention;
+mod embedding;
+mod moe_down;
+mod moe_group;
+mod moe_router;
+mod moe_swiglu;
+mod q4_k_matvec;
+mod q6_k_gemv;
+mod qkv;
+mod quantize;
+mod repack;
+mod residual_add;
+mod rms_norm;
+mod rope;
+
+pub use argmax::{Argmax, DecodeLoop};
+pub use attention::Attention;
+pub use embedding::Embedding;
+pub use moe_down::MoeDown;
+pub use moe_group::{MoeGroup, max_items};
+pub use moe_router::MoeRouter;
+pub use moe_swiglu::MoeSwiglu;
+pub use q4_k_matvec::Q4KMatvec;
+pub use q6_k_gemv::Q6KGemv;
+pub use qkv::Qkv;
+pub use quantize::Quantize;
+pub use repack::{Repack, tile_bytes};
+pub use residual_add::ResidualAdd;
+pub use rms_norm::RmsNorm;
+pub use rope::Rope;
+
+/// 256 activations in block fixed point, as the kernels store them.
+pub type FixedBlock = sys::kqm_fixed_block;
+
+/// A quantized matrix, or a stack of experts' matrices, in tile layout on a device.
+#[derive(Debug)]
+pub struct Matrix<D: Device> {
+    tiles: Buffer<D, u8>,
+    kind: TensorType,
+    rows: usize,
+    cols: usize,
+    experts: usize,
+}
+
+impl<D: Device> Matrix<D> {
+    /// Room for a matrix, to be filled by [`Repack`]. Unspecified contents.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a type without a kernel or columns that are not whole super-blocks.
+    pub fn uninitialised(device: &D, kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<Self> {
+        if !matches!(kind, TensorType::Q4K | TensorType::Q6K) || rows == 0 || cols == 0 || cols % BLOCK != 0 || experts == 0 {
+            return Err(Error::Invalid(format!("matrix {kind:?} [{experts}][{rows}, {cols}]: no kernel computes with it")));
+        }
+        let bytes = experts * tile_bytes(kind, rows, cols);
+        Ok(Self { tiles: Buffer::uninitialised(device, bytes)?, kind, rows, cols, experts })
+    }
+
+    /// Its type: it decides which kernel multiplies with it.
+    pub fn kind(&self) -> TensorType {
+        self.kind
+    }
+
+    /// Rows of one expert's matrix.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns, a multiple of 256.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Matrices in the stack.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> usize {
+        self.tiles.len()
+    }
+
+    /// The tiles of one expert, to be written by [`Repack`].
+    pub fn expert_tiles(&mut self, expert: usize) -> Result<SliceMut<'_, u8>> {
+        let bytes = tile_bytes(self.kind, self.rows, self.cols);
+        self.tiles.part_mut(expert * bytes, bytes)
+    }
+
+    pub(crate) fn as_sys(&self) -> sys::kqm_matrix {
+        sys::kqm_matrix {
+            tiles: self.tiles.slice().as_ptr().cast(),
+            type_: self.kind as u32,
+            rows: self.rows as u32,
+            cols: self.cols as u32,
+            experts: self.experts as u32,
+        }
+    }
+}
+
+/// Places for the results of [`MoeGroup`].
+#[derive(Debug)]
+pub struct Groups<D: Device> {
+    order: Buffer<D, u32>,
+    items: Buffer<D, u32>,
+    count: Buffer<D, u32>,
+    pairs: usize,
+}
+
+impl<D: Device> Groups<D> {
+    /// Room for batches of up to `tokens` tokens.
+    pub fn new(device: &D, tokens: usize, experts: usize, top_k: usize) -> Result<Self> {
+        let items = max_items(device, tokens, experts, top_k)?;
+        Ok(Self {
+            order: Buffer::zeroed(device, tokens * top_k)?,
+            items: Buffer::zeroed(device, 3 * items)?,
+            count: Buffer::zeroed(device, 1)?,
+            pairs: tokens * top_k,
+        })
+    }
+
+    /// Pair numbers in ascending (expert, pair) order.
+    pub fn order(&self) -> &Buffer<D, u32> {
+        &self.order
+    }
+
+    /// Work items `[expert, first position in order, pairs]`.
+    pub fn items(&self) -> &Buffer<D, u32> {
+        &self.items
+    }
+
+    /// Work items in use.
+    pub fn count(&self) -> &Buffer<D, u32> {
+        &self.count
+    }
+
+    pub(crate) fn as_sys(&self) -> sys::kqm_groups {
+        sys::kqm_groups {
+            order: self.order.slice().as_ptr().cast_mut(),
+            items: self.items.slice().as_ptr().cast_mut(),
+            count: self.count.slice().as_ptr().cast_mut(),
+        }
+    }
+
+    pub(crate) fn check(&self, kernel: &'static str, tokens: usize, top_k: usize) -> Result<()> {
+        at_least(kernel, "groups", self.pairs, &[tokens, top_k])
+    }
+}
+
+/// Fails unless a buffer of `found` elements holds the product of `shape`.
+fn at_least(kernel: &'static str, operand: &'static str, found: usize, shape: &[usize]) -> Result<()> {
+    let needed = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
+    match needed {
+        Some(needed) if found >= needed => Ok(()),
+        _ => Err(Error::Invalid(format!("{kernel}: {operand} has {found} elements, expected {shape:?}"))),
+    }
+}
+
+/// A count as the launchers take it.
+fn count(kernel: &'static str, what: &'static str, n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::Invalid(format!("{kernel}: {what} = {n} is too large")))
+}
+
+fn optional<T>(slice: Option<SliceMut<'_, T>>) -> *mut T {
+    slice.map_or(std::ptr::null_mut(), |slice| slice.as_ptr())
+}
+
+/// Calls one launcher of the device's table with checked arguments.
+macro_rules! launch {
+    ($device:expr, $kernel:ident, $args:expr) => {{
+        let device = $device;
+        device.activate()?;
+        let name = stringify!($kernel);
+        let launcher = device.kernels().$kernel.ok_or(Error::Kernel {
+            kernel: name,
+            status: sys::KQM_NULL_POINTER,
+            message: "the table has no launcher".into(),
+        })?;
+        let args = $args;
+        // SAFETY: the wrapper checked every operand's length against the shapes; operands are borrowed device memory, which
+        // work enqueued earlier on the same queue wrote.
+        let status = unsafe { launcher(&args, device.stream()) };
+        check_launch(device, name, status)
+    }};
+}
+use launch;

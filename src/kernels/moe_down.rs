@@ -1,0 +1,64 @@
+//! Down projections of all pairs, their weighted sum over a token's experts, and the residual.
+
+use super::*;
+
+/// Operands of `moe_down`: `y[t] += sum_rank weights[t, rank] * (W_down x[pair])`.
+pub struct MoeDown<'a, D: Device> {
+    /// `[experts][rows, ff]`.
+    pub down: &'a Matrix<D>,
+    /// `[pairs, ff / 256]`.
+    pub x: Slice<'a, FixedBlock>,
+    /// `[tokens, top_k]`.
+    pub indices: Slice<'a, u32>,
+    /// `[tokens, top_k]`.
+    pub weights: Slice<'a, f32>,
+    /// Results of `MoeGroup` for the same indices; not read for a single token.
+    pub groups: &'a Groups<D>,
+    /// `[pairs, rows]`: every expert's product.
+    pub expert_out: SliceMut<'a, f32>,
+    /// Tap `[tokens, rows]`: the weighted sum before the residual.
+    pub sum: Option<SliceMut<'a, f32>>,
+    /// `[tokens, rows]`: the residual stream.
+    pub y: SliceMut<'a, f32>,
+    /// Tokens.
+    pub tokens: usize,
+    /// Experts of a token.
+    pub top_k: usize,
+}
+
+impl<D: Device> MoeDown<'_, D> {
+    /// Enqueues the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
+    pub fn launch(self, device: &D) -> Result<()> {
+        const NAME: &str = "moe_down";
+        let rows = self.down.rows();
+        at_least(NAME, "x", self.x.len(), &[self.tokens, self.top_k, self.down.cols() / BLOCK])?;
+        at_least(NAME, "indices", self.indices.len(), &[self.tokens, self.top_k])?;
+        at_least(NAME, "weights", self.weights.len(), &[self.tokens, self.top_k])?;
+        at_least(NAME, "expert_out", self.expert_out.len(), &[self.tokens, self.top_k, rows])?;
+        at_least(NAME, "y", self.y.len(), &[self.tokens, rows])?;
+        if let Some(sum) = &self.sum {
+            at_least(NAME, "sum", sum.len(), &[self.tokens, rows])?;
+        }
+        self.groups.check(NAME, self.tokens, self.top_k)?;
+        launch!(
+            device,
+            moe_down,
+            sys::kqm_moe_down_args {
+                down: self.down.as_sys(),
+                x: self.x.as_ptr(),
+                indices: self.indices.as_ptr(),
+                weights: self.weights.as_ptr(),
+                groups: self.groups.as_sys(),
+                expert_out: self.expert_out.as_ptr(),
+                sum: optional(self.sum),
+                residual: self.y.as_ptr(),
+                y: self.y.as_ptr(),
+                tokens: count(NAME, "tokens", self.tokens)?,
+                top_k: count(NAME, "top_k", self.top_k)?,
+            }
+        )
+    }
+}

@@ -1,0 +1,61 @@
+//! Gate and up projections and SwiGLU of all (token, expert) pairs in one launch.
+
+use super::*;
+
+/// Operands of `moe_swiglu`: `out[p] = silu(W_gate x) * (W_up x)`.
+pub struct MoeSwiglu<'a, D: Device> {
+    /// `[experts][ff, cols]`.
+    pub gate: &'a Matrix<D>,
+    /// `[experts][ff, cols]`.
+    pub up: &'a Matrix<D>,
+    /// `[tokens, cols / 256]`.
+    pub x: Slice<'a, FixedBlock>,
+    /// `[tokens, top_k]`.
+    pub indices: Slice<'a, u32>,
+    /// Results of [`MoeGroup`] for the same indices; not read for a single token.
+    pub groups: &'a Groups<D>,
+    /// Tap `[pairs, ff]`.
+    pub gate_out: Option<SliceMut<'a, f32>>,
+    /// Tap `[pairs, ff]`.
+    pub up_out: Option<SliceMut<'a, f32>>,
+    /// `[pairs, ff]`, pair = token * top_k + rank.
+    pub out: SliceMut<'a, f32>,
+    /// Tokens.
+    pub tokens: usize,
+    /// Experts of a token.
+    pub top_k: usize,
+}
+
+impl<D: Device> MoeSwiglu<'_, D> {
+    /// Enqueues the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
+    pub fn launch(self, device: &D) -> Result<()> {
+        const NAME: &str = "moe_swiglu";
+        let shape = [self.tokens, self.top_k, self.gate.rows()];
+        at_least(NAME, "x", self.x.len(), &[self.tokens, self.gate.cols() / BLOCK])?;
+        at_least(NAME, "indices", self.indices.len(), &[self.tokens, self.top_k])?;
+        at_least(NAME, "out", self.out.len(), &shape)?;
+        for tap in [&self.gate_out, &self.up_out].into_iter().flatten() {
+            at_least(NAME, "tap", tap.len(), &shape)?;
+        }
+        self.groups.check(NAME, self.tokens, self.top_k)?;
+        launch!(
+            device,
+            moe_swiglu,
+            sys::kqm_moe_swiglu_args {
+                gate: self.gate.as_sys(),
+                up: self.up.as_sys(),
+                x: self.x.as_ptr(),
+                indices: self.indices.as_ptr(),
+                groups: self.groups.as_sys(),
+                gate_out: optional(self.gate_out),
+                up_out: optional(self.up_out),
+                out: self.out.as_ptr(),
+                tokens: count(NAME, "tokens", self.tokens)?,
+                top_k: count(NAME, "top_k", self.top_k)?,
+            }
+        )
+    }
+}

@@ -1,0 +1,16 @@
+//! Mat-vec with Q6_K weights.
+
+use super::*;
+
+/// Operands of `q6_k_gemv`: those of [`Q4KMatvec`], with W in Q6_K.
+pub struct Q6KGemv<'a, D: Device>(pub Q4KMatvec<'a, D>);
+
+impl<D: Device> Q6KGemv<'_, D> {
+    /// Enqueues the kernel.
+    ///
+    /// # Errors
+    /// As [`Q4KMatvec::launch`].
+    pub fn launch(self, device: &D) -> Result<()> {
+        launch!(device, q6_k_gemv, self.0.args("q6_k_gemv")?)
+    }
+}

@@ -1,0 +1,36 @@
+//! f32 activations to block fixed point.
+
+use super::*;
+
+/// Operands of `quantize`.
+pub struct Quantize<'a> {
+    /// `[tokens, cols]`.
+    pub x: Slice<'a, f32>,
+    /// `[tokens, cols / 256]`.
+    pub out: SliceMut<'a, FixedBlock>,
+    /// Rows.
+    pub tokens: usize,
+    /// A multiple of 256.
+    pub cols: usize,
+}
+
+impl Quantize<'_> {
+    /// Enqueues the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
+    pub fn launch<D: Device>(self, device: &D) -> Result<()> {
+        at_least("quantize", "x", self.x.len(), &[self.tokens, self.cols])?;
+        at_least("quantize", "out", self.out.len(), &[self.tokens, self.cols / BLOCK])?;
+        launch!(
+            device,
+            quantize,
+            sys::kqm_quantize_args {
+                x: self.x.as_ptr(),
+                out: self.out.as_ptr(),
+                tokens: count("quantize", "tokens", self.tokens)?,
+                cols: count("quantize", "cols", self.cols)?,
+            }
+        )
+    }
+}

@@ -1,0 +1,44 @@
+//! Quantized rows as they stand in a file, to tiles.
+
+use super::*;
+
+/// Bytes of one matrix in tile layout: rows are padded to a multiple of 16.
+pub fn tile_bytes(kind: TensorType, rows: usize, cols: usize) -> usize {
+    rows.next_multiple_of(sys::KQM_TILE_ROWS as usize) * (cols / BLOCK) * kind.block_bytes()
+}
+
+/// Operands of `repack`.
+pub struct Repack<'a> {
+    /// `[rows, cols / 256]` blocks.
+    pub blocks: Slice<'a, u8>,
+    /// `[ceil(rows / 16), cols / 256]` tiles.
+    pub tiles: SliceMut<'a, u8>,
+    /// Q4_K or Q6_K.
+    pub kind: TensorType,
+    /// Rows.
+    pub rows: usize,
+    /// A multiple of 256.
+    pub cols: usize,
+}
+
+impl Repack<'_> {
+    /// Enqueues the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
+    pub fn launch<D: Device>(self, device: &D) -> Result<()> {
+        at_least("repack", "blocks", self.blocks.len(), &[self.rows, self.cols / BLOCK, self.kind.block_bytes()])?;
+        at_least("repack", "tiles", self.tiles.len(), &[tile_bytes(self.kind, self.rows, self.cols)])?;
+        launch!(
+            device,
+            repack,
+            sys::kqm_repack_args {
+                blocks: self.blocks.as_ptr().cast(),
+                tiles: self.tiles.as_ptr().cast(),
+                type_: self.kind as u32,
+                rows: count("repack", "rows", self.rows)?,
+                cols: count("repack", "cols", self.cols)?,
+            }
+        )
+    }
+}

@@ -1,0 +1,51 @@
+//! RMSNorm, as f32, as fixed point, or both.
+
+use super::*;
+
+/// Operands of `rms_norm`.
+pub struct RmsNorm<'a> {
+    /// `[tokens, cols]`.
+    pub x: Slice<'a, f32>,
+    /// `[cols]`.
+    pub weight: Slice<'a, f32>,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Rows.
+    pub tokens: usize,
+    /// A multiple of 256.
+    pub cols: usize,
+    /// `[tokens, cols]`.
+    pub out: Option<SliceMut<'a, f32>>,
+    /// `[tokens, cols / 256]`.
+    pub fixed: Option<SliceMut<'a, FixedBlock>>,
+}
+
+impl RmsNorm<'_> {
+    /// Enqueues the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher, also without any output.
+    pub fn launch<D: Device>(self, device: &D) -> Result<()> {
+        at_least("rms_norm", "x", self.x.len(), &[self.tokens, self.cols])?;
+        at_least("rms_norm", "weight", self.weight.len(), &[self.cols])?;
+        if let Some(out) = &self.out {
+            at_least("rms_norm", "out", out.len(), &[self.tokens, self.cols])?;
+        }
+        if let Some(fixed) = &self.fixed {
+            at_least("rms_norm", "fixed", fixed.len(), &[self.tokens, self.cols / BLOCK])?;
+        }
+        launch!(
+            device,
+            rms_norm,
+            sys::kqm_rms_norm_args {
+                x: self.x.as_ptr(),
+                weight: self.weight.as_ptr(),
+                out: optional(self.out),
+                fixed: optional(self.fixed),
+                tokens: count("rms_norm", "tokens", self.tokens)?,
+                cols: count("rms_norm", "cols", self.cols)?,
+                eps: self.eps,
+            }
+        )
+    }
+}

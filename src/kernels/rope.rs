@@ -1,0 +1,100 @@
+//! Per-head RMSNorm of q and k, RoPE, and the write of k and v into the cache.
+
+use super::*;
+
+/// Operands of `rope`. The cache's elements are f32 or f16, as `cache_kind` says.
+pub struct Rope<'a> {
+    /// `[tokens, heads, head_dim]`, replaced by the rotated values.
+    pub q: SliceMut<'a, f32>,
+    /// `[tokens, kv_heads, head_dim]`.
+    pub k: Slice<'a, f32>,
+    /// `[tokens, kv_heads, head_dim]`.
+    pub v: Slice<'a, f32>,
+    /// `[head_dim]`; without it q is not normalised.
+    pub q_weight: Option<Slice<'a, f32>>,
+    /// `[head_dim]`; without it k is not normalised.
+    pub k_weight: Option<Slice<'a, f32>>,
+    /// `[capacity, head_dim / 2, 2]`: cosine and sine.
+    pub table: Slice<'a, f32>,
+    /// `[1]`: position of the first token.
+    pub start: Slice<'a, u32>,
+    /// Tap `[tokens, heads, head_dim]`: q after RMSNorm.
+    pub q_normed: Option<SliceMut<'a, f32>>,
+    /// Tap `[tokens, kv_heads, head_dim]`: k after RMSNorm.
+    pub k_normed: Option<SliceMut<'a, f32>>,
+    /// Tap `[tokens, kv_heads, head_dim]`: k after RoPE, before it is rounded to the cache's type.
+    pub k_out: Option<SliceMut<'a, f32>>,
+    /// `[capacity, kv_heads, head_dim]`, as bytes.
+    pub k_cache: SliceMut<'a, u8>,
+    /// `[capacity, kv_heads, head_dim]`, as bytes.
+    pub v_cache: SliceMut<'a, u8>,
+    /// F32 or F16.
+    pub cache_kind: TensorType,
+    /// Positions of the cache.
+    pub capacity: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Dimensions of a head: a multiple of 8, at most 256.
+    pub head_dim: usize,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+impl Rope<'_> {
+    /// Enqueues the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
+    pub fn launch<D: Device>(self, device: &D) -> Result<()> {
+        const NAME: &str = "rope";
+        let q_shape = [self.tokens, self.heads, self.head_dim];
+        let kv_shape = [self.tokens, self.kv_heads, self.head_dim];
+        let cache_shape = [self.capacity, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
+        at_least(NAME, "q", self.q.len(), &q_shape)?;
+        at_least(NAME, "k", self.k.len(), &kv_shape)?;
+        at_least(NAME, "v", self.v.len(), &kv_shape)?;
+        at_least(NAME, "table", self.table.len(), &[self.capacity, self.head_dim])?;
+        at_least(NAME, "start", self.start.len(), &[1])?;
+        at_least(NAME, "k_cache", self.k_cache.len(), &cache_shape)?;
+        at_least(NAME, "v_cache", self.v_cache.len(), &cache_shape)?;
+        for weight in [&self.q_weight, &self.k_weight].into_iter().flatten() {
+            at_least(NAME, "weight", weight.len(), &[self.head_dim])?;
+        }
+        if let Some(tap) = &self.q_normed {
+            at_least(NAME, "q_normed", tap.len(), &q_shape)?;
+        }
+        for tap in [&self.k_normed, &self.k_out].into_iter().flatten() {
+            at_least(NAME, "k tap", tap.len(), &kv_shape)?;
+        }
+        launch!(
+            device,
+            rope,
+            sys::kqm_rope_args {
+                q: self.q.as_ptr(),
+                k: self.k.as_ptr(),
+                v: self.v.as_ptr(),
+                q_weight: self.q_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
+                k_weight: self.k_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
+                table: self.table.as_ptr(),
+                start: self.start.as_ptr(),
+                q_out: self.q.as_ptr(),
+                q_normed: optional(self.q_normed),
+                k_normed: optional(self.k_normed),
+                k_out: optional(self.k_out),
+                k_cache: self.k_cache.as_ptr().cast(),
+                v_cache: self.v_cache.as_ptr().cast(),
+                cache_type: self.cache_kind as u32,
+                capacity: count(NAME, "capacity", self.capacity)?,
+                tokens: count(NAME, "tokens", self.tokens)?,
+                heads: count(NAME, "heads", self.heads)?,
+                kv_heads: count(NAME, "kv_heads", self.kv_heads)?,
+                head_dim: count(NAME, "head_dim", self.head_dim)?,
+                eps: self.eps,
+            }
+        )
+    }
+}

@@ -1,0 +1,465 @@
+//! The GPU backend: the forward's operations as kernel launches on a [`Device`].
+
+use super::backend::{Attention, Backend, CacheShape, CacheType, Down, Rope, RoutingShape, Swiglu};
+use super::weights::Tensor;
+use crate::blocks::TensorType;
+use crate::device::{Buffer, Device};
+use crate::kernels::{self, FixedBlock, Groups, Matrix, Repack};
+use crate::{Error, Result};
+
+/// Bytes of a matrix that are on the device in file layout at a time while it is repacked.
+const STAGE_BYTES: usize = 64 << 20;
+
+/// Runs the forward on a device.
+#[derive(Clone, Debug)]
+pub struct Gpu<D: Device> {
+    device: D,
+}
+
+/// An embedding table on a device, in file layout.
+#[derive(Debug)]
+pub struct Table<D: Device> {
+    bytes: Buffer<D, u8>,
+    kind: TensorType,
+    vocab: usize,
+    cols: usize,
+}
+
+/// Router results of a batch on a device.
+#[derive(Debug)]
+pub struct Routing<D: Device> {
+    shape: RoutingShape,
+    logits: Buffer<D, f32>,
+    indices: Buffer<D, u32>,
+    weights: Buffer<D, f32>,
+    done: Buffer<D, u32>,
+    groups: Groups<D>,
+}
+
+/// Keys and values of all layers on a device, and the workspace of attention.
+#[derive(Debug)]
+pub struct Cache<D: Device> {
+    shape: CacheShape,
+    keys: Vec<Buffer<D, u8>>,
+    values: Vec<Buffer<D, u8>>,
+    workspace: std::sync::Mutex<Buffer<D, u8>>,
+}
+
+/// Tokens of the next forward and their first position, on a device.
+#[derive(Debug)]
+pub struct Input<D: Device> {
+    tokens: Buffer<D, u32>,
+    start: Buffer<D, u32>,
+}
+
+/// Places for the results of argmax.
+#[derive(Debug)]
+pub struct ArgmaxBuffers<D: Device> {
+    out: Buffer<D, u32>,
+    partial: Buffer<D, u64>,
+    done: Buffer<D, u32>,
+}
+
+impl<D: Device> ArgmaxBuffers<D> {
+    /// Room for `rows` rows.
+    pub fn new(device: &D, rows: usize) -> Result<Self> {
+        Ok(Self {
+            out: Buffer::zeroed(device, rows)?,
+            partial: Buffer::zeroed(device, rows)?,
+            done: Buffer::zeroed(device, rows)?,
+        })
+    }
+}
+
+impl<D: Device> Gpu<D> {
+    /// A backend over a device and its queue.
+    pub fn new(device: D) -> Self {
+        Self { device }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    fn product(
+        &self,
+        w: &Matrix<D>,
+        x: &Buffer<D, FixedBlock>,
+        tokens: usize,
+        y: &mut Buffer<D, f32>,
+        add: bool,
+        product: Option<&mut Buffer<D, f32>>,
+    ) -> Result<()> {
+        let operands = kernels::Q4KMatvec {
+            w,
+            x: x.slice(),
+            y: y.slice_mut(),
+            add,
+            product: product.map(Buffer::slice_mut),
+            tokens,
+        };
+        // The one place that maps a tensor's type to its mat-vec; `qkv` and the expert kernels do the same per operand.
+        match w.kind() {
+            TensorType::Q4K => operands.launch(&self.device),
+            TensorType::Q6K => kernels::Q6KGemv(operands).launch(&self.device),
+            other => Err(Error::Invalid(format!("no kernel multiplies with {other:?}"))),
+        }
+    }
+}
+
+fn element_kind(element: CacheType) -> TensorType {
+    match element {
+        CacheType::F32 => TensorType::F32,
+        CacheType::F16 => TensorType::F16,
+    }
+}
+
+impl<D: Device> Backend for Gpu<D> {
+    type Matrix = Matrix<D>;
+    type Table = Table<D>;
+    type Floats = Buffer<D, f32>;
+    type Fixed = Buffer<D, FixedBlock>;
+    type Routing = Routing<D>;
+    type Cache = Cache<D>;
+    type Input = Input<D>;
+
+    fn name(&self) -> &'static str {
+        self.device.name()
+    }
+
+    fn fork(&self) -> Result<Self> {
+        // What the other queue still writes, such as weights, must be there before this one reads it.
+        self.device.synchronize()?;
+        Ok(Self { device: self.device.fork()? })
+    }
+
+    fn matrix(&self, tensor: &Tensor) -> Result<Matrix<D>> {
+        let (rows, cols, kind) = (tensor.rows(), tensor.cols(), tensor.kind());
+        let mut matrix = Matrix::uninitialised(&self.device, kind, rows, cols, tensor.experts())?;
+        let bytes = tensor.bytes();
+        let expert_bytes = rows * (cols / kind.block_len()) * kind.block_bytes();
+        // Experts are staged in groups, to fill the copy engine.
+        let group = (STAGE_BYTES / expert_bytes).clamp(1, tensor.experts());
+        let mut stage = Buffer::<D, u8>::uninitialised(&self.device, group * expert_bytes)?;
+        for first in (0..tensor.experts()).step_by(group) {
+            let experts = group.min(tensor.experts() - first);
+            let Some(part) = bytes.get(first * expert_bytes..(first + experts) * expert_bytes) else {
+                return Err(Error::Invalid(format!("tensor {}: too few bytes", tensor.name())));
+            };
+            stage.write(&self.device, 0, part)?;
+            for expert in 0..experts {
+                Repack {
+                    blocks: stage.part(expert * expert_bytes, expert_bytes)?,
+                    tiles: matrix.expert_tiles(first + expert)?,
+                    kind,
+                    rows,
+                    cols,
+                }
+                .launch(&self.device)?;
+            }
+        }
+        // The stage is freed on return.
+        self.device.synchronize()?;
+        Ok(matrix)
+    }
+
+    fn table(&self, tensor: &Tensor) -> Result<Table<D>> {
+        Ok(Table {
+            bytes: Buffer::from_slice(&self.device, tensor.bytes())?,
+            kind: tensor.kind(),
+            vocab: tensor.rows(),
+            cols: tensor.cols(),
+        })
+    }
+
+    fn floats_from(&self, values: &[f32]) -> Result<Buffer<D, f32>> {
+        Buffer::from_slice(&self.device, values)
+    }
+
+    fn floats(&self, len: usize) -> Result<Buffer<D, f32>> {
+        Buffer::zeroed(&self.device, len)
+    }
+
+    fn fixed(&self, blocks: usize) -> Result<Buffer<D, FixedBlock>> {
+        Buffer::zeroed(&self.device, blocks)
+    }
+
+    fn routing(&self, shape: RoutingShape) -> Result<Routing<D>> {
+        let RoutingShape { tokens, experts, top_k } = shape;
+        Ok(Routing {
+            shape,
+            logits: Buffer::zeroed(&self.device, tokens * experts)?,
+            indices: Buffer::zeroed(&self.device, tokens * top_k)?,
+            weights: Buffer::zeroed(&self.device, tokens * top_k)?,
+            done: Buffer::zeroed(&self.device, tokens)?,
+            groups: Groups::new(&self.device, tokens, experts, top_k)?,
+        })
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<Cache<D>> {
+        let bytes = shape.capacity * shape.kv_heads * shape.head_dim * element_kind(shape.element).block_bytes();
+        let layers = || (0..shape.layers).map(|_| Buffer::zeroed(&self.device, bytes)).collect::<Result<Vec<_>>>();
+        let workspace = std::sync::Mutex::new(Buffer::uninitialised(&self.device, 0)?);
+        Ok(Cache { shape, keys: layers()?, values: layers()?, workspace })
+    }
+
+    fn input(&self, tokens: usize) -> Result<Input<D>> {
+        Ok(Input { tokens: Buffer::zeroed(&self.device, tokens)?, start: Buffer::zeroed(&self.device, 1)? })
+    }
+
+    fn set_input(&self, input: &mut Input<D>, tokens: &[u32], start: usize) -> Result<()> {
+        input.tokens.write(&self.device, 0, tokens)?;
+        input.start.write(&self.device, 0, &[start as u32])
+    }
+
+    fn read(&self, buffer: &Buffer<D, f32>, from: usize, out: &mut [f32]) -> Result<()> {
+        buffer.read(&self.device, from, out)
+    }
+
+    fn read_indices(&self, routing: &Routing<D>, tokens: usize) -> Result<Vec<u32>> {
+        let mut indices = vec![0; tokens * routing.shape.top_k];
+        routing.indices.read(&self.device, 0, &mut indices)?;
+        Ok(indices)
+    }
+
+    fn read_weights(&self, routing: &Routing<D>, tokens: usize) -> Result<Vec<f32>> {
+        let mut weights = vec![0.0; tokens * routing.shape.top_k];
+        routing.weights.read(&self.device, 0, &mut weights)?;
+        Ok(weights)
+    }
+
+    fn read_router_logits(&self, routing: &Routing<D>, tokens: usize) -> Result<Vec<f32>> {
+        let mut logits = vec![0.0; tokens * routing.shape.experts];
+        routing.logits.read(&self.device, 0, &mut logits)?;
+        Ok(logits)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
+    fn embedding(&self, table: &Table<D>, input: &Input<D>, tokens: usize, out: &mut Buffer<D, f32>) -> Result<()> {
+        kernels::Embedding {
+            table: table.bytes.slice(),
+            kind: table.kind,
+            vocab: table.vocab,
+            cols: table.cols,
+            ids: input.tokens.slice(),
+            tokens,
+            out: out.slice_mut(),
+        }
+        .launch(&self.device)
+    }
+
+    fn rms_norm(
+        &self,
+        x: &Buffer<D, f32>,
+        weight: &Buffer<D, f32>,
+        eps: f32,
+        tokens: usize,
+        out: Option<&mut Buffer<D, f32>>,
+        fixed: Option<&mut Buffer<D, FixedBlock>>,
+    ) -> Result<()> {
+        kernels::RmsNorm {
+            x: x.slice(),
+            weight: weight.slice(),
+            eps,
+            tokens,
+            cols: weight.len(),
+            out: out.map(Buffer::slice_mut),
+            fixed: fixed.map(Buffer::slice_mut),
+        }
+        .launch(&self.device)
+    }
+
+    fn qkv(
+        &self,
+        w: [&Matrix<D>; 3],
+        x: &Buffer<D, FixedBlock>,
+        tokens: usize,
+        y: [&mut Buffer<D, f32>; 3],
+    ) -> Result<()> {
+        kernels::Qkv { w, x: x.slice(), y: y.map(Buffer::slice_mut), tokens }.launch(&self.device)
+    }
+
+    fn rope(
+        &self,
+        operands: Rope<'_, Self>,
+        input: &Input<D>,
+        tokens: usize,
+        cache: &mut Cache<D>,
+        layer: usize,
+    ) -> Result<()> {
+        let shape = cache.shape;
+        kernels::Rope {
+            q: operands.q.slice_mut(),
+            k: operands.k.slice(),
+            v: operands.v.slice(),
+            q_weight: Some(operands.q_weight.slice()),
+            k_weight: Some(operands.k_weight.slice()),
+            table: operands.table.slice(),
+            start: input.start.slice(),
+            q_normed: operands.q_normed.map(Buffer::slice_mut),
+            k_normed: operands.k_normed.map(Buffer::slice_mut),
+            k_out: operands.k_out.map(Buffer::slice_mut),
+            k_cache: cache.keys[layer].slice_mut(),
+            v_cache: cache.values[layer].slice_mut(),
+            cache_kind: element_kind(shape.element),
+            capacity: shape.capacity,
+            tokens,
+            heads: operands.heads,
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
+            eps: operands.eps,
+        }
+        .launch(&self.device)
+    }
+
+    fn attention(
+        &self,
+        operands: Attention<'_, Self>,
+        input: &Input<D>,
+        tokens: usize,
+        cache: &Cache<D>,
+        layer: usize,
+    ) -> Result<()> {
+        let CacheShape { capacity, kv_heads, head_dim, .. } = cache.shape;
+        let bytes = kernels::Attention::workspace_bytes(&self.device, capacity, tokens, operands.heads, head_dim)?;
+        let mut workspace = cache.workspace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if workspace.len() < bytes {
+            *workspace = Buffer::uninitialised(&self.device, bytes)?;
+        }
+        kernels::Attention {
+            q: operands.q.slice(),
+            k_cache: cache.keys[layer].slice(),
+            v_cache: cache.values[layer].slice(),
+            cache_kind: element_kind(cache.shape.element),
+            start: input.start.slice(),
+            out: operands.out.map(Buffer::slice_mut),
+            fixed: Some(operands.fixed.slice_mut()),
+            scores: operands.scores.map(Buffer::slice_mut),
+            workspace: workspace.slice_mut(),
+            capacity,
+            tokens,
+            heads: operands.heads,
+            kv_heads,
+            head_dim,
+            scale: crate::oracle::attention::scale(head_dim),
+        }
+        .launch(&self.device)
+    }
+
+    fn matvec(&self, w: &Matrix<D>, x: &Buffer<D, FixedBlock>, tokens: usize, y: &mut Buffer<D, f32>) -> Result<()> {
+        self.product(w, x, tokens, y, false, None)
+    }
+
+    fn matvec_add(
+        &self,
+        w: &Matrix<D>,
+        x: &Buffer<D, FixedBlock>,
+        tokens: usize,
+        hidden: &mut Buffer<D, f32>,
+        product: Option<&mut Buffer<D, f32>>,
+    ) -> Result<()> {
+        self.product(w, x, tokens, hidden, true, product)
+    }
+
+    fn moe_router(
+        &self,
+        x: &Buffer<D, f32>,
+        w: &Buffer<D, f32>,
+        tokens: usize,
+        routing: &mut Routing<D>,
+    ) -> Result<()> {
+        let RoutingShape { experts, top_k, .. } = routing.shape;
+        kernels::MoeRouter {
+            x: x.slice(),
+            w: w.slice(),
+            logits: routing.logits.slice_mut(),
+            indices: routing.indices.slice_mut(),
+            weights: routing.weights.slice_mut(),
+            done: routing.done.slice_mut(),
+            tokens,
+            cols: w.len() / experts,
+            experts,
+            top_k,
+        }
+        .launch(&self.device)?;
+        // The pairs of a single token are its experts: there is nothing to group.
+        if tokens == 1 {
+            return Ok(());
+        }
+        kernels::MoeGroup { indices: routing.indices.slice(), groups: &mut routing.groups, tokens, experts, top_k }
+            .launch(&self.device)
+    }
+
+    fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &Routing<D>, tokens: usize) -> Result<()> {
+        let top_k = routing.shape.top_k;
+        let ff = operands.gate.rows();
+        kernels::MoeSwiglu {
+            gate: operands.gate,
+            up: operands.up,
+            x: operands.x.slice(),
+            indices: routing.indices.slice(),
+            groups: &routing.groups,
+            gate_out: operands.gate_out.map(Buffer::slice_mut),
+            up_out: operands.up_out.map(Buffer::slice_mut),
+            out: operands.out.slice_mut(),
+            tokens,
+            top_k,
+        }
+        .launch(&self.device)?;
+        kernels::Quantize {
+            x: operands.out.slice(),
+            out: operands.fixed.slice_mut(),
+            tokens: tokens * top_k,
+            cols: ff,
+        }
+        .launch(&self.device)
+    }
+
+    fn moe_down(&self, operands: Down<'_, Self>, routing: &Routing<D>, tokens: usize) -> Result<()> {
+        kernels::MoeDown {
+            down: operands.down,
+            x: operands.x.slice(),
+            indices: routing.indices.slice(),
+            weights: routing.weights.slice(),
+            groups: &routing.groups,
+            expert_out: operands.expert_out.slice_mut(),
+            sum: operands.sum.map(Buffer::slice_mut),
+            y: operands.hidden.slice_mut(),
+            tokens,
+            top_k: routing.shape.top_k,
+        }
+        .launch(&self.device)
+    }
+
+    fn copy_rows(
+        &self,
+        x: &Buffer<D, f32>,
+        row: usize,
+        rows: usize,
+        cols: usize,
+        out: &mut Buffer<D, f32>,
+    ) -> Result<()> {
+        out.copy_from(&self.device, 0, x, row * cols, rows * cols)
+    }
+
+    fn argmax(&self, x: &Buffer<D, f32>, rows: usize, cols: usize) -> Result<Vec<u32>> {
+        let mut buffers = ArgmaxBuffers::new(&self.device, rows)?;
+        kernels::Argmax {
+            x: x.slice(),
+            out: buffers.out.slice_mut(),
+            partial: buffers.partial.slice_mut(),
+            done: buffers.done.slice_mut(),
+            feed: None,
+            rows,
+            cols,
+        }
+        .launch(&self.device)?;
+        let mut out = vec![0; rows];
+        buffers.out.read(&self.device, 0, &mut out)?;
+        Ok(out)
+    }
+}

@@ -1,0 +1,36 @@
+//! Sums whose order depends on nothing but the row.
+
+use crate::blocks::BLOCK;
+
+/// Balanced binary tree of neighbours over a power of two of values: `(v0 + v1) + (v2 + v3)` and so on.
+#[inline]
+pub fn tree_sum<const N: usize>(mut values: [f64; N]) -> f64 {
+    let mut len = N;
+    while len > 1 {
+        len /= 2;
+        for i in 0..len {
+            values[i] = values[2 * i] + values[2 * i + 1];
+        }
+    }
+    values[0]
+}
+
+/// `sum a[i] * b[i]` in f64: leaves of 4 neighbours, 64 leaves a run as a balanced tree, runs in ascending order. The
+/// last run is filled up with zeros.
+#[inline]
+pub fn tree_dot(a: &[f32], b: &[f32]) -> f64 {
+    let mut sum = None;
+    for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
+        let mut padded = [[0.0; BLOCK]; 2];
+        padded[0][..a.len()].copy_from_slice(a);
+        padded[1][..b.len()].copy_from_slice(b);
+        let [a, b] = padded.map(|row| row.map(f64::from));
+        let leaves: [f64; BLOCK / 4] = std::array::from_fn(|leaf| {
+            let (a, b) = (&a[4 * leaf..][..4], &b[4 * leaf..][..4]);
+            a[3].mul_add(b[3], a[2].mul_add(b[2], a[1].mul_add(b[1], a[0] * b[0])))
+        });
+        let run = tree_sum(leaves);
+        sum = Some(sum.map_or(run, |sum: f64| sum + run));
+    }
+    sum.unwrap_or(0.0)
+}
