@@ -2,12 +2,12 @@
 
 use std::ops::{ControlFlow, Range};
 
+use super::Model;
 use super::backend::{Backend, CacheShape, CacheType, RoutingShape};
 use super::config::Config;
 use super::forward::{Tracer, forward, head};
 use super::rope_table::rope_table;
 use super::weights::{Tensor, Tensors};
-use super::Model;
 use crate::blocks::{BLOCK, TensorType};
 use crate::trace::{NoTrace, Sink};
 use crate::{Error, Result, sys};
@@ -123,11 +123,8 @@ impl Sizes {
     }
 
     fn activation_bytes(&self) -> u64 {
-        let taps = if self.trace {
-            2 * self.q + 2 * self.kv + self.scores + 2 * self.hidden + 2 * self.swiglu
-        } else {
-            0
-        };
+        let taps =
+            if self.trace { 2 * self.q + 2 * self.kv + self.scores + 2 * self.hidden + 2 * self.swiglu } else { 0 };
         let routing = self.routing.tokens * (self.routing.experts + 2 * self.routing.top_k);
         let floats = 2 * self.hidden + self.q + 2 * self.kv + self.swiglu + self.expert_out;
         let output = 2 * self.output_rows + self.logits;

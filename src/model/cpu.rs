@@ -297,7 +297,8 @@ impl Backend for Cpu {
                 break;
             }
             let angles = &table[position * head_dim..][..head_dim];
-            let (q_range, kv_range) = (token * q_width..(token + 1) * q_width, token * kv_width..(token + 1) * kv_width);
+            let (q_range, kv_range) =
+                (token * q_width..(token + 1) * q_width, token * kv_width..(token + 1) * kv_width);
             let mut rotated = k[kv_range.clone()].to_vec();
             with_fma(
                 #[inline(always)]

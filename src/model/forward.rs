@@ -195,12 +195,7 @@ impl<S: Sink> Tracer<'_, S> {
     }
 
     /// Records rows of shape `row` of values that are read as a whole.
-    fn values<T: Traced>(
-        &mut self,
-        stage: Stage,
-        row: &[usize],
-        read: impl FnOnce() -> Result<Vec<T>>,
-    ) -> Result<()> {
+    fn values<T: Traced>(&mut self, stage: Stage, row: &[usize], read: impl FnOnce() -> Result<Vec<T>>) -> Result<()> {
         if !self.wants(stage) {
             return Ok(());
         }
@@ -211,12 +206,7 @@ impl<S: Sink> Tracer<'_, S> {
     }
 
     /// Records scores, `[rows, heads, capacity]`, without the positions that no row sees.
-    fn scores<B: Backend>(
-        &mut self,
-        backend: &B,
-        buffer: Option<&B::Floats>,
-        heads: usize,
-    ) -> Result<()> {
+    fn scores<B: Backend>(&mut self, backend: &B, buffer: Option<&B::Floats>, heads: usize) -> Result<()> {
         let Some(buffer) = buffer.filter(|_| self.wants(Stage::AttnScores)) else { return Ok(()) };
         let rows = self.selected();
         let seen = self.start + self.rows;

@@ -18,24 +18,24 @@ pub trait Element: Copy + Send + Sync {
 }
 
 impl Element for f32 {
-    #[inline]
+    #[inline(always)]
     fn from_f32(x: f32) -> Self {
         canonical(x)
     }
 
-    #[inline]
+    #[inline(always)]
     fn to_f32(self) -> f32 {
         self
     }
 }
 
 impl Element for f16 {
-    #[inline]
+    #[inline(always)]
     fn from_f32(x: f32) -> Self {
         if x.is_nan() { Self::from_bits(0x7e00) } else { f16::from_f32(x) }
     }
 
-    #[inline]
+    #[inline(always)]
     fn to_f32(self) -> f32 {
         f16::to_f32(self)
     }
@@ -57,7 +57,7 @@ pub struct Head<'a, T> {
 ///
 /// Source: Vaswani et al., "Attention Is All You Need" (2017); the chunks are joined as in Milakov, Gimelshein, "Online
 /// normalizer calculation for softmax" (2018).
-#[inline]
+#[inline(always)]
 pub fn attention<T: Element>(
     q: &[f32],
     head: Head<'_, T>,
@@ -109,7 +109,7 @@ pub fn attention<T: Element>(
 }
 
 /// Four chains of fma over every fourth dimension.
-#[inline]
+#[inline(always)]
 fn dot<T: Element>(q: &[f32], k: &[T]) -> f32 {
     let mut a: [f32; 4] = std::array::from_fn(|j| q[j] * k[j].to_f32());
     for (q, k) in q.as_chunks::<4>().0.iter().zip(k.as_chunks::<4>().0).skip(1) {
@@ -121,7 +121,7 @@ fn dot<T: Element>(q: &[f32], k: &[T]) -> f32 {
 }
 
 /// The larger one; NaN when either is.
-#[inline]
+#[inline(always)]
 fn maximum(a: f32, b: f32) -> f32 {
     if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
 }

@@ -17,7 +17,7 @@ const C: [f32; 7] = [
 ];
 
 /// e^x in f32.
-#[inline]
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
     if x.is_nan() {
         return f32::NAN;
@@ -40,7 +40,7 @@ pub fn exp(x: f32) -> f32 {
 }
 
 /// `2^n` for `n` in -126..=127.
-#[inline]
+#[inline(always)]
 fn power_of_two(n: i32) -> f32 {
     f32::from_bits(((n + 127) as u32) << 23)
 }
@@ -48,7 +48,7 @@ fn power_of_two(n: i32) -> f32 {
 /// `x / (1 + exp(-x))`.
 ///
 /// Source: Elfwing, Uchibe, Doya, "Sigmoid-Weighted Linear Units" (2018).
-#[inline]
+#[inline(always)]
 pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }

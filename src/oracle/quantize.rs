@@ -14,6 +14,7 @@ pub struct FixedBlock {
 
 impl FixedBlock {
     /// The fixed point of 256 activations.
+    #[inline(always)]
     pub fn new(activations: &[f32; BLOCK]) -> Self {
         if activations.iter().any(|x| !x.is_finite()) {
             return Self { x: [0; BLOCK], unit: f64::NAN };
@@ -50,12 +51,14 @@ impl FixedBlock {
 }
 
 /// The integer e with `2^(e-1) <= a < 2^e`, for finite `a > 0`.
+#[inline(always)]
 fn exponent(a: f32) -> i32 {
     // Every f32 is a normal f64.
     ((f64::from(a).to_bits() >> 52) & 0x7ff) as i32 - 1022
 }
 
 /// `2^n` for `n` in -1022..=1023.
+#[inline(always)]
 fn power_of_two(n: i32) -> f64 {
     f64::from_bits(((n + 1023) as u64) << 52)
 }

@@ -3,7 +3,7 @@
 use crate::blocks::BLOCK;
 
 /// Balanced binary tree of neighbours over a power of two of values: `(v0 + v1) + (v2 + v3)` and so on.
-#[inline]
+#[inline(always)]
 pub fn tree_sum<const N: usize>(mut values: [f64; N]) -> f64 {
     let mut len = N;
     while len > 1 {
@@ -17,7 +17,7 @@ pub fn tree_sum<const N: usize>(mut values: [f64; N]) -> f64 {
 
 /// `sum a[i] * b[i]` in f64: leaves of 4 neighbours, 64 leaves a run as a balanced tree, runs in ascending order. The
 /// last run is filled up with zeros.
-#[inline]
+#[inline(always)]
 pub fn tree_dot(a: &[f32], b: &[f32]) -> f64 {
     let mut sum = None;
     for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {

@@ -36,8 +36,7 @@ pub fn gguf() -> Arc<Gguf> {
 }
 
 pub fn prompts() -> Vec<Prompt> {
-    let json: serde_json::Value =
-        serde_json::from_reader(File::open(data("reference/prompts.json")).unwrap()).unwrap();
+    let json: serde_json::Value = serde_json::from_reader(File::open(data("reference/prompts.json")).unwrap()).unwrap();
     let ids = |value: &serde_json::Value| -> Vec<u32> {
         value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
     };

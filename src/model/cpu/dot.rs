@@ -24,6 +24,7 @@ impl SplitBlock {
 }
 
 impl From<&FixedBlock> for SplitBlock {
+    #[inline(always)]
     fn from(block: &FixedBlock) -> Self {
         let low = block.x.map(|x| x as i16);
         // |X| <= 2^30, so |high| <= 2^14.
@@ -83,16 +84,30 @@ impl Unpack for BlockQ6K {
     #[inline(always)]
     fn unpack(&self, out: &mut Unpacked) {
         out.d = self.d().to_f64();
-        for (j, weights) in out.weights.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let scale = i16::from(self.scales[j]);
-            let (half, quarter, k) = (j / 8, j % 8 / 2, j % 2 * 16);
-            let ql = &self.ql[64 * half + 32 * (quarter % 2) + k..][..16];
-            let qh = &self.qh[32 * half + k..][..16];
-            for i in 0..16 {
-                let low = ql[i] >> (4 * (quarter / 2)) & 15;
-                let high = qh[i] >> (2 * quarter) & 3;
-                weights[i] = (i16::from(low | high << 4) - 32) * scale;
-            }
+        let halves = out.weights.as_chunks_mut::<128>().0;
+        for (h, weights) in halves.iter_mut().enumerate() {
+            let (ql, qh) = (&self.ql[64 * h..][..64], &self.qh[32 * h..][..32]);
+            let quarters = weights.as_chunks_mut::<32>().0;
+            let scales = &self.scales[8 * h..][..8];
+            // Four copies of the loop, each with constant shifts.
+            quarter(&mut quarters[0], scales, |k| ql[k] & 15 | (qh[k] & 3) << 4);
+            quarter(&mut quarters[1], &scales[2..], |k| ql[32 + k] & 15 | (qh[k] & 12) << 2);
+            quarter(&mut quarters[2], &scales[4..], |k| ql[k] >> 4 | qh[k] & 48);
+            quarter(&mut quarters[3], &scales[6..], |k| ql[32 + k] >> 4 | (qh[k] & 192) >> 2);
+        }
+    }
+}
+
+/// 32 weights of Q6_K with two scales.
+#[inline(always)]
+fn quarter(weights: &mut [i16; 32], scales: &[i8], quant: impl Fn(usize) -> u8) {
+    let mut quants = [0; 32];
+    for (k, out) in quants.iter_mut().enumerate() {
+        *out = quant(k);
+    }
+    for (i, scale) in [i16::from(scales[0]), i16::from(scales[1])].into_iter().enumerate() {
+        for k in 16 * i..16 * i + 16 {
+            weights[k] = (i16::from(quants[k]) - 32) * scale;
         }
     }
 }
