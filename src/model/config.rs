@@ -150,9 +150,4 @@ impl Config {
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
-
-    /// Factor of the attention scores, `1 / sqrt(head_dim)`, in f64 rounded to f32.
-    pub fn attention_scale(&self) -> f32 {
-        (1.0 / (self.head_dim as f64).sqrt()) as f32
-    }
 }

@@ -249,6 +249,9 @@ impl<B: Backend> State<B> {
     }
 }
 
+/// Gets a buffer of logits and the number of its rows in use.
+type Take<'a, B> = dyn FnMut(&B, &<B as Backend>::Floats, usize) -> Result<()> + 'a;
+
 /// A sequence in progress. Any number of contexts can share a [`Model`].
 pub struct Context<B: Backend> {
     backend: B,
@@ -387,7 +390,7 @@ impl<B: Backend> Context<B> {
         tokens: &[u32],
         logits: Logits,
         sink: &mut S,
-        take: &mut dyn FnMut(&B, &B::Floats, usize) -> Result<()>,
+        take: &mut Take<'_, B>,
     ) -> Result<()> {
         self.check(model, tokens)?;
         let Self { backend, sizes, state, .. } = self;

@@ -500,7 +500,7 @@ impl Heads {
     /// Attention of all tokens and heads in `out`, `[tokens, heads, head_dim]`.
     fn attend<T: Element>(&self, q: &[f32], k: &[T], v: &[T], out: &mut [f32], scores: Option<&mut [f32]>) {
         let &Self { heads, kv_heads, head_dim, capacity, start } = self;
-        let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
+        let scale = oracle::attention::scale(head_dim);
         let task = |index: usize, out: &mut [f32], scores: Option<&mut [f32]>| {
             let (token, head) = (index / heads, index % heads);
             let from = head / (heads / kv_heads) * head_dim;

@@ -20,6 +20,7 @@ pub mod config;
 pub mod context;
 pub mod cpu;
 mod forward;
+pub mod gpu;
 pub mod rope_table;
 pub mod synth;
 pub mod weights;

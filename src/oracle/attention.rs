@@ -52,6 +52,11 @@ pub struct Head<'a, T> {
     pub stride: usize,
 }
 
+/// Factor of the scores, `1 / sqrt(head_dim)`, in f64 rounded to f32.
+pub fn scale(head_dim: usize) -> f32 {
+    (1.0 / (head_dim as f64).sqrt()) as f32
+}
+
 /// `out = softmax(q k * scale) v` over the positions `0..seen`, at least one. `q` and `out` are `[head_dim]`. `scores`
 /// gets the scaled scores of the positions seen, and minus infinity behind them.
 ///

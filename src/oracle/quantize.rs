@@ -30,20 +30,20 @@ impl FixedBlock {
     pub fn digits(&self) -> sys::kqm_fixed_block {
         let mut block = sys::kqm_fixed_block { unit: self.unit, ..Default::default() };
         for (j, sub_block) in self.x.chunks_exact(32).enumerate() {
-            let mut sums = [0; 4];
+            let mut sums = [0_i32; 4];
             for (k, &x) in sub_block.iter().enumerate() {
                 let mut rest = x;
-                for plane in 0..4 {
+                for (plane, sum) in sums.iter_mut().enumerate() {
                     let digit = rest as i8;
                     block.digit[j][plane][k] = digit;
-                    sums[plane] += i32::from(digit);
+                    *sum += i32::from(digit);
                     rest = (rest - i32::from(digit)) / 256;
                 }
             }
-            for plane in 0..4 {
-                let low = sums[plane] as i8;
+            for (plane, sum) in sums.into_iter().enumerate() {
+                let low = sum as i8;
                 block.sum_low[plane][j] = low;
-                block.sum_high[plane][j] = ((sums[plane] - i32::from(low)) / 256) as i8;
+                block.sum_high[plane][j] = ((sum - i32::from(low)) / 256) as i8;
             }
         }
         block

@@ -1,6 +1,8 @@
 //! The trained test model with its reference values, and the checks that every backend has to pass.
 #![allow(dead_code)]
 
+pub mod random;
+
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
