@@ -2,8 +2,7 @@
 
 use clap::ValueEnum;
 use kquant_moe::device::CudaDevice;
-use kquant_moe::model::cpu::Cpu;
-use kquant_moe::model::{Backend, CacheType};
+use kquant_moe::model::{Backend, CacheType, cpu::Cpu, gpu::Gpu};
 use kquant_moe::{Error, Result};
 
 /// `--backend`.
@@ -74,13 +73,13 @@ impl Choice {
 
 /// The first CUDA device.
 pub fn open_device() -> Result<CudaDevice> {
-    Err(Error::NoCuda("this build has no CUDA kernels".into()))
+    CudaDevice::new(0)
 }
 
 /// Runs a job on the GPU, or on the CPU when there is none.
 pub fn run<J: Job>(device: Option<&CudaDevice>, job: J) -> Result<J::Output> {
     match device {
         None => job.run(Cpu::new(), None),
-        Some(_) => Err(Error::NoCuda("this build has no CUDA kernels".into())),
+        Some(device) => job.run(Gpu::new(device.clone()), Some(device)),
     }
 }

@@ -41,8 +41,6 @@ pub struct Source {
     pub config: Config,
     /// Its tensors.
     pub tensors: Tensors,
-    /// Whether it is the built-in model.
-    pub built_in: bool,
 }
 
 impl Source {
@@ -58,7 +56,7 @@ impl Source {
         });
         let config = Config::from_gguf(&gguf)?;
         let tensors = Tensors::find(&gguf, &config)?;
-        Ok(Self { gguf, config, tensors, built_in: path.is_none() })
+        Ok(Self { gguf, config, tensors })
     }
 
     /// The file's name, for reports.

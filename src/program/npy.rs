@@ -99,11 +99,8 @@ fn parse(bytes: &[u8]) -> Result<Array, String> {
     let dims = dims.ok_or("no shape in the .npy header")?.split(',').map(str::trim).filter(|dim| !dim.is_empty());
     let shape: Vec<usize> =
         dims.map(str::parse).collect::<Result<_, _>>().map_err(|_| "a wrong shape in the .npy header")?;
-    let little = match descr.as_bytes().first() {
-        Some(b'<' | b'|') => true,
-        Some(b'=') => cfg!(target_endian = "little"),
-        _ => false,
-    };
+    let native_little = cfg!(target_endian = "little");
+    let little = descr.starts_with(['<', '|']) || (descr.starts_with('=') && native_little);
     let kind = descr.trim_start_matches(['<', '>', '|', '=']);
     let count = shape.iter().try_fold(1_usize, |product, &dim| product.checked_mul(dim));
     let size = kind.get(1..).and_then(|size| size.parse::<usize>().ok());
