@@ -60,8 +60,7 @@ pub fn bench(args: &Args, out: &mut Out) -> Result<Outcome> {
         return Err(Error::Invalid("bench: --runs and --tokens must be at least 1".into()));
     }
     let source = args.model.open()?;
-    // Decoding at depth 0 begins with one token that stands for the prompt.
-    let capacity = source.capacity((args.depth + args.tokens).max(args.prefill), None)?;
+    let capacity = source.capacity(args.depth.saturating_add(args.tokens).max(args.prefill), None)?;
     let options = ContextOptions { capacity, cache: args.kv.cache_type(), ..ContextOptions::default() };
     let device = args.backend.device()?;
     let measured = backend::run(device.as_ref(), Measure { source: &source, args, options })?;

@@ -54,7 +54,7 @@ impl Capture {
         Ok(())
     }
 
-    /// Compares with another capture; only equal bits, or nearly so, agree.
+    /// Compares with another capture.
     pub fn compare(&self, other: &Self, min_cosine: f64) -> Report {
         let mut points: Vec<Point> = self.arrays.keys().chain(other.arrays.keys()).copied().collect();
         points.sort_unstable();

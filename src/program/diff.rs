@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::Outcome;
 use super::npy;
-use super::output::{Out, io_error};
+use super::output::{self, Out, io_error};
 
 /// Compares the values in two directories: those that `trace` wrote, or `.npy` files (f16, f32, f64, i32, u32) of another
 /// program with the same names. Fails when a stage that both have diverges.
@@ -44,6 +44,9 @@ pub fn diff(args: &Args, out: &mut Out) -> Result<Outcome> {
         let message = format!("{} and {} have no stage in common", args.a.display(), args.b.display());
         return Err(Error::Invalid(message));
     }
+    for difference in manifest_differences(&args.a, &args.b) {
+        output::report("note", &difference);
+    }
     if args.json {
         out.json(&json_report(&report))?;
     } else {
@@ -65,6 +68,16 @@ fn stages(dir: &Path) -> Result<BTreeMap<Point, PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// What the manifests say that makes a comparison pointless. Other programs need not write one.
+fn manifest_differences(a: &Path, b: &Path) -> Vec<String> {
+    let read =
+        |dir: &Path| -> Option<Value> { serde_json::from_slice(&fs::read(dir.join("manifest.json")).ok()?).ok() };
+    let (Some(a), Some(b)) = (read(a), read(b)) else { return Vec::new() };
+    let differ = |key: &&str| a.get(key).zip(b.get(key)).is_some_and(|(a, b)| a != b);
+    let keys = ["model_sha256", "tokens", "positions"].into_iter().filter(differ);
+    keys.map(|key| format!("the manifests differ in {key}")).collect()
 }
 
 /// Writes a table of stages.

@@ -50,17 +50,12 @@ pub fn run(args: &Args, out: &mut Out) -> Result<Outcome> {
     let Start { tokens: prompt, tokenizer } = args.prompt.resolve(&source, PROMPT)?;
     let count = args.n.unwrap_or(TOKENS);
     // The last token is not appended.
-    let capacity = source.capacity(prompt.len() + count.saturating_sub(1), args.context)?;
+    let capacity = source.capacity(prompt.len().saturating_add(count.saturating_sub(1)), args.context)?;
     let options = ContextOptions { capacity, cache: args.kv.cache_type(), ..ContextOptions::default() };
     let device = args.backend.device()?;
 
-    let mut writer = Writer { tokenizer: tokenizer.as_ref(), decoder: Decoder::default(), first: true, out };
-    if !args.quiet {
-        match &tokenizer {
-            Some(tokenizer) => writer.out.text(tokenizer.decode(&prompt))?,
-            None => prompt.iter().try_for_each(|&token| writer.id(token))?,
-        }
-    }
+    let mut writer =
+        Writer { tokenizer: tokenizer.as_ref(), decoder: Decoder::default(), first: true, quiet: args.quiet, out };
     let compare = device.is_some() && source.gguf.file_len() <= PARITY_BYTES && !args.quiet;
     let job = Generate { source: &source, prompt: &prompt, count, options, compare, writer: &mut writer };
     let generated = backend::run(device.as_ref(), job)?;
@@ -111,6 +106,8 @@ struct Writer<'a> {
     decoder: Decoder,
     /// Whether no id has been written yet.
     first: bool,
+    /// Whether the prompt is left out.
+    quiet: bool,
     out: &'a mut Out,
 }
 
@@ -118,6 +115,14 @@ impl Writer<'_> {
     fn id(&mut self, token: u32) -> Result<()> {
         let space = if std::mem::take(&mut self.first) { "" } else { " " };
         self.out.text(format_args!("{space}{token}"))
+    }
+
+    fn prompt(&mut self, prompt: &[u32]) -> Result<()> {
+        match self.tokenizer {
+            _ if self.quiet => Ok(()),
+            Some(tokenizer) => self.out.text(tokenizer.decode(prompt)),
+            None => prompt.iter().try_for_each(|&token| self.id(token)),
+        }
     }
 
     /// Writes a token; breaks at the one that ends the text, and when nobody reads any more.
@@ -177,6 +182,7 @@ impl Job for Generate<'_, '_> {
     fn run<B: Backend>(self, backend: B, device: Option<&CudaDevice>) -> Result<Generated> {
         let name = backend.name();
         let (model, mut context) = self.source.load_with_context(backend, device, self.options)?;
+        self.writer.prompt(self.prompt)?;
         let start = Instant::now();
         let (mut first, mut last) = (None, start);
         let mut failed = None;
