@@ -1,7 +1,7 @@
 //! The CPU backend: the oracles, in parallel over rows, tokens and heads.
 //!
 //! Weights are used where they are in the file. The one thing that is written a second time, for speed, is the integer
-//! sum inside a product of quantized rows ([`dot`]), which is exact and so the same.
+//! sum inside a product of quantized rows (`dot.rs`), which is exact and so the same.
 
 mod dot;
 mod simd;

@@ -10,12 +10,18 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::config::{ARCHITECTURE, Config};
-use crate::blocks::{BlockQ4K, BlockQ6K, TensorType, bytes};
+use crate::blocks::{BLOCK, BlockQ4K, BlockQ6K, TensorType, bytes};
 use crate::gguf::Header;
 use crate::{Error, Result};
 
-/// Standard deviation of the weights of matrices.
+/// Standard deviation of the weights of matrices, but for those below.
 const SPREAD: f64 = 0.02;
+/// Of the embedding table, and of the output projections of attention and of the experts. Attention adds nearly the same
+/// to every token of a random model: were it not small next to the embedding and to what the experts add, all tokens
+/// would choose the same experts.
+const EMBEDDING_SPREAD: f64 = 1.0;
+const ATTN_OUTPUT_SPREAD: f64 = 0.004;
+const DOWN_SPREAD: f64 = 0.04;
 /// Standard deviation of the router's weights: logits of a normalised row of 2048 have one of 2.
 const ROUTER_SPREAD: f64 = 0.044;
 /// Standard deviation of the norms' weights around 1.
@@ -111,7 +117,8 @@ enum Values {
     Norm,
     /// Around 0.
     Router,
-    Matrix(TensorType),
+    /// Around 0, with a standard deviation.
+    Matrix(TensorType, f64),
 }
 
 struct Declared {
@@ -137,7 +144,7 @@ pub fn synth(path: impl AsRef<Path>, options: SynthOptions, progress: &mut dyn F
         let dims: Vec<u64> = tensor.shape.iter().rev().map(|&n| n as u64).collect();
         let kind = match tensor.values {
             Values::Norm | Values::Router => TensorType::F32,
-            Values::Matrix(kind) => kind,
+            Values::Matrix(kind, _) => kind,
         };
         header.tensor(&tensor.name, kind, &dims)?;
     }
@@ -160,8 +167,12 @@ pub fn synth(path: impl AsRef<Path>, options: SynthOptions, progress: &mut dyn F
             Values::Router => {
                 stream_of(elements, stream, |rng| float(rng, 0.0, ROUTER_SPREAD), |v| v.as_flattened(), &mut write)
             }
-            Values::Matrix(TensorType::Q6K) => stream_of(elements / 256, stream, block_q6_k, bytes, &mut write),
-            Values::Matrix(_) => stream_of(elements / 256, stream, block_q4_k, bytes, &mut write),
+            Values::Matrix(TensorType::Q6K, spread) => {
+                stream_of(elements / BLOCK, stream, |rng| block_q6_k(rng, spread), bytes, &mut write)
+            }
+            Values::Matrix(_, spread) => {
+                stream_of(elements / BLOCK, stream, |rng| block_q4_k(rng, spread), bytes, &mut write)
+            }
         }?;
     }
     writer.finish()?;
@@ -195,27 +206,27 @@ fn tensors(config: &Config) -> Vec<Declared> {
     let &Config { layers, hidden, head_dim, experts, expert_ff, vocab, .. } = config;
     let (q, kv) = (config.q_width(), config.kv_width());
     let declared = |name: String, shape: &[usize], values| Declared { name, shape: shape.to_vec(), values };
-    let (q4, q6) = (Values::Matrix(TensorType::Q4K), Values::Matrix(TensorType::Q6K));
+    let matrix = |spread| Values::Matrix(TensorType::Q4K, spread);
     let mut all = vec![
-        declared("output.weight".into(), &[vocab, hidden], q6),
+        declared("output.weight".into(), &[vocab, hidden], Values::Matrix(TensorType::Q6K, SPREAD)),
         declared("output_norm.weight".into(), &[hidden], Values::Norm),
-        declared("token_embd.weight".into(), &[vocab, hidden], q4),
+        declared("token_embd.weight".into(), &[vocab, hidden], matrix(EMBEDDING_SPREAD)),
     ];
     for layer in 0..layers {
-        let mixed = if more_bits(layer, layers) { q6 } else { q4 };
+        let wide = if more_bits(layer, layers) { TensorType::Q6K } else { TensorType::Q4K };
         let parts: [(&str, &[usize], Values); 12] = [
-            ("attn_k", &[kv, hidden], q4),
+            ("attn_k", &[kv, hidden], matrix(SPREAD)),
             ("attn_k_norm", &[head_dim], Values::Norm),
             ("attn_norm", &[hidden], Values::Norm),
-            ("attn_output", &[hidden, q], q4),
-            ("attn_q", &[q, hidden], q4),
+            ("attn_output", &[hidden, q], matrix(ATTN_OUTPUT_SPREAD)),
+            ("attn_q", &[q, hidden], matrix(SPREAD)),
             ("attn_q_norm", &[head_dim], Values::Norm),
-            ("attn_v", &[kv, hidden], mixed),
-            ("ffn_down_exps", &[experts, hidden, expert_ff], mixed),
-            ("ffn_gate_exps", &[experts, expert_ff, hidden], q4),
+            ("attn_v", &[kv, hidden], Values::Matrix(wide, SPREAD)),
+            ("ffn_down_exps", &[experts, hidden, expert_ff], Values::Matrix(wide, DOWN_SPREAD)),
+            ("ffn_gate_exps", &[experts, expert_ff, hidden], matrix(SPREAD)),
             ("ffn_gate_inp", &[experts, hidden], Values::Router),
             ("ffn_norm", &[hidden], Values::Norm),
-            ("ffn_up_exps", &[experts, expert_ff, hidden], q4),
+            ("ffn_up_exps", &[experts, expert_ff, hidden], matrix(SPREAD)),
         ];
         let name = |part: &str| format!("blk.{layer}.{part}.weight");
         all.extend(parts.map(|(part, shape, values)| declared(name(part), shape, values)));
@@ -318,8 +329,8 @@ fn float(rng: &mut Rng, mean: f64, spread: f64) -> [u8; 4] {
 
 /// Quants are uniform on 0..16 (mean 7.5, standard deviation 4.61), scales on 32..64 (root mean square 48.4); mins equal
 /// the scales and weigh 7.5 times as much, so that the mean is 0.
-fn block_q4_k(rng: &mut Rng) -> BlockQ4K {
-    let d = SPREAD / (48.4 * 4.61) * around_1(rng);
+fn block_q4_k(rng: &mut Rng, spread: f64) -> BlockQ4K {
+    let d = spread / (48.4 * 4.61) * around_1(rng);
     let mut block = BlockQ4K {
         d: f16::from_f64(d).to_le_bytes(),
         dmin: f16::from_f64(7.5 * d).to_le_bytes(),
@@ -340,8 +351,8 @@ fn block_q4_k(rng: &mut Rng) -> BlockQ4K {
 
 /// Quants are uniform on -32..32 (standard deviation 18.5), scales are of either sign and of size 32..96 (root mean
 /// square 66.7), so that the mean is 0.
-fn block_q6_k(rng: &mut Rng) -> BlockQ6K {
-    let d = SPREAD / (66.7 * 18.5) * around_1(rng);
+fn block_q6_k(rng: &mut Rng, spread: f64) -> BlockQ6K {
+    let d = spread / (66.7 * 18.5) * around_1(rng);
     let mut block = BlockQ6K { ql: [0; 128], qh: [0; 64], scales: [0; 16], d: f16::from_f64(d).to_le_bytes() };
     let bits = [rng.next(), rng.next()];
     for (j, scale) in block.scales.iter_mut().enumerate() {
@@ -372,8 +383,8 @@ mod tests {
                 let mut rng = Rng(mix(index));
                 let mut out = [0.0; 256];
                 match kind {
-                    TensorType::Q4K => dequantize(kind, bytes(&[block_q4_k(&mut rng)]), &mut out),
-                    _ => dequantize(kind, bytes(&[block_q6_k(&mut rng)]), &mut out),
+                    TensorType::Q4K => dequantize(kind, bytes(&[block_q4_k(&mut rng, SPREAD)]), &mut out),
+                    _ => dequantize(kind, bytes(&[block_q6_k(&mut rng, SPREAD)]), &mut out),
                 }
                 values.extend(out.map(f64::from));
             }
