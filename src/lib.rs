@@ -4,6 +4,7 @@
 
 pub mod blocks;
 pub mod device;
+pub mod diff;
 pub mod error;
 pub mod gguf;
 pub mod kernels;
