@@ -50,6 +50,12 @@ impl Rope<'_> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
+        let in_place = self.q.as_ptr();
+        launch!(device, rope, self.args(in_place)?)
+    }
+
+    /// The checked arguments; the rotated q goes to `q_out`, which holds as many values as q.
+    pub(super) fn args(self, q_out: *mut f32) -> Result<sys::kqm_rope_args> {
         const NAME: &str = "rope";
         let q_shape = [self.tokens, self.heads, self.head_dim];
         let kv_shape = [self.tokens, self.kv_heads, self.head_dim];
@@ -70,31 +76,27 @@ impl Rope<'_> {
         for tap in [&self.k_normed, &self.k_out].into_iter().flatten() {
             at_least(NAME, "k tap", tap.len(), &kv_shape)?;
         }
-        launch!(
-            device,
-            rope,
-            sys::kqm_rope_args {
-                q: self.q.as_ptr(),
-                k: self.k.as_ptr(),
-                v: self.v.as_ptr(),
-                q_weight: self.q_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
-                k_weight: self.k_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
-                table: self.table.as_ptr(),
-                start: self.start.as_ptr(),
-                q_out: self.q.as_ptr(),
-                q_normed: optional(self.q_normed),
-                k_normed: optional(self.k_normed),
-                k_out: optional(self.k_out),
-                k_cache: self.k_cache.as_ptr().cast(),
-                v_cache: self.v_cache.as_ptr().cast(),
-                cache_type: self.cache_kind as u32,
-                capacity: count(NAME, "capacity", self.capacity)?,
-                tokens: count(NAME, "tokens", self.tokens)?,
-                heads: count(NAME, "heads", self.heads)?,
-                kv_heads: count(NAME, "kv_heads", self.kv_heads)?,
-                head_dim: count(NAME, "head_dim", self.head_dim)?,
-                eps: self.eps,
-            }
-        )
+        Ok(sys::kqm_rope_args {
+            q: self.q.as_ptr(),
+            k: self.k.as_ptr(),
+            v: self.v.as_ptr(),
+            q_weight: self.q_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
+            k_weight: self.k_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
+            table: self.table.as_ptr(),
+            start: self.start.as_ptr(),
+            q_out,
+            q_normed: optional(self.q_normed),
+            k_normed: optional(self.k_normed),
+            k_out: optional(self.k_out),
+            k_cache: self.k_cache.as_ptr().cast(),
+            v_cache: self.v_cache.as_ptr().cast(),
+            cache_type: self.cache_kind as u32,
+            capacity: count(NAME, "capacity", self.capacity)?,
+            tokens: count(NAME, "tokens", self.tokens)?,
+            heads: count(NAME, "heads", self.heads)?,
+            kv_heads: count(NAME, "kv_heads", self.kv_heads)?,
+            head_dim: count(NAME, "head_dim", self.head_dim)?,
+            eps: self.eps,
+        })
     }
 }

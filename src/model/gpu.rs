@@ -410,13 +410,8 @@ impl<D: Device> Backend for Gpu<D> {
             top_k,
         }
         .launch(&self.device)?;
-        kernels::Quantize {
-            x: operands.out.slice(),
-            out: operands.fixed.slice_mut(),
-            tokens: tokens * top_k,
-            cols: ff,
-        }
-        .launch(&self.device)
+        kernels::Quantize { x: operands.out.slice(), out: operands.fixed.slice_mut(), tokens: tokens * top_k, cols: ff }
+            .launch(&self.device)
     }
 
     fn moe_down(&self, operands: Down<'_, Self>, routing: &Routing<D>, tokens: usize) -> Result<()> {
