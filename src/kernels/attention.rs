@@ -40,9 +40,8 @@ pub struct Attention<'a> {
 pub enum Queries<'a> {
     /// `[tokens, heads, head_dim]`, rotated; the cache has the tokens' k and v.
     Rotated(Slice<'a, f32>),
-    /// A single token: what [`super::Rope`] does is done in the same launch. The caches are those of [`Attention`], the rotated
-    /// q goes to the second operand, `[heads, head_dim]`.
-    Fused(super::Rope<'a>, SliceMut<'a, f32>),
+    /// A single token: what [`super::Rope`] does is done in the same launch, on the same caches.
+    Fused(super::Rope<'a>),
 }
 
 impl Attention<'_> {
@@ -82,10 +81,7 @@ impl Attention<'_> {
                 at_least(Self::NAME, "q", q.len(), &q_shape)?;
                 (q.as_ptr(), sys::kqm_rope_args::default())
             }
-            Queries::Fused(rope, q_out) => {
-                at_least(Self::NAME, "q_out", q_out.len(), &q_shape)?;
-                (std::ptr::null(), rope.args(q_out.as_ptr())?)
-            }
+            Queries::Fused(rope) => (std::ptr::null(), rope.args()?),
         };
         at_least(Self::NAME, "k_cache", self.k_cache.len(), &cache_shape)?;
         at_least(Self::NAME, "v_cache", self.v_cache.len(), &cache_shape)?;

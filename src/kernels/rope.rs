@@ -4,8 +4,10 @@ use super::*;
 
 /// Operands of `rope`. The cache's elements are f32 or f16, as `cache_kind` says.
 pub struct Rope<'a> {
-    /// `[tokens, heads, head_dim]`, replaced by the rotated values.
-    pub q: SliceMut<'a, f32>,
+    /// `[tokens, heads, head_dim]`.
+    pub q: Slice<'a, f32>,
+    /// `[tokens, heads, head_dim]`: q after RMSNorm and RoPE.
+    pub q_out: SliceMut<'a, f32>,
     /// `[tokens, kv_heads, head_dim]`.
     pub k: Slice<'a, f32>,
     /// `[tokens, kv_heads, head_dim]`.
@@ -50,17 +52,17 @@ impl Rope<'_> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
-        let in_place = self.q.as_ptr();
-        launch!(device, rope, self.args(in_place)?)
+        launch!(device, rope, self.args()?)
     }
 
-    /// The checked arguments; the rotated q goes to `q_out`, which holds as many values as q.
-    pub(super) fn args(self, q_out: *mut f32) -> Result<sys::kqm_rope_args> {
+    /// The checked arguments.
+    pub(super) fn args(self) -> Result<sys::kqm_rope_args> {
         const NAME: &str = "rope";
         let q_shape = [self.tokens, self.heads, self.head_dim];
         let kv_shape = [self.tokens, self.kv_heads, self.head_dim];
         let cache_shape = [self.capacity, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
         at_least(NAME, "q", self.q.len(), &q_shape)?;
+        at_least(NAME, "q_out", self.q_out.len(), &q_shape)?;
         at_least(NAME, "k", self.k.len(), &kv_shape)?;
         at_least(NAME, "v", self.v.len(), &kv_shape)?;
         at_least(NAME, "table", self.table.len(), &[self.capacity, self.head_dim])?;
@@ -84,7 +86,7 @@ impl Rope<'_> {
             k_weight: self.k_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
             table: self.table.as_ptr(),
             start: self.start.as_ptr(),
-            q_out,
+            q_out: self.q_out.as_ptr(),
             q_normed: optional(self.q_normed),
             k_normed: optional(self.k_normed),
             k_out: optional(self.k_out),

@@ -9,7 +9,7 @@ mod simd;
 use half::f16;
 use rayon::prelude::*;
 
-use super::backend::{Attention, Backend, CacheShape, CacheType, Down, Rope, RoutingShape, Swiglu};
+use super::backend::{Attention, Backend, CacheShape, CacheType, Down, NormQkv, NormRouter, RoutingShape, Swiglu};
 use super::weights::Tensor;
 use crate::blocks::{BLOCK, TensorType};
 use crate::oracle::attention::{Element, Head};
@@ -273,22 +273,25 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn qkv(&self, w: [&Tensor; 3], x: &Fixed, tokens: usize, y: [&mut Vec<f32>; 3]) -> Result<()> {
+    fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
+        let NormQkv { hidden, weight, eps, normed, fixed, w, y } = operands;
+        self.rms_norm(hidden, weight, eps, tokens, normed, Some(&mut *fixed))?;
         for (w, y) in w.into_iter().zip(y) {
-            products(&[plain(w, x, tokens)], w.rows(), y);
+            products(&[plain(w, fixed, tokens)], w.rows(), y);
         }
         Ok(())
     }
 
-    fn rope(
+    fn attention(
         &self,
-        operands: Rope<'_, Self>,
+        operands: Attention<'_, Self>,
         input: &Input,
         tokens: usize,
         cache: &mut Cache,
         layer: usize,
     ) -> Result<()> {
-        let Rope { q, k, v, q_weight, k_weight, table, heads, eps, mut q_normed, mut k_normed, mut k_out } = operands;
+        let Attention { q, k, v, q_weight, k_weight, table, heads, eps, rotated: q_rotated, .. } = operands;
+        let Attention { mut q_normed, mut k_normed, mut k_out, fixed, out, scores, .. } = operands;
         let CacheShape { capacity, kv_heads, head_dim, .. } = cache.shape;
         let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         for token in 0..tokens {
@@ -304,7 +307,8 @@ impl Backend for Cpu {
                 #[inline(always)]
                 || {
                     let normed = q_normed.as_mut().map(|normed| &mut normed[q_range.clone()]);
-                    oracle::rope::rope(&mut q[q_range], head_dim, Some(q_weight), eps, angles, normed);
+                    q_rotated[q_range.clone()].copy_from_slice(&q[q_range.clone()]);
+                    oracle::rope::rope(&mut q_rotated[q_range], head_dim, Some(q_weight), eps, angles, normed);
                     let normed = k_normed.as_mut().map(|normed| &mut normed[kv_range.clone()]);
                     oracle::rope::rope(&mut rotated, head_dim, Some(k_weight), eps, angles, normed);
                 },
@@ -325,19 +329,7 @@ impl Backend for Cpu {
                 k_out[kv_range].copy_from_slice(&rotated);
             }
         }
-        Ok(())
-    }
 
-    fn attention(
-        &self,
-        operands: Attention<'_, Self>,
-        input: &Input,
-        tokens: usize,
-        cache: &Cache,
-        layer: usize,
-    ) -> Result<()> {
-        let Attention { q, heads, fixed, out, scores } = operands;
-        let CacheShape { capacity, kv_heads, head_dim, .. } = cache.shape;
         let layer = layer * capacity * kv_heads * head_dim..(layer + 1) * capacity * kv_heads * head_dim;
         let mut scratch = Vec::new();
         let out = match out {
@@ -351,8 +343,8 @@ impl Backend for Cpu {
         let shape = Heads { heads, kv_heads, head_dim, capacity, start: input.start };
         let scores = scores.map(|scores| &mut scores[..tokens * heads * capacity]);
         match &cache.values {
-            CacheValues::F32([k, v]) => shape.attend(q, &k[layer.clone()], &v[layer], out, scores),
-            CacheValues::F16([k, v]) => shape.attend(q, &k[layer.clone()], &v[layer], out, scores),
+            CacheValues::F32([k, v]) => shape.attend(q_rotated, &k[layer.clone()], &v[layer], out, scores),
+            CacheValues::F16([k, v]) => shape.attend(q_rotated, &k[layer.clone()], &v[layer], out, scores),
         }
         fixed.quantize(out);
         Ok(())
@@ -385,7 +377,9 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn moe_router(&self, x: &Vec<f32>, w: &Vec<f32>, tokens: usize, routing: &mut Routing) -> Result<()> {
+    fn norm_router(&self, operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Routing) -> Result<()> {
+        let NormRouter { hidden, weight, eps, router: w, normed: x, fixed } = operands;
+        self.rms_norm(hidden, weight, eps, tokens, Some(&mut *x), Some(fixed))?;
         let RoutingShape { experts, top_k, .. } = routing.shape;
         let cols = w.len() / experts;
         let logits = routing.logits.par_chunks_exact_mut(experts);
@@ -401,8 +395,8 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &Routing, tokens: usize) -> Result<()> {
-        let Swiglu { gate, up, x, out, fixed, gate_out, up_out } = operands;
+    fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &mut Routing, tokens: usize) -> Result<()> {
+        let Swiglu { gate, up, x, out, gate_out, up_out } = operands;
         let top_k = routing.shape.top_k;
         let len = tokens * top_k * gate.rows();
         let rows: Vec<_> = x.rows(gate.cols()).collect();
@@ -434,15 +428,15 @@ impl Backend for Cpu {
                 );
             },
         );
-        fixed.quantize(out);
         Ok(())
     }
 
     fn moe_down(&self, operands: Down<'_, Self>, routing: &Routing, tokens: usize) -> Result<()> {
-        let Down { down, x, hidden, expert_out, sum } = operands;
+        let Down { down, x, fixed, hidden, expert_out, sum } = operands;
         let top_k = routing.shape.top_k;
         let cols = down.rows();
-        let rows: Vec<_> = x.rows(down.cols()).collect();
+        fixed.quantize(&x[..tokens * top_k * down.cols()]);
+        let rows: Vec<_> = fixed.rows(down.cols()).collect();
         let list: Vec<_> = routing
             .groups()
             .map(|(expert, pairs)| Product {
