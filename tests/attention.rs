@@ -7,8 +7,8 @@ use common::*;
 use half::f16;
 use kquant_moe::blocks::{BLOCK, TensorType};
 use kquant_moe::device::{Buffer, Device, Slice, SliceMut, bytes_of};
-use kquant_moe::kernels::{Attention, FixedBlock};
-use kquant_moe::oracle::attention::{Element, Head, attention};
+use kquant_moe::kernels::{Attention, FixedBlock, Queries};
+use kquant_moe::oracle::attention::{self, Element, Head};
 use kquant_moe::sys;
 use rayon::prelude::*;
 
@@ -72,7 +72,7 @@ impl Shape {
     }
 
     fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+        attention::scale(self.head_dim)
     }
 
     /// Gaussian keys and values, and queries of all distributions. Positions that no token sees hold NaN.
@@ -102,7 +102,7 @@ impl Shape {
         // Without taps the forward needs nothing but the fixed point.
         let with_out = taps || blocks == 0;
         ok(Attention {
-            q: q.slice(),
+            q: Queries::Rotated(q.slice()),
             k_cache: k_cache.slice(),
             v_cache: v_cache.slice(),
             cache_kind: self.cache,
@@ -145,7 +145,7 @@ impl Shape {
         rows.enumerate().for_each(|(row, ((q, out), scores))| {
             let (token, first) = (row / self.heads, row % self.heads / group * dim);
             let head = Head { k: &k[first..], v: &v[first..], stride };
-            attention(q, head, self.start + token + 1, self.scale(), out, Some(scores));
+            attention::attention(q, head, self.start + token + 1, self.scale(), out, Some(scores));
         });
     }
 
@@ -185,14 +185,14 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             (8, 4, 2, 64, 60, 68),
             (17, 2, 1, 128, 120, 137),
             // Groups of 1, 2, 4, 8, 16 and of sizes between; every head_dim.
-            (3, 2, 2, 80, 62, 66),
+            (3, 2, 2, 192, 62, 66),
             (2, 6, 2, 256, 63, 70),
             (2, 8, 1, 64, 64, 66),
-            (3, 10, 2, 80, 3, 6),
+            (3, 10, 2, 192, 3, 6),
             (2, 16, 1, 256, 64, 70),
-            (2, 26, 2, 72, 1, 100),
-            // Many heads in one block of the second kernel, and more chunks than a warp has lanes.
-            (2, 32, 2, 8, 66, 70),
+            (2, 26, 2, 64, 1, 100),
+            // More chunks than a warp has lanes.
+            (2, 32, 2, 128, 66, 70),
             (1, 2, 1, 64, 2100, 2200),
         ],
         &[
@@ -296,7 +296,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
         let (q, k_cache) = unsafe { (Slice::from_raw(q, 8192), Slice::from_raw(cache, 32768)) };
         let workspace: SliceMut<'_, u8> = workspace.part_mut(0, room).unwrap();
         Attention {
-            q,
+            q: Queries::Rotated(q),
             k_cache,
             v_cache: k_cache,
             cache_kind,
@@ -322,7 +322,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     for shape in [(0, 4, 2, 64), (1, 0, 2, 64), (1, 4, 0, 64), (1, 5, 2, 64), (1, 17, 1, 64), (1, 4, 2, 0)] {
         assert_status(run(q_at, cache_at, f32, shape, true, room), sys::KQM_BAD_SHAPE);
     }
-    for head_dim in [4, 60, 264] {
+    for head_dim in [8, 32, 96, 320] {
         assert_status(run(q_at, cache_at, f32, (1, 4, 2, head_dim), true, room), sys::KQM_BAD_SHAPE);
     }
     assert_status(run(q_at + 4, cache_at, f32, good, true, room), sys::KQM_MISALIGNED);

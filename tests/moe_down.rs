@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType::*};
 use kquant_moe::device::{Buffer, Device, Slice};
-use kquant_moe::kernels::{FixedBlock, Groups, Matrix, MoeDown};
+use kquant_moe::kernels::{DownInput, FixedBlock, Groups, Matrix, MoeDown};
 use kquant_moe::{oracle, sys};
 use rayon::prelude::*;
 
@@ -38,7 +38,7 @@ fn run<D: Device>(device: &D, down: &Matrix<D>, operands: Operands<'_>, tokens: 
     let mut y = Output::starting_with(device, operands.residual);
     ok(MoeDown {
         down,
-        x: x.slice(),
+        x: DownInput::Fixed(x.slice()),
         indices: indices.slice(),
         weights: weights.slice(),
         groups: &groups,
@@ -172,7 +172,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
         let (x, weights) = unsafe { (Slice::from_raw(x, 32), Slice::from_raw(weights, 64)) };
         MoeDown {
             down: &down,
-            x,
+            x: DownInput::Fixed(x),
             indices: indices.slice(),
             weights,
             groups: &groups,

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use kquant_moe::device::{Buffer, Device, Slice};
-use kquant_moe::kernels::MoeRouter;
+use kquant_moe::kernels::{MoeRouter, RouterChoice, RouterInput};
 use kquant_moe::{oracle, sys};
 
 on_devices!(equals_the_oracle, breaks_ties_by_index, batch_equals_single_tokens, refuses_bad_arguments);
@@ -35,12 +35,10 @@ impl Shape {
             let mut indices = Output::new(device, self.tokens * self.top_k);
             let mut weights = Output::new(device, self.tokens * self.top_k);
             ok(MoeRouter {
-                x: x.slice(),
+                x: RouterInput::Rows(x.slice()),
                 w: w.slice(),
                 logits: logits.slice(),
-                indices: indices.slice(),
-                weights: weights.slice(),
-                done: done.slice(),
+                choice: Some(RouterChoice { indices: indices.slice(), weights: weights.slice(), done: done.slice() }),
                 tokens: self.tokens,
                 cols: self.cols,
                 experts: self.experts,
@@ -163,12 +161,14 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let mut run = |x: u64, tokens, cols, experts, top_k| {
         MoeRouter {
             // SAFETY: as long as the buffer says, or refused before anything is read.
-            x: unsafe { Slice::from_raw(x, 513 * 256) },
+            x: RouterInput::Rows(unsafe { Slice::from_raw(x, 513 * 256) }),
             w: w.slice(),
             logits: logits.slice_mut(),
-            indices: indices.slice_mut(),
-            weights: weights.slice_mut(),
-            done: done.slice_mut(),
+            choice: Some(RouterChoice {
+                indices: indices.slice_mut(),
+                weights: weights.slice_mut(),
+                done: done.slice_mut(),
+            }),
             tokens,
             cols,
             experts,

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType, TensorType::*};
 use kquant_moe::device::{Buffer, Device, Slice};
-use kquant_moe::kernels::{FixedBlock, Groups, Matrix, MoeSwiglu};
+use kquant_moe::kernels::{Choose, FixedBlock, Groups, Matrix, MoeSwiglu};
 use kquant_moe::{oracle, sys};
 use rayon::prelude::*;
 
@@ -32,7 +32,7 @@ fn run<D: Device>(
         gate,
         up,
         x: x.slice(),
-        indices: indices.slice(),
+        choose: Choose::Made(indices.slice()),
         groups: &groups,
         gate_out: gate_out.slice_if(taps),
         up_out: up_out.slice_if(taps),
@@ -127,7 +127,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
             up,
             // SAFETY: as long as the buffer says, or refused before anything is read.
             x: unsafe { Slice::from_raw(x, 4) },
-            indices: indices.slice(),
+            choose: Choose::Made(indices.slice()),
             groups: &groups,
             gate_out: None,
             up_out: None,

@@ -6,14 +6,14 @@ mod common;
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType::*};
 use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
-use kquant_moe::kernels::{FixedBlock, Matrix, Qkv};
+use kquant_moe::kernels::{Activations as Input, FixedBlock, Matrix, Qkv};
 use kquant_moe::{oracle, sys};
 
 on_devices!(equals_the_oracle, batch_equals_single_tokens, leaves_out_empty_matrices, refuses_bad_arguments);
 
 fn run<D: Device>(device: &D, w: &[Matrix<D>; 3], x: Slice<'_, FixedBlock>, tokens: usize) -> [Vec<f32>; 3] {
     let mut y = [0, 1, 2].map(|i| Output::new(device, tokens * w[i].rows()));
-    ok(Qkv { w: w.each_ref(), x, y: y.each_mut().map(Output::slice), tokens }.launch(device));
+    ok(Qkv { w: w.each_ref(), x: Input::Fixed(x), y: y.each_mut().map(Output::slice), tokens }.launch(device));
     y.map(|y| y.read())
 }
 
@@ -112,7 +112,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let run = |third, x_at: u64, y_at: u64, tokens| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
         let (x, y) = unsafe { (Slice::from_raw(x_at, 4), [0, 0, 0].map(|_| SliceMut::from_raw(y_at, 64))) };
-        Qkv { w: [&good, &good, third], x, y, tokens }.launch(device)
+        Qkv { w: [&good, &good, third], x: Input::Fixed(x), y, tokens }.launch(device)
     };
     assert_status(run(&wide, x_at, y_at, 1), sys::KQM_BAD_SHAPE);
     assert_status(run(&stack, x_at, y_at, 1), sys::KQM_BAD_SHAPE);

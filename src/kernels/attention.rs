@@ -37,6 +37,7 @@ pub struct Attention<'a> {
 }
 
 /// The queries of attention.
+#[expect(clippy::large_enum_variant, reason = "made once a launch, and consumed by it")]
 pub enum Queries<'a> {
     /// `[tokens, heads, head_dim]`, rotated; the cache has the tokens' k and v.
     Rotated(Slice<'a, f32>),
