@@ -37,7 +37,7 @@ pub struct Attention<'a> {
 }
 
 /// The queries of attention.
-#[expect(clippy::large_enum_variant, reason = "made once a launch, and consumed by it")]
+#[allow(clippy::large_enum_variant)] // made and used on the stack of one call
 pub enum Queries<'a> {
     /// `[tokens, heads, head_dim]`, rotated; the cache has the tokens' k and v.
     Rotated(Slice<'a, f32>),
