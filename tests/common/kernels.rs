@@ -7,6 +7,7 @@ mod emulated;
 pub mod matvec;
 mod memory;
 pub mod moe;
+pub mod norm;
 
 pub use compare::{assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, ok};
 pub use data::{Activations, Random, Weights, fixed_blocks, has_non_finite};
