@@ -37,6 +37,7 @@ pub struct Attention<'a> {
 }
 
 /// The queries of attention.
+#[allow(clippy::large_enum_variant)] // made and used on the stack of one call
 pub enum Queries<'a> {
     /// `[tokens, heads, head_dim]`, rotated; the cache has the tokens' k and v.
     Rotated(Slice<'a, f32>),
