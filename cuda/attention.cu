@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(threads) attention_chunk(kqm_attention_args a,
   const size_t first_head = size_t(t) * a.heads + size_t(kv_head) * group;
   kqm_release_dependents();
   kqm_wait_for_dependencies();
-  const uint32_t position = min(*a.start + t, a.capacity - 1);
+  // A token past the capacity gives NaN and leaves the cache alone.
+  const uint32_t own_position = *a.start + t, position = min(own_position, a.capacity - 1);
 
   for (uint32_t index = blockIdx.y; index < chunks; index += gridDim.y) {
     const uint32_t begin = index * chunk;
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(threads) attention_chunk(kqm_attention_args a,
         if (row.is_v) {
           kqm_load_head(a.rope, row, y);
         } else {
-          kqm_rope_head(a.rope, row, position, index == 0 || !row.is_q, kqm_shared_offset(partial, warp * DIM), y);
+          kqm_rope_head(a.rope, row, own_position, index == 0 || !row.is_q, kqm_shared_offset(partial, warp * DIM), y);
         }
         if (8 * lane >= DIM) continue;
         if (row.is_q) {
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(threads) attention_chunk(kqm_attention_args a,
           kqm_shared_store<float4>(query, i * DIM + 8 * lane + 4, make_float4(y[4], y[5], y[6], y[7]));
           if (index == 0) kqm_store_eight(a.rope.q_out + row.at, lane, y);
         } else {
-          kqm_cache_head(a.rope, row, position, y);
+          kqm_cache_head(a.rope, row, own_position, y);
           if (!row.is_v && a.rope.k_out) kqm_store_eight(a.rope.k_out + row.at, lane, y);
           KQM_UNROLL
           for (int d = 0; d < 8; d += HALF ? 2 : 1)
