@@ -1,9 +1,6 @@
 //! What an engine that links the library relies on: threads, memory, repetition.
 
-#[path = "common/kernels.rs"]
 mod common;
-#[path = "common/mod.rs"]
-mod reference;
 
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,8 +48,8 @@ fn models_and_contexts_cross_threads() {
 
 /// Two contexts on two threads give the bits that one gives alone.
 fn contexts_do_not_disturb_each_other<B: Backend + Sync>(backend: B) {
-    let model = reference::model(backend);
-    let prompts = reference::prompts();
+    let model = common::model(backend);
+    let prompts = common::prompts();
     let run = |context: &mut Context<B>, tokens: &[u32]| {
         context.reset();
         // A prefill, and decode: other kernels, and many small launches.
@@ -61,16 +58,16 @@ fn contexts_do_not_disturb_each_other<B: Backend + Sync>(backend: B) {
         for token in rest {
             logits.extend(context.forward(&model, &[*token], Logits::Last).unwrap());
         }
-        reference::bits(&logits)
+        common::bits(&logits)
     };
-    let mut alone = model.context(reference::options()).unwrap();
+    let mut alone = model.context(common::options()).unwrap();
     let expected: Vec<_> = prompts.iter().map(|prompt| run(&mut alone, &prompt.tokens)).collect();
     let start = Barrier::new(2);
     thread::scope(|scope| {
         for number in 0..2 {
             let (model, prompts, expected, run, start) = (&model, &prompts, &expected, &run, &start);
             scope.spawn(move || {
-                let mut context = model.context(reference::options()).unwrap();
+                let mut context = model.context(common::options()).unwrap();
                 start.wait();
                 for round in 0..12 {
                     let which = (number + round) % prompts.len();
@@ -101,7 +98,7 @@ fn live<B: Backend>(backend: B) {
     // The check reads all weights, which takes longer than all the rest, and keeps nothing.
     let options = LoadOptions { check_blocks: false };
     let model = Model::load(gguf, backend, options, &mut |_, _| {}).unwrap();
-    let mut context = model.context(ContextOptions { capacity: 8, ..reference::options() }).unwrap();
+    let mut context = model.context(ContextOptions { capacity: 8, ..common::options() }).unwrap();
     context.next_token(&model, &[1]).unwrap();
 }
 
@@ -265,17 +262,17 @@ unsafe impl Device for Small {
 
 fn load(device: &Small) -> Result<Model<Gpu<Small>>> {
     let options = LoadOptions { check_blocks: false };
-    Model::load(reference::gguf(), Gpu::new(device.clone()), options, &mut |_, _| {})
+    Model::load(common::gguf(), Gpu::new(device.clone()), options, &mut |_, _| {})
 }
 
 #[test]
 fn too_little_memory_is_said_before_anything_is_allocated() {
     let _alone = alone();
-    let gguf = reference::gguf();
+    let gguf = common::gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let tensors = Tensors::find(&gguf, &config).unwrap();
     for trace in [false, true] {
-        let options = ContextOptions { trace, ..reference::options() };
+        let options = ContextOptions { trace, ..common::options() };
         let plan = MemoryPlan::on(&Gpu::new(Small::with(u64::MAX)), &config, &tensors, &options).unwrap();
         assert_eq!(plan.workspace, WORKSPACE);
 
