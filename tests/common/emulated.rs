@@ -38,6 +38,16 @@ impl EmulatedDevice {
 // SAFETY: memory lives until it is freed; work is done when a call returns. The alignment is 16, less than the trait
 // promises and all that kernels may demand, so that the guard page catches reads behind a buffer.
 unsafe impl Device for EmulatedDevice {
+    type Graph = std::convert::Infallible;
+
+    fn record(&self, _enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Self::Graph>> {
+        Ok(None)
+    }
+
+    unsafe fn replay(&self, graph: &mut Self::Graph) -> Result<()> {
+        match *graph {}
+    }
+
     fn name(&self) -> &'static str {
         "emulation"
     }
