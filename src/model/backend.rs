@@ -174,6 +174,13 @@ pub trait Backend: Sized + Send {
     /// A second queue over the same memory: one for each context, so that contexts run side by side.
     fn fork(&self) -> Result<Self>;
 
+    /// Free bytes of the memory that weights and buffers come from; `None` when that is the host's, which is not counted.
+    fn free_memory(&self) -> Result<Option<u64>>;
+    /// Bytes that [`Backend::matrix`] takes for as long as it loads a tensor, on top of those that stay.
+    fn staging_bytes(&self, tensor: &Tensor) -> u64;
+    /// Bytes of a cache besides its keys and values: what the kernels need as workspace.
+    fn workspace_bytes(&self, shape: CacheShape) -> Result<u64>;
+
     /// Loads a Q4_K or Q6_K matrix `[rows, cols]`, or a stack of `experts` of them.
     fn matrix(&self, tensor: &Tensor) -> Result<Self::Matrix>;
     /// Loads an embedding table `[vocab, cols]` (F32, F16, Q4_K or Q6_K).

@@ -7,7 +7,7 @@ use super::backend::{Backend, CacheShape, CacheType, RoutingShape};
 use super::config::Config;
 use super::forward::{Tracer, forward, head};
 use super::rope_table::rope_table;
-use super::weights::{Tensor, Tensors};
+use super::weights::{LayerTensors, Tensor, Tensors};
 use crate::blocks::{BLOCK, TensorType};
 use crate::trace::{NoTrace, Sink};
 use crate::{Error, Result, sys};
@@ -127,7 +127,9 @@ impl Sizes {
     fn activation_bytes(&self) -> u64 {
         let taps =
             if self.trace { 2 * self.q + 2 * self.kv + self.scores + 2 * self.hidden + 2 * self.swiglu } else { 0 };
-        let routing = self.routing.tokens * (self.routing.experts + 2 * self.routing.top_k);
+        let RoutingShape { tokens, experts, top_k } = self.routing;
+        // Logits, indices, weights and counters; the pairs grouped by expert, in at most as many work items of three numbers.
+        let routing = tokens * (experts + 2 * top_k + 1) + 4 * tokens * top_k + 1;
         let floats = 2 * self.hidden + 2 * self.q + 2 * self.kv + self.swiglu + self.expert_out;
         let output = 2 * self.output_rows + self.logits;
         let blocks = self.hidden_blocks + self.attn_blocks + self.swiglu_blocks + self.output_blocks;
@@ -144,27 +146,69 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Bytes of the keys and values.
     pub cache: u64,
-    /// Bytes of the activations, the router's results, the logits and the RoPE table. What a backend's kernels need as
-    /// workspace comes on top.
+    /// Bytes of the activations, the router's results, the logits and the RoPE table.
     pub activations: u64,
+    /// Bytes that a backend's kernels need as workspace.
+    pub workspace: u64,
 }
 
 impl MemoryPlan {
-    /// The plan for a model's tensors and a context's options.
+    /// The plan for a model's tensors and a context's options, without a backend's workspace.
     ///
     /// # Errors
     /// [`Error::Invalid`] for options that [`Model::context`] would refuse.
     pub fn new(config: &Config, tensors: &Tensors, options: &ContextOptions) -> Result<Self> {
         let sizes = Sizes::new(config, options)?;
-        let vector = |tensor: &Tensor| tensor.kind() == TensorType::F32;
-        let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
-        let weights = tensors.iter().map(|tensor| if vector(tensor) { bytes(tensor) } else { tensor.tiled_bytes() });
-        Ok(Self { weights: weights.sum(), cache: sizes.cache_bytes(), activations: sizes.activation_bytes() })
+        Ok(Self {
+            weights: weight_bytes(tensors),
+            cache: sizes.cache_bytes(),
+            activations: sizes.activation_bytes(),
+            workspace: 0,
+        })
+    }
+
+    /// [`Self::new`], with the backend's workspace.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`], and [`Error::Invalid`] for counts that the backend's kernels do not take.
+    pub fn on<B: Backend>(backend: &B, config: &Config, tensors: &Tensors, options: &ContextOptions) -> Result<Self> {
+        let workspace = backend.workspace_bytes(Sizes::new(config, options)?.cache)?;
+        Ok(Self { workspace, ..Self::new(config, tensors, options)? })
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.cache + self.activations
+        self.weights + self.cache + self.activations + self.workspace
+    }
+
+    /// Fails when the backend has not as much memory free.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn check<B: Backend>(&self, backend: &B) -> Result<()> {
+        check_free(backend, self.total())
+    }
+}
+
+/// Bytes of the weights in a backend's memory.
+fn weight_bytes(tensors: &Tensors) -> u64 {
+    let vector = |tensor: &Tensor| tensor.kind() == TensorType::F32;
+    let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
+    tensors.iter().map(|tensor| if vector(tensor) { bytes(tensor) } else { tensor.tiled_bytes() }).sum()
+}
+
+/// Fails when the weights, and what it takes to load them, do not fit into the backend's free memory.
+pub(super) fn check_weights<B: Backend>(backend: &B, tensors: &Tensors) -> Result<()> {
+    // The embedding table is not staged, and norms are not worth mentioning.
+    let matrices = tensors.layers.iter().flat_map(LayerTensors::iter).chain([&tensors.output]);
+    let staging = matrices.map(|tensor| backend.staging_bytes(tensor)).max().unwrap_or(0);
+    check_free(backend, weight_bytes(tensors) + staging)
+}
+
+fn check_free<B: Backend>(backend: &B, needed: u64) -> Result<()> {
+    match backend.free_memory()? {
+        Some(free) if needed > free => Err(Error::OutOfMemory { needed, free }),
+        _ => Ok(()),
     }
 }
 
@@ -270,6 +314,8 @@ impl<B: Backend> Context<B> {
     pub(super) fn new(model: &Model<B>, options: ContextOptions) -> Result<Self> {
         let config = model.config().clone();
         let sizes = Sizes::new(&config, &options)?;
+        let workspace = model.backend().workspace_bytes(sizes.cache)?;
+        check_free(model.backend(), sizes.cache_bytes() + sizes.activation_bytes() + workspace)?;
         let backend = model.backend().fork()?;
         let state = State::new(&backend, &config, &sizes)?;
         Ok(Self { backend, config, sizes, state, position: 0 })

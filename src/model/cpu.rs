@@ -156,6 +156,18 @@ impl Backend for Cpu {
         Ok(*self)
     }
 
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn staging_bytes(&self, _: &Tensor) -> u64 {
+        0
+    }
+
+    fn workspace_bytes(&self, _: CacheShape) -> Result<u64> {
+        Ok(0)
+    }
+
     fn matrix(&self, tensor: &Tensor) -> Result<Tensor> {
         match tensor.kind() {
             TensorType::Q4K | TensorType::Q6K => Ok(tensor.clone()),

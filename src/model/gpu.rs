@@ -111,6 +111,13 @@ impl<D: Device> Gpu<D> {
     }
 }
 
+/// Bytes of one expert's matrix in the file, and how many of them are staged at a time, to fill the copy engine.
+fn stage(tensor: &Tensor) -> (usize, usize) {
+    let kind = tensor.kind();
+    let expert_bytes = tensor.rows() * (tensor.cols() / kind.block_len()) * kind.block_bytes();
+    (expert_bytes, (STAGE_BYTES / expert_bytes).clamp(1, tensor.experts()))
+}
+
 fn element_kind(element: CacheType) -> TensorType {
     match element {
         CacheType::F32 => TensorType::F32,
@@ -137,13 +144,26 @@ impl<D: Device> Backend for Gpu<D> {
         Ok(Self { device: self.device.fork()? })
     }
 
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(Some(self.device.memory()?.0))
+    }
+
+    fn staging_bytes(&self, tensor: &Tensor) -> u64 {
+        let (expert_bytes, group) = stage(tensor);
+        (expert_bytes * group) as u64
+    }
+
+    fn workspace_bytes(&self, shape: CacheShape) -> Result<u64> {
+        let CacheShape { capacity, batch, heads, head_dim, .. } = shape;
+        let bytes = kernels::Attention::workspace_bytes(&self.device, capacity, batch, heads, head_dim)?;
+        Ok(bytes as u64)
+    }
+
     fn matrix(&self, tensor: &Tensor) -> Result<Matrix<D>> {
         let (rows, cols, kind) = (tensor.rows(), tensor.cols(), tensor.kind());
         let mut matrix = Matrix::uninitialised(&self.device, kind, rows, cols, tensor.experts())?;
         let bytes = tensor.bytes();
-        let expert_bytes = rows * (cols / kind.block_len()) * kind.block_bytes();
-        // Experts are staged in groups, to fill the copy engine.
-        let group = (STAGE_BYTES / expert_bytes).clamp(1, tensor.experts());
+        let (expert_bytes, group) = stage(tensor);
         let mut stage = Buffer::<D, u8>::uninitialised(&self.device, group * expert_bytes)?;
         for first in (0..tensor.experts()).step_by(group) {
             let experts = group.min(tensor.experts() - first);
@@ -203,9 +223,7 @@ impl<D: Device> Backend for Gpu<D> {
     fn cache(&self, shape: CacheShape) -> Result<Cache<D>> {
         let bytes = shape.capacity * shape.kv_heads * shape.head_dim * element_kind(shape.element).block_bytes();
         let layers = || (0..shape.layers).map(|_| Buffer::zeroed(&self.device, bytes)).collect::<Result<Vec<_>>>();
-        let CacheShape { capacity, batch, heads, head_dim, .. } = shape;
-        let workspace = kernels::Attention::workspace_bytes(&self.device, capacity, batch, heads, head_dim)?;
-        let workspace = Buffer::uninitialised(&self.device, workspace)?;
+        let workspace = Buffer::uninitialised(&self.device, self.workspace_bytes(shape)? as usize)?;
         Ok(Cache { shape, keys: layers()?, values: layers()?, workspace })
     }
 

@@ -62,10 +62,12 @@ impl<B: Backend> Model<B> {
     ///
     /// # Errors
     /// Errors of [`Config::from_gguf`], [`Tensors::find`] and [`Weights::load`]: everything that is wrong with the file
-    /// is said before the first weight is loaded, except for values that are not finite.
+    /// is said before the first weight is loaded, except for values that are not finite. [`crate::Error::OutOfMemory`],
+    /// before anything is allocated, when the backend has too little memory for the weights.
     pub fn load(gguf: Arc<Gguf>, backend: B, options: LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
         let config = Config::from_gguf(&gguf)?;
         let tensors = Tensors::find(&gguf, &config)?;
+        context::check_weights(&backend, &tensors)?;
         let weights = Weights::load(&tensors, &backend, options.check_blocks, progress)?;
         Ok(Self { config, weights, backend })
     }
@@ -88,7 +90,8 @@ impl<B: Backend> Model<B> {
     /// A new context, with its own cache, buffers and queue of the backend.
     ///
     /// # Errors
-    /// [`crate::Error::Invalid`] for options that make no sense, and what the backend reports.
+    /// [`crate::Error::Invalid`] for options that make no sense; [`crate::Error::OutOfMemory`], before anything is
+    /// allocated, when the backend has too little memory; and what the backend reports.
     pub fn context(&self, options: ContextOptions) -> Result<Context<B>> {
         Context::new(self, options)
     }

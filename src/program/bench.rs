@@ -154,7 +154,7 @@ impl Job for Measure<'_> {
     type Output = Measured;
 
     fn run<B: Backend>(self, backend: B, device: Option<&CudaDevice>) -> Result<Measured> {
-        let (model, mut context) = self.source.load_with_context(backend, device, self.options)?;
+        let (model, mut context) = self.source.load_with_context(backend, self.options)?;
         let mut measured = Measured::default();
         if self.args.prefill > 0 {
             let tokens = self.tokens(self.args.prefill);

@@ -62,6 +62,11 @@ pub fn prompts() -> Vec<Prompt> {
         .collect()
 }
 
+/// Logits of Hugging Face transformers, in f32 on the dequantized weights, `[tokens, vocab]`.
+pub fn hugging_face(name: &str) -> Vec<f32> {
+    npy(&format!("reference/{name}.hf-f32-logits.npy"))
+}
+
 pub fn model<B: Backend>(backend: B) -> Model<B> {
     model_of(gguf(), backend)
 }
