@@ -4,55 +4,16 @@ mod common;
 
 use std::sync::Arc;
 
+use common::changed::{Tensor, tensor};
 use kquant_moe::blocks::TensorType;
-use kquant_moe::gguf::{GgmlType, Gguf, Header, Value};
+use kquant_moe::gguf::{GgmlType, Gguf, Value};
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::{LoadOptions, Model};
 use kquant_moe::{Error, Result};
 
-/// A tensor of the test model, to be changed.
-struct Tensor {
-    name: String,
-    kind: GgmlType,
-    /// In file order.
-    dims: Vec<u64>,
-    data: Vec<u8>,
-}
-
-/// The test model with some metadata replaced (or left out) and its tensors changed.
+/// The test model with changes.
 fn changed(metadata: &[(&str, Option<Value<'_>>)], change: impl FnOnce(&mut Vec<Tensor>)) -> Arc<Gguf> {
-    let original = common::gguf();
-    let mut header = Header::new("changed");
-    for (key, value) in original.entries() {
-        match metadata.iter().find(|replaced| replaced.0 == key) {
-            Some((_, Some(value))) => header.set_value(key, *value).unwrap(),
-            Some((_, None)) => {}
-            None => header.set_value(key, value).unwrap(),
-        }
-    }
-    for (key, value) in metadata {
-        if let (None, Some(value)) = (original.metadata(key), value) {
-            header.set_value(key, *value).unwrap();
-        }
-    }
-    let mut tensors: Vec<Tensor> = original
-        .tensors()
-        .map(|tensor| Tensor {
-            name: tensor.name().into(),
-            kind: tensor.ggml_type(),
-            dims: tensor.dims().to_vec(),
-            data: tensor.data().to_vec(),
-        })
-        .collect();
-    change(&mut tensors);
-    for tensor in &tensors {
-        header.tensor(&tensor.name, tensor.kind, &tensor.dims).unwrap();
-    }
-    let mut writer = header.begin(Vec::new()).unwrap();
-    for tensor in &tensors {
-        writer.write(&tensor.name, &tensor.data).unwrap();
-    }
-    Arc::new(Gguf::from_vec("changed", writer.finish().unwrap()).unwrap())
+    common::changed::changed(&common::gguf(), metadata, change)
 }
 
 fn load(gguf: Arc<Gguf>) -> Result<Model<Cpu>> {
@@ -64,10 +25,6 @@ fn refused(metadata: &[(&str, Option<Value<'_>>)], change: impl FnOnce(&mut Vec<
         Ok(_) => panic!("the file was accepted"),
         Err(error) => error,
     }
-}
-
-fn tensor<'a>(tensors: &'a mut [Tensor], name: &str) -> &'a mut Tensor {
-    tensors.iter_mut().find(|tensor| tensor.name == name).unwrap()
 }
 
 #[test]

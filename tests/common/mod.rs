@@ -1,6 +1,7 @@
 //! The trained test model with its reference values, and the checks that every backend has to pass.
 #![allow(dead_code, unused_imports)]
 
+pub mod changed;
 mod devices;
 mod emulated;
 pub mod random;
@@ -277,6 +278,7 @@ pub fn equals_the_cpu<B: Backend>(gguf: &Arc<Gguf>, backend: B, cache: CacheType
         let (found, records) = recorded(&gpu, &mut context, new);
         assert_same_records(&what, &records, &expected);
         assert_eq!(bits(&plain.forward(&gpu, new, Logits::All).unwrap()), bits(&found), "{what}, not traced");
+        assert!(found.iter().all(|logit| logit.is_finite()), "{what}: logits are not finite");
         let next = argmax(&found[found.len() - gpu.config().vocab..]) as u32;
         logits.extend(bits(&found));
         if step < steps {
