@@ -196,6 +196,16 @@ static KERNELS: sys::kqm_kernels = {
 
 // SAFETY: allocations are vectors of 256-byte aligned pages that live until they are freed; nothing is asynchronous.
 unsafe impl Device for Small {
+    type Graph = std::convert::Infallible;
+
+    fn record(&self, _enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Self::Graph>> {
+        Ok(None)
+    }
+
+    unsafe fn replay(&self, graph: &mut Self::Graph) -> Result<()> {
+        match *graph {}
+    }
+
     fn name(&self) -> &'static str {
         "small"
     }

@@ -32,16 +32,17 @@ pub struct Library {
 impl Library {
     /// Compiles all `.cu` files of a directory, with the substitutions made.
     pub fn compile(directory: &Path, substitutions: &[Substitution]) -> Result<Self, String> {
-        Self::build(directory, substitutions, false)
+        Self::build(directory, substitutions, None)
     }
 
-    /// Compiles the kernels of `cuda/` with the substitutions made; the other files are taken as already compiled. Its
-    /// [`table`](Self::table) is the table of the faulty kernels.
-    pub fn faulty_kernels(substitutions: &[Substitution]) -> Result<Self, String> {
-        Self::build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda"), substitutions, true)
+    /// Compiles those `.cu` files of `cuda/` with the substitutions made, also in the headers they include; the other
+    /// kernels are taken as already compiled. Its [`table`](Self::table) is the table of all of them.
+    pub fn faulty_kernels(files: &[&str], substitutions: &[Substitution]) -> Result<Self, String> {
+        Self::build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda"), substitutions, Some(files))
     }
 
-    fn build(directory: &Path, substitutions: &[Substitution], kernels: bool) -> Result<Self, String> {
+    /// `kernels`: which files of `cuda/` to compile; `None` for all files of another directory.
+    fn build(directory: &Path, substitutions: &[Substitution], kernels: Option<&[&str]>) -> Result<Self, String> {
         crate::available()?;
         let work = WorkDirectory::new()?;
         let sources = work.0.join("sources");
@@ -49,13 +50,11 @@ impl Library {
         for substitution in substitutions {
             substitute(&sources, substitution)?;
         }
-        // A change in a header reaches every kernel.
-        let only_kernels = substitutions.iter().all(|s| s.file.ends_with(".cu"));
         let mut objects = Vec::new();
         for source in files_in(&sources)? {
             let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let changed = !kernels || !only_kernels || substitutions.iter().any(|s| s.file == name);
-            if source.extension() != Some(OsStr::new("cu")) || !changed {
+            let wanted = kernels.is_none_or(|files| files.contains(&name.as_str()));
+            if source.extension() != Some(OsStr::new("cu")) || !wanted {
                 continue;
             }
             let object = work.0.join(&name).with_extension("o");
@@ -65,19 +64,24 @@ impl Library {
             run(compile.arg("-fPIC").arg("-c").arg(&source).arg("-o").arg(&object))?;
             objects.push(object);
         }
+        if let Some(files) = kernels
+            && files.len() != objects.len()
+        {
+            return Err(format!("{files:?} are not all in {}", directory.display()));
+        }
         let shared_object = work.0.join("kernels.so");
         let archives = Path::new(env!("OUT_DIR"));
         let mut link = compiler();
         link.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').filter(|a| a.starts_with("-fsanitize=")));
         link.arg("-shared").arg("-Wl,-Bsymbolic").args(&objects).arg("-Wl,--whole-archive");
         link.arg(archives.join("libkqm_emulation_runtime.a"));
-        if kernels {
+        if kernels.is_some() {
             link.arg(archives.join("libkqm_emulation_table.a"));
         }
         link.arg("-Wl,--no-whole-archive");
         // The changed objects come first: of the archive the linker takes only what is still missing.
         let compiled = archives.join("libkqm_emulation_kernels.a");
-        if kernels && compiled.exists() {
+        if kernels.is_some() && compiled.exists() {
             link.arg(compiled).arg("-Wl,--no-undefined");
         }
         run(link.arg("-o").arg(&shared_object))?;

@@ -52,6 +52,7 @@ struct Sizes {
     tokens: usize,
     /// Rows whose logits are computed at once.
     rows: usize,
+    vocab: usize,
     hidden: usize,
     hidden_blocks: usize,
     q: usize,
@@ -88,6 +89,7 @@ impl Sizes {
         Ok(Self {
             tokens,
             rows,
+            vocab: config.vocab,
             hidden: tokens * config.hidden,
             hidden_blocks: tokens * config.hidden / BLOCK,
             q: tokens * config.q_width(),
@@ -264,7 +266,7 @@ impl<B: Backend> State<B> {
     fn new(backend: &B, config: &Config, sizes: &Sizes) -> Result<Self> {
         let tap = |len: usize| sizes.trace.then(|| backend.floats(len)).transpose();
         Ok(Self {
-            input: backend.input(sizes.tokens)?,
+            input: backend.input(sizes.tokens, sizes.cache.capacity)?,
             hidden: backend.floats(sizes.hidden)?,
             normed: backend.floats(sizes.hidden)?,
             normed_fixed: backend.fixed(sizes.hidden_blocks)?,
@@ -308,7 +310,22 @@ pub struct Context<B: Backend> {
     sizes: Sizes,
     state: State<B>,
     position: usize,
+    step: Step<B::Graph>,
 }
+
+/// The recorded decode step.
+enum Step<G> {
+    /// Not tried yet.
+    Unknown,
+    /// The backend cannot record.
+    Unrecorded,
+    /// Recorded for the model of this id.
+    Recorded(u64, G),
+}
+
+/// Tokens that [`Context::generate`] decodes at a time where steps are recorded: reading each one back at once would cost
+/// more than to compute a few that a caller does not want.
+const DECODE_AT_ONCE: usize = 8;
 
 impl<B: Backend> Context<B> {
     pub(super) fn new(model: &Model<B>, options: ContextOptions) -> Result<Self> {
@@ -318,7 +335,7 @@ impl<B: Backend> Context<B> {
         check_free(model.backend(), sizes.cache_bytes() + sizes.activation_bytes() + workspace)?;
         let backend = model.backend().fork()?;
         let state = State::new(&backend, &config, &sizes)?;
-        Ok(Self { backend, config, sizes, state, position: 0 })
+        Ok(Self { backend, config, sizes, state, position: 0, step: Step::Unknown })
     }
 
     /// Positions in use: that of the next token.
@@ -424,13 +441,70 @@ impl<B: Backend> Context<B> {
             return Ok(generated);
         }
         let mut next = self.next_token(model, prompt)?;
+        let mut ready = Vec::new().into_iter();
         loop {
             generated.push(next);
             if each(next).is_break() || generated.len() == count {
+                // Tokens that nobody has seen were never appended.
+                self.truncate(self.position - ready.len());
                 return Ok(generated);
             }
-            next = self.next_token(model, &[next])?;
+            next = match ready.next() {
+                Some(token) => token,
+                None => {
+                    let at_once = if matches!(self.step, Step::Recorded(..)) { DECODE_AT_ONCE } else { 1 };
+                    let room = self.capacity().saturating_sub(self.position).max(1);
+                    ready = self.decode(model, next, at_once.min(count - generated.len()).min(room))?.into_iter();
+                    let Some(token) = ready.next() else { return Ok(generated) };
+                    token
+                }
+            };
         }
+    }
+
+    /// Appends `token` and, one after the other, the `count - 1` most probable tokens behind it. Returns the `count` tokens
+    /// chosen; the last one is not appended. Every step feeds the next one where the backend computes, and where the backend
+    /// can record a step (CUDA: as a graph), it is recorded once and replayed. The values are those of
+    /// [`Self::next_token`], to the bit.
+    ///
+    /// # Errors
+    /// Those of [`Self::forward`]. The position stays as it was then.
+    pub fn decode(&mut self, model: &Model<B>, token: u32, count: usize) -> Result<Vec<u32>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        self.check(model, &[token])?;
+        let (used, capacity) = (self.position, self.sizes.cache.capacity);
+        if count > capacity - used {
+            return Err(Error::ContextOverflow { used, wanted: count, capacity });
+        }
+        let Self { backend, sizes, state, step, .. } = self;
+        backend.set_input(&mut state.input, &[token], used)?;
+        for _ in 0..count {
+            if let Step::Recorded(id, graph) = step
+                && *id == model.id
+            {
+                // SAFETY: the graph was recorded on this context's state, which is borrowed mutably, and on the weights of
+                // the model with this id, which is borrowed, too.
+                unsafe { backend.replay(graph)? };
+                continue;
+            }
+            let mut enqueue = || {
+                let (sink, rows) = (&mut NoTrace, 1);
+                let mut tracer = Tracer { sink, layer: None, start: used, rows, capacity, last: true };
+                forward(model, backend, state, 1, &mut tracer)?;
+                head(model, backend, state, &(0..1), &mut tracer)?;
+                backend.feed_back(&state.logits, sizes.vocab, &mut state.input)
+            };
+            enqueue()?;
+            if !matches!(step, Step::Unrecorded) {
+                let graph = backend.record(enqueue)?;
+                *step = graph.map_or(Step::Unrecorded, |graph| Step::Recorded(model.id, graph));
+            }
+        }
+        let tokens = backend.read_choices(&state.input, used, count)?;
+        self.position = used + count;
+        Ok(tokens)
     }
 
     /// Everything that a forward does: checks, micro-batches, and the logits in groups of rows. `take` gets the buffer

@@ -5,8 +5,8 @@ use super::weights::Tensor;
 use crate::blocks::{BLOCK, TensorType};
 use crate::device::{Buffer, Device, Slice};
 use crate::kernels::{
-    self, Activations, Choose, DownInput, FixedBlock, FusedNorm, Groups, Matrix, Queries, Repack, RouterChoice,
-    RouterInput,
+    self, Activations, Choose, DecodeLoop, DownInput, FixedBlock, FusedNorm, Groups, Matrix, Queries, Repack,
+    RouterChoice, RouterInput,
 };
 use crate::{Error, Result};
 
@@ -53,6 +53,10 @@ pub struct Cache<D: Device> {
 pub struct Input<D: Device> {
     tokens: Buffer<D, u32>,
     start: Buffer<D, u32>,
+    /// By position: the token chosen from its logits.
+    choices: Buffer<D, u32>,
+    partial: Buffer<D, u64>,
+    done: Buffer<D, u32>,
 }
 
 /// Places for the results of argmax.
@@ -133,6 +137,7 @@ impl<D: Device> Backend for Gpu<D> {
     type Routing = Routing<D>;
     type Cache = Cache<D>;
     type Input = Input<D>;
+    type Graph = D::Graph;
 
     fn name(&self) -> &'static str {
         self.device.name()
@@ -227,8 +232,14 @@ impl<D: Device> Backend for Gpu<D> {
         Ok(Cache { shape, keys: layers()?, values: layers()?, workspace })
     }
 
-    fn input(&self, tokens: usize) -> Result<Input<D>> {
-        Ok(Input { tokens: Buffer::zeroed(&self.device, tokens)?, start: Buffer::zeroed(&self.device, 1)? })
+    fn input(&self, tokens: usize, capacity: usize) -> Result<Input<D>> {
+        Ok(Input {
+            tokens: Buffer::zeroed(&self.device, tokens)?,
+            start: Buffer::zeroed(&self.device, 1)?,
+            choices: Buffer::zeroed(&self.device, capacity)?,
+            partial: Buffer::zeroed(&self.device, 1)?,
+            done: Buffer::zeroed(&self.device, 1)?,
+        })
     }
 
     fn set_input(&self, input: &mut Input<D>, tokens: &[u32], start: usize) -> Result<()> {
@@ -486,6 +497,35 @@ impl<D: Device> Backend for Gpu<D> {
         out: &mut Buffer<D, f32>,
     ) -> Result<()> {
         out.copy_from(&self.device, 0, x, row * cols, rows * cols)
+    }
+
+    fn feed_back(&self, logits: &Buffer<D, f32>, vocab: usize, input: &mut Input<D>) -> Result<()> {
+        let feed = DecodeLoop { position: input.start.slice_mut(), history: input.choices.slice_mut() };
+        kernels::Argmax {
+            x: logits.slice(),
+            out: input.tokens.part_mut(0, 1)?,
+            partial: input.partial.slice_mut(),
+            done: input.done.slice_mut(),
+            feed: Some(feed),
+            rows: 1,
+            cols: vocab,
+        }
+        .launch(&self.device)
+    }
+
+    fn read_choices(&self, input: &Input<D>, from: usize, count: usize) -> Result<Vec<u32>> {
+        let mut choices = vec![0; count];
+        input.choices.read(&self.device, from, &mut choices)?;
+        Ok(choices)
+    }
+
+    fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<D::Graph>> {
+        self.device.record(enqueue)
+    }
+
+    unsafe fn replay(&self, graph: &mut D::Graph) -> Result<()> {
+        // SAFETY: the caller's promise is the device's.
+        unsafe { self.device.replay(graph) }
     }
 
     fn argmax(&self, x: &Buffer<D, f32>, rows: usize, cols: usize) -> Result<Vec<u32>> {

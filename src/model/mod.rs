@@ -26,6 +26,7 @@ pub mod synth;
 pub mod weights;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use backend::{Backend, CacheType};
 pub use config::Config;
@@ -54,7 +55,12 @@ pub struct Model<B: Backend> {
     config: Config,
     weights: Weights<B>,
     backend: B,
+    /// No two models of a process have the same: what a context recorded is for one model's memory.
+    id: u64,
 }
+
+/// The next model's id.
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 impl<B: Backend> Model<B> {
     /// Checks the file's configuration and tensors and hands the weights to the backend. `progress` gets bytes done and
@@ -69,7 +75,7 @@ impl<B: Backend> Model<B> {
         let tensors = Tensors::find(&gguf, &config)?;
         context::check_weights(&backend, &tensors)?;
         let weights = Weights::load(&tensors, &backend, options.check_blocks, progress)?;
-        Ok(Self { config, weights, backend })
+        Ok(Self { config, weights, backend, id: NEXT_ID.fetch_add(1, Ordering::Relaxed) })
     }
 
     /// The hyperparameters.

@@ -10,7 +10,7 @@ mod memory;
 pub mod moe;
 pub mod norm;
 
-pub use compare::{assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, ok};
+pub use compare::{assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, difference, ok};
 pub use data::{Activations, Random, Weights, fixed_blocks, has_non_finite};
 pub use devices::{cuda_device, emulated_device};
 pub use emulated::EmulatedDevice;

@@ -1,0 +1,226 @@
+//! Faults planted in the text of the kernels: a test of the tests. Each must be found when the emulated kernel is compared
+//! with its oracle, as a report that says where, or as the first value that differs. A substitution must match exactly
+//! once, so that a kernel that has changed fails here until its fault is planted anew.
+
+#[path = "common/kernels.rs"]
+mod common;
+
+use common::*;
+use kquant_moe::blocks::TensorType::{self, *};
+use kquant_moe::device::Buffer;
+use kquant_moe::kernels::{DownInput, FixedBlock, MoeDown, MoeRouter, Q4KMatvec, Q6KGemv, Quantize, RmsNorm};
+use kquant_moe::kernels::{RouterChoice, RouterInput};
+use kquant_moe::{Result, oracle};
+use kquant_moe_emulation::{Failure, Library, Substitution};
+
+/// What must come of a fault.
+enum Found {
+    /// One of these failures, with these words in the report.
+    Report(&'static [Failure], &'static [&'static str]),
+    /// Values that differ, with these words in the message.
+    Values(&'static [&'static str]),
+}
+
+/// What a run of a kernel comes to: the difference from the oracle's values, if any, or the launch's error.
+type Run = fn(&EmulatedDevice) -> Result<Option<String>>;
+
+/// Runs the kernel as it is, then with the fault in `file`, with which `kernel` is compiled anew; both on several schedules.
+fn check(run: Run, kernel: &str, file: &str, find: &str, replace: &str, found: Found) {
+    let Some(device) = emulated_device() else { return };
+    assert_eq!(run(&device).unwrap(), None, "without the fault");
+    let library = Library::faulty_kernels(&[kernel], &[Substitution { file, find, replace }]).unwrap();
+    let device = EmulatedDevice::faulty(library);
+    for _ in 0..8 {
+        let result = run(&device);
+        let report = device.report();
+        match (&found, result) {
+            (Found::Report(failures, words), Err(kquant_moe::Error::Kernel { status, .. })) => {
+                let failure = Failure::from_status(status);
+                assert!(failure.is_some_and(|failure| failures.contains(&failure)), "{status}: {report}");
+                for word in *words {
+                    assert!(report.contains(word), "{word}: {report}");
+                }
+                println!("{report}");
+            }
+            (Found::Values(words), Ok(Some(message))) => {
+                assert_eq!(report, "");
+                for word in *words {
+                    assert!(message.contains(word), "{word}: {message}");
+                }
+                println!("{message}");
+            }
+            (_, result) => panic!("the fault was found otherwise, or not at all: {result:?}; {report}"),
+        }
+    }
+}
+
+/// Rows that do not fill their last tile, and no room for more of them.
+fn matvec(device: &EmulatedDevice, kind: TensorType) -> Result<Option<String>> {
+    let mut random = Random::new(50);
+    let (rows, cols) = (28, 768);
+    let w = Weights::random(&mut random, kind, 1, rows, cols);
+    let (blocks, digits) = fixed_blocks(&random.gaussians(cols));
+    let (matrix, x) = (w.upload(device), input(device, &digits));
+    let mut y = Buffer::zeroed(device, rows)?;
+    let operands = Q4KMatvec { w: &matrix, x: x.slice(), y: y.slice_mut(), add: false, product: None, tokens: 1 };
+    if kind == Q4K {
+        operands.launch(device)?
+    } else {
+        Q6KGemv(operands).launch(device)?
+    }
+    let (mut got, mut expected) = (vec![0.0; rows], vec![0.0; rows]);
+    y.read(device, 0, &mut got)?;
+    oracle::product(w.expert(0), cols, &blocks, &mut expected);
+    Ok(difference(&got, &expected))
+}
+
+fn q4_k_matvec(device: &EmulatedDevice) -> Result<Option<String>> {
+    matvec(device, Q4K)
+}
+
+fn q6_k_gemv(device: &EmulatedDevice) -> Result<Option<String>> {
+    matvec(device, Q6K)
+}
+
+fn moe_down(device: &EmulatedDevice) -> Result<Option<String>> {
+    let mut random = Random::new(51);
+    let (rows, cols, experts, top_k) = (29, 512, 6, 3);
+    let w = Weights::random(&mut random, Q6K, experts, rows, cols);
+    let x = random.gaussians(top_k * cols);
+    let (indices, weights) = (random.distinct(experts, top_k), random.gaussians(top_k));
+    let groups = moe::group(device, &input(device, &indices), 1, experts, top_k);
+    let (down, rows_of_x) = (w.upload(device), input(device, &x));
+    let (chosen, factors) = (input(device, &indices), input(device, &weights));
+    let mut expert_out = Output::new(device, top_k * rows);
+    let mut y = Output::starting_with(device, &vec![0.0; rows]);
+    MoeDown {
+        down: &down,
+        x: DownInput::Rows(rows_of_x.slice()),
+        indices: chosen.slice(),
+        weights: factors.slice(),
+        groups: &groups,
+        expert_out: expert_out.slice(),
+        sum: None,
+        y: y.slice(),
+        tokens: 1,
+        top_k,
+    }
+    .launch(device)?;
+    let mut expected = vec![0.0; top_k * rows];
+    for (rank, out) in expected.chunks_mut(rows).enumerate() {
+        let (blocks, _) = fixed_blocks(&x[rank * cols..][..cols]);
+        oracle::product(w.expert(indices[rank] as usize), cols, &blocks, out);
+    }
+    Ok(difference(&expert_out.read(), &expected))
+}
+
+fn moe_router(device: &EmulatedDevice) -> Result<Option<String>> {
+    let mut random = Random::new(52);
+    let (cols, experts, top_k) = (1024, 16, 4);
+    let (x, w) = (random.gaussians(cols), random.gaussians(experts * cols));
+    let (row, matrix) = (input(device, &x), input(device, &w));
+    let (mut logits, mut weights) = (Output::new(device, experts), Output::new(device, top_k));
+    let mut indices: Output<_, u32> = Output::new(device, top_k);
+    let mut done = Output::starting_with(device, &[0_u32]);
+    let choice = RouterChoice { indices: indices.slice(), weights: weights.slice(), done: done.slice() };
+    MoeRouter {
+        x: RouterInput::Rows(row.slice()),
+        w: matrix.slice(),
+        logits: logits.slice(),
+        choice: Some(choice),
+        tokens: 1,
+        cols,
+        experts,
+        top_k,
+    }
+    .launch(device)?;
+    let (mut expected, mut chosen, mut factors) = (vec![0.0; experts], vec![0; top_k], vec![0.0; top_k]);
+    oracle::moe_router::moe_router(&x, &w, &mut expected, &mut chosen, &mut factors);
+    Ok(difference(&logits.read(), &expected).or(difference(&weights.read(), &factors)))
+}
+
+fn rms_norm(device: &EmulatedDevice) -> Result<Option<String>> {
+    let row = norm::Row::random(&mut Random::new(53), Activations::Gaussian, 1024);
+    let mut uploaded = row.upload(device);
+    let out = Some(uploaded.out.slice());
+    let (x, weight) = (uploaded.x.slice(), uploaded.weight.slice());
+    RmsNorm { x, weight, eps: norm::EPS, tokens: 1, cols: 1024, out, fixed: None }.launch(device)?;
+    Ok(difference(&uploaded.out.read(), &row.normed().row))
+}
+
+/// The sums of digits and the units, as numbers.
+fn quantize(device: &EmulatedDevice) -> Result<Option<String>> {
+    let x = Random::new(54).gaussians(512);
+    let rows = input(device, &x);
+    let mut out: Output<_, FixedBlock> = Output::new(device, 2);
+    Quantize { x: rows.slice(), out: out.slice(), tokens: 1, cols: 512 }.launch(device)?;
+    let numbers = |blocks: &[FixedBlock]| -> Vec<f32> {
+        blocks.iter().flat_map(|b| b.sum_low.into_iter().chain(b.sum_high).flatten()).map(f32::from).collect()
+    };
+    Ok(difference(&numbers(&out.read()), &numbers(&fixed_blocks(&x).1)))
+}
+
+#[test]
+fn a_row_off_by_one_in_moe_down() {
+    let find = "a.expert_out[size_t(rank) * a.down.rows + r] = value";
+    let replace = "a.expert_out[size_t(rank) * a.down.rows + (r + 1) % a.down.rows] = value";
+    check(moe_down, "moe_down.cu", "moe_down.cu", find, replace, Found::Values(&["first [0]"]));
+}
+
+#[test]
+fn a_row_too_many_in_q4_k_matvec() {
+    let (find, replace) = ("if (r >= int(w.rows)) continue;", "if (r > int(w.rows)) continue;");
+    let found =
+        Found::Report(&[Failure::MemoryFault], &["kernel kqm_matvec_kernel", "thread (", "past the end of the buffer"]);
+    check(q4_k_matvec, "q4_k_matvec.cu", "common/matvec.cuh", find, replace, found);
+}
+
+#[test]
+fn a_row_too_few_in_q6_k_gemv() {
+    let (find, replace) = ("if (r >= int(w.rows)) continue;", "if (r + 1 >= int(w.rows)) continue;");
+    check(q6_k_gemv, "q6_k_gemv.cu", "common/matvec.cuh", find, replace, Found::Values(&["1 of 28", "first [27]"]));
+}
+
+#[test]
+fn a_dropped_barrier_in_moe_router() {
+    let (find, replace) =
+        ("  __syncthreads();\n  if (int(threadIdx.x) < tokens) {", "  if (int(threadIdx.x) < tokens) {");
+    let failures = &[Failure::Race, Failure::Uninitialised];
+    let found = Found::Report(failures, &["kernel moe_router_kernel", "block (", "thread (", "run_sum["]);
+    check(moe_router, "moe_router.cu", "moe_router.cu", find, replace, found);
+}
+
+#[test]
+fn a_dropped_barrier_in_the_matvec() {
+    let find = "    __syncthreads();\n    for (int i = threadIdx.x; i < tokens * KQM_TILE_ROWS";
+    let replace = "    for (int i = threadIdx.x; i < tokens * KQM_TILE_ROWS";
+    let failures = &[Failure::Race, Failure::Uninitialised];
+    let found = Found::Report(failures, &["kernel kqm_matvec_kernel", "block (", "thread (", "part["]);
+    check(q4_k_matvec, "q4_k_matvec.cu", "common/matvec.cuh", find, replace, found);
+}
+
+#[test]
+fn a_shuffle_with_a_wrong_mask_in_the_tree() {
+    let (find, replace) = ("x = x + __shfl_xor_sync(~0u, x, step)", "x = x + __shfl_xor_sync(0x0000ffffu, x, step)");
+    let failures = &[Failure::BadMask, Failure::BadShuffle];
+    let found = Found::Report(failures, &["kernel rms_norm_kernel", "block (", "thread (", "tree.cuh:"]);
+    check(rms_norm, "rms_norm.cu", "common/tree.cuh", find, replace, found);
+}
+
+#[test]
+fn a_step_of_a_reduction_left_out() {
+    let (find, replace) = ("sum[p] += __shfl_xor_sync(~0u, sum[p], 2);", "");
+    check(quantize, "quantize.cu", "common/fixed.cuh", find, replace, Found::Values(&["first ["]));
+}
+
+#[test]
+fn a_swapped_nibble_in_the_q4_k_tile() {
+    let (find, replace) = ("nibble = 4 * (j % 2);", "nibble = 4 * (1 - j % 2);");
+    check(q4_k_matvec, "q4_k_matvec.cu", "common/tiles.cuh", find, replace, Found::Values(&["28 of 28"]));
+}
+
+#[test]
+fn a_row_pair_swapped_in_the_q6_k_tile() {
+    let (find, replace) = ("n % 2 ? ql[n / 2].y : ql[n / 2].x", "n % 2 ? ql[n / 2].w : ql[n / 2].x");
+    check(q6_k_gemv, "q6_k_gemv.cu", "common/tiles.cuh", find, replace, Found::Values(&["first [0]"]));
+}
