@@ -32,16 +32,16 @@ pub struct Library {
 impl Library {
     /// Compiles all `.cu` files of a directory, with the substitutions made.
     pub fn compile(directory: &Path, substitutions: &[Substitution]) -> Result<Self, String> {
-        Self::build(directory, substitutions, false)
+        Self::build(directory, None, substitutions)
     }
 
-    /// Compiles the kernels of `cuda/` with the substitutions made; the other files are taken as already compiled. Its
-    /// [`table`](Self::table) is the table of the faulty kernels.
-    pub fn faulty_kernels(substitutions: &[Substitution]) -> Result<Self, String> {
-        Self::build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda"), substitutions, true)
+    /// Compiles `cuda/NAME.cu` with the substitutions made in it or in headers that it includes. The other kernels are
+    /// taken as they were compiled with the crate. [`table`](Self::table) gives the table of them all.
+    pub fn faulty_kernel(name: &str, substitutions: &[Substitution]) -> Result<Self, String> {
+        Self::build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda"), Some(name), substitutions)
     }
 
-    fn build(directory: &Path, substitutions: &[Substitution], kernels: bool) -> Result<Self, String> {
+    fn build(directory: &Path, kernel: Option<&str>, substitutions: &[Substitution]) -> Result<Self, String> {
         crate::available()?;
         let work = WorkDirectory::new()?;
         let sources = work.0.join("sources");
@@ -49,21 +49,21 @@ impl Library {
         for substitution in substitutions {
             substitute(&sources, substitution)?;
         }
-        // A change in a header reaches every kernel.
-        let only_kernels = substitutions.iter().all(|s| s.file.ends_with(".cu"));
         let mut objects = Vec::new();
         for source in files_in(&sources)? {
-            let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let changed = !kernels || !only_kernels || substitutions.iter().any(|s| s.file == name);
-            if source.extension() != Some(OsStr::new("cu")) || !changed {
+            let name = source.file_stem().unwrap_or_default();
+            if source.extension() != Some(OsStr::new("cu")) || kernel.is_some_and(|kernel| kernel != name) {
                 continue;
             }
-            let object = work.0.join(&name).with_extension("o");
+            let object = work.0.join(name).with_extension("o");
             let mut compile = compiler();
             compile.arg("-I").arg(&sources);
             compile.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}'));
             run(compile.arg("-fPIC").arg("-c").arg(&source).arg("-o").arg(&object))?;
             objects.push(object);
+        }
+        if objects.is_empty() {
+            return Err(format!("{} has no such kernel", directory.display()));
         }
         let shared_object = work.0.join("kernels.so");
         let archives = Path::new(env!("OUT_DIR"));
@@ -71,14 +71,13 @@ impl Library {
         link.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').filter(|a| a.starts_with("-fsanitize=")));
         link.arg("-shared").arg("-Wl,-Bsymbolic").args(&objects).arg("-Wl,--whole-archive");
         link.arg(archives.join("libkqm_emulation_runtime.a"));
-        if kernels {
+        if kernel.is_some() {
             link.arg(archives.join("libkqm_emulation_table.a"));
         }
         link.arg("-Wl,--no-whole-archive");
-        // The changed objects come first: of the archive the linker takes only what is still missing.
-        let compiled = archives.join("libkqm_emulation_kernels.a");
-        if kernels && compiled.exists() {
-            link.arg(compiled).arg("-Wl,--no-undefined");
+        // The changed object comes first: of the archive the linker takes only what is still missing.
+        if kernel.is_some() {
+            link.arg(archives.join("libkqm_emulation_kernels.a")).arg("-Wl,--no-undefined");
         }
         run(link.arg("-o").arg(&shared_object))?;
         Self::load(&shared_object)
@@ -102,7 +101,7 @@ impl Library {
         Ok(Library { object, runtime })
     }
 
-    /// The `kqm_kernels` table of [`faulty_kernels`](Self::faulty_kernels).
+    /// The `kqm_kernels` table of [`faulty_kernel`](Self::faulty_kernel).
     pub fn table(&self) -> Result<*const c_void, String> {
         let table: unsafe extern "C" fn() -> *const c_void = symbol(&self.object, "kqm_emulation_table")?;
         // SAFETY: returns the address of a constant of the library.

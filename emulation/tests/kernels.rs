@@ -86,7 +86,8 @@ fn short_products_accumulate_and_wrap() {
     let mut sequence = Sequence(2);
     let a: Vec<i8> = (0..256).map(|_| sequence.next() as i8).collect();
     let b: Vec<i8> = (0..128).map(|_| sequence.next() as i8).collect();
-    let start: Vec<i32> = (0..128).map(|_| if sequence.next().is_multiple_of(2) { i32::MAX } else { i32::MIN }).collect();
+    let start: Vec<i32> =
+        (0..128).map(|_| if sequence.next().is_multiple_of(2) { i32::MAX } else { i32::MIN }).collect();
     // Rows and columns to fragments, after the PTX manual: element k of row r is byte k % 4 of the first or second
     // register of lane 4 (r % 8) + k / 4.
     let word = |bytes: &[i8]| u32::from_le_bytes([bytes[0] as u8, bytes[1] as u8, bytes[2] as u8, bytes[3] as u8]);
