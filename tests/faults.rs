@@ -267,6 +267,28 @@ fn finds(run: Run, name: &str, file: &str, find: &str, replace: &str, found: Fou
     }
 }
 
+/// The control: without a fault nothing is reported and nothing changes, in whatever order threads and blocks run.
+#[test]
+fn no_fault() {
+    if let Err(reason) = emulation::available() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    // SAFETY: the table is of the header that the bindings were made of.
+    let kernels = unsafe { &*emulation::table().cast::<sys::kqm_kernels>() };
+    let runs: [Run; 9] = [rms_norm, argmax, moe_group, moe_router, q4_k_of_one, q4_k_of_five, q6_k, rope, attention];
+    for (i, run) in runs.into_iter().enumerate() {
+        emulation::set_schedule(0);
+        let expected = run(kernels);
+        for seed in 0..25 {
+            emulation::set_schedule(seed);
+            let (status, results) = run(kernels);
+            assert_eq!(status, 0, "kernel {i}, schedule {seed}: {}", emulation::last_error());
+            assert!(results == expected.1, "kernel {i}, schedule {seed}: other results");
+        }
+    }
+}
+
 const UNORDERED: &[Failure] = &[Race, Uninitialised];
 
 #[test]
