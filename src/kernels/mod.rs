@@ -59,15 +59,8 @@ impl<D: Device> Matrix<D> {
     /// # Errors
     /// [`Error::Invalid`] for a type without a kernel or columns that are not whole super-blocks.
     pub fn uninitialised(device: &D, kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<Self> {
-        if !matches!(kind, TensorType::Q4K | TensorType::Q6K)
-            || rows == 0
-            || cols == 0
-            || cols % BLOCK != 0
-            || experts == 0
-        {
-            return Err(Error::Invalid(format!(
-                "matrix {kind:?} [{experts}][{rows}, {cols}]: no kernel computes with it"
-            )));
+        if !matches!(kind, TensorType::Q4K | TensorType::Q6K) || rows == 0 || cols == 0 || cols % BLOCK != 0 || experts == 0 {
+            return Err(Error::Invalid(format!("matrix {kind:?} [{experts}][{rows}, {cols}]: no kernel computes with it")));
         }
         let bytes = experts * tile_bytes(kind, rows, cols);
         Ok(Self { tiles: Buffer::uninitialised(device, bytes)?, kind, rows, cols, experts })
