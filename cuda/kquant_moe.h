@@ -134,10 +134,21 @@ typedef kqm_matvec_args kqm_q6_k_gemv_args;
 kqm_status kqm_q4_k_matvec(const kqm_q4_k_matvec_args *args, kqm_stream stream);
 kqm_status kqm_q6_k_gemv(const kqm_q6_k_gemv_args *args, kqm_stream stream);
 
+/* RMSNorm of a single token inside the kernel that needs its result: what kqm_rms_norm does, without its launch. Rows of at
+ * most KQM_FUSED_COLS columns. */
+#define KQM_FUSED_COLS 4096
+typedef struct kqm_fused_norm {
+  const float *x;      /* [optional: NULL for no fused norm] [cols] */
+  const float *weight; /* [cols] */
+  float *out;          /* [optional] [cols]: the normed row */
+  float eps;
+} kqm_fused_norm;
+
 /* qkv: up to three products with the same activations in one launch, each matrix of its own type. */
 typedef struct kqm_qkv_args {
   kqm_matrix w[3];          /* all with the same cols; matrices with rows == 0 are left out */
-  const kqm_fixed_block *x; /* [tokens, cols / 256] */
+  const kqm_fixed_block *x; /* [tokens, cols / 256]; not read with a fused norm */
+  kqm_fused_norm norm;      /* a single token: x is made from this row */
   float *y[3];              /* [tokens, w[i].rows] */
   uint32_t tokens;
 } kqm_qkv_args;
@@ -210,8 +221,10 @@ typedef struct kqm_attention_args {
   uint32_t tokens;
   uint32_t heads;    /* a multiple of kv_heads, at most 16 times; heads * head_dim a multiple of 256 when fixed is set */
   uint32_t kv_heads;
-  uint32_t head_dim; /* a multiple of 8, at most 256 */
+  uint32_t head_dim; /* 64, 128, 192 or 256 */
   float scale;       /* 1 / sqrt(head_dim) */
+  kqm_rope_args rope; /* [optional: rope.q NULL] a single token: do what kqm_rope does first, in the same launch; its
+                       * shapes, start and caches are those above */
 } kqm_attention_args;
 /* Bytes of workspace for these shapes (pointers are ignored). */
 uint64_t kqm_attention_workspace(const kqm_attention_args *args);
@@ -220,12 +233,15 @@ kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream);
 /* moe_router: logits = W x (F32 weights), the top_k largest (ties to the lower expert), and their softmax
  * probabilities renormalised to sum 1. */
 typedef struct kqm_moe_router_args {
-  const float *x;    /* [tokens, cols] */
+  const float *x;    /* [tokens, cols]; not read with a fused norm */
+  kqm_fused_norm norm;    /* a single token: x is made from this row */
+  kqm_fixed_block *fixed; /* [optional] with a fused norm: x as fixed point, [cols / 256] */
   const float *w;    /* [experts, cols] */
   float *logits;     /* [tokens, experts] */
-  uint32_t *indices; /* [tokens, top_k], highest probability first */
-  float *weights;    /* [tokens, top_k] */
-  uint32_t *done;    /* [tokens] zero before the first call; the launcher leaves it zero */
+  uint32_t *indices; /* [tokens, top_k], highest probability first; NULL for a single token: only the logits are made, and
+                      * moe_swiglu chooses */
+  float *weights;    /* [tokens, top_k]; not written without indices */
+  uint32_t *done;    /* [tokens] zero before the first call; the launcher leaves it zero. Not used without indices */
   uint32_t tokens;
   uint32_t cols;    /* a multiple of 256 */
   uint32_t experts; /* at most KQM_MAX_EXPERTS */
@@ -250,7 +266,9 @@ typedef struct kqm_moe_swiglu_args {
   kqm_matrix gate;          /* [experts][ff, cols] */
   kqm_matrix up;            /* [experts][ff, cols] */
   const kqm_fixed_block *x; /* [tokens, cols / 256] */
-  const uint32_t *indices;  /* [tokens, top_k]: used for a single token, whose pairs need no grouping */
+  uint32_t *indices;        /* [tokens, top_k]: used for a single token, whose pairs need no grouping */
+  const float *logits;      /* [optional] [experts]: a single token: choose the experts here, and write indices and weights */
+  float *weights;           /* [top_k], with logits */
   kqm_groups groups;        /* used for two or more tokens; may hold NULL for a single one */
   float *gate_out; /* [optional] [pairs, ff] */
   float *up_out;   /* [optional] [pairs, ff] */
@@ -260,10 +278,14 @@ typedef struct kqm_moe_swiglu_args {
 } kqm_moe_swiglu_args;
 kqm_status kqm_moe_swiglu(const kqm_moe_swiglu_args *args, kqm_stream stream);
 
+/* Most blocks of 256 that a single token's experts may have together for the fused form of moe_down. */
+#define KQM_FUSED_UNITS 24
 /* moe_down: y[t] = residual[t] + sum_rank weights[t, rank] * (W_down[e] x[pair]). */
 typedef struct kqm_moe_down_args {
   kqm_matrix down;          /* [experts][rows, cols] */
-  const kqm_fixed_block *x; /* [pairs, cols / 256] */
+  const kqm_fixed_block *x; /* [pairs, cols / 256]; not read when swiglu is set */
+  const float *swiglu;      /* [optional] [pairs, cols]: a single token: x is made from these rows; needs
+                             * top_k * cols / 256 <= KQM_FUSED_UNITS */
   const uint32_t *indices;  /* [tokens, top_k] */
   const float *weights;     /* [tokens, top_k] */
   kqm_groups groups;        /* used for two or more tokens; may hold NULL for a single one */

@@ -4,40 +4,66 @@
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; the weighted sum in f64 over ranks ascending,
 // rounded to f32; one f32 addition of the residual.
 // Launch: one token: a block has all experts of 16 rows, one warp for a super-block of one of them (24 warps at full size),
-// and ends with the weighted sum. More tokens: one block for 16 rows of a work item, so that an expert's weights are read
+// and ends with the weighted sum; each warp can quantize its part of the activations itself, which saves a launch. More tokens: one block for 16 rows of a work item, so that an expert's weights are read
 // once for up to eight of its pairs; a second kernel makes the weighted sums.
 // Bound by: the weights' bytes. At full size a token reads 7 to 10 MB in 128 blocks.
 #include "common/items.cuh"
+#include "common/tree.cuh"
+
 
 namespace {
 
-const unsigned one_token_warps = 24, max_shared = 48 * 1024;
+const unsigned one_token_warps = KQM_FUSED_UNITS, max_shared = 48 * 1024;
 
-// s + residual of one value, from the experts' products in rank order.
-template <class Product>
-__device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, uint32_t r, Product product) {
+// The weighted sum of one value, from the experts' weights and products in rank order, and its residual.
+template <class Weight, class Product>
+__device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, uint32_t r, float residual, Weight weight,
+                                       Product product) {
   double s = 0.0;
-  for (uint32_t i = 0; i < a.top_k; i++) s = fma(double(a.weights[size_t(t) * a.top_k + i]), double(product(i)), s);
+  for (uint32_t i = 0; i < a.top_k; i++) s = fma(double(weight(i)), double(product(i)), s);
   const float sum = kqm_canonical(float(s));
   const size_t at = size_t(t) * a.down.rows + r;
   if (a.sum) a.sum[at] = sum;
-  a.y[at] = a.residual ? kqm_canonical(__fadd_rn(a.residual[at], sum)) : sum;
+  a.y[at] = a.residual ? kqm_canonical(__fadd_rn(residual, sum)) : sum;
 }
 
-template <class Tile>
+template <class Tile, bool FUSED>
 __global__ void __launch_bounds__(one_token_warps * 32) moe_down_one_token(kqm_moe_down_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   KQM_SHARED(float, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
+  KQM_SHARED(float, weight, KQM_MAX_TOP_K);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
   const int blocks = a.down.cols / KQM_BLOCK, units = int(a.top_k) * blocks;
   kqm_release_dependents();
   kqm_wait_for_dependencies();
+  // What the end needs arrives while the tiles are multiplied.
+  const uint32_t own_row = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
+  const bool finishes = threadIdx.x < KQM_TILE_ROWS && own_row < a.down.rows;
+  const float residual = finishes && a.residual ? a.residual[own_row] : 0.0f;
+  for (uint32_t i = threadIdx.x; i < a.top_k; i += blockDim.x) weight[i] = a.weights[i];
   for (int u = warp; u < units; u += warps) {
     const int rank = u / blocks, b = u % blocks;
     Tile tile;
     tile.load(kqm_expert_tile<Tile>(a.down, a.indices[rank], blockIdx.x) + size_t(b) * Tile::bytes, lane);
-    const kqm_fixed_block *x = a.x + size_t(rank) * blocks;
-    kqm_contribute<1>(tile, [=](int i) { return i == 0 ? x : nullptr; }, b, u, part);
+    typename Tile::Cached cached;
+    double unit;
+    if (FUSED) {
+      // One unit for a warp: it quantizes its own part of the activations.
+      KQM_SHARED(uint32_t, fixed, (FUSED ? one_token_warps : 1) * kqm_fixed_words);
+      float x[8];
+      kqm_load_eight(a.swiglu + size_t(u) * KQM_BLOCK, lane, x);
+      KQM_SHARED_ARG(uint32_t) block = kqm_shared_offset(fixed, warp * kqm_fixed_words);
+      unit = kqm_fixed_warp(x, KqmSharedBlock{block});
+      __syncwarp();
+      cached.load(KqmSharedActivations(block, lane));
+    } else {
+      const kqm_fixed_block *block = a.x + u;
+      KqmActivations x;
+      x.set(lane < 16 ? block : nullptr, lane);
+      unit = block->unit;
+      cached.load(x);
+    }
+    kqm_contribute_cached(tile, cached, unit, u, part);
   }
   __syncthreads();
   for (int i = threadIdx.x; i < int(a.top_k) * KQM_TILE_ROWS; i += blockDim.x) {
@@ -48,13 +74,14 @@ __global__ void __launch_bounds__(one_token_warps * 32) moe_down_one_token(kqm_m
     if (r < a.down.rows) a.expert_out[size_t(rank) * a.down.rows + r] = value;
   }
   __syncthreads();
-  const uint32_t r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
-  if (threadIdx.x < KQM_TILE_ROWS && r < a.down.rows)
-    finish(a, 0, r, [&](uint32_t i) { return float(product[i * KQM_TILE_ROWS + threadIdx.x]); });
+  if (finishes)
+    finish(
+        a, 0, own_row, residual, [&](uint32_t i) { return float(weight[i]); },
+        [&](uint32_t i) { return float(product[i * KQM_TILE_ROWS + threadIdx.x]); });
 }
 
 template <class Tile, int NP>
-__global__ void KQM_MATVEC_BOUNDS(NP) moe_down_items(kqm_moe_down_args a) {
+__global__ void __launch_bounds__(KQM_MATVEC_WARPS(NP) * 32, 1) moe_down_items(kqm_moe_down_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.down.cols / KQM_BLOCK;
   kqm_release_dependents();
@@ -88,7 +115,10 @@ __global__ void __launch_bounds__(256) moe_down_sum(kqm_moe_down_args a) {
   kqm_wait_for_dependencies();
   if (r >= a.down.rows) return;
   const float *products = a.expert_out + size_t(t) * a.top_k * a.down.rows + r;
-  finish(a, t, r, [=](uint32_t i) { return products[size_t(i) * a.down.rows]; });
+  const float residual = a.residual ? a.residual[size_t(t) * a.down.rows + r] : 0.0f;
+  finish(
+      a, t, r, residual, [=](uint32_t i) { return a.weights[size_t(t) * a.top_k + i]; },
+      [=](uint32_t i) { return products[size_t(i) * a.down.rows]; });
 }
 
 template <class Tile>
@@ -97,9 +127,11 @@ kqm_status launch(const kqm_moe_down_args &a, kqm_stream stream) {
   const unsigned units = a.top_k * blocks;
   // The static array of products needs room, too.
   const size_t one_token_shared = kqm_part_bytes(units, 1);
+  const dim3 one_token_block(32 * kqm_even_warps(units, one_token_warps));
+  if (a.swiglu)
+    return KQM_LAUNCH((moe_down_one_token<Tile, true>), dim3(tiles), one_token_block, one_token_shared, stream, a);
   if (a.tokens == 1 && one_token_shared + KQM_MAX_TOP_K * KQM_TILE_ROWS * sizeof(float) <= max_shared)
-    return KQM_LAUNCH(moe_down_one_token<Tile>, dim3(tiles), dim3(32 * kqm_even_warps(units, one_token_warps)),
-                      one_token_shared, stream, a);
+    return KQM_LAUNCH((moe_down_one_token<Tile, false>), dim3(tiles), one_token_block, one_token_shared, stream, a);
   const bool wide = a.tokens > 1 && blocks <= KQM_WIDE_BLOCKS;
   const unsigned np = wide ? 4 : 1, warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(np));
   const dim3 grid(tiles, kqm_launch_items(a.tokens, a.down.experts, a.top_k));
@@ -115,10 +147,13 @@ kqm_status launch(const kqm_moe_down_args &a, kqm_stream stream) {
 
 KQM_ABI_BEGIN
 kqm_status kqm_moe_down(const kqm_moe_down_args *args, kqm_stream stream) {
-  KQM_REQUIRE(args != nullptr && args->x && args->weights && args->expert_out && args->y, KQM_NULL_POINTER);
+  KQM_REQUIRE(args != nullptr && (args->x || args->swiglu) && args->weights && args->expert_out && args->y,
+              KQM_NULL_POINTER);
   KQM_TRY(kqm_check_matrix(args->down));
   KQM_TRY(kqm_check_pairs(args->groups, args->indices, args->tokens, args->down.experts, args->top_k));
-  KQM_REQUIRE(kqm_aligned(args->x, 16), KQM_MISALIGNED);
+  KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->swiglu, 16), KQM_MISALIGNED);
+  KQM_REQUIRE(!args->swiglu || (args->tokens == 1 && args->top_k * (args->down.cols / KQM_BLOCK) <= KQM_FUSED_UNITS),
+              KQM_BAD_SHAPE);
   if (args->down.type == KQM_TYPE_Q4_K) return launch<KqmTileQ4K>(*args, stream);
   return launch<KqmTileQ6K>(*args, stream);
 }

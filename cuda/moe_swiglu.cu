@@ -2,21 +2,35 @@
 //
 // Shapes: W_gate, W_up [experts][ff, K], each Q4_K or Q6_K; x [tokens, K / 256] blocks; out [pairs, ff].
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; silu and the product in f32 (common/exp.cuh).
+// For a single token the kernel can choose the experts itself, from the router's logits.
 // Launch: one block for 16 rows of one work item, i.e. of up to eight pairs of one expert, so that its weights are read once
 // for all of them; one warp for a super-block of gate and of up.
 // Bound by: the weights' bytes for few tokens. At full size a token reads 14 MB in 384 blocks.
-#include "common/exp.cuh"
+#include "common/choose.cuh"
 #include "common/items.cuh"
 
 namespace {
 
-template <class Gate, class Up, int NP>
-__global__ void KQM_MATVEC_BOUNDS(NP) moe_swiglu_kernel(kqm_moe_swiglu_args a) {
+// Up to WARPS warps; PER_SM blocks at once on a multiprocessor, which limits the registers.
+template <class Gate, class Up, int NP, int WARPS, int PER_SM>
+__global__ void __launch_bounds__(32 * WARPS, PER_SM) moe_swiglu_kernel(kqm_moe_swiglu_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
   kqm_wait_for_dependencies();
-  const KqmItem item = kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
+  KqmItem item;
+  if (NP == 1 && a.logits) {
+    // A single token: every block ranks the experts for itself, one of them writes the choice down for moe_down.
+    KQM_SHARED(uint32_t, key, KQM_MAX_EXPERTS);
+    KQM_SHARED(uint32_t, chosen, KQM_MAX_TOP_K);
+    KQM_SHARED(float, probability, KQM_MAX_TOP_K);
+    kqm_rank_experts(a.logits, a.gate.experts, a.top_k, key, chosen);
+    item = KqmItem{chosen[blockIdx.y], nullptr, blockIdx.y, 1};
+    if (blockIdx.x == gridDim.x - 1 && blockIdx.y == gridDim.y - 1)
+      kqm_weigh_experts(a.logits, a.top_k, chosen, probability, a.indices, a.weights);
+  } else {
+    item = kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
+  }
   if (item.count == 0) return;
   const uint8_t *gate_data = kqm_expert_tile<Gate>(a.gate, item.expert, blockIdx.x);
   const uint8_t *up_data = kqm_expert_tile<Up>(a.up, item.expert, blockIdx.x);
@@ -31,8 +45,21 @@ __global__ void KQM_MATVEC_BOUNDS(NP) moe_swiglu_kernel(kqm_moe_swiglu_args a) {
       Up up;
       gate.load(gate_data + size_t(b) * Gate::bytes, lane);
       up.load(up_data + size_t(b) * Up::bytes, lane);
-      kqm_contribute<NP>(gate, row, b, b, part);
-      kqm_contribute<NP>(up, row, b, blocks + b, part);
+      if (NP == 1 && item.count == 1) {
+        const kqm_fixed_block *block = row(0) + b;
+        KqmActivations x;
+        x.set(lane < 16 ? block : nullptr, lane);
+        const double unit = block->unit;
+        typename Gate::Cached gate_x;
+        gate_x.load(x);
+        kqm_contribute_cached(gate, gate_x, unit, b, part);
+        typename Up::Cached up_x;
+        up_x.load(x);
+        kqm_contribute_cached(up, up_x, unit, blocks + b, part);
+      } else {
+        kqm_contribute<NP>(gate, row, b, b, part);
+        kqm_contribute<NP>(up, row, b, blocks + b, part);
+      }
     }
     __syncthreads();
     for (int i = threadIdx.x; i < count * KQM_TILE_ROWS; i += blockDim.x) {
@@ -56,8 +83,12 @@ kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
   const unsigned np = wide ? 4 : 1, warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(np));
   const dim3 grid(tiles, kqm_launch_items(a.tokens, a.gate.experts, a.top_k));
   const size_t shared = 2 * kqm_part_bytes(blocks, np);
-  if (wide) return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 4>), grid, dim3(32 * warps), shared, stream, a);
-  return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 1>), grid, dim3(32 * warps), shared, stream, a);
+  if (wide) return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 4, 8, 1>), grid, dim3(32 * warps), shared, stream, a);
+  // At full size three blocks on each multiprocessor take all of a token's tiles at once; Q6_K tiles need more registers.
+  const int per_sm = Gate::bytes == KQM_TILE_BYTES_Q4_K && Up::bytes == KQM_TILE_BYTES_Q4_K ? 3 : 2;
+  if (warps <= 8)
+    return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 1, 8, per_sm>), grid, dim3(32 * warps), shared, stream, a);
+  return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 1, 16, 1>), grid, dim3(32 * warps), shared, stream, a);
 }
 
 }  // namespace
@@ -72,6 +103,8 @@ kqm_status kqm_moe_swiglu(const kqm_moe_swiglu_args *args, kqm_stream stream) {
               KQM_BAD_SHAPE);
   KQM_TRY(kqm_check_pairs(args->groups, args->indices, args->tokens, args->gate.experts, args->top_k));
   KQM_REQUIRE(kqm_aligned(args->x, 16), KQM_MISALIGNED);
+  KQM_REQUIRE(!args->logits || args->weights, KQM_NULL_POINTER);
+  KQM_REQUIRE(!args->logits || args->tokens == 1, KQM_BAD_SHAPE);
   const bool gate_q4 = args->gate.type == KQM_TYPE_Q4_K, up_q4 = args->up.type == KQM_TYPE_Q4_K;
   if (gate_q4 && up_q4) return launch<KqmTileQ4K, KqmTileQ4K>(*args, stream);
   if (gate_q4) return launch<KqmTileQ4K, KqmTileQ6K>(*args, stream);

@@ -1,27 +1,46 @@
 // qkv: y[i][t, r] = sum_k W[i][r, k] x[t, k] for up to three matrices of Q4_K or Q6_K, each of its own type, in one launch.
 //
 // Shapes: W[i] [rows i, K], x [tokens, K / 256] blocks, y[i] [tokens, rows i].
-// Maths: as q4_k_matvec and q6_k_gemv.
+// Maths: as q4_k_matvec and q6_k_gemv. For a single token the kernel can take in the RMSNorm before it: every block norms and
+// quantizes the row for itself while its weights are on their way, which costs less than a launch and a round trip.
 // Launch: one block for a row tile of any matrix, one warp for a super-block (16 warps at most); 2 or 8 tokens at once.
 // Bound by: the weights' bytes; one launch instead of three keeps more of them in flight.
 #include "common/matvec.cuh"
+#include "common/norm.cuh"
 
 namespace {
 
-template <class Tile, int NP>
-__device__ __forceinline__ void project(const kqm_matrix &w, const kqm_fixed_block *x, float *y, int tile, int first,
-                                        int tokens) {
+template <class Tile, int NP, int WARPS>
+__device__ __forceinline__ void project(const kqm_qkv_args &a, const kqm_matrix &w, float *y, int tile, int first, int tokens) {
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = w.cols / KQM_BLOCK;
   const uint8_t *data = static_cast<const uint8_t *>(w.tiles) + size_t(tile) * blocks * Tile::bytes;
   Tile current;
   current.load(data + size_t(warp) * Tile::bytes, lane);
   kqm_release_dependents();
-  kqm_wait_for_dependencies();
-  const auto row = [=](int i) { return i < tokens ? x + size_t(first + i) * blocks : nullptr; };
-  for (int b = warp; b < blocks; b += warps) {
-    if (b != warp) current.load(data + size_t(b) * Tile::bytes, lane);
-    kqm_contribute<NP>(current, row, b, b, part);
+  if (NP == 1 && a.norm.x) {
+    // One warp for a super-block: it norms and quantizes its own part of the row.
+    KQM_SHARED(double, run_sum, WARPS);
+    KQM_SHARED(uint32_t, fixed, WARPS *kqm_fixed_words);
+    const float4 *weight = reinterpret_cast<const float4 *>(a.norm.weight) + 64 * warp + 2 * lane;
+    const float4 w0 = weight[0], w1 = weight[1];
+    kqm_wait_for_dependencies();
+    float x[8];
+    kqm_fused_norm_eight(a.norm, w0, w1, run_sum, x);
+    if (blockIdx.x == 0 && a.norm.out) kqm_store_eight(a.norm.out + warp * KQM_BLOCK, lane, x);
+    KQM_SHARED_ARG(uint32_t) block = kqm_shared_offset(fixed, warp * kqm_fixed_words);
+    const double unit = kqm_fixed_warp(x, KqmSharedBlock{block});
+    __syncwarp();
+    typename Tile::Cached cached;
+    cached.load(KqmSharedActivations(block, lane));
+    kqm_contribute_cached(current, cached, unit, warp, part);
+  } else {
+    kqm_wait_for_dependencies();
+    const auto row = [=](int i) { return i < tokens ? a.x + size_t(first + i) * blocks : nullptr; };
+    for (int b = warp; b < blocks; b += warps) {
+      if (b != warp) current.load(data + size_t(b) * Tile::bytes, lane);
+      kqm_contribute<NP>(current, row, b, b, part);
+    }
   }
   __syncthreads();
   for (int i = threadIdx.x; i < tokens * KQM_TILE_ROWS; i += blockDim.x) {
@@ -30,8 +49,9 @@ __device__ __forceinline__ void project(const kqm_matrix &w, const kqm_fixed_blo
   }
 }
 
-template <int NP>
-__global__ void KQM_MATVEC_BOUNDS(NP) qkv_kernel(kqm_qkv_args a) {
+// Up to WARPS warps; PER_SM blocks at once on a multiprocessor, which limits the registers.
+template <int NP, int WARPS, int PER_SM>
+__global__ void __launch_bounds__(32 * WARPS, PER_SM) qkv_kernel(kqm_qkv_args a) {
   const int first = blockIdx.y * 2 * NP, tokens = min(2 * NP, int(a.tokens) - first);
   const int tiles0 = int(a.w[0].rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS;
   const int tiles1 = int(a.w[1].rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS;
@@ -49,16 +69,16 @@ __global__ void KQM_MATVEC_BOUNDS(NP) qkv_kernel(kqm_qkv_args a) {
     y = a.y[1];
   }
   if (w.type == KQM_TYPE_Q4_K)
-    project<KqmTileQ4K, NP>(w, a.x, y, tile, first, tokens);
+    project<KqmTileQ4K, NP, WARPS>(a, w, y, tile, first, tokens);
   else
-    project<KqmTileQ6K, NP>(w, a.x, y, tile, first, tokens);
+    project<KqmTileQ6K, NP, WARPS>(a, w, y, tile, first, tokens);
 }
 
 }  // namespace
 
 KQM_ABI_BEGIN
 kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
-  KQM_REQUIRE(args != nullptr && args->x != nullptr, KQM_NULL_POINTER);
+  KQM_REQUIRE(args != nullptr && (args->x != nullptr || args->norm.x != nullptr), KQM_NULL_POINTER);
   KQM_REQUIRE(kqm_aligned(args->x, 16), KQM_MISALIGNED);
   KQM_REQUIRE(args->tokens > 0, KQM_BAD_SHAPE);
   unsigned tiles = 0, cols = 0;
@@ -72,13 +92,17 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
     tiles += kqm_ceil_div(w.rows, uint32_t(KQM_TILE_ROWS));
   }
   KQM_REQUIRE(tiles > 0, KQM_BAD_SHAPE);
+  if (args->norm.x) KQM_TRY(kqm_check_fused_norm(args->norm, args->tokens, cols));
   const unsigned blocks = cols / KQM_BLOCK;
   const bool wide = args->tokens > 2 && blocks <= KQM_WIDE_BLOCKS;
   const unsigned np = wide ? 4 : 1, groups = kqm_ceil_div(args->tokens, 2 * np);
   const unsigned warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(np));
   KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
   const size_t shared = kqm_part_bytes(blocks, np);
-  if (wide) return KQM_LAUNCH(qkv_kernel<4>, dim3(tiles, groups), dim3(32 * warps), shared, stream, *args);
-  return KQM_LAUNCH(qkv_kernel<1>, dim3(tiles, groups), dim3(32 * warps), shared, stream, *args);
+  const dim3 grid(tiles, groups), block(32 * warps);
+  if (wide) return KQM_LAUNCH((qkv_kernel<4, 8, 1>), grid, block, shared, stream, *args);
+  // At full size three blocks on each multiprocessor take all tiles at once.
+  if (warps <= 8) return KQM_LAUNCH((qkv_kernel<1, 8, 3>), grid, block, shared, stream, *args);
+  return KQM_LAUNCH((qkv_kernel<1, 16, 1>), grid, block, shared, stream, *args);
 }
 KQM_ABI_END

@@ -4,9 +4,8 @@
 // Maths: the squares are summed in f64 as a tree whose shape depends on cols alone (common/tree.cuh).
 // Launch: one thread block for a token, one warp for a run of 256 (eight warps at most).
 // Bound by: latency; 8 KB a token at full size.
-#include "common/check.cuh"
 #include "common/fixed.cuh"
-#include "common/tree.cuh"
+#include "common/norm.cuh"
 
 namespace {
 
@@ -28,25 +27,16 @@ __global__ void __launch_bounds__(256) rms_norm_kernel(kqm_rms_norm_args a) {
     if (lane == 0) run_sum[run] = sum;
   }
   __syncthreads();
-  double sum = run_sum[0];
-  for (int run = 1; run < runs; run++) sum = sum + run_sum[run];
-  const float r = float(__ddiv_rn(1.0, __dsqrt_rn(__ddiv_rn(sum, double(a.cols)) + double(a.eps))));
+  const float r = kqm_inverse_rms(run_sum, runs, a.eps);
 
   for (int run = warp; run < runs; run += warps) {
     const bool kept = run == warp;
     const float4 x0 = kept ? first0 : x[64 * run], x1 = kept ? first1 : x[64 * run + 1];
     const float4 v0 = kept ? w0 : weight[64 * run], v1 = kept ? w1 : weight[64 * run + 1];
-    const float xs[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
-    const float ws[8] = {v0.x, v0.y, v0.z, v0.w, v1.x, v1.y, v1.z, v1.w};
     float y[8];
-    KQM_UNROLL
-    for (int i = 0; i < 8; i++) y[i] = kqm_canonical(__fmul_rn(__fmul_rn(xs[i], r), ws[i]));
+    kqm_scale_eight(x0, x1, v0, v1, r, y);
     const size_t block = size_t(blockIdx.x) * runs + run;
-    if (a.out) {
-      float4 *out = reinterpret_cast<float4 *>(a.out + block * KQM_BLOCK) + 2 * lane;
-      out[0] = make_float4(y[0], y[1], y[2], y[3]);
-      out[1] = make_float4(y[4], y[5], y[6], y[7]);
-    }
+    if (a.out) kqm_store_eight(a.out + block * KQM_BLOCK, lane, y);
     if (a.fixed) kqm_quantize_warp(y, a.fixed + block);
   }
 }

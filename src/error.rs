@@ -59,9 +59,7 @@ pub enum Error {
         vocab: usize,
     },
     /// More tokens than the cache has room for.
-    #[error(
-        "context overflow: {used} positions are used and {wanted} more do not fit into {capacity}"
-    )]
+    #[error("context overflow: {used} positions are used and {wanted} more do not fit into {capacity}")]
     ContextOverflow {
         /// Positions in use.
         used: usize,

@@ -4,9 +4,11 @@
 
 pub mod blocks;
 pub mod device;
+pub mod diff;
 pub mod error;
 pub mod gguf;
 pub mod kernels;
+pub mod model;
 pub mod oracle;
 pub mod sys;
 pub mod trace;

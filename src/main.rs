@@ -1,3 +1,7 @@
 //! The command-line program.
 
-fn main() {}
+mod program;
+
+fn main() -> std::process::ExitCode {
+    program::main()
+}

@@ -30,6 +30,8 @@ pub const KQM_EXP_C4: f64 = 0.0416666679084301;
 pub const KQM_EXP_C5: f64 = 0.008333333767950535;
 pub const KQM_EXP_C6: f64 = 0.0013888889225199819;
 pub const KQM_EXP_C7: f64 = 0.00019841270113829523;
+pub const KQM_FUSED_COLS: u32 = 4096;
+pub const KQM_FUSED_UNITS: u32 = 24;
 /// 0: success. Negative: one of the codes below. Positive: a cudaError_t of the launch.
 pub type kqm_status = i32;
 /// cudaStream_t / CUstream.
@@ -223,26 +225,58 @@ impl Default for kqm_matvec_args {
 pub type kqm_q4_k_matvec_args = kqm_matvec_args;
 /// q4_k_matvec and q6_k_gemv: y\[t, r\] = sum_k W\[r, k\] x\[t, k\] (+ residual\[t, r\]).
 pub type kqm_q6_k_gemv_args = kqm_matvec_args;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct kqm_fused_norm {
+    /// \[optional: NULL for no fused norm\] \[cols\]
+    pub x: *const f32,
+    /// \[cols\]
+    pub weight: *const f32,
+    /// \[optional\] \[cols\]: the normed row
+    pub out: *mut f32,
+    pub eps: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kqm_fused_norm"][::core::mem::size_of::<kqm_fused_norm>() - 32usize];
+    ["Alignment of kqm_fused_norm"][::core::mem::align_of::<kqm_fused_norm>() - 8usize];
+    ["Offset of field: kqm_fused_norm::x"][::core::mem::offset_of!(kqm_fused_norm, x) - 0usize];
+    ["Offset of field: kqm_fused_norm::weight"][::core::mem::offset_of!(kqm_fused_norm, weight) - 8usize];
+    ["Offset of field: kqm_fused_norm::out"][::core::mem::offset_of!(kqm_fused_norm, out) - 16usize];
+    ["Offset of field: kqm_fused_norm::eps"][::core::mem::offset_of!(kqm_fused_norm, eps) - 24usize];
+};
+impl Default for kqm_fused_norm {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
 /// qkv: up to three products with the same activations in one launch, each matrix of its own type.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_qkv_args {
     /// all with the same cols; matrices with rows == 0 are left out
     pub w: [kqm_matrix; 3usize],
-    /// \[tokens, cols / 256\]
+    /// \[tokens, cols / 256\]; not read with a fused norm
     pub x: *const kqm_fixed_block,
+    /// a single token: x is made from this row
+    pub norm: kqm_fused_norm,
     /// \[tokens, w\[i\].rows\]
     pub y: [*mut f32; 3usize],
     pub tokens: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_qkv_args"][::core::mem::size_of::<kqm_qkv_args>() - 112usize];
+    ["Size of kqm_qkv_args"][::core::mem::size_of::<kqm_qkv_args>() - 144usize];
     ["Alignment of kqm_qkv_args"][::core::mem::align_of::<kqm_qkv_args>() - 8usize];
     ["Offset of field: kqm_qkv_args::w"][::core::mem::offset_of!(kqm_qkv_args, w) - 0usize];
     ["Offset of field: kqm_qkv_args::x"][::core::mem::offset_of!(kqm_qkv_args, x) - 72usize];
-    ["Offset of field: kqm_qkv_args::y"][::core::mem::offset_of!(kqm_qkv_args, y) - 80usize];
-    ["Offset of field: kqm_qkv_args::tokens"][::core::mem::offset_of!(kqm_qkv_args, tokens) - 104usize];
+    ["Offset of field: kqm_qkv_args::norm"][::core::mem::offset_of!(kqm_qkv_args, norm) - 80usize];
+    ["Offset of field: kqm_qkv_args::y"][::core::mem::offset_of!(kqm_qkv_args, y) - 112usize];
+    ["Offset of field: kqm_qkv_args::tokens"][::core::mem::offset_of!(kqm_qkv_args, tokens) - 136usize];
 };
 impl Default for kqm_qkv_args {
     fn default() -> Self {
@@ -432,14 +466,17 @@ pub struct kqm_attention_args {
     /// a multiple of kv_heads, at most 16 times; heads \* head_dim a multiple of 256 when fixed is set
     pub heads: u32,
     pub kv_heads: u32,
-    /// a multiple of 8, at most 256
+    /// 64, 128, 192 or 256
     pub head_dim: u32,
     /// 1 / sqrt(head_dim)
     pub scale: f32,
+    /** \[optional: rope.q NULL\] a single token: do what kqm_rope does first, in the same launch; its
+    shapes, start and caches are those above*/
+    pub rope: kqm_rope_args,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_attention_args"][::core::mem::size_of::<kqm_attention_args>() - 104usize];
+    ["Size of kqm_attention_args"][::core::mem::size_of::<kqm_attention_args>() - 240usize];
     ["Alignment of kqm_attention_args"][::core::mem::align_of::<kqm_attention_args>() - 8usize];
     ["Offset of field: kqm_attention_args::q"][::core::mem::offset_of!(kqm_attention_args, q) - 0usize];
     ["Offset of field: kqm_attention_args::k_cache"][::core::mem::offset_of!(kqm_attention_args, k_cache) - 8usize];
@@ -460,6 +497,7 @@ const _: () = {
     ["Offset of field: kqm_attention_args::kv_heads"][::core::mem::offset_of!(kqm_attention_args, kv_heads) - 88usize];
     ["Offset of field: kqm_attention_args::head_dim"][::core::mem::offset_of!(kqm_attention_args, head_dim) - 92usize];
     ["Offset of field: kqm_attention_args::scale"][::core::mem::offset_of!(kqm_attention_args, scale) - 96usize];
+    ["Offset of field: kqm_attention_args::rope"][::core::mem::offset_of!(kqm_attention_args, rope) - 104usize];
 };
 impl Default for kqm_attention_args {
     fn default() -> Self {
@@ -475,17 +513,22 @@ probabilities renormalised to sum 1.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_moe_router_args {
-    /// \[tokens, cols\]
+    /// \[tokens, cols\]; not read with a fused norm
     pub x: *const f32,
+    /// a single token: x is made from this row
+    pub norm: kqm_fused_norm,
+    /// \[optional\] with a fused norm: x as fixed point, \[cols / 256\]
+    pub fixed: *mut kqm_fixed_block,
     /// \[experts, cols\]
     pub w: *const f32,
     /// \[tokens, experts\]
     pub logits: *mut f32,
-    /// \[tokens, top_k\], highest probability first
+    /** \[tokens, top_k\], highest probability first; NULL for a single token: only the logits are made, and
+    moe_swiglu chooses*/
     pub indices: *mut u32,
-    /// \[tokens, top_k\]
+    /// \[tokens, top_k\]; not written without indices
     pub weights: *mut f32,
-    /// \[tokens\] zero before the first call; the launcher leaves it zero
+    /// \[tokens\] zero before the first call; the launcher leaves it zero. Not used without indices
     pub done: *mut u32,
     pub tokens: u32,
     /// a multiple of 256
@@ -497,18 +540,20 @@ pub struct kqm_moe_router_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_moe_router_args"][::core::mem::size_of::<kqm_moe_router_args>() - 64usize];
+    ["Size of kqm_moe_router_args"][::core::mem::size_of::<kqm_moe_router_args>() - 104usize];
     ["Alignment of kqm_moe_router_args"][::core::mem::align_of::<kqm_moe_router_args>() - 8usize];
     ["Offset of field: kqm_moe_router_args::x"][::core::mem::offset_of!(kqm_moe_router_args, x) - 0usize];
-    ["Offset of field: kqm_moe_router_args::w"][::core::mem::offset_of!(kqm_moe_router_args, w) - 8usize];
-    ["Offset of field: kqm_moe_router_args::logits"][::core::mem::offset_of!(kqm_moe_router_args, logits) - 16usize];
-    ["Offset of field: kqm_moe_router_args::indices"][::core::mem::offset_of!(kqm_moe_router_args, indices) - 24usize];
-    ["Offset of field: kqm_moe_router_args::weights"][::core::mem::offset_of!(kqm_moe_router_args, weights) - 32usize];
-    ["Offset of field: kqm_moe_router_args::done"][::core::mem::offset_of!(kqm_moe_router_args, done) - 40usize];
-    ["Offset of field: kqm_moe_router_args::tokens"][::core::mem::offset_of!(kqm_moe_router_args, tokens) - 48usize];
-    ["Offset of field: kqm_moe_router_args::cols"][::core::mem::offset_of!(kqm_moe_router_args, cols) - 52usize];
-    ["Offset of field: kqm_moe_router_args::experts"][::core::mem::offset_of!(kqm_moe_router_args, experts) - 56usize];
-    ["Offset of field: kqm_moe_router_args::top_k"][::core::mem::offset_of!(kqm_moe_router_args, top_k) - 60usize];
+    ["Offset of field: kqm_moe_router_args::norm"][::core::mem::offset_of!(kqm_moe_router_args, norm) - 8usize];
+    ["Offset of field: kqm_moe_router_args::fixed"][::core::mem::offset_of!(kqm_moe_router_args, fixed) - 40usize];
+    ["Offset of field: kqm_moe_router_args::w"][::core::mem::offset_of!(kqm_moe_router_args, w) - 48usize];
+    ["Offset of field: kqm_moe_router_args::logits"][::core::mem::offset_of!(kqm_moe_router_args, logits) - 56usize];
+    ["Offset of field: kqm_moe_router_args::indices"][::core::mem::offset_of!(kqm_moe_router_args, indices) - 64usize];
+    ["Offset of field: kqm_moe_router_args::weights"][::core::mem::offset_of!(kqm_moe_router_args, weights) - 72usize];
+    ["Offset of field: kqm_moe_router_args::done"][::core::mem::offset_of!(kqm_moe_router_args, done) - 80usize];
+    ["Offset of field: kqm_moe_router_args::tokens"][::core::mem::offset_of!(kqm_moe_router_args, tokens) - 88usize];
+    ["Offset of field: kqm_moe_router_args::cols"][::core::mem::offset_of!(kqm_moe_router_args, cols) - 92usize];
+    ["Offset of field: kqm_moe_router_args::experts"][::core::mem::offset_of!(kqm_moe_router_args, experts) - 96usize];
+    ["Offset of field: kqm_moe_router_args::top_k"][::core::mem::offset_of!(kqm_moe_router_args, top_k) - 100usize];
 };
 impl Default for kqm_moe_router_args {
     fn default() -> Self {
@@ -561,7 +606,11 @@ pub struct kqm_moe_swiglu_args {
     /// \[tokens, cols / 256\]
     pub x: *const kqm_fixed_block,
     /// \[tokens, top_k\]: used for a single token, whose pairs need no grouping
-    pub indices: *const u32,
+    pub indices: *mut u32,
+    /// \[optional\] \[experts\]: a single token: choose the experts here, and write indices and weights
+    pub logits: *const f32,
+    /// \[top_k\], with logits
+    pub weights: *mut f32,
     /// used for two or more tokens; may hold NULL for a single one
     pub groups: kqm_groups,
     /// \[optional\] \[pairs, ff\]
@@ -575,19 +624,21 @@ pub struct kqm_moe_swiglu_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_moe_swiglu_args"][::core::mem::size_of::<kqm_moe_swiglu_args>() - 120usize];
+    ["Size of kqm_moe_swiglu_args"][::core::mem::size_of::<kqm_moe_swiglu_args>() - 136usize];
     ["Alignment of kqm_moe_swiglu_args"][::core::mem::align_of::<kqm_moe_swiglu_args>() - 8usize];
     ["Offset of field: kqm_moe_swiglu_args::gate"][::core::mem::offset_of!(kqm_moe_swiglu_args, gate) - 0usize];
     ["Offset of field: kqm_moe_swiglu_args::up"][::core::mem::offset_of!(kqm_moe_swiglu_args, up) - 24usize];
     ["Offset of field: kqm_moe_swiglu_args::x"][::core::mem::offset_of!(kqm_moe_swiglu_args, x) - 48usize];
     ["Offset of field: kqm_moe_swiglu_args::indices"][::core::mem::offset_of!(kqm_moe_swiglu_args, indices) - 56usize];
-    ["Offset of field: kqm_moe_swiglu_args::groups"][::core::mem::offset_of!(kqm_moe_swiglu_args, groups) - 64usize];
+    ["Offset of field: kqm_moe_swiglu_args::logits"][::core::mem::offset_of!(kqm_moe_swiglu_args, logits) - 64usize];
+    ["Offset of field: kqm_moe_swiglu_args::weights"][::core::mem::offset_of!(kqm_moe_swiglu_args, weights) - 72usize];
+    ["Offset of field: kqm_moe_swiglu_args::groups"][::core::mem::offset_of!(kqm_moe_swiglu_args, groups) - 80usize];
     ["Offset of field: kqm_moe_swiglu_args::gate_out"]
-        [::core::mem::offset_of!(kqm_moe_swiglu_args, gate_out) - 88usize];
-    ["Offset of field: kqm_moe_swiglu_args::up_out"][::core::mem::offset_of!(kqm_moe_swiglu_args, up_out) - 96usize];
-    ["Offset of field: kqm_moe_swiglu_args::out"][::core::mem::offset_of!(kqm_moe_swiglu_args, out) - 104usize];
-    ["Offset of field: kqm_moe_swiglu_args::tokens"][::core::mem::offset_of!(kqm_moe_swiglu_args, tokens) - 112usize];
-    ["Offset of field: kqm_moe_swiglu_args::top_k"][::core::mem::offset_of!(kqm_moe_swiglu_args, top_k) - 116usize];
+        [::core::mem::offset_of!(kqm_moe_swiglu_args, gate_out) - 104usize];
+    ["Offset of field: kqm_moe_swiglu_args::up_out"][::core::mem::offset_of!(kqm_moe_swiglu_args, up_out) - 112usize];
+    ["Offset of field: kqm_moe_swiglu_args::out"][::core::mem::offset_of!(kqm_moe_swiglu_args, out) - 120usize];
+    ["Offset of field: kqm_moe_swiglu_args::tokens"][::core::mem::offset_of!(kqm_moe_swiglu_args, tokens) - 128usize];
+    ["Offset of field: kqm_moe_swiglu_args::top_k"][::core::mem::offset_of!(kqm_moe_swiglu_args, top_k) - 132usize];
 };
 impl Default for kqm_moe_swiglu_args {
     fn default() -> Self {
@@ -604,8 +655,11 @@ impl Default for kqm_moe_swiglu_args {
 pub struct kqm_moe_down_args {
     /// \[experts\]\[rows, cols\]
     pub down: kqm_matrix,
-    /// \[pairs, cols / 256\]
+    /// \[pairs, cols / 256\]; not read when swiglu is set
     pub x: *const kqm_fixed_block,
+    /** \[optional\] \[pairs, cols\]: a single token: x is made from these rows; needs
+    top_k \* cols / 256 \<= KQM_FUSED_UNITS*/
+    pub swiglu: *const f32,
     /// \[tokens, top_k\]
     pub indices: *const u32,
     /// \[tokens, top_k\]
@@ -625,20 +679,21 @@ pub struct kqm_moe_down_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_moe_down_args"][::core::mem::size_of::<kqm_moe_down_args>() - 112usize];
+    ["Size of kqm_moe_down_args"][::core::mem::size_of::<kqm_moe_down_args>() - 120usize];
     ["Alignment of kqm_moe_down_args"][::core::mem::align_of::<kqm_moe_down_args>() - 8usize];
     ["Offset of field: kqm_moe_down_args::down"][::core::mem::offset_of!(kqm_moe_down_args, down) - 0usize];
     ["Offset of field: kqm_moe_down_args::x"][::core::mem::offset_of!(kqm_moe_down_args, x) - 24usize];
-    ["Offset of field: kqm_moe_down_args::indices"][::core::mem::offset_of!(kqm_moe_down_args, indices) - 32usize];
-    ["Offset of field: kqm_moe_down_args::weights"][::core::mem::offset_of!(kqm_moe_down_args, weights) - 40usize];
-    ["Offset of field: kqm_moe_down_args::groups"][::core::mem::offset_of!(kqm_moe_down_args, groups) - 48usize];
+    ["Offset of field: kqm_moe_down_args::swiglu"][::core::mem::offset_of!(kqm_moe_down_args, swiglu) - 32usize];
+    ["Offset of field: kqm_moe_down_args::indices"][::core::mem::offset_of!(kqm_moe_down_args, indices) - 40usize];
+    ["Offset of field: kqm_moe_down_args::weights"][::core::mem::offset_of!(kqm_moe_down_args, weights) - 48usize];
+    ["Offset of field: kqm_moe_down_args::groups"][::core::mem::offset_of!(kqm_moe_down_args, groups) - 56usize];
     ["Offset of field: kqm_moe_down_args::expert_out"]
-        [::core::mem::offset_of!(kqm_moe_down_args, expert_out) - 72usize];
-    ["Offset of field: kqm_moe_down_args::sum"][::core::mem::offset_of!(kqm_moe_down_args, sum) - 80usize];
-    ["Offset of field: kqm_moe_down_args::residual"][::core::mem::offset_of!(kqm_moe_down_args, residual) - 88usize];
-    ["Offset of field: kqm_moe_down_args::y"][::core::mem::offset_of!(kqm_moe_down_args, y) - 96usize];
-    ["Offset of field: kqm_moe_down_args::tokens"][::core::mem::offset_of!(kqm_moe_down_args, tokens) - 104usize];
-    ["Offset of field: kqm_moe_down_args::top_k"][::core::mem::offset_of!(kqm_moe_down_args, top_k) - 108usize];
+        [::core::mem::offset_of!(kqm_moe_down_args, expert_out) - 80usize];
+    ["Offset of field: kqm_moe_down_args::sum"][::core::mem::offset_of!(kqm_moe_down_args, sum) - 88usize];
+    ["Offset of field: kqm_moe_down_args::residual"][::core::mem::offset_of!(kqm_moe_down_args, residual) - 96usize];
+    ["Offset of field: kqm_moe_down_args::y"][::core::mem::offset_of!(kqm_moe_down_args, y) - 104usize];
+    ["Offset of field: kqm_moe_down_args::tokens"][::core::mem::offset_of!(kqm_moe_down_args, tokens) - 112usize];
+    ["Offset of field: kqm_moe_down_args::top_k"][::core::mem::offset_of!(kqm_moe_down_args, top_k) - 116usize];
 };
 impl Default for kqm_moe_down_args {
     fn default() -> Self {

@@ -19,10 +19,7 @@ mod properties;
 #[path = "gguf/writing.rs"]
 mod writing;
 
-const TINY_PATH: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/tests/data/tiny-qwen3moe-q4_k_m.gguf"
-);
+const TINY_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-qwen3moe-q4_k_m.gguf");
 static TINY: &[u8] = include_bytes!("data/tiny-qwen3moe-q4_k_m.gguf");
 
 #[test]
@@ -37,11 +34,7 @@ fn the_model_opens_in_every_way() {
         assert_eq!(gguf.version(), 3);
         assert_eq!(gguf.alignment(), 32);
         assert_eq!(gguf.file_len(), TINY.len() as u64);
-        let count = |kind| {
-            gguf.tensors()
-                .filter(|tensor| tensor.tensor_type().unwrap() == kind)
-                .count()
-        };
+        let count = |kind| gguf.tensors().filter(|tensor| tensor.tensor_type().unwrap() == kind).count();
         assert_eq!(count(TensorType::Q4K), 25);
         assert_eq!(count(TensorType::Q6K), 5);
         assert_eq!(count(TensorType::F32), 21);
@@ -94,15 +87,11 @@ fn wrong_questions_get_answers_that_name_the_key() {
         "tiny.gguf: metadata key \"general.architecture\": expected u32, found string"
     );
     assert_eq!(
-        gguf.string("tokenizer.ggml.tokens")
-            .map_err(text)
-            .unwrap_err(),
+        gguf.string("tokenizer.ggml.tokens").map_err(text).unwrap_err(),
         "tiny.gguf: metadata key \"tokenizer.ggml.tokens\": expected string, found array of string"
     );
     assert_eq!(
-        gguf.i32s("tokenizer.ggml.tokens")
-            .map_err(text)
-            .unwrap_err(),
+        gguf.i32s("tokenizer.ggml.tokens").map_err(text).unwrap_err(),
         "tiny.gguf: metadata key \"tokenizer.ggml.tokens\": expected array of i32, found array of string"
     );
     assert_eq!(
@@ -113,10 +102,7 @@ fn wrong_questions_get_answers_that_name_the_key() {
     assert_eq!(gguf.get::<u32>("qwen3moe.absent").unwrap(), None);
     assert!(gguf.get::<u32>("general.architecture").is_err());
     assert!(gguf.tensor("absent").is_none());
-    assert_eq!(
-        gguf.require_tensor("absent").map_err(text).unwrap_err(),
-        "tensor absent is missing"
-    );
+    assert_eq!(gguf.require_tensor("absent").map_err(text).unwrap_err(), "tensor absent is missing");
 
     let mut header = kquant_moe::gguf::Header::new("x");
     header.set("big", &(u64::from(u32::MAX) + 1)).unwrap();
@@ -203,15 +189,7 @@ fn every_broken_file_is_refused_with_its_reason() {
         };
         let message = error.to_string();
         let as_expected = match error {
-            Error::Gguf {
-                source:
-                    GgufError::Malformed {
-                        place,
-                        offset,
-                        rule,
-                    },
-                ..
-            } => {
+            Error::Gguf { source: GgufError::Malformed { place, offset, rule }, .. } => {
                 message == format!("x.gguf: {place} at byte {offset}: {rule}")
                     && place.to_string() == case.place
                     && rule.to_string().contains(case.rule)

@@ -1,4 +1,4 @@
-// Argument checks of the launchers: the first failing one is returned.
+// What launchers share: argument checks, of which the first failing one is returned, and launch shapes.
 #pragma once
 
 #include "hw.cuh"
@@ -18,6 +18,12 @@ inline bool kqm_aligned(const void *p, uintptr_t bytes) { return reinterpret_cas
 template <class T>
 inline T kqm_ceil_div(T a, T b) {
   return (a + b - 1) / b;
+}
+
+// Warps for `units` units of work: every warp gets the same number of them where that is possible.
+inline unsigned kqm_even_warps(unsigned units, unsigned most) {
+  const unsigned each = kqm_ceil_div(units, most);
+  return kqm_ceil_div(units, each);
 }
 
 inline bool kqm_is_k_quant(uint32_t type) { return type == KQM_TYPE_Q4_K || type == KQM_TYPE_Q6_K; }

@@ -1,10 +1,7 @@
 // exp and silu from IEEE operations alone, in the order of docs/arithmetic.md: no MUFU, so CPU and GPU agree in bits.
 #pragma once
 
-#include "hw.cuh"
-
-// x * 2^n for |n| small enough that 2^n is a normal number.
-__device__ __forceinline__ float kqm_power_of_two(int n) { return __int_as_float((n + 127) << 23); }
+#include "tree.cuh"
 
 __device__ __forceinline__ float kqm_exp(float x) {
   if (x != x) return kqm_canonical(x);
@@ -20,8 +17,7 @@ __device__ __forceinline__ float kqm_exp(float x) {
   p = fmaf(p, t, float(KQM_EXP_C2));
   p = fmaf(p, t, 1.0f);
   p = fmaf(p, t, 1.0f);
-  const int whole = int(n), half = whole >> 1;
-  return __fmul_rn(__fmul_rn(p, kqm_power_of_two(half)), kqm_power_of_two(whole - half));
+  return kqm_scale(p, int(n));
 }
 
 __device__ __forceinline__ float kqm_silu(float x) { return __fdiv_rn(x, __fadd_rn(1.0f, kqm_exp(-x))); }

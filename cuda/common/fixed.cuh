@@ -5,8 +5,27 @@
 
 static_assert(sizeof(kqm_fixed_block) == 1104, "kqm_fixed_block has padding");
 
-// Lane l brings activations 8 l .. 8 l + 7. All 32 lanes call it; out is 16-byte aligned.
-__device__ __forceinline__ void kqm_quantize_warp(const float (&x)[8], kqm_fixed_block *out) {
+// A fixed-point block without its unit, as 32-bit words in shared memory: digits [8][4][8], sums' low digits [4][2] and high
+// digits [4][2].
+static const int kqm_fixed_words = 272;
+
+// Where a warp's block goes, in words.
+struct KqmGlobalBlock {
+  kqm_fixed_block *out;
+  __device__ __forceinline__ void store(int word, uint32_t value) const { reinterpret_cast<uint32_t *>(out)[word] = value; }
+  __device__ __forceinline__ void store(int word, uint2 value) const {
+    *reinterpret_cast<uint2 *>(reinterpret_cast<uint32_t *>(out) + word) = value;
+  }
+};
+struct KqmSharedBlock {
+  KQM_SHARED_ARG(uint32_t) out;
+  __device__ __forceinline__ void store(int word, uint32_t value) { out[word] = value; }
+  __device__ __forceinline__ void store(int word, uint2 value) { kqm_shared_store<uint2>(out, word, value); }
+};
+
+// Makes the digits and sums of 256 activations, lane l bringing 8 l .. 8 l + 7, and returns the unit. All 32 lanes call it.
+template <class Block>
+__device__ __forceinline__ double kqm_fixed_warp(const float (&x)[8], Block block) {
   const int lane = threadIdx.x & 31;
   float largest = 0.0f;
   bool finite = true;
@@ -47,18 +66,32 @@ __device__ __forceinline__ void kqm_quantize_warp(const float (&x)[8], kqm_fixed
   const int sub_block = lane / 4, piece = lane % 4;
   KQM_UNROLL
   for (int p = 0; p < 4; p++) {
-    *reinterpret_cast<uint2 *>(&out->digit[sub_block][p][8 * piece]) = make_uint2(packed[p][0], packed[p][1]);
+    block.store((sub_block * 4 + p) * 8 + 2 * piece, make_uint2(packed[p][0], packed[p][1]));
     sum[p] += __shfl_xor_sync(~0u, sum[p], 1);
     sum[p] += __shfl_xor_sync(~0u, sum[p], 2);
   }
-  // Four lanes share a sub-block: lane `piece` stores the sum of plane `piece`.
+  // Four lanes share a sub-block: lane `piece` has the sum of plane `piece`, and four sub-blocks make a word.
   const int mine = piece == 0 ? sum[0] : piece == 1 ? sum[1] : piece == 2 ? sum[2] : sum[3];
-  const int low = int(int8_t(mine & 255));
-  out->sum_low[piece][sub_block] = int8_t(low);
-  out->sum_high[piece][sub_block] = int8_t((mine - low) >> 8);
-  if (lane == 0) {
-    // The exponent field of 2^(e - 30).
-    out->unit = finite ? __longlong_as_double((long long)(e - 30 + 1023) << 52) : __longlong_as_double(0x7ff8000000000000ll);
+  const int low_digit = int(int8_t(mine & 255)), high_digit = (mine - low_digit) >> 8;
+  uint32_t low = uint32_t(low_digit & 255) << (8 * (sub_block % 4)), high = uint32_t(high_digit & 255) << (8 * (sub_block % 4));
+  KQM_UNROLL
+  for (int step = 4; step <= 8; step *= 2) {
+    low |= __shfl_xor_sync(~0u, low, step);
+    high |= __shfl_xor_sync(~0u, high, step);
+  }
+  if (sub_block % 4 == 0) {
+    block.store(256 + piece * 2 + sub_block / 4, low);
+    block.store(264 + piece * 2 + sub_block / 4, high);
+  }
+  // The exponent field of 2^(e - 30).
+  return finite ? __longlong_as_double((long long)(e - 30 + 1023) << 52) : __longlong_as_double(0x7ff8000000000000ll);
+}
+
+// The same to global memory, as a whole block; out is 16-byte aligned.
+__device__ __forceinline__ void kqm_quantize_warp(const float (&x)[8], kqm_fixed_block *out) {
+  const double unit = kqm_fixed_warp(x, KqmGlobalBlock{out});
+  if ((threadIdx.x & 31) == 0) {
+    out->unit = unit;
     out->reserved = 0.0;
   }
 }

@@ -20,6 +20,8 @@ using namespace kqm_emulated;
   extern __shared__ __align__(16) unsigned char kqm_dynamic_shared_[]; \
   type *name = reinterpret_cast<type *>(kqm_dynamic_shared_)
 #define KQM_UNROLL _Pragma("unroll")
+#define KQM_PRAGMA(text) _Pragma(#text)
+#define KQM_UNROLL_BY(n) KQM_PRAGMA(unroll n)
 
 // Elements index .. of a shared array, read or written as one vector.
 template <class V, class T>

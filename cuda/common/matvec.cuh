@@ -8,21 +8,22 @@
 #include "check.cuh"
 #include "fixed.cuh"
 #include "tiles.cuh"
+#include "tree.cuh"
 
 // Most warps of a block that takes NP pairs of tokens: eight tokens need more registers than sixteen warps leave.
 #define KQM_MATVEC_WARPS(np) ((np) == 1 ? 16 : 8)
-#define KQM_MATVEC_BOUNDS(np) __launch_bounds__(KQM_MATVEC_WARPS(np) * 32, 1)
 // Rows longer than this many super-blocks take two tokens at a time, so that shared memory suffices.
 #define KQM_WIDE_BLOCKS 16
 
-// Warps for `units` units of work: every warp gets the same number of them where that is possible.
-inline unsigned kqm_even_warps(unsigned units, unsigned most) {
-  const unsigned each = kqm_ceil_div(units, most);
-  return kqm_ceil_div(units, each);
-}
-
 // Doubles of shared memory for the contributions of one row tile: [super-blocks][2 NP tokens][16 rows].
 inline size_t kqm_part_bytes(unsigned blocks, unsigned np) { return size_t(blocks) * 2 * np * KQM_TILE_ROWS * sizeof(double); }
+
+// Where a lane's results belong: row r + 8 (c % 2) of the tile, token c / 2 of each pair.
+__device__ __forceinline__ int kqm_result_row() {
+  const int lane = threadIdx.x & 31;
+  return (lane >> 2) + 8 * (lane & 1);
+}
+__device__ __forceinline__ int kqm_result_token() { return (threadIdx.x >> 1) & 1; }
 
 // Multiplies one loaded tile and stores the contributions of super-block b. row(i) points to the first fixed-point block of
 // token i of the group, NULL for an absent one.
@@ -37,30 +38,36 @@ __device__ __forceinline__ void kqm_contribute(const Tile &tile, Row row, int b,
   }
   double v[NP];
   tile.template multiply<NP>(x, lane, v);
-  // Lane 4 r + c holds row r + 8 (c % 2) of token c / 2 of each pair.
-  const int tile_row = (lane >> 2) + 8 * (lane & 1);
   KQM_UNROLL
   for (int p = 0; p < NP; p++) {
-    const int token = 2 * p + ((lane >> 1) & 1);
+    const int token = 2 * p + kqm_result_token();
     const kqm_fixed_block *of_result = row(token);
-    if (of_result) part[(slot * 2 * NP + token) * KQM_TILE_ROWS + tile_row] = v[p] * of_result[b].unit;
+    if (of_result) part[(slot * 2 * NP + token) * KQM_TILE_ROWS + kqm_result_row()] = v[p] * of_result[b].unit;
   }
+}
+
+// The same for a single token whose activations are in registers.
+template <class Tile>
+__device__ __forceinline__ void kqm_contribute_cached(const Tile &tile, const typename Tile::Cached &x, double unit, int slot,
+                                                      KQM_SHARED_ARG(double) part) {
+  double v[1];
+  tile.template multiply<1>(&x, threadIdx.x & 31, v);
+  if (kqm_result_token() == 0) part[slot * 2 * KQM_TILE_ROWS + kqm_result_row()] = v[0] * unit;
 }
 
 // The sum over `blocks` contributions from slot `first`, ascending.
 template <int NP>
 __device__ __forceinline__ float kqm_row_sum(KQM_SHARED_ARG(double) part, int first, int blocks, int token, int tile_row) {
-  double y = 0.0;
-  for (int b = 0; b < blocks; b++) y = y + part[((first + b) * 2 * NP + token) * KQM_TILE_ROWS + tile_row];
-  return kqm_canonical(float(y));
+  const int stride = 2 * NP * KQM_TILE_ROWS;
+  return kqm_canonical(float(kqm_ascending_sum(part, first * stride + token * KQM_TILE_ROWS + tile_row, stride, blocks)));
 }
 
 // One matrix, many row tiles: block i takes tiles i, i + gridDim.x, ... The weights of the next product are loaded before
-// this one is multiplied, those of the first one before the dependencies are waited for. store(row, token, value) gets
-// every result; shared memory holds two tiles' contributions so that one barrier a tile is enough. With eight tokens a tile is
+// this one is multiplied, those of the first one before the dependencies are waited for. store(row, token, value, fetched) gets
+// every result and what fetch(row, token) read before; shared memory holds two tiles' contributions so that one barrier a tile is enough. With eight tokens a tile is
 // multiplied long enough to hide less, and a second tile would not fit into the registers.
-template <int NP, class Tile, class Row, class Store>
-__device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, int tokens, Store store) {
+template <int NP, class Tile, class Row, class Fetch, class Store>
+__device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, int tokens, Fetch fetch, Store store) {
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
   const int blocks = w.cols / KQM_BLOCK, tiles = (w.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS;
@@ -71,7 +78,11 @@ __device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, i
   kqm_release_dependents();
   kqm_wait_for_dependencies();
   int buffer = 0;
+  const int own_token = threadIdx.x / KQM_TILE_ROWS, own_row = threadIdx.x % KQM_TILE_ROWS;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, buffer ^= 1) {
+    // What the first result of this thread is added to arrives while the tile is multiplied.
+    const int own = tile * KQM_TILE_ROWS + own_row;
+    const float fetched = own_token < tokens && own < int(w.rows) ? fetch(own, own_token) : 0.0f;
     for (int b = warp; b < blocks; b += warps) {
       const bool same_row = b + warps < blocks;
       const int next_tile = same_row ? tile : tile + int(gridDim.x), next_block = same_row ? b + warps : warp;
@@ -88,22 +99,25 @@ __device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, i
     __syncthreads();
     for (int i = threadIdx.x; i < tokens * KQM_TILE_ROWS; i += blockDim.x) {
       const int token = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS, r = tile * KQM_TILE_ROWS + tile_row;
-      if (r < int(w.rows)) store(r, token, kqm_row_sum<NP>(part, buffer * blocks, blocks, token, tile_row));
+      if (r >= int(w.rows)) continue;
+      store(r, token, kqm_row_sum<NP>(part, buffer * blocks, blocks, token, tile_row),
+            i == int(threadIdx.x) ? fetched : fetch(r, token));
     }
   }
 }
 
 // q4_k_matvec and q6_k_gemv, but for the tile: grid (row tiles or fewer, groups of 2 NP tokens).
 template <class Tile, int NP>
-__global__ void KQM_MATVEC_BOUNDS(NP) kqm_matvec_kernel(kqm_matvec_args a) {
+__global__ void __launch_bounds__(KQM_MATVEC_WARPS(NP) * 32, 1) kqm_matvec_kernel(kqm_matvec_args a) {
   const int blocks = a.w.cols / KQM_BLOCK, first = blockIdx.y * 2 * NP, tokens = min(2 * NP, int(a.tokens) - first);
   const kqm_fixed_block *x = a.x + size_t(first) * blocks;
   kqm_matvec_tiles<NP, Tile>(
       a.w, [=](int i) { return i < tokens ? x + size_t(i) * blocks : nullptr; }, tokens,
-      [=](int r, int token, float value) {
+      [=](int r, int token) { return a.residual ? a.residual[size_t(first + token) * a.w.rows + r] : 0.0f; },
+      [=](int r, int token, float value, float residual) {
         const size_t at = size_t(first + token) * a.w.rows + r;
         if (a.product) a.product[at] = value;
-        a.y[at] = a.residual ? kqm_canonical(__fadd_rn(a.residual[at], value)) : value;
+        a.y[at] = a.residual ? kqm_canonical(__fadd_rn(residual, value)) : value;
       });
 }
 

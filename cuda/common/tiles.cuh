@@ -52,6 +52,25 @@ struct KqmActivations {
   }
 };
 
+// The same from a block in shared memory, for a single token.
+struct KqmSharedActivations {
+  KQM_SHARED_ARG(uint32_t) words;  // kqm_fixed_words of them
+  int plane, c;
+  bool present;  // lanes of the absent second token bring zeros
+
+  __device__ __forceinline__ KqmSharedActivations(KQM_SHARED_ARG(uint32_t) block, int lane)
+      : words(block), plane((lane >> 2) & 3), c(lane & 3), present(lane < 16) {}
+
+  __device__ __forceinline__ uint2 eight(int j) const {
+    return present ? kqm_shared_load<uint2>(words, (j * 4 + plane) * 8 + 2 * c) : make_uint2(0u, 0u);
+  }
+  __device__ __forceinline__ uint32_t four(int j) const {
+    return present ? uint32_t(words[(j / 2 * 4 + plane) * 8 + 4 * (j % 2) + c]) : 0u;
+  }
+  __device__ __forceinline__ uint32_t sum_low() const { return present && c < 2 ? uint32_t(words[256 + 2 * plane + c]) : 0u; }
+  __device__ __forceinline__ uint32_t sum_high() const { return present && c < 2 ? uint32_t(words[264 + 2 * plane + c]) : 0u; }
+};
+
 // Exchanges halves with the neighbouring lane: of (row r, row r + 8), each lane holding two of four planes, an even lane
 // keeps row r and an odd one row r + 8, and both add up all four planes.
 __device__ __forceinline__ long long kqm_join_planes(long long row0, long long row8, bool odd) {
@@ -64,6 +83,22 @@ struct KqmTileQ4K {
   static const int bytes = KQM_TILE_BYTES_Q4_K;
   uint4 q[4], head0, head8;
 
+  // The lane's activations in registers: loaded while the weights are still on their way.
+  struct Cached {
+    uint2 digits[8];
+    uint32_t low, high;
+    template <class Activations>
+    __device__ __forceinline__ void load(const Activations &x) {
+      KQM_UNROLL
+      for (int j = 0; j < 8; j++) digits[j] = x.eight(j);
+      low = x.sum_low();
+      high = x.sum_high();
+    }
+    __device__ __forceinline__ uint2 eight(int j) const { return digits[j]; }
+    __device__ __forceinline__ uint32_t sum_low() const { return low; }
+    __device__ __forceinline__ uint32_t sum_high() const { return high; }
+  };
+
   __device__ __forceinline__ void load(const uint8_t *tile, int lane) {
     const uint4 *p = reinterpret_cast<const uint4 *>(tile);
     KQM_UNROLL
@@ -72,9 +107,9 @@ struct KqmTileQ4K {
     head8 = kqm_load_streaming(p + 136 + (lane >> 2));
   }
 
-  // v of docs/arithmetic.md for this lane's row and, per pair, its token.
-  template <int NP>
-  __device__ __forceinline__ void multiply(const KqmActivations *x, int lane, double (&v)[NP]) const {
+  // v of docs/arithmetic.md for this lane's row and, per pair, its token. Activations: one of the three kinds above.
+  template <int NP, class Activations>
+  __device__ __forceinline__ void multiply(const Activations *x, int lane, double (&v)[NP]) const {
     const int c = lane & 3;
     const bool odd = c & 1;
     // Scales and mins of sub-blocks 0..3 and 4..7 as bytes of two words: six bits each, spread over three words.
@@ -128,6 +163,16 @@ struct KqmTileQ6K {
   uint4 ql[4], qh[2], scale0, scale8;
   uint16_t d_bits;
 
+  struct Cached {
+    uint32_t digits[16];
+    template <class Activations>
+    __device__ __forceinline__ void load(const Activations &x) {
+      KQM_UNROLL
+      for (int j = 0; j < 16; j++) digits[j] = x.four(j);
+    }
+    __device__ __forceinline__ uint32_t four(int j) const { return digits[j]; }
+  };
+
   __device__ __forceinline__ void load(const uint8_t *tile, int lane) {
     const uint4 *p = reinterpret_cast<const uint4 *>(tile);
     KQM_UNROLL
@@ -145,8 +190,8 @@ struct KqmTileQ6K {
     return int(int8_t(word >> (8 * (i % 4))));
   }
 
-  template <int NP>
-  __device__ __forceinline__ void multiply(const KqmActivations *x, int lane, double (&v)[NP]) const {
+  template <int NP, class Activations>
+  __device__ __forceinline__ void multiply(const Activations *x, int lane, double (&v)[NP]) const {
     const bool odd = lane & 1;
     int32_t sum[NP][4] = {};
     KQM_UNROLL

@@ -1,7 +1,21 @@
-// tree_dot of docs/arithmetic.md: f64 dot products of f32 rows in an order that depends on the row alone.
+// Rows in eights, a lane's share of a run of 256, and the tree_dot of docs/arithmetic.md: f64 dot products of f32 rows in an
+// order that depends on the row alone.
 #pragma once
 
 #include "hw.cuh"
+
+// Eight neighbours of a row.
+__device__ __forceinline__ void kqm_load_eight(const float *row, int lane, float (&x)[8]) {
+  const float4 *in = reinterpret_cast<const float4 *>(row) + 2 * lane;
+  const float4 x0 = in[0], x1 = in[1];
+  x[0] = x0.x, x[1] = x0.y, x[2] = x0.z, x[3] = x0.w, x[4] = x1.x, x[5] = x1.y, x[6] = x1.z, x[7] = x1.w;
+}
+
+__device__ __forceinline__ void kqm_store_eight(float *row, int lane, const float (&x)[8]) {
+  float4 *out = reinterpret_cast<float4 *>(row) + 2 * lane;
+  out[0] = make_float4(x[0], x[1], x[2], x[3]);
+  out[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
 
 // Eight neighbours: two leaves and their sum.
 __device__ __forceinline__ double kqm_tree_leaves(float4 a0, float4 a1, float4 b0, float4 b1) {
@@ -22,4 +36,39 @@ __device__ __forceinline__ double kqm_tree_warp(double x) {
   KQM_UNROLL
   for (int step = 1; step < 32; step *= 2) x = x + __shfl_xor_sync(~0u, x, step);
   return x;
+}
+
+// The sum of `count` numbers at first, first + stride, ..., ascending. Eight at a time are loaded together.
+__device__ __forceinline__ double kqm_ascending_sum(KQM_SHARED_ARG(double) numbers, int first, int stride, int count) {
+  double sum = 0.0;
+  for (int from = 0; from < count; from += 8) {
+    double x[8];
+    KQM_UNROLL
+    for (int i = 0; i < 8; i++) x[i] = from + i < count ? double(numbers[first + (from + i) * stride]) : 0.0;
+    KQM_UNROLL
+    for (int i = 0; i < 8; i++) {
+      if (from + i < count) sum = sum + x[i];
+    }
+  }
+  return sum;
+}
+
+__device__ __forceinline__ float kqm_power_of_two(int n) { return __int_as_float((n + 127) << 23); }
+
+// x * 2^n in two factors, because 2^n itself need not be a normal number; |n| <= 252.
+__device__ __forceinline__ float kqm_scale(float x, int n) {
+  const int half = n >> 1;
+  return __fmul_rn(__fmul_rn(x, kqm_power_of_two(half)), kqm_power_of_two(n - half));
+}
+
+// RMSNorm's factor from the sum of squares of n numbers: 1 / sqrt(sum / n + eps) with f32's root and quotient, after the range
+// has been taken out.
+__device__ __forceinline__ float kqm_inverse_root(double sum, int n, float eps) {
+  const double m = sum * __ddiv_rn(1.0, double(n)) + double(eps);
+  const long long bits = __double_as_longlong(m);
+  const int exponent = int(bits >> 52);  // negative for a negative m
+  if (exponent <= 0 || exponent >= 0x7ff) return __uint_as_float(0x7fc00000u);
+  const int k = (exponent - 1023) >> 1;
+  const float within = float(__longlong_as_double(bits - ((long long)(2 * k) << 52)));
+  return kqm_scale(__fdiv_rn(1.0f, __fsqrt_rn(within)), -k);
 }

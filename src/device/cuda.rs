@@ -9,7 +9,8 @@ use crate::{Error, Result, sys};
 
 impl From<DriverError> for Error {
     fn from(error: DriverError) -> Self {
-        let text = error.error_string().map_or_else(|_| format!("{error:?}"), |text| text.to_string_lossy().into_owned());
+        let text =
+            error.error_string().map_or_else(|_| format!("{error:?}"), |text| text.to_string_lossy().into_owned());
         Self::Cuda(text)
     }
 }
@@ -116,7 +117,8 @@ impl CudaDevice {
         self.stream.begin_capture(driver::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
         let enqueued = enqueue();
         // The capture must end whether or not the work could be enqueued.
-        let graph = self.stream.end_capture(driver::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
+        let graph =
+            self.stream.end_capture(driver::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
         enqueued?;
         let graph = graph?.ok_or_else(|| Error::Cuda("the captured graph is empty".into()))?;
         Ok(CudaGraph { graph })

@@ -98,9 +98,7 @@ pub enum Rule {
         found: [u8; 4],
     },
     /// The file is written in big-endian byte order.
-    #[error(
-        "expected a little-endian file, found a big-endian one (version {version}, byte-swapped)"
-    )]
+    #[error("expected a little-endian file, found a big-endian one (version {version}, byte-swapped)")]
     BigEndian {
         /// The version, read as big-endian.
         version: u32,
@@ -236,9 +234,7 @@ pub enum Rule {
         found: u64,
     },
     /// A tensor's data does not end inside the file.
-    #[error(
-        "expected data inside the {available} bytes of tensor data, found {length} bytes from offset {start}"
-    )]
+    #[error("expected data inside the {available} bytes of tensor data, found {length} bytes from offset {start}")]
     Outside {
         /// The offset, relative to the start of the tensor data.
         start: u64,
@@ -256,9 +252,7 @@ pub enum Rule {
         end: u64,
     },
     /// The tensors together are larger than the file.
-    #[error(
-        "expected {claimed} bytes for the tensors listed, found {available} up to the end of the file"
-    )]
+    #[error("expected {claimed} bytes for the tensors listed, found {available} up to the end of the file")]
     Total {
         /// Bytes of all tensors.
         claimed: u64,

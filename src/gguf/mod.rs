@@ -135,10 +135,7 @@ impl Gguf {
 
     /// All metadata in file order.
     pub fn entries(&self) -> impl Iterator<Item = (&str, Value<'_>)> {
-        self.index
-            .entries
-            .iter()
-            .filter_map(|entry| Some((&*entry.key, self.value(entry)?)))
+        self.index.entries.iter().filter_map(|entry| Some((&*entry.key, self.value(entry)?)))
     }
 
     fn value(&self, entry: &Entry) -> Option<Value<'_>> {
@@ -152,28 +149,17 @@ impl Gguf {
         };
         T::from_value(value).map(Some).map_err(|mismatch| {
             self.error(match mismatch {
-                Mismatch::Type => GgufError::WrongType {
-                    key: key.into(),
-                    expected: T::EXPECTED,
-                    found: value.type_name(),
-                },
-                Mismatch::Range(found) => GgufError::OutOfRange {
-                    key: key.into(),
-                    expected: T::EXPECTED,
-                    found,
-                },
+                Mismatch::Type => {
+                    GgufError::WrongType { key: key.into(), expected: T::EXPECTED, found: value.type_name() }
+                }
+                Mismatch::Range(found) => GgufError::OutOfRange { key: key.into(), expected: T::EXPECTED, found },
             })
         })
     }
 
     /// The value of a metadata key as a Rust type; a key that is not there is an error too.
     pub fn require<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<T> {
-        self.get(key)?.ok_or_else(|| {
-            self.error(GgufError::MissingKey {
-                key: key.into(),
-                expected: T::EXPECTED,
-            })
-        })
+        self.get(key)?.ok_or_else(|| self.error(GgufError::MissingKey { key: key.into(), expected: T::EXPECTED }))
     }
 
     /// An integer of 32 bits that must be there.
@@ -212,10 +198,7 @@ impl Gguf {
     }
 
     fn error(&self, source: GgufError) -> Error {
-        Error::Gguf {
-            path: self.path.clone(),
-            source,
-        }
+        Error::Gguf { path: self.path.clone(), source }
     }
 
     /// All tensors in file order.
@@ -231,8 +214,7 @@ impl Gguf {
 
     /// The tensor with this name, which must be there.
     pub fn require_tensor(&self, name: &str) -> Result<Tensor<'_>> {
-        self.tensor(name)
-            .ok_or_else(|| Error::MissingTensor(name.into()))
+        self.tensor(name).ok_or_else(|| Error::MissingTensor(name.into()))
     }
 
     fn view<'a>(&'a self, info: &'a Info) -> Tensor<'a> {
@@ -318,16 +300,10 @@ fn regular_file(path: &Path) -> io::Result<()> {
     if fs::metadata(path)?.is_file() {
         Ok(())
     } else {
-        Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ))
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
     }
 }
 
 fn io_error(path: &Path, source: io::Error) -> Error {
-    Error::Io {
-        path: path.into(),
-        source,
-    }
+    Error::Io { path: path.into(), source }
 }

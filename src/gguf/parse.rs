@@ -41,11 +41,7 @@ impl Fault {
 }
 
 fn malformed(place: Place, offset: usize, rule: Rule) -> GgufError {
-    GgufError::Malformed {
-        place,
-        offset: offset as u64,
-        rule,
-    }
+    GgufError::Malformed { place, offset: offset as u64, rule }
 }
 
 /// Reads forward through bytes that nobody vouches for.
@@ -65,21 +61,14 @@ impl<'a> Cursor<'a> {
     }
 
     fn fault<T>(&self, rule: Rule) -> Result<T, Fault> {
-        Err(Fault {
-            offset: self.offset,
-            rule,
-        })
+        Err(Fault { offset: self.offset, rule })
     }
 
     fn take(&mut self, what: &'static str, count: u64) -> Result<&'a [u8], Fault> {
         let rest = self.bytes.get(self.offset..).unwrap_or_default();
         let taken = usize::try_from(count).ok().and_then(|n| rest.get(..n));
         let Some(taken) = taken else {
-            return self.fault(Rule::Truncated {
-                what,
-                expected: count,
-                found: self.remaining(),
-            });
+            return self.fault(Rule::Truncated { what, expected: count, found: self.remaining() });
         };
         self.offset += taken.len();
         Ok(taken)
@@ -103,11 +92,7 @@ impl<'a> Cursor<'a> {
         let start = self.clone();
         let length = self.u64("a length")?;
         if length > most {
-            return start.fault(Rule::Length {
-                what,
-                most,
-                found: length,
-            });
+            return start.fault(Rule::Length { what, most, found: length });
         }
         let start = self.clone();
         let bytes = self.take(what, length)?;
@@ -130,8 +115,7 @@ impl<'a> Cursor<'a> {
     fn value_type(&mut self) -> Result<ValueType, Fault> {
         let start = self.clone();
         let number = self.u32("a value type")?;
-        ValueType::from_number(number)
-            .map_or_else(|| start.fault(Rule::UnknownValueType { found: number }), Ok)
+        ValueType::from_number(number).map_or_else(|| start.fault(Rule::UnknownValueType { found: number }), Ok)
     }
 
     /// A value of this type, every byte of it checked.
@@ -178,11 +162,7 @@ impl<'a> Cursor<'a> {
         // Where usize is narrower than the file's count, a count that does not fit is past the end as well.
         let count = usize::try_from(len).ok().filter(|_| len <= most);
         let Some(count) = count else {
-            return start.fault(Rule::Count {
-                what: "array elements in the bytes that remain",
-                most,
-                found: len,
-            });
+            return start.fault(Rule::Count { what: "array elements in the bytes that remain", most, found: len });
         };
         let begin = self.offset;
         match kind {
@@ -209,11 +189,7 @@ pub(super) fn checked_value(kind: ValueType, bytes: &[u8]) -> Option<Value<'_>> 
     }
     let kind = cursor.value_type().ok()?;
     let len = usize::try_from(cursor.u64("").ok()?).ok()?;
-    Some(Value::Array(Array::new(
-        kind,
-        len,
-        bytes.get(cursor.offset..)?,
-    )))
+    Some(Value::Array(Array::new(kind, len, bytes.get(cursor.offset..)?)))
 }
 
 /// Where a metadata value lies.
@@ -245,17 +221,14 @@ pub(super) struct Index {
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Index, GgufError> {
     let mut cursor = Cursor::new(bytes);
-    let (version, tensor_count, entry_count) =
-        header(&mut cursor).map_err(|fault| fault.at(Place::Header))?;
+    let (version, tensor_count, entry_count) = header(&mut cursor).map_err(|fault| fault.at(Place::Header))?;
 
     let mut entries = Vec::new();
     let mut keys = HashMap::new();
     let mut alignment = DEFAULT_ALIGNMENT;
     for number in 0..entry_count {
         let start = cursor.offset;
-        let key = cursor
-            .identifier("key", MAX_KEY)
-            .map_err(|fault| fault.at(Place::Entry(number)))?;
+        let key = cursor.identifier("key", MAX_KEY).map_err(|fault| fault.at(Place::Entry(number)))?;
         let place = || Place::Key(key.into());
         let entry = entry(&mut cursor, key, &mut alignment).map_err(|fault| fault.at(place()))?;
         if keys.insert(entry.key.clone(), entries.len()).is_some() {
@@ -268,9 +241,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Index, GgufError> {
     let mut names = HashMap::new();
     for number in 0..tensor_count {
         let start = cursor.offset;
-        let name = cursor
-            .identifier("name", MAX_NAME)
-            .map_err(|fault| fault.at(Place::TensorNumber(number)))?;
+        let name = cursor.identifier("name", MAX_NAME).map_err(|fault| fault.at(Place::TensorNumber(number)))?;
         let place = || Place::Tensor(name.into());
         let tensor = tensor(&mut cursor, name, alignment).map_err(|fault| fault.at(place()))?;
         if names.insert(tensor.name.clone(), unplaced.len()).is_some() {
@@ -319,12 +290,7 @@ fn header(cursor: &mut Cursor<'_>) -> Result<(u32, u64, u64), Fault> {
         }
         Ok(())
     };
-    check(
-        tensors_at,
-        "tensors in a file of this size",
-        tensors,
-        MAX_TENSORS.min(remaining / MIN_TENSOR),
-    )?;
+    check(tensors_at, "tensors in a file of this size", tensors, MAX_TENSORS.min(remaining / MIN_TENSOR))?;
     check(
         entries_at,
         "metadata entries in a file of this size",
@@ -345,18 +311,11 @@ fn entry(cursor: &mut Cursor<'_>, key: &str, alignment: &mut u64) -> Result<Entr
                 *alignment = check_alignment(found.into()).or_else(|rule| start.fault(rule))?;
             }
             _ => {
-                return type_at.fault(Rule::ValueType {
-                    expected: ValueType::U32,
-                    found: kind,
-                });
+                return type_at.fault(Rule::ValueType { expected: ValueType::U32, found: kind });
             }
         }
     }
-    Ok(Entry {
-        key: key.into(),
-        kind,
-        value: start.offset..cursor.offset,
-    })
+    Ok(Entry { key: key.into(), kind, value: start.offset..cursor.offset })
 }
 
 /// A tensor's description, its place still relative to the start of the tensor data.
@@ -389,59 +348,25 @@ fn tensor(cursor: &mut Cursor<'_>, name: &str, alignment: u64) -> Result<Unplace
     let stated_at = cursor.clone();
     let start = cursor.u64("the data offset")?;
     if start % alignment != 0 {
-        return stated_at.fault(Rule::Misaligned {
-            alignment,
-            found: start,
-        });
+        return stated_at.fault(Rule::Misaligned { alignment, found: start });
     }
-    Ok(Unplaced {
-        name: name.into(),
-        kind,
-        dims,
-        rank,
-        stated_at: stated_at.offset,
-        start,
-        length,
-    })
+    Ok(Unplaced { name: name.into(), kind, dims, rank, stated_at: stated_at.offset, start, length })
 }
 
 /// Checks that the tensors lie inside the file and apart from each other.
-fn place_all(
-    unplaced: Vec<Unplaced>,
-    file_len: u64,
-    data_offset: u64,
-) -> Result<Vec<Info>, GgufError> {
+fn place_all(unplaced: Vec<Unplaced>, file_len: u64, data_offset: u64) -> Result<Vec<Info>, GgufError> {
     let available = file_len.saturating_sub(data_offset);
     // First, since it is how a download that stopped early shows.
-    let claimed = unplaced
-        .iter()
-        .fold(0, |sum: u64, tensor| sum.saturating_add(tensor.length));
+    let claimed = unplaced.iter().fold(0, |sum: u64, tensor| sum.saturating_add(tensor.length));
     if claimed > available {
         let offset = data_offset as usize;
-        return Err(malformed(
-            Place::Data,
-            offset,
-            Rule::Total { claimed, available },
-        ));
+        return Err(malformed(Place::Data, offset, Rule::Total { claimed, available }));
     }
-    let fault = |tensor: &Unplaced, rule| {
-        Err(malformed(
-            Place::Tensor((&*tensor.name).into()),
-            tensor.stated_at,
-            rule,
-        ))
-    };
+    let fault = |tensor: &Unplaced, rule| Err(malformed(Place::Tensor((&*tensor.name).into()), tensor.stated_at, rule));
     for tensor in &unplaced {
         let end = tensor.start.checked_add(tensor.length);
         if end.is_none_or(|end| end > available) {
-            return fault(
-                tensor,
-                Rule::Outside {
-                    start: tensor.start,
-                    length: tensor.length,
-                    available,
-                },
-            );
+            return fault(tensor, Rule::Outside { start: tensor.start, length: tensor.length, available });
         }
     }
     let mut order: Vec<&Unplaced> = unplaced.iter().collect();
@@ -517,7 +442,5 @@ pub(super) fn tensor_bytes(kind: GgmlType, dims: &[u64]) -> Result<u64, Rule> {
         .map(|weights| weights / kind.block_len())
         .and_then(|blocks| blocks.checked_mul(kind.block_bytes()))
         .filter(|&bytes| bytes < 1 << 63)
-        .ok_or_else(|| Rule::Overflow {
-            dims: dims.to_vec(),
-        })
+        .ok_or_else(|| Rule::Overflow { dims: dims.to_vec() })
 }

@@ -51,10 +51,7 @@ pub struct GgmlType(u8);
 impl GgmlType {
     /// The type with this number in the file format, if there is one.
     pub fn from_number(number: u32) -> Option<Self> {
-        TABLE
-            .iter()
-            .position(|row| row.0 == number)
-            .map(|index| Self(index as u8))
+        TABLE.iter().position(|row| row.0 == number).map(|index| Self(index as u8))
     }
 
     /// Every known type, by number.
@@ -119,21 +116,14 @@ mod tests {
 
     #[test]
     fn kernel_types_agree_with_the_table() {
-        for kind in [
-            TensorType::F32,
-            TensorType::F16,
-            TensorType::Q4K,
-            TensorType::Q6K,
-        ] {
+        for kind in [TensorType::F32, TensorType::F16, TensorType::Q4K, TensorType::Q6K] {
             let ggml = GgmlType::from(kind);
             assert_eq!(ggml.number(), kind as u32);
             assert_eq!(ggml.block_len(), kind.block_len() as u64);
             assert_eq!(ggml.block_bytes(), kind.block_bytes() as u64);
             assert_eq!(TensorType::try_from(ggml), Ok(kind));
         }
-        let supported = GgmlType::all()
-            .filter(|&kind| TensorType::try_from(kind).is_ok())
-            .count();
+        let supported = GgmlType::all().filter(|&kind| TensorType::try_from(kind).is_ok()).count();
         assert_eq!(supported, 4);
     }
 

@@ -420,10 +420,7 @@ mod tests {
         assert_eq!(u32::from_value(Value::U64(7)), Ok(7));
         assert_eq!(u32::from_value(Value::I8(7)), Ok(7));
         assert_eq!(u32::from_value(Value::I8(-7)), Err(Mismatch::Range(-7)));
-        assert_eq!(
-            u32::from_value(Value::U64(u64::MAX)),
-            Err(Mismatch::Range(u64::MAX.into()))
-        );
+        assert_eq!(u32::from_value(Value::U64(u64::MAX)), Err(Mismatch::Range(u64::MAX.into())));
         assert_eq!(u32::from_value(Value::F32(1.0)), Err(Mismatch::Type));
         assert_eq!(u32::from_value(Value::Bool(true)), Err(Mismatch::Type));
         assert_eq!(u64::from_value(Value::U64(u64::MAX)), Ok(u64::MAX));

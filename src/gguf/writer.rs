@@ -8,8 +8,8 @@ use std::vec;
 
 use super::error::{GgufError, Place, Rule};
 use super::parse::{
-    ALIGNMENT_KEY, Cursor, DEFAULT_ALIGNMENT, MAGIC, MAX_ALIGNMENT, MAX_KEYS, MAX_TENSORS,
-    check_alignment, check_key, check_name, check_rank, tensor_bytes,
+    ALIGNMENT_KEY, Cursor, DEFAULT_ALIGNMENT, MAGIC, MAX_ALIGNMENT, MAX_KEYS, MAX_TENSORS, check_alignment, check_key,
+    check_name, check_rank, tensor_bytes,
 };
 use super::{GgmlType, ToValue, Value, ValueType};
 use crate::{Error, Result};
@@ -67,8 +67,7 @@ impl Header {
     }
 
     fn entry(&mut self, key: &str, kind: ValueType, encoded: &[u8]) -> Result<()> {
-        self.check_entry(key, kind, encoded)
-            .map_err(|rule| unwritable(&self.path, Place::Key(key.into()), rule))?;
+        self.check_entry(key, kind, encoded).map_err(|rule| unwritable(&self.path, Place::Key(key.into()), rule))?;
         self.entries += 1;
         key.encode(&mut self.metadata);
         (kind as u32).encode(&mut self.metadata);
@@ -80,16 +79,11 @@ impl Header {
         check_key(key)?;
         check_count("metadata entries", self.entries, MAX_KEYS)?;
         // What the reader would refuse is not written: strings that are too long, arrays nested too deep.
-        let value = Cursor::new(encoded)
-            .value(kind)
-            .map_err(|fault| fault.rule)?;
+        let value = Cursor::new(encoded).value(kind).map_err(|fault| fault.rule)?;
         let alignment = match (key, value) {
             (ALIGNMENT_KEY, Value::U32(found)) => check_alignment(found.into())?,
             (ALIGNMENT_KEY, _) => {
-                return Err(Rule::ValueType {
-                    expected: ValueType::U32,
-                    found: kind,
-                });
+                return Err(Rule::ValueType { expected: ValueType::U32, found: kind });
             }
             _ => self.alignment,
         };
@@ -107,12 +101,7 @@ impl Header {
         let length = self
             .check_tensor(name, kind, dims)
             .map_err(|rule| unwritable(&self.path, Place::Tensor(name.into()), rule))?;
-        self.tensors.push(Declared {
-            name: name.into(),
-            kind,
-            dims: dims.to_vec(),
-            length,
-        });
+        self.tensors.push(Declared { name: name.into(), kind, dims: dims.to_vec(), length });
         Ok(())
     }
 
@@ -124,9 +113,7 @@ impl Header {
         // Each term is below 2^63 and padding adds less than the alignment: the first sum that is too large shows here.
         let total = self.data_len + length.next_multiple_of(MAX_ALIGNMENT);
         if total >= 1 << 62 {
-            return Err(Rule::Overflow {
-                dims: dims.to_vec(),
-            });
+            return Err(Rule::Overflow { dims: dims.to_vec() });
         }
         if !self.names.insert(name.into()) {
             return Err(Rule::Duplicate { what: "name" });
@@ -139,9 +126,7 @@ impl Header {
     pub fn file_len(&self) -> u64 {
         self.tensors
             .iter()
-            .fold(self.encode().len() as u64, |len, tensor| {
-                len + tensor.length.next_multiple_of(self.alignment)
-            })
+            .fold(self.encode().len() as u64, |len, tensor| len + tensor.length.next_multiple_of(self.alignment))
     }
 
     /// Everything before the tensors' data, padded to where that begins.
@@ -170,10 +155,7 @@ impl Header {
     pub fn create(self) -> Result<Writer<BufWriter<File>>> {
         match File::create(&self.path) {
             Ok(file) => self.begin(BufWriter::with_capacity(1 << 20, file)),
-            Err(source) => Err(Error::Io {
-                path: self.path,
-                source,
-            }),
+            Err(source) => Err(Error::Io { path: self.path, source }),
         }
     }
 
@@ -227,10 +209,7 @@ impl<W: Write> Writer<W> {
         };
         let written = self.written.saturating_add(data.len() as u64);
         if written > length {
-            let rule = Rule::Size {
-                expected: length,
-                found: written,
-            };
+            let rule = Rule::Size { expected: length, found: written };
             return Err(self.refuse(name, rule));
         }
         self.put(data)?;
@@ -247,24 +226,15 @@ impl<W: Write> Writer<W> {
     /// Ends the file. Fails when a tensor is incomplete.
     pub fn finish(mut self) -> Result<W> {
         if let Some(current) = &self.current {
-            let rule = Rule::Size {
-                expected: current.length,
-                found: self.written,
-            };
+            let rule = Rule::Size { expected: current.length, found: self.written };
             return Err(self.refuse(&current.name, rule));
         }
-        self.out.flush().map_err(|source| Error::Io {
-            path: self.path.clone(),
-            source,
-        })?;
+        self.out.flush().map_err(|source| Error::Io { path: self.path.clone(), source })?;
         Ok(self.out)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).map_err(|source| Error::Io {
-            path: self.path.clone(),
-            source,
-        })
+        self.out.write_all(bytes).map_err(|source| Error::Io { path: self.path.clone(), source })
     }
 
     fn refuse(&self, name: &str, rule: Rule) -> Error {
@@ -277,16 +247,9 @@ fn check_count(what: &'static str, have: u64, most: u64) -> Result<(), Rule> {
     if have < most {
         return Ok(());
     }
-    Err(Rule::Count {
-        what,
-        most,
-        found: have + 1,
-    })
+    Err(Rule::Count { what, most, found: have + 1 })
 }
 
 fn unwritable(path: &Path, place: Place, rule: Rule) -> Error {
-    Error::Gguf {
-        path: path.into(),
-        source: GgufError::Unwritable { place, rule },
-    }
+    Error::Gguf { path: path.into(), source: GgufError::Unwritable { place, rule } }
 }

@@ -4,8 +4,8 @@ use super::*;
 
 /// Operands of `attention`. The cache's elements are f32 or f16, as `cache_kind` says.
 pub struct Attention<'a> {
-    /// `[tokens, heads, head_dim]`.
-    pub q: Slice<'a, f32>,
+    /// The queries.
+    pub q: Queries<'a>,
     /// `[capacity, kv_heads, head_dim]`, as bytes.
     pub k_cache: Slice<'a, u8>,
     /// `[capacity, kv_heads, head_dim]`, as bytes.
@@ -30,10 +30,19 @@ pub struct Attention<'a> {
     pub heads: usize,
     /// KV heads.
     pub kv_heads: usize,
-    /// Dimensions of a head: a multiple of 8, at most 256.
+    /// Dimensions of a head: 64, 128, 192 or 256.
     pub head_dim: usize,
     /// Factor of the scores: `1 / sqrt(head_dim)`.
     pub scale: f32,
+}
+
+/// The queries of attention.
+#[allow(clippy::large_enum_variant)] // made and used on the stack of one call
+pub enum Queries<'a> {
+    /// `[tokens, heads, head_dim]`, rotated; the cache has the tokens' k and v.
+    Rotated(Slice<'a, f32>),
+    /// A single token: what [`super::Rope`] does is done in the same launch, on the same caches.
+    Fused(super::Rope<'a>),
 }
 
 impl Attention<'_> {
@@ -68,7 +77,13 @@ impl Attention<'_> {
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
         let q_shape = [self.tokens, self.heads, self.head_dim];
         let cache_shape = [self.capacity, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
-        at_least(Self::NAME, "q", self.q.len(), &q_shape)?;
+        let (q, rope) = match self.q {
+            Queries::Rotated(q) => {
+                at_least(Self::NAME, "q", q.len(), &q_shape)?;
+                (q.as_ptr(), sys::kqm_rope_args::default())
+            }
+            Queries::Fused(rope) => (std::ptr::null(), rope.args()?),
+        };
         at_least(Self::NAME, "k_cache", self.k_cache.len(), &cache_shape)?;
         at_least(Self::NAME, "v_cache", self.v_cache.len(), &cache_shape)?;
         at_least(Self::NAME, "start", self.start.len(), &[1])?;
@@ -85,7 +100,8 @@ impl Attention<'_> {
             device,
             attention,
             sys::kqm_attention_args {
-                q: self.q.as_ptr(),
+                q,
+                rope,
                 k_cache: self.k_cache.as_ptr().cast(),
                 v_cache: self.v_cache.as_ptr().cast(),
                 start: self.start.as_ptr(),

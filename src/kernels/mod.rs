@@ -25,12 +25,12 @@ mod rms_norm;
 mod rope;
 
 pub use argmax::{Argmax, DecodeLoop};
-pub use attention::Attention;
+pub use attention::{Attention, Queries};
 pub use embedding::Embedding;
-pub use moe_down::MoeDown;
+pub use moe_down::{DownInput, MoeDown};
 pub use moe_group::{MoeGroup, max_items};
-pub use moe_router::MoeRouter;
-pub use moe_swiglu::MoeSwiglu;
+pub use moe_router::{MoeRouter, RouterChoice, RouterInput};
+pub use moe_swiglu::{Choose, MoeSwiglu};
 pub use q4_k_matvec::Q4KMatvec;
 pub use q6_k_gemv::Q6KGemv;
 pub use qkv::Qkv;
@@ -59,8 +59,15 @@ impl<D: Device> Matrix<D> {
     /// # Errors
     /// [`Error::Invalid`] for a type without a kernel or columns that are not whole super-blocks.
     pub fn uninitialised(device: &D, kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<Self> {
-        if !matches!(kind, TensorType::Q4K | TensorType::Q6K) || rows == 0 || cols == 0 || cols % BLOCK != 0 || experts == 0 {
-            return Err(Error::Invalid(format!("matrix {kind:?} [{experts}][{rows}, {cols}]: no kernel computes with it")));
+        if !matches!(kind, TensorType::Q4K | TensorType::Q6K)
+            || rows == 0
+            || cols == 0
+            || !cols.is_multiple_of(BLOCK)
+            || experts == 0
+        {
+            return Err(Error::Invalid(format!(
+                "matrix {kind:?} [{experts}][{rows}, {cols}]: no kernel computes with it"
+            )));
         }
         let bytes = experts * tile_bytes(kind, rows, cols);
         Ok(Self { tiles: Buffer::uninitialised(device, bytes)?, kind, rows, cols, experts })
@@ -155,6 +162,42 @@ impl<D: Device> Groups<D> {
     pub(crate) fn check(&self, kernel: &'static str, tokens: usize, top_k: usize) -> Result<()> {
         at_least(kernel, "groups", self.pairs, &[tokens, top_k])
     }
+}
+
+/// RMSNorm of a single token inside the kernel that needs its result: what [`RmsNorm`] does, without its launch.
+pub struct FusedNorm<'a> {
+    /// `[cols]`, at most 4096.
+    pub x: Slice<'a, f32>,
+    /// `[cols]`.
+    pub weight: Slice<'a, f32>,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// `[cols]`: the normed row.
+    pub out: Option<SliceMut<'a, f32>>,
+}
+
+impl FusedNorm<'_> {
+    /// Most columns.
+    pub const MAX_COLS: usize = sys::KQM_FUSED_COLS as usize;
+
+    fn args(norm: Option<Self>, kernel: &'static str, cols: usize) -> Result<sys::kqm_fused_norm> {
+        let Some(norm) = norm else { return Ok(sys::kqm_fused_norm::default()) };
+        at_least(kernel, "norm.x", norm.x.len(), &[cols])?;
+        at_least(kernel, "norm.weight", norm.weight.len(), &[cols])?;
+        if let Some(out) = &norm.out {
+            at_least(kernel, "norm.out", out.len(), &[cols])?;
+        }
+        let Self { x, weight, eps, out } = norm;
+        Ok(sys::kqm_fused_norm { x: x.as_ptr(), weight: weight.as_ptr(), out: optional(out), eps })
+    }
+}
+
+/// Activations of a product: as fixed point, or made from a row by a fused norm.
+pub enum Activations<'a> {
+    /// `[tokens, cols / 256]`.
+    Fixed(Slice<'a, FixedBlock>),
+    /// A single token.
+    Norm(FusedNorm<'a>),
 }
 
 /// Fails unless a buffer of `found` elements holds the product of `shape`.

@@ -6,8 +6,8 @@ use super::*;
 pub struct MoeDown<'a, D: Device> {
     /// `[experts][rows, ff]`.
     pub down: &'a Matrix<D>,
-    /// `[pairs, ff / 256]`.
-    pub x: Slice<'a, FixedBlock>,
+    /// What the matrices are multiplied with.
+    pub x: DownInput<'a>,
     /// `[tokens, top_k]`.
     pub indices: Slice<'a, u32>,
     /// `[tokens, top_k]`.
@@ -26,6 +26,19 @@ pub struct MoeDown<'a, D: Device> {
     pub top_k: usize,
 }
 
+/// Activations of the down projections.
+pub enum DownInput<'a> {
+    /// `[pairs, ff / 256]`.
+    Fixed(Slice<'a, FixedBlock>),
+    /// `[pairs, ff]` of a single token, with at most [`DownInput::MAX_BLOCKS`] blocks of 256: quantized by this kernel.
+    Rows(Slice<'a, f32>),
+}
+
+impl DownInput<'_> {
+    /// Most blocks of 256 of a token's experts together that this kernel quantizes itself.
+    pub const MAX_BLOCKS: usize = sys::KQM_FUSED_UNITS as usize;
+}
+
 impl<D: Device> MoeDown<'_, D> {
     /// Enqueues the kernel.
     ///
@@ -34,7 +47,16 @@ impl<D: Device> MoeDown<'_, D> {
     pub fn launch(self, device: &D) -> Result<()> {
         const NAME: &str = "moe_down";
         let rows = self.down.rows();
-        at_least(NAME, "x", self.x.len(), &[self.tokens, self.top_k, self.down.cols() / BLOCK])?;
+        let (x, swiglu) = match self.x {
+            DownInput::Fixed(x) => {
+                at_least(NAME, "x", x.len(), &[self.tokens, self.top_k, self.down.cols() / BLOCK])?;
+                (x.as_ptr(), std::ptr::null())
+            }
+            DownInput::Rows(x) => {
+                at_least(NAME, "x", x.len(), &[self.tokens, self.top_k, self.down.cols()])?;
+                (std::ptr::null(), x.as_ptr())
+            }
+        };
         at_least(NAME, "indices", self.indices.len(), &[self.tokens, self.top_k])?;
         at_least(NAME, "weights", self.weights.len(), &[self.tokens, self.top_k])?;
         at_least(NAME, "expert_out", self.expert_out.len(), &[self.tokens, self.top_k, rows])?;
@@ -48,7 +70,8 @@ impl<D: Device> MoeDown<'_, D> {
             moe_down,
             sys::kqm_moe_down_args {
                 down: self.down.as_sys(),
-                x: self.x.as_ptr(),
+                x,
+                swiglu,
                 indices: self.indices.as_ptr(),
                 weights: self.weights.as_ptr(),
                 groups: self.groups.as_sys(),

@@ -4,18 +4,14 @@ use super::*;
 
 /// Operands of `moe_router`.
 pub struct MoeRouter<'a> {
-    /// `[tokens, cols]`.
-    pub x: Slice<'a, f32>,
+    /// What the router sees.
+    pub x: RouterInput<'a>,
     /// `[experts, cols]`.
     pub w: Slice<'a, f32>,
     /// `[tokens, experts]`.
     pub logits: SliceMut<'a, f32>,
-    /// `[tokens, top_k]`, highest probability first.
-    pub indices: SliceMut<'a, u32>,
-    /// `[tokens, top_k]`.
-    pub weights: SliceMut<'a, f32>,
-    /// `[tokens]`, zero before the first launch and after every one.
-    pub done: SliceMut<'a, u32>,
+    /// Where the choice goes; without it, for a single token, only the logits are made and [`MoeSwiglu`] chooses.
+    pub choice: Option<RouterChoice<'a>>,
     /// Tokens.
     pub tokens: usize,
     /// A multiple of 256.
@@ -26,6 +22,24 @@ pub struct MoeRouter<'a> {
     pub top_k: usize,
 }
 
+/// What the router sees.
+pub enum RouterInput<'a> {
+    /// `[tokens, cols]`.
+    Rows(Slice<'a, f32>),
+    /// A single token: the row is normed here, and left as fixed point `[cols / 256]` for the experts.
+    Norm(FusedNorm<'a>, SliceMut<'a, FixedBlock>),
+}
+
+/// Where the router's choice goes.
+pub struct RouterChoice<'a> {
+    /// `[tokens, top_k]`, highest probability first.
+    pub indices: SliceMut<'a, u32>,
+    /// `[tokens, top_k]`.
+    pub weights: SliceMut<'a, f32>,
+    /// `[tokens]`, zero before the first launch and after every one.
+    pub done: SliceMut<'a, u32>,
+}
+
 impl MoeRouter<'_> {
     /// Enqueues the kernel.
     ///
@@ -33,22 +47,37 @@ impl MoeRouter<'_> {
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
         const NAME: &str = "moe_router";
-        at_least(NAME, "x", self.x.len(), &[self.tokens, self.cols])?;
+        let (x, norm, fixed) = match self.x {
+            RouterInput::Rows(x) => {
+                at_least(NAME, "x", x.len(), &[self.tokens, self.cols])?;
+                (x.as_ptr(), None, std::ptr::null_mut())
+            }
+            RouterInput::Norm(norm, fixed) => {
+                at_least(NAME, "fixed", fixed.len(), &[self.cols / BLOCK])?;
+                (std::ptr::null(), Some(norm), fixed.as_ptr())
+            }
+        };
         at_least(NAME, "w", self.w.len(), &[self.experts, self.cols])?;
         at_least(NAME, "logits", self.logits.len(), &[self.tokens, self.experts])?;
-        at_least(NAME, "indices", self.indices.len(), &[self.tokens, self.top_k])?;
-        at_least(NAME, "weights", self.weights.len(), &[self.tokens, self.top_k])?;
-        at_least(NAME, "done", self.done.len(), &[self.tokens])?;
+        let (mut indices, mut weights, mut done) = (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
+        if let Some(choice) = self.choice {
+            at_least(NAME, "indices", choice.indices.len(), &[self.tokens, self.top_k])?;
+            at_least(NAME, "weights", choice.weights.len(), &[self.tokens, self.top_k])?;
+            at_least(NAME, "done", choice.done.len(), &[self.tokens])?;
+            (indices, weights, done) = (choice.indices.as_ptr(), choice.weights.as_ptr(), choice.done.as_ptr());
+        }
         launch!(
             device,
             moe_router,
             sys::kqm_moe_router_args {
-                x: self.x.as_ptr(),
+                x,
+                norm: FusedNorm::args(norm, NAME, self.cols)?,
+                fixed,
                 w: self.w.as_ptr(),
                 logits: self.logits.as_ptr(),
-                indices: self.indices.as_ptr(),
-                weights: self.weights.as_ptr(),
-                done: self.done.as_ptr(),
+                indices,
+                weights,
+                done,
                 tokens: count(NAME, "tokens", self.tokens)?,
                 cols: count(NAME, "cols", self.cols)?,
                 experts: count(NAME, "experts", self.experts)?,

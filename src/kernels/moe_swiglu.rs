@@ -10,8 +10,8 @@ pub struct MoeSwiglu<'a, D: Device> {
     pub up: &'a Matrix<D>,
     /// `[tokens, cols / 256]`.
     pub x: Slice<'a, FixedBlock>,
-    /// `[tokens, top_k]`.
-    pub indices: Slice<'a, u32>,
+    /// Who chose the experts.
+    pub choose: Choose<'a>,
     /// Results of [`MoeGroup`] for the same indices; not read for a single token.
     pub groups: &'a Groups<D>,
     /// Tap `[pairs, ff]`.
@@ -26,6 +26,21 @@ pub struct MoeSwiglu<'a, D: Device> {
     pub top_k: usize,
 }
 
+/// Where the choice of experts comes from.
+pub enum Choose<'a> {
+    /// `[tokens, top_k]`: [`super::MoeRouter`] made it.
+    Made(Slice<'a, u32>),
+    /// A single token: this kernel makes it.
+    Here {
+        /// `[experts]`.
+        logits: Slice<'a, f32>,
+        /// `[top_k]`, written for [`super::MoeDown`].
+        indices: SliceMut<'a, u32>,
+        /// `[top_k]`, written for [`super::MoeDown`].
+        weights: SliceMut<'a, f32>,
+    },
+}
+
 impl<D: Device> MoeSwiglu<'_, D> {
     /// Enqueues the kernel.
     ///
@@ -35,7 +50,18 @@ impl<D: Device> MoeSwiglu<'_, D> {
         const NAME: &str = "moe_swiglu";
         let shape = [self.tokens, self.top_k, self.gate.rows()];
         at_least(NAME, "x", self.x.len(), &[self.tokens, self.gate.cols() / BLOCK])?;
-        at_least(NAME, "indices", self.indices.len(), &[self.tokens, self.top_k])?;
+        let (indices, logits, weights) = match self.choose {
+            Choose::Made(indices) => {
+                at_least(NAME, "indices", indices.len(), &[self.tokens, self.top_k])?;
+                (indices.as_ptr().cast_mut(), std::ptr::null(), std::ptr::null_mut())
+            }
+            Choose::Here { logits, indices, weights } => {
+                at_least(NAME, "logits", logits.len(), &[self.gate.experts()])?;
+                at_least(NAME, "indices", indices.len(), &[self.top_k])?;
+                at_least(NAME, "weights", weights.len(), &[self.top_k])?;
+                (indices.as_ptr(), logits.as_ptr(), weights.as_ptr())
+            }
+        };
         at_least(NAME, "out", self.out.len(), &shape)?;
         for tap in [&self.gate_out, &self.up_out].into_iter().flatten() {
             at_least(NAME, "tap", tap.len(), &shape)?;
@@ -48,7 +74,9 @@ impl<D: Device> MoeSwiglu<'_, D> {
                 gate: self.gate.as_sys(),
                 up: self.up.as_sys(),
                 x: self.x.as_ptr(),
-                indices: self.indices.as_ptr(),
+                indices,
+                logits,
+                weights,
                 groups: self.groups.as_sys(),
                 gate_out: optional(self.gate_out),
                 up_out: optional(self.up_out),

@@ -6,8 +6,8 @@ use super::*;
 pub struct Qkv<'a, D: Device> {
     /// `[rows i, cols]`, all with the same columns.
     pub w: [&'a Matrix<D>; 3],
-    /// `[tokens, cols / 256]`.
-    pub x: Slice<'a, FixedBlock>,
+    /// What the matrices are multiplied with.
+    pub x: Activations<'a>,
     /// `[tokens, rows i]`.
     pub y: [SliceMut<'a, f32>; 3],
     /// Tokens.
@@ -20,16 +20,24 @@ impl<D: Device> Qkv<'_, D> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch(self, device: &D) -> Result<()> {
+        let cols = self.w.iter().map(|w| w.cols()).max().unwrap_or(0);
         for (w, y) in self.w.iter().zip(&self.y) {
-            at_least("qkv", "x", self.x.len(), &[self.tokens, w.cols() / BLOCK])?;
             at_least("qkv", "y", y.len(), &[self.tokens, w.rows()])?;
         }
+        let (x, norm) = match self.x {
+            Activations::Fixed(x) => {
+                at_least("qkv", "x", x.len(), &[self.tokens, cols / BLOCK])?;
+                (x.as_ptr(), None)
+            }
+            Activations::Norm(norm) => (std::ptr::null(), Some(norm)),
+        };
         launch!(
             device,
             qkv,
             sys::kqm_qkv_args {
                 w: self.w.map(Matrix::as_sys),
-                x: self.x.as_ptr(),
+                x,
+                norm: FusedNorm::args(norm, "qkv", cols)?,
                 y: self.y.map(|y| y.as_ptr()),
                 tokens: count("qkv", "tokens", self.tokens)?,
             }

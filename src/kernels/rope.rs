@@ -4,8 +4,10 @@ use super::*;
 
 /// Operands of `rope`. The cache's elements are f32 or f16, as `cache_kind` says.
 pub struct Rope<'a> {
-    /// `[tokens, heads, head_dim]`, replaced by the rotated values.
-    pub q: SliceMut<'a, f32>,
+    /// `[tokens, heads, head_dim]`.
+    pub q: Slice<'a, f32>,
+    /// `[tokens, heads, head_dim]`: q after RMSNorm and RoPE.
+    pub q_out: SliceMut<'a, f32>,
     /// `[tokens, kv_heads, head_dim]`.
     pub k: Slice<'a, f32>,
     /// `[tokens, kv_heads, head_dim]`.
@@ -50,11 +52,17 @@ impl Rope<'_> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
+        launch!(device, rope, self.args()?)
+    }
+
+    /// The checked arguments.
+    pub(super) fn args(self) -> Result<sys::kqm_rope_args> {
         const NAME: &str = "rope";
         let q_shape = [self.tokens, self.heads, self.head_dim];
         let kv_shape = [self.tokens, self.kv_heads, self.head_dim];
         let cache_shape = [self.capacity, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
         at_least(NAME, "q", self.q.len(), &q_shape)?;
+        at_least(NAME, "q_out", self.q_out.len(), &q_shape)?;
         at_least(NAME, "k", self.k.len(), &kv_shape)?;
         at_least(NAME, "v", self.v.len(), &kv_shape)?;
         at_least(NAME, "table", self.table.len(), &[self.capacity, self.head_dim])?;
@@ -70,31 +78,27 @@ impl Rope<'_> {
         for tap in [&self.k_normed, &self.k_out].into_iter().flatten() {
             at_least(NAME, "k tap", tap.len(), &kv_shape)?;
         }
-        launch!(
-            device,
-            rope,
-            sys::kqm_rope_args {
-                q: self.q.as_ptr(),
-                k: self.k.as_ptr(),
-                v: self.v.as_ptr(),
-                q_weight: self.q_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
-                k_weight: self.k_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
-                table: self.table.as_ptr(),
-                start: self.start.as_ptr(),
-                q_out: self.q.as_ptr(),
-                q_normed: optional(self.q_normed),
-                k_normed: optional(self.k_normed),
-                k_out: optional(self.k_out),
-                k_cache: self.k_cache.as_ptr().cast(),
-                v_cache: self.v_cache.as_ptr().cast(),
-                cache_type: self.cache_kind as u32,
-                capacity: count(NAME, "capacity", self.capacity)?,
-                tokens: count(NAME, "tokens", self.tokens)?,
-                heads: count(NAME, "heads", self.heads)?,
-                kv_heads: count(NAME, "kv_heads", self.kv_heads)?,
-                head_dim: count(NAME, "head_dim", self.head_dim)?,
-                eps: self.eps,
-            }
-        )
+        Ok(sys::kqm_rope_args {
+            q: self.q.as_ptr(),
+            k: self.k.as_ptr(),
+            v: self.v.as_ptr(),
+            q_weight: self.q_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
+            k_weight: self.k_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
+            table: self.table.as_ptr(),
+            start: self.start.as_ptr(),
+            q_out: self.q_out.as_ptr(),
+            q_normed: optional(self.q_normed),
+            k_normed: optional(self.k_normed),
+            k_out: optional(self.k_out),
+            k_cache: self.k_cache.as_ptr().cast(),
+            v_cache: self.v_cache.as_ptr().cast(),
+            cache_type: self.cache_kind as u32,
+            capacity: count(NAME, "capacity", self.capacity)?,
+            tokens: count(NAME, "tokens", self.tokens)?,
+            heads: count(NAME, "heads", self.heads)?,
+            kv_heads: count(NAME, "kv_heads", self.kv_heads)?,
+            head_dim: count(NAME, "head_dim", self.head_dim)?,
+            eps: self.eps,
+        })
     }
 }

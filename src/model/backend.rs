@@ -34,6 +34,10 @@ pub struct CacheShape {
     pub head_dim: usize,
     /// Element type.
     pub element: CacheType,
+    /// Query heads: with `batch`, what the workspace of attention is for.
+    pub heads: usize,
+    /// Most tokens of a batch.
+    pub batch: usize,
 }
 
 /// Shape of the router's results.
@@ -47,10 +51,29 @@ pub struct RoutingShape {
     pub top_k: usize,
 }
 
-/// Operands of [`Backend::rope`]: per-head RMSNorm of q and k, RoPE, and the write of k and v into the cache.
-pub struct Rope<'a, B: Backend> {
-    /// `[tokens, heads, head_dim]`, replaced by the rotated values.
-    pub q: &'a mut B::Floats,
+/// Operands of [`Backend::norm_qkv`]: RMSNorm and the three projections of attention.
+pub struct NormQkv<'a, B: Backend> {
+    /// The residual stream, `[tokens, cols]`.
+    pub hidden: &'a B::Floats,
+    /// RMSNorm weight, `[cols]`.
+    pub weight: &'a B::Floats,
+    /// RMSNorm epsilon.
+    pub eps: f32,
+    /// Tap: the normed rows, `[tokens, cols]`.
+    pub normed: Option<&'a mut B::Floats>,
+    /// Room for the normed rows as fixed point, `[tokens, cols / 256]` blocks.
+    pub fixed: &'a mut B::Fixed,
+    /// The matrices, `[rows i, cols]`.
+    pub w: [&'a B::Matrix; 3],
+    /// `[tokens, rows i]`.
+    pub y: [&'a mut B::Floats; 3],
+}
+
+/// Operands of [`Backend::attention`]: per-head RMSNorm of q and k, RoPE, the write of k and v into the cache, and causal
+/// attention over it.
+pub struct Attention<'a, B: Backend> {
+    /// `[tokens, heads, head_dim]`.
+    pub q: &'a B::Floats,
     /// `[tokens, kv_heads, head_dim]`.
     pub k: &'a B::Floats,
     /// `[tokens, kv_heads, head_dim]`.
@@ -65,26 +88,36 @@ pub struct Rope<'a, B: Backend> {
     pub heads: usize,
     /// RMSNorm epsilon.
     pub eps: f32,
+    /// q after RMSNorm and RoPE, `[tokens, heads, head_dim]`.
+    pub rotated: &'a mut B::Floats,
     /// Tap: q after RMSNorm.
     pub q_normed: Option<&'a mut B::Floats>,
     /// Tap: k after RMSNorm.
     pub k_normed: Option<&'a mut B::Floats>,
     /// Tap: k after RoPE, before it is rounded to the cache's type.
     pub k_out: Option<&'a mut B::Floats>,
-}
-
-/// Operands of [`Backend::attention`].
-pub struct Attention<'a, B: Backend> {
-    /// `[tokens, heads, head_dim]`, rotated.
-    pub q: &'a B::Floats,
-    /// Query heads.
-    pub heads: usize,
     /// Output as fixed point, `[tokens, heads * head_dim / 256]` blocks.
     pub fixed: &'a mut B::Fixed,
     /// Tap: output as f32, `[tokens, heads, head_dim]`.
     pub out: Option<&'a mut B::Floats>,
     /// Tap: scaled scores, `[tokens, heads, capacity]`, minus infinity where masked.
     pub scores: Option<&'a mut B::Floats>,
+}
+
+/// Operands of [`Backend::norm_router`]: RMSNorm and the router.
+pub struct NormRouter<'a, B: Backend> {
+    /// The residual stream, `[tokens, cols]`.
+    pub hidden: &'a B::Floats,
+    /// RMSNorm weight, `[cols]`.
+    pub weight: &'a B::Floats,
+    /// RMSNorm epsilon.
+    pub eps: f32,
+    /// Router weights, `[experts, cols]`.
+    pub router: &'a B::Floats,
+    /// The normed rows, `[tokens, cols]`.
+    pub normed: &'a mut B::Floats,
+    /// The normed rows as fixed point, `[tokens, cols / 256]` blocks.
+    pub fixed: &'a mut B::Fixed,
 }
 
 /// Operands of [`Backend::moe_swiglu`].
@@ -97,8 +130,6 @@ pub struct Swiglu<'a, B: Backend> {
     pub x: &'a B::Fixed,
     /// `[pairs, ff]`, pair = token * top_k + rank.
     pub out: &'a mut B::Floats,
-    /// `out` as fixed point, `[pairs, ff / 256]` blocks.
-    pub fixed: &'a mut B::Fixed,
     /// Tap: `[pairs, ff]`.
     pub gate_out: Option<&'a mut B::Floats>,
     /// Tap: `[pairs, ff]`.
@@ -109,8 +140,10 @@ pub struct Swiglu<'a, B: Backend> {
 pub struct Down<'a, B: Backend> {
     /// `[experts][rows, ff]`.
     pub down: &'a B::Matrix,
-    /// `[pairs, ff / 256]` blocks.
-    pub x: &'a B::Fixed,
+    /// `[pairs, ff]`.
+    pub x: &'a B::Floats,
+    /// Room for x as fixed point, `[pairs, ff / 256]` blocks.
+    pub fixed: &'a mut B::Fixed,
     /// `[tokens, rows]`: the residual stream, to which the weighted sum is added.
     pub hidden: &'a mut B::Floats,
     /// Every expert's product, `[pairs, rows]`.
@@ -183,24 +216,15 @@ pub trait Backend: Sized + Send {
         out: Option<&mut Self::Floats>,
         fixed: Option<&mut Self::Fixed>,
     ) -> Result<()>;
-    /// `y[i] = w[i] x` for the three projections of attention.
-    fn qkv(&self, w: [&Self::Matrix; 3], x: &Self::Fixed, tokens: usize, y: [&mut Self::Floats; 3]) -> Result<()>;
-    /// See [`Rope`].
-    fn rope(
-        &self,
-        operands: Rope<'_, Self>,
-        input: &Self::Input,
-        tokens: usize,
-        cache: &mut Self::Cache,
-        layer: usize,
-    ) -> Result<()>;
-    /// Causal attention over the cache. See [`Attention`].
+    /// See [`NormQkv`].
+    fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()>;
+    /// See [`Attention`].
     fn attention(
         &self,
         operands: Attention<'_, Self>,
         input: &Self::Input,
         tokens: usize,
-        cache: &Self::Cache,
+        cache: &mut Self::Cache,
         layer: usize,
     ) -> Result<()>;
     /// `y = w x`.
@@ -214,10 +238,11 @@ pub trait Backend: Sized + Send {
         hidden: &mut Self::Floats,
         product: Option<&mut Self::Floats>,
     ) -> Result<()>;
-    /// Router logits, top-k and weights, and the grouping of pairs by expert. `w` is `[experts, cols]` in f32.
-    fn moe_router(&self, x: &Self::Floats, w: &Self::Floats, tokens: usize, routing: &mut Self::Routing) -> Result<()>;
-    /// See [`Swiglu`].
-    fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &Self::Routing, tokens: usize) -> Result<()>;
+    /// See [`NormRouter`]. The logits are in `routing` afterwards; the choice of experts may be left to
+    /// [`Backend::moe_swiglu`].
+    fn norm_router(&self, operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Self::Routing) -> Result<()>;
+    /// See [`Swiglu`]. The choice of experts is in `routing` afterwards.
+    fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &mut Self::Routing, tokens: usize) -> Result<()>;
     /// See [`Down`].
     fn moe_down(&self, operands: Down<'_, Self>, routing: &Self::Routing, tokens: usize) -> Result<()>;
     /// Copies `rows` rows of `cols` floats, from row `row` of `x`, to the start of `out`: the rows whose logits are wanted.

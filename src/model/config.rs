@@ -9,6 +9,8 @@ pub const ARCHITECTURE: &str = "qwen3moe";
 
 /// Largest head dimension that the attention kernels hold.
 pub const MAX_HEAD_DIM: usize = 256;
+/// Most query heads that share a key and value head in the attention kernels.
+pub const MAX_GROUP: usize = 16;
 /// Largest hidden width that the RMSNorm kernel holds.
 pub const MAX_HIDDEN: usize = 16384;
 
@@ -23,7 +25,7 @@ pub struct Config {
     pub heads: usize,
     /// Key and value heads (`attention.head_count_kv`); divides `heads`.
     pub kv_heads: usize,
-    /// Dimensions of a head (`attention.key_length`), a multiple of 8.
+    /// Dimensions of a head (`attention.key_length`): 64, 128, 192 or 256.
     pub head_dim: usize,
     /// Experts of a layer (`expert_count`).
     pub experts: usize,
@@ -130,8 +132,12 @@ impl Config {
         rule(self.heads.is_multiple_of(self.kv_heads), &|| {
             format!("{} query heads cannot share {} key and value heads evenly", self.heads, self.kv_heads)
         })?;
-        rule(self.head_dim.is_multiple_of(8), &|| {
-            format!("head dimension: expected a multiple of 8, found {}", self.head_dim)
+        let group = self.heads / self.kv_heads;
+        rule(group <= MAX_GROUP, &|| {
+            format!("query heads that share a key and value head: expected at most {MAX_GROUP}, found {group}")
+        })?;
+        rule(self.head_dim.is_multiple_of(64), &|| {
+            format!("head dimension: expected a multiple of 64, found {}", self.head_dim)
         })?;
         rule(self.rms_eps.is_finite() && self.rms_eps >= 0.0, &|| {
             format!("RMSNorm epsilon: expected a finite number of at least 0, found {}", self.rms_eps)
@@ -149,10 +155,5 @@ impl Config {
     /// Values of all key (or value) heads: `kv_heads * head_dim`.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
-    }
-
-    /// Factor of the attention scores, `1 / sqrt(head_dim)`, in f64 rounded to f32.
-    pub fn attention_scale(&self) -> f32 {
-        (1.0 / (self.head_dim as f64).sqrt()) as f32
     }
 }

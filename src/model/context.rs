@@ -2,12 +2,12 @@
 
 use std::ops::{ControlFlow, Range};
 
+use super::Model;
 use super::backend::{Backend, CacheShape, CacheType, RoutingShape};
 use super::config::Config;
 use super::forward::{Tracer, forward, head};
 use super::rope_table::rope_table;
 use super::weights::{Tensor, Tensors};
-use super::Model;
 use crate::blocks::{BLOCK, TensorType};
 use crate::trace::{NoTrace, Sink};
 use crate::{Error, Result, sys};
@@ -107,6 +107,8 @@ impl Sizes {
                 kv_heads: config.kv_heads,
                 head_dim: config.head_dim,
                 element: cache,
+                heads: config.heads,
+                batch: tokens,
             },
             routing: RoutingShape { tokens, experts: config.experts, top_k: config.top_k },
             trace,
@@ -114,7 +116,7 @@ impl Sizes {
     }
 
     fn cache_bytes(&self) -> u64 {
-        let CacheShape { layers, capacity, kv_heads, head_dim, element } = self.cache;
+        let CacheShape { layers, capacity, kv_heads, head_dim, element, .. } = self.cache;
         let bytes = match element {
             CacheType::F32 => 4,
             CacheType::F16 => 2,
@@ -123,13 +125,10 @@ impl Sizes {
     }
 
     fn activation_bytes(&self) -> u64 {
-        let taps = if self.trace {
-            2 * self.q + 2 * self.kv + self.scores + 2 * self.hidden + 2 * self.swiglu
-        } else {
-            0
-        };
+        let taps =
+            if self.trace { 2 * self.q + 2 * self.kv + self.scores + 2 * self.hidden + 2 * self.swiglu } else { 0 };
         let routing = self.routing.tokens * (self.routing.experts + 2 * self.routing.top_k);
-        let floats = 2 * self.hidden + self.q + 2 * self.kv + self.swiglu + self.expert_out;
+        let floats = 2 * self.hidden + 2 * self.q + 2 * self.kv + self.swiglu + self.expert_out;
         let output = 2 * self.output_rows + self.logits;
         let blocks = self.hidden_blocks + self.attn_blocks + self.swiglu_blocks + self.output_blocks;
         let values = floats + output + taps + routing + self.rope + self.tokens;
@@ -179,6 +178,8 @@ pub(super) struct State<B: Backend> {
     pub(super) normed_fixed: B::Fixed,
     /// `[tokens, heads, head_dim]`.
     pub(super) q: B::Floats,
+    /// q after RMSNorm and RoPE.
+    pub(super) rotated: B::Floats,
     /// `[tokens, kv_heads, head_dim]`.
     pub(super) k: B::Floats,
     pub(super) v: B::Floats,
@@ -224,6 +225,7 @@ impl<B: Backend> State<B> {
             normed: backend.floats(sizes.hidden)?,
             normed_fixed: backend.fixed(sizes.hidden_blocks)?,
             q: backend.floats(sizes.q)?,
+            rotated: backend.floats(sizes.q)?,
             k: backend.floats(sizes.kv)?,
             v: backend.floats(sizes.kv)?,
             attn_fixed: backend.fixed(sizes.attn_blocks)?,
@@ -251,6 +253,9 @@ impl<B: Backend> State<B> {
         })
     }
 }
+
+/// Gets a buffer of logits and the number of its rows in use.
+type Take<'a, B> = dyn FnMut(&B, &<B as Backend>::Floats, usize) -> Result<()> + 'a;
 
 /// A sequence in progress. Any number of contexts can share a [`Model`].
 pub struct Context<B: Backend> {
@@ -390,7 +395,7 @@ impl<B: Backend> Context<B> {
         tokens: &[u32],
         logits: Logits,
         sink: &mut S,
-        take: &mut dyn FnMut(&B, &B::Floats, usize) -> Result<()>,
+        take: &mut Take<'_, B>,
     ) -> Result<()> {
         self.check(model, tokens)?;
         let Self { backend, sizes, state, .. } = self;

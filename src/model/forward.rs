@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::Model;
-use super::backend::{Attention, Backend, Down, Rope, Swiglu};
+use super::backend::{Attention, Backend, Down, NormQkv, NormRouter, Swiglu};
 use super::context::State;
 use crate::Result;
 use crate::trace::{Data, Positions, Record, Sink, Stage};
@@ -22,7 +22,7 @@ pub(super) fn forward<B: Backend, S: Sink>(
 ) -> Result<()> {
     let config = model.config();
     let weights = model.weights();
-    let State { input, hidden, normed, normed_fixed, q, k, v, attn_fixed, .. } = state;
+    let State { input, hidden, normed, normed_fixed, q, rotated, k, v, attn_fixed, .. } = state;
     let State { routing, swiglu, swiglu_fixed, expert_out, cache, rope_table, taps, .. } = state;
     let eps = config.rms_eps;
     let token = [config.hidden];
@@ -38,16 +38,23 @@ pub(super) fn forward<B: Backend, S: Sink>(
         tracer.layer = Some(number);
 
         // q, k, v = W rms_norm(hidden)
-        let out = tracer.wants(Stage::AttnNorm).then_some(&mut *normed);
-        backend.rms_norm(hidden, &layer.attn_norm, eps, tokens, out, Some(normed_fixed))?;
+        let operands = NormQkv {
+            hidden,
+            weight: &layer.attn_norm,
+            eps,
+            normed: tracer.wants(Stage::AttnNorm).then_some(&mut *normed),
+            fixed: normed_fixed,
+            w: [&layer.q, &layer.k, &layer.v],
+            y: [q, k, v],
+        };
+        backend.norm_qkv(operands, tokens)?;
         tracer.floats(backend, Stage::AttnNorm, Some(normed), &token)?;
-        backend.qkv([&layer.q, &layer.k, &layer.v], normed_fixed, tokens, [q, k, v])?;
         tracer.floats(backend, Stage::Q, Some(q), &q_heads)?;
         tracer.floats(backend, Stage::K, Some(k), &kv_heads)?;
         tracer.floats(backend, Stage::V, Some(v), &kv_heads)?;
 
-        // q, k = rope(rms_norm(q), rms_norm(k)); cache += k, v
-        let operands = Rope {
+        // q, k = rope(rms_norm(q), rms_norm(k)); cache += k, v; hidden += W softmax(q k / sqrt(head_dim)) v
+        let operands = Attention {
             q,
             k,
             v,
@@ -56,25 +63,19 @@ pub(super) fn forward<B: Backend, S: Sink>(
             table: rope_table,
             heads: config.heads,
             eps,
+            rotated,
             q_normed: tracer.tap(Stage::QNorm, &mut taps.q_normed),
             k_normed: tracer.tap(Stage::KNorm, &mut taps.k_normed),
             k_out: tracer.tap(Stage::KRope, &mut taps.k_rope),
-        };
-        backend.rope(operands, input, tokens, cache, number)?;
-        tracer.floats(backend, Stage::QNorm, taps.q_normed.as_ref(), &q_heads)?;
-        tracer.floats(backend, Stage::KNorm, taps.k_normed.as_ref(), &kv_heads)?;
-        tracer.floats(backend, Stage::QRope, Some(q), &q_heads)?;
-        tracer.floats(backend, Stage::KRope, taps.k_rope.as_ref(), &kv_heads)?;
-
-        // hidden += W softmax(q k / sqrt(head_dim)) v
-        let operands = Attention {
-            q,
-            heads: config.heads,
             fixed: attn_fixed,
             out: tracer.tap(Stage::AttnOut, &mut taps.attn_out),
             scores: tracer.tap(Stage::AttnScores, &mut taps.attn_scores),
         };
         backend.attention(operands, input, tokens, cache, number)?;
+        tracer.floats(backend, Stage::QNorm, taps.q_normed.as_ref(), &q_heads)?;
+        tracer.floats(backend, Stage::KNorm, taps.k_normed.as_ref(), &kv_heads)?;
+        tracer.floats(backend, Stage::QRope, Some(rotated), &q_heads)?;
+        tracer.floats(backend, Stage::KRope, taps.k_rope.as_ref(), &kv_heads)?;
         tracer.scores(backend, taps.attn_scores.as_ref(), config.heads)?;
         tracer.floats(backend, Stage::AttnOut, taps.attn_out.as_ref(), &q_heads)?;
         let product = tracer.tap(Stage::AttnProj, &mut taps.attn_proj);
@@ -83,12 +84,11 @@ pub(super) fn forward<B: Backend, S: Sink>(
         tracer.floats(backend, Stage::AttnResidual, Some(hidden), &token)?;
 
         // experts, p = top_k(softmax(W rms_norm(hidden)))
-        backend.rms_norm(hidden, &layer.ffn_norm, eps, tokens, Some(normed), Some(normed_fixed))?;
+        let operands =
+            NormRouter { hidden, weight: &layer.ffn_norm, eps, router: &layer.router, normed, fixed: normed_fixed };
+        backend.norm_router(operands, tokens, routing)?;
         tracer.floats(backend, Stage::FfnNorm, Some(normed), &token)?;
-        backend.moe_router(normed, &layer.router, tokens, routing)?;
         tracer.values(Stage::MoeRouterLogits, &[config.experts], || backend.read_router_logits(routing, tokens))?;
-        tracer.values(Stage::MoeRouter, &[config.top_k], || backend.read_weights(routing, tokens))?;
-        tracer.values(Stage::MoeRouterIndices, &[config.top_k], || backend.read_indices(routing, tokens))?;
 
         // hidden += sum over experts of p * W_down (silu(W_gate x) * (W_up x))
         let operands = Swiglu {
@@ -96,17 +96,20 @@ pub(super) fn forward<B: Backend, S: Sink>(
             up: &layer.up,
             x: normed_fixed,
             out: swiglu,
-            fixed: swiglu_fixed,
             gate_out: tracer.tap(Stage::MoeExpertGate, &mut taps.expert_gate),
             up_out: tracer.tap(Stage::MoeExpertUp, &mut taps.expert_up),
         };
         backend.moe_swiglu(operands, routing, tokens)?;
+        // The choice may have been made there.
+        tracer.values(Stage::MoeRouter, &[config.top_k], || backend.read_weights(routing, tokens))?;
+        tracer.values(Stage::MoeRouterIndices, &[config.top_k], || backend.read_indices(routing, tokens))?;
         tracer.floats(backend, Stage::MoeExpertGate, taps.expert_gate.as_ref(), &expert)?;
         tracer.floats(backend, Stage::MoeExpertUp, taps.expert_up.as_ref(), &expert)?;
         tracer.floats(backend, Stage::MoeExpertSwiglu, Some(swiglu), &expert)?;
         let operands = Down {
             down: &layer.down,
-            x: swiglu_fixed,
+            x: swiglu,
+            fixed: swiglu_fixed,
             hidden,
             expert_out,
             sum: tracer.tap(Stage::MoeFfnOut, &mut taps.ffn_out),
@@ -195,12 +198,7 @@ impl<S: Sink> Tracer<'_, S> {
     }
 
     /// Records rows of shape `row` of values that are read as a whole.
-    fn values<T: Traced>(
-        &mut self,
-        stage: Stage,
-        row: &[usize],
-        read: impl FnOnce() -> Result<Vec<T>>,
-    ) -> Result<()> {
+    fn values<T: Traced>(&mut self, stage: Stage, row: &[usize], read: impl FnOnce() -> Result<Vec<T>>) -> Result<()> {
         if !self.wants(stage) {
             return Ok(());
         }
@@ -211,12 +209,7 @@ impl<S: Sink> Tracer<'_, S> {
     }
 
     /// Records scores, `[rows, heads, capacity]`, without the positions that no row sees.
-    fn scores<B: Backend>(
-        &mut self,
-        backend: &B,
-        buffer: Option<&B::Floats>,
-        heads: usize,
-    ) -> Result<()> {
+    fn scores<B: Backend>(&mut self, backend: &B, buffer: Option<&B::Floats>, heads: usize) -> Result<()> {
         let Some(buffer) = buffer.filter(|_| self.wants(Stage::AttnScores)) else { return Ok(()) };
         let rows = self.selected();
         let seen = self.start + self.rows;

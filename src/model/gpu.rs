@@ -1,10 +1,13 @@
 //! The GPU backend: the forward's operations as kernel launches on a [`Device`].
 
-use super::backend::{Attention, Backend, CacheShape, CacheType, Down, Rope, RoutingShape, Swiglu};
+use super::backend::{Attention, Backend, CacheShape, CacheType, Down, NormQkv, NormRouter, RoutingShape, Swiglu};
 use super::weights::Tensor;
-use crate::blocks::TensorType;
-use crate::device::{Buffer, Device};
-use crate::kernels::{self, FixedBlock, Groups, Matrix, Repack};
+use crate::blocks::{BLOCK, TensorType};
+use crate::device::{Buffer, Device, Slice};
+use crate::kernels::{
+    self, Activations, Choose, DownInput, FixedBlock, FusedNorm, Groups, Matrix, Queries, Repack, RouterChoice,
+    RouterInput,
+};
 use crate::{Error, Result};
 
 /// Bytes of a matrix that are on the device in file layout at a time while it is repacked.
@@ -42,7 +45,7 @@ pub struct Cache<D: Device> {
     shape: CacheShape,
     keys: Vec<Buffer<D, u8>>,
     values: Vec<Buffer<D, u8>>,
-    workspace: std::sync::Mutex<Buffer<D, u8>>,
+    workspace: Buffer<D, u8>,
 }
 
 /// Tokens of the next forward and their first position, on a device.
@@ -200,7 +203,9 @@ impl<D: Device> Backend for Gpu<D> {
     fn cache(&self, shape: CacheShape) -> Result<Cache<D>> {
         let bytes = shape.capacity * shape.kv_heads * shape.head_dim * element_kind(shape.element).block_bytes();
         let layers = || (0..shape.layers).map(|_| Buffer::zeroed(&self.device, bytes)).collect::<Result<Vec<_>>>();
-        let workspace = std::sync::Mutex::new(Buffer::uninitialised(&self.device, 0)?);
+        let CacheShape { capacity, batch, heads, head_dim, .. } = shape;
+        let workspace = kernels::Attention::workspace_bytes(&self.device, capacity, batch, heads, head_dim)?;
+        let workspace = Buffer::uninitialised(&self.device, workspace)?;
         Ok(Cache { shape, keys: layers()?, values: layers()?, workspace })
     }
 
@@ -273,47 +278,19 @@ impl<D: Device> Backend for Gpu<D> {
         .launch(&self.device)
     }
 
-    fn qkv(
-        &self,
-        w: [&Matrix<D>; 3],
-        x: &Buffer<D, FixedBlock>,
-        tokens: usize,
-        y: [&mut Buffer<D, f32>; 3],
-    ) -> Result<()> {
-        kernels::Qkv { w, x: x.slice(), y: y.map(Buffer::slice_mut), tokens }.launch(&self.device)
-    }
-
-    fn rope(
-        &self,
-        operands: Rope<'_, Self>,
-        input: &Input<D>,
-        tokens: usize,
-        cache: &mut Cache<D>,
-        layer: usize,
-    ) -> Result<()> {
-        let shape = cache.shape;
-        kernels::Rope {
-            q: operands.q.slice_mut(),
-            k: operands.k.slice(),
-            v: operands.v.slice(),
-            q_weight: Some(operands.q_weight.slice()),
-            k_weight: Some(operands.k_weight.slice()),
-            table: operands.table.slice(),
-            start: input.start.slice(),
-            q_normed: operands.q_normed.map(Buffer::slice_mut),
-            k_normed: operands.k_normed.map(Buffer::slice_mut),
-            k_out: operands.k_out.map(Buffer::slice_mut),
-            k_cache: cache.keys[layer].slice_mut(),
-            v_cache: cache.values[layer].slice_mut(),
-            cache_kind: element_kind(shape.element),
-            capacity: shape.capacity,
-            tokens,
-            heads: operands.heads,
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
-            eps: operands.eps,
+    fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
+        let NormQkv { hidden, weight, eps, mut normed, fixed, w, y } = operands;
+        let fused = tokens == 1 && weight.len() <= FusedNorm::MAX_COLS;
+        if !fused {
+            self.rms_norm(hidden, weight, eps, tokens, normed.as_deref_mut(), Some(&mut *fixed))?;
         }
-        .launch(&self.device)
+        let x = if fused {
+            let out = normed.map(Buffer::slice_mut);
+            Activations::Norm(FusedNorm { x: hidden.slice(), weight: weight.slice(), eps, out })
+        } else {
+            Activations::Fixed(fixed.slice())
+        };
+        kernels::Qkv { w, x, y: y.map(Buffer::slice_mut), tokens }.launch(&self.device)
     }
 
     fn attention(
@@ -321,28 +298,59 @@ impl<D: Device> Backend for Gpu<D> {
         operands: Attention<'_, Self>,
         input: &Input<D>,
         tokens: usize,
-        cache: &Cache<D>,
+        cache: &mut Cache<D>,
         layer: usize,
     ) -> Result<()> {
-        let CacheShape { capacity, kv_heads, head_dim, .. } = cache.shape;
-        let bytes = kernels::Attention::workspace_bytes(&self.device, capacity, tokens, operands.heads, head_dim)?;
-        let mut workspace = cache.workspace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if workspace.len() < bytes {
-            *workspace = Buffer::uninitialised(&self.device, bytes)?;
-        }
-        kernels::Attention {
-            q: operands.q.slice(),
-            k_cache: cache.keys[layer].slice(),
-            v_cache: cache.values[layer].slice(),
-            cache_kind: element_kind(cache.shape.element),
+        let CacheShape { capacity, kv_heads, head_dim, element, .. } = cache.shape;
+        let Attention { q, k, v, q_weight, k_weight, table, heads, eps, rotated, .. } = operands;
+        let Attention { q_normed, k_normed, k_out, fixed, out, scores, .. } = operands;
+        let (k_cache, v_cache) = (&mut cache.keys[layer], &mut cache.values[layer]);
+        // SAFETY: the rotation and attention use the cache in this order, in one launch or in two.
+        let (k_seen, v_seen) = unsafe {
+            let seen = |cache: &Buffer<D, u8>| Slice::from_raw(cache.slice().as_ptr() as u64, cache.len());
+            (seen(k_cache), seen(v_cache))
+        };
+        let rope = kernels::Rope {
+            q: q.slice(),
+            q_out: rotated.slice_mut(),
+            k: k.slice(),
+            v: v.slice(),
+            q_weight: Some(q_weight.slice()),
+            k_weight: Some(k_weight.slice()),
+            table: table.slice(),
             start: input.start.slice(),
-            out: operands.out.map(Buffer::slice_mut),
-            fixed: Some(operands.fixed.slice_mut()),
-            scores: operands.scores.map(Buffer::slice_mut),
-            workspace: workspace.slice_mut(),
+            q_normed: q_normed.map(Buffer::slice_mut),
+            k_normed: k_normed.map(Buffer::slice_mut),
+            k_out: k_out.map(Buffer::slice_mut),
+            k_cache: k_cache.slice_mut(),
+            v_cache: v_cache.slice_mut(),
+            cache_kind: element_kind(element),
             capacity,
             tokens,
-            heads: operands.heads,
+            heads,
+            kv_heads,
+            head_dim,
+            eps,
+        };
+        let queries = if tokens == 1 {
+            Queries::Fused(rope)
+        } else {
+            rope.launch(&self.device)?;
+            Queries::Rotated(rotated.slice())
+        };
+        kernels::Attention {
+            q: queries,
+            k_cache: k_seen,
+            v_cache: v_seen,
+            cache_kind: element_kind(element),
+            start: input.start.slice(),
+            out: out.map(Buffer::slice_mut),
+            fixed: Some(fixed.slice_mut()),
+            scores: scores.map(Buffer::slice_mut),
+            workspace: cache.workspace.slice_mut(),
+            capacity,
+            tokens,
+            heads,
             kv_heads,
             head_dim,
             scale: crate::oracle::attention::scale(head_dim),
@@ -365,28 +373,37 @@ impl<D: Device> Backend for Gpu<D> {
         self.product(w, x, tokens, hidden, true, product)
     }
 
-    fn moe_router(
-        &self,
-        x: &Buffer<D, f32>,
-        w: &Buffer<D, f32>,
-        tokens: usize,
-        routing: &mut Routing<D>,
-    ) -> Result<()> {
+    fn norm_router(&self, operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Routing<D>) -> Result<()> {
         let RoutingShape { experts, top_k, .. } = routing.shape;
-        kernels::MoeRouter {
-            x: x.slice(),
-            w: w.slice(),
-            logits: routing.logits.slice_mut(),
+        let NormRouter { hidden, weight, eps, router, normed, fixed } = operands;
+        let cols = weight.len();
+        // The pairs of a single token are its experts: nothing has to be grouped, and the choice can wait for moe_swiglu.
+        let fused = tokens == 1 && cols <= FusedNorm::MAX_COLS;
+        if !fused {
+            self.rms_norm(hidden, weight, eps, tokens, Some(&mut *normed), Some(&mut *fixed))?;
+        }
+        let x = if fused {
+            let norm = FusedNorm { x: hidden.slice(), weight: weight.slice(), eps, out: Some(normed.slice_mut()) };
+            RouterInput::Norm(norm, fixed.slice_mut())
+        } else {
+            RouterInput::Rows(normed.slice())
+        };
+        let choice = RouterChoice {
             indices: routing.indices.slice_mut(),
             weights: routing.weights.slice_mut(),
             done: routing.done.slice_mut(),
+        };
+        kernels::MoeRouter {
+            x,
+            w: router.slice(),
+            logits: routing.logits.slice_mut(),
+            choice: (tokens > 1).then_some(choice),
             tokens,
-            cols: w.len() / experts,
+            cols,
             experts,
             top_k,
         }
         .launch(&self.device)?;
-        // The pairs of a single token are its experts: there is nothing to group.
         if tokens == 1 {
             return Ok(());
         }
@@ -394,43 +411,50 @@ impl<D: Device> Backend for Gpu<D> {
             .launch(&self.device)
     }
 
-    fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &Routing<D>, tokens: usize) -> Result<()> {
-        let top_k = routing.shape.top_k;
-        let ff = operands.gate.rows();
+    fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &mut Routing<D>, tokens: usize) -> Result<()> {
+        let choose = if tokens == 1 {
+            Choose::Here {
+                logits: routing.logits.slice(),
+                indices: routing.indices.slice_mut(),
+                weights: routing.weights.slice_mut(),
+            }
+        } else {
+            Choose::Made(routing.indices.slice())
+        };
         kernels::MoeSwiglu {
             gate: operands.gate,
             up: operands.up,
             x: operands.x.slice(),
-            indices: routing.indices.slice(),
+            choose,
             groups: &routing.groups,
             gate_out: operands.gate_out.map(Buffer::slice_mut),
             up_out: operands.up_out.map(Buffer::slice_mut),
             out: operands.out.slice_mut(),
             tokens,
-            top_k,
-        }
-        .launch(&self.device)?;
-        kernels::Quantize {
-            x: operands.out.slice(),
-            out: operands.fixed.slice_mut(),
-            tokens: tokens * top_k,
-            cols: ff,
+            top_k: routing.shape.top_k,
         }
         .launch(&self.device)
     }
 
     fn moe_down(&self, operands: Down<'_, Self>, routing: &Routing<D>, tokens: usize) -> Result<()> {
+        let Down { down, x, fixed, hidden, expert_out, sum } = operands;
+        let top_k = routing.shape.top_k;
+        let fused = tokens == 1 && top_k * (down.cols() / BLOCK) <= DownInput::MAX_BLOCKS;
+        if !fused {
+            kernels::Quantize { x: x.slice(), out: fixed.slice_mut(), tokens: tokens * top_k, cols: down.cols() }
+                .launch(&self.device)?;
+        }
         kernels::MoeDown {
-            down: operands.down,
-            x: operands.x.slice(),
+            down,
+            x: if fused { DownInput::Rows(x.slice()) } else { DownInput::Fixed(fixed.slice()) },
             indices: routing.indices.slice(),
             weights: routing.weights.slice(),
             groups: &routing.groups,
-            expert_out: operands.expert_out.slice_mut(),
-            sum: operands.sum.map(Buffer::slice_mut),
-            y: operands.hidden.slice_mut(),
+            expert_out: expert_out.slice_mut(),
+            sum: sum.map(Buffer::slice_mut),
+            y: hidden.slice_mut(),
             tokens,
-            top_k: routing.shape.top_k,
+            top_k,
         }
         .launch(&self.device)
     }

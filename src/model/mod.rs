@@ -20,6 +20,7 @@ pub mod config;
 pub mod context;
 pub mod cpu;
 mod forward;
+pub mod gpu;
 pub mod rope_table;
 pub mod synth;
 pub mod weights;
@@ -62,12 +63,7 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// Errors of [`Config::from_gguf`], [`Tensors::find`] and [`Weights::load`]: everything that is wrong with the file
     /// is said before the first weight is loaded, except for values that are not finite.
-    pub fn load(
-        gguf: Arc<Gguf>,
-        backend: B,
-        options: LoadOptions,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Self> {
+    pub fn load(gguf: Arc<Gguf>, backend: B, options: LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
         let config = Config::from_gguf(&gguf)?;
         let tensors = Tensors::find(&gguf, &config)?;
         let weights = Weights::load(&tensors, &backend, options.check_blocks, progress)?;

@@ -8,6 +8,8 @@ use super::tree::tree_sum;
 use crate::sys;
 
 const CHUNK: usize = sys::KQM_ATTENTION_CHUNK as usize;
+/// Chains of fma in a sum over dimensions, and in one over the positions of a chunk.
+const CHAINS: usize = 8;
 
 /// An element of the cache.
 pub trait Element: Copy + Send + Sync {
@@ -18,24 +20,24 @@ pub trait Element: Copy + Send + Sync {
 }
 
 impl Element for f32 {
-    #[inline]
+    #[inline(always)]
     fn from_f32(x: f32) -> Self {
         canonical(x)
     }
 
-    #[inline]
+    #[inline(always)]
     fn to_f32(self) -> f32 {
         self
     }
 }
 
 impl Element for f16 {
-    #[inline]
+    #[inline(always)]
     fn from_f32(x: f32) -> Self {
         if x.is_nan() { Self::from_bits(0x7e00) } else { f16::from_f32(x) }
     }
 
-    #[inline]
+    #[inline(always)]
     fn to_f32(self) -> f32 {
         f16::to_f32(self)
     }
@@ -52,12 +54,17 @@ pub struct Head<'a, T> {
     pub stride: usize,
 }
 
+/// Factor of the scores, `1 / sqrt(head_dim)`, in f64 rounded to f32.
+pub fn scale(head_dim: usize) -> f32 {
+    (1.0 / (head_dim as f64).sqrt()) as f32
+}
+
 /// `out = softmax(q k * scale) v` over the positions `0..seen`, at least one. `q` and `out` are `[head_dim]`. `scores`
 /// gets the scaled scores of the positions seen, and minus infinity behind them.
 ///
 /// Source: Vaswani et al., "Attention Is All You Need" (2017); the chunks are joined as in Milakov, Gimelshein, "Online
 /// normalizer calculation for softmax" (2018).
-#[inline]
+#[inline(always)]
 pub fn attention<T: Element>(
     q: &[f32],
     head: Head<'_, T>,
@@ -70,6 +77,7 @@ pub fn attention<T: Element>(
     if let Some(scores) = &mut scores {
         scores.fill(f32::NEG_INFINITY);
     }
+    let masked = vec![T::from_f32(0.0); head_dim];
     let (mut m, mut l, mut o) = (f32::NEG_INFINITY, 0.0_f64, vec![0.0_f64; head_dim]);
     for first in (0..seen).step_by(CHUNK) {
         let count = CHUNK.min(seen - first);
@@ -88,16 +96,22 @@ pub fn attention<T: Element>(
             *p = exp(s - m_c);
         }
         let l_c = tree_sum(p.map(f64::from));
-        let mut o_c: Vec<f32> = head.v[first * head.stride..][..head_dim].iter().map(|v| p[0] * v.to_f32()).collect();
-        for (i, &p) in p.iter().enumerate().take(count).skip(1) {
-            for (o, v) in o_c.iter_mut().zip(&head.v[(first + i) * head.stride..][..head_dim]) {
-                *o = p.mul_add(v.to_f32(), *o);
+        // Eight chains of eight positions; a masked position has p = 0 and v = 0.
+        let mut chains = vec![0.0_f32; CHAINS * head_dim];
+        for (g, chain) in chains.chunks_exact_mut(head_dim).enumerate() {
+            for (i, &p) in p.iter().enumerate().skip(8 * g).take(8) {
+                let v = if i < count { &head.v[(first + i) * head.stride..][..head_dim] } else { &masked };
+                for (chain, v) in chain.iter_mut().zip(v) {
+                    let v = v.to_f32();
+                    *chain = if i == 8 * g { p * v } else { p.mul_add(v, *chain) };
+                }
             }
         }
+        let o_c = (0..head_dim).map(|d| tree_of_eight(std::array::from_fn(|g| chains[g * head_dim + d])));
         let m_new = maximum(m, m_c);
         let (a, b) = (f64::from(exp(m - m_new)), f64::from(exp(m_c - m_new)));
         l = l.mul_add(a, l_c * b);
-        for (o, &o_c) in o.iter_mut().zip(&o_c) {
+        for (o, o_c) in o.iter_mut().zip(o_c) {
             *o = o.mul_add(a, f64::from(o_c) * b);
         }
         m = m_new;
@@ -108,20 +122,28 @@ pub fn attention<T: Element>(
     }
 }
 
-/// Four chains of fma over every fourth dimension.
-#[inline]
+/// Eight chains of fma, each over an eighth of the dimensions.
+#[inline(always)]
 fn dot<T: Element>(q: &[f32], k: &[T]) -> f32 {
-    let mut a: [f32; 4] = std::array::from_fn(|j| q[j] * k[j].to_f32());
-    for (q, k) in q.as_chunks::<4>().0.iter().zip(k.as_chunks::<4>().0).skip(1) {
-        for j in 0..4 {
-            a[j] = q[j].mul_add(k[j].to_f32(), a[j]);
+    let segment = q.len() / CHAINS;
+    tree_of_eight(std::array::from_fn(|g| {
+        let (q, k) = (&q[g * segment..][..segment], &k[g * segment..][..segment]);
+        let mut chain = q[0] * k[0].to_f32();
+        for (q, k) in q.iter().zip(k).skip(1) {
+            chain = q.mul_add(k.to_f32(), chain);
         }
-    }
-    (a[0] + a[1]) + (a[2] + a[3])
+        chain
+    }))
+}
+
+/// Balanced tree, neighbours first.
+#[inline(always)]
+fn tree_of_eight(x: [f32; CHAINS]) -> f32 {
+    ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]))
 }
 
 /// The larger one; NaN when either is.
-#[inline]
+#[inline(always)]
 fn maximum(a: f32, b: f32) -> f32 {
     if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
 }

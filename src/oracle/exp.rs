@@ -17,7 +17,7 @@ const C: [f32; 7] = [
 ];
 
 /// e^x in f32.
-#[inline]
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
     if x.is_nan() {
         return f32::NAN;
@@ -34,13 +34,17 @@ pub fn exp(x: f32) -> f32 {
     for c in C {
         p = p.mul_add(t, c);
     }
-    // Two factors, so that neither leaves the range of normal numbers.
-    let n = n as i32;
-    (p * power_of_two(n >> 1)) * power_of_two(n - (n >> 1))
+    scale(p, n as i32)
+}
+
+/// `x * 2^n` for `n` in -252..=254, in two factors, because `2^n` itself need not be a normal number.
+#[inline(always)]
+pub fn scale(x: f32, n: i32) -> f32 {
+    (x * power_of_two(n >> 1)) * power_of_two(n - (n >> 1))
 }
 
 /// `2^n` for `n` in -126..=127.
-#[inline]
+#[inline(always)]
 fn power_of_two(n: i32) -> f32 {
     f32::from_bits(((n + 127) as u32) << 23)
 }
@@ -48,7 +52,7 @@ fn power_of_two(n: i32) -> f32 {
 /// `x / (1 + exp(-x))`.
 ///
 /// Source: Elfwing, Uchibe, Doya, "Sigmoid-Weighted Linear Units" (2018).
-#[inline]
+#[inline(always)]
 pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }

@@ -3,7 +3,7 @@
 use super::canonical;
 
 /// The weighted sum of one value of a token: `expert_out` and `weights` are those of the chosen experts by rank.
-#[inline]
+#[inline(always)]
 pub fn weighted_sum(weights: &[f32], expert_out: impl Iterator<Item = f32>) -> f32 {
     let mut sum = 0.0_f64;
     for (&weight, down) in weights.iter().zip(expert_out) {

@@ -7,14 +7,14 @@ use super::exp::exp;
 use super::tree::tree_dot;
 
 /// Order of logits: a NaN is larger than any number.
-#[inline]
+#[inline(always)]
 pub fn compare(a: f32, b: f32) -> Ordering {
     a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
 }
 
 /// Routes one token. `x` is `[cols]`, `w` is `[experts, cols]`, `logits` is `[experts]`; `indices` and `weights` are
 /// `[top_k]`, highest probability first, ties to the lower expert.
-#[inline]
+#[inline(always)]
 pub fn moe_router(x: &[f32], w: &[f32], logits: &mut [f32], indices: &mut [u32], weights: &mut [f32]) {
     for (w, logit) in w.chunks_exact(x.len()).zip(&mut *logits) {
         // Adding 0 turns -0 into 0.

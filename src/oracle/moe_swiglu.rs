@@ -6,7 +6,7 @@ use super::{FixedBlock, Matrix, canonical};
 /// `silu(gate) * up`.
 ///
 /// Source: Shazeer, "GLU Variants Improve Transformer" (2020).
-#[inline]
+#[inline(always)]
 pub fn swiglu(gate: f32, up: f32) -> f32 {
     canonical(silu(gate) * up)
 }

@@ -14,6 +14,7 @@ pub struct FixedBlock {
 
 impl FixedBlock {
     /// The fixed point of 256 activations.
+    #[inline(always)]
     pub fn new(activations: &[f32; BLOCK]) -> Self {
         if activations.iter().any(|x| !x.is_finite()) {
             return Self { x: [0; BLOCK], unit: f64::NAN };
@@ -29,20 +30,20 @@ impl FixedBlock {
     pub fn digits(&self) -> sys::kqm_fixed_block {
         let mut block = sys::kqm_fixed_block { unit: self.unit, ..Default::default() };
         for (j, sub_block) in self.x.chunks_exact(32).enumerate() {
-            let mut sums = [0; 4];
+            let mut sums = [0_i32; 4];
             for (k, &x) in sub_block.iter().enumerate() {
                 let mut rest = x;
-                for plane in 0..4 {
+                for (plane, sum) in sums.iter_mut().enumerate() {
                     let digit = rest as i8;
                     block.digit[j][plane][k] = digit;
-                    sums[plane] += i32::from(digit);
+                    *sum += i32::from(digit);
                     rest = (rest - i32::from(digit)) / 256;
                 }
             }
-            for plane in 0..4 {
-                let low = sums[plane] as i8;
+            for (plane, sum) in sums.into_iter().enumerate() {
+                let low = sum as i8;
                 block.sum_low[plane][j] = low;
-                block.sum_high[plane][j] = ((sums[plane] - i32::from(low)) / 256) as i8;
+                block.sum_high[plane][j] = ((sum - i32::from(low)) / 256) as i8;
             }
         }
         block
@@ -50,12 +51,14 @@ impl FixedBlock {
 }
 
 /// The integer e with `2^(e-1) <= a < 2^e`, for finite `a > 0`.
+#[inline(always)]
 fn exponent(a: f32) -> i32 {
     // Every f32 is a normal f64.
     ((f64::from(a).to_bits() >> 52) & 0x7ff) as i32 - 1022
 }
 
 /// `2^n` for `n` in -1022..=1023.
+#[inline(always)]
 fn power_of_two(n: i32) -> f64 {
     f64::from_bits(((n + 1023) as u64) << 52)
 }

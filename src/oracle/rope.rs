@@ -4,7 +4,7 @@ use super::canonical;
 use super::rms_norm::rms_norm;
 
 /// Rotates one head in place. `table` is `[head_dim / 2, 2]`: cosines and sines of the position.
-#[inline]
+#[inline(always)]
 pub fn rotate(x: &mut [f32], table: &[f32]) {
     let half = x.len() / 2;
     for i in 0..half {
@@ -16,7 +16,7 @@ pub fn rotate(x: &mut [f32], table: &[f32]) {
 
 /// RMSNorm (when there is a weight) and RoPE of one token's heads, `[heads, head_dim]`, in place. `normed` gets the
 /// values between the two.
-#[inline]
+#[inline(always)]
 pub fn rope(
     x: &mut [f32],
     head_dim: usize,

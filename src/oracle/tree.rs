@@ -3,7 +3,7 @@
 use crate::blocks::BLOCK;
 
 /// Balanced binary tree of neighbours over a power of two of values: `(v0 + v1) + (v2 + v3)` and so on.
-#[inline]
+#[inline(always)]
 pub fn tree_sum<const N: usize>(mut values: [f64; N]) -> f64 {
     let mut len = N;
     while len > 1 {
@@ -15,11 +15,11 @@ pub fn tree_sum<const N: usize>(mut values: [f64; N]) -> f64 {
     values[0]
 }
 
-/// `sum a[i] * b[i]` in f64: leaves of 4 neighbours, 64 leaves a run as a balanced tree, runs in ascending order. The
-/// last run is filled up with zeros.
-#[inline]
+/// `sum a[i] * b[i]` in f64: leaves of 4 neighbours, 64 leaves a run as a balanced tree, runs in ascending order from 0.
+/// The last run is filled up with zeros.
+#[inline(always)]
 pub fn tree_dot(a: &[f32], b: &[f32]) -> f64 {
-    let mut sum = None;
+    let mut sum = 0.0;
     for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
         let mut padded = [[0.0; BLOCK]; 2];
         padded[0][..a.len()].copy_from_slice(a);
@@ -29,8 +29,7 @@ pub fn tree_dot(a: &[f32], b: &[f32]) -> f64 {
             let (a, b) = (&a[4 * leaf..][..4], &b[4 * leaf..][..4]);
             a[3].mul_add(b[3], a[2].mul_add(b[2], a[1].mul_add(b[1], a[0] * b[0])))
         });
-        let run = tree_sum(leaves);
-        sum = Some(sum.map_or(run, |sum: f64| sum + run));
+        sum += tree_sum(leaves);
     }
-    sum.unwrap_or(0.0)
+    sum
 }

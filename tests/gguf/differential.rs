@@ -79,8 +79,7 @@ fn on_changed_bytes() {
                 (Err(_), Err(_)) => {}
                 // It insists on letters that files in use do not keep to, and does not read version 2.
                 (Ok(_), Err(error))
-                    if error.to_string().contains("lower_snake_case")
-                        || error.to_string().contains("version: 2") => {}
+                    if error.to_string().contains("lower_snake_case") || error.to_string().contains("version: 2") => {}
                 (Ok(_), Err(error)) => differ.push(format!("{at} ^ {change}: theirs: {error}")),
                 // It takes tensors without weights for valid.
                 (Err(error), Ok(_)) if error.to_string().contains("dimensions of at least 1") => {}

@@ -64,14 +64,7 @@ fn entry(key: impl AsRef<[u8]>, kind: u32, value: &[u8]) -> Vec<u8> {
 
 fn tensor(name: impl AsRef<[u8]>, dims: &[u64], kind: u32, offset: u64) -> Vec<u8> {
     let dims_bytes: Vec<u8> = dims.iter().flat_map(|&dim| long(dim)).collect();
-    [
-        string(name),
-        int(dims.len() as u32),
-        dims_bytes,
-        int(kind),
-        long(offset),
-    ]
-    .concat()
+    [string(name), int(dims.len() as u32), dims_bytes, int(kind), long(offset)].concat()
 }
 
 const BOOL: u32 = 7;
@@ -89,10 +82,7 @@ fn parts() -> Parts {
             entry("general.architecture", STRING, &string("qwen3moe")),
             entry("general.file_type", 4, &int(15)),
         ],
-        tensors: vec![
-            tensor("output_norm.weight", &[8], 0, 0),
-            tensor("blk.0.attn_q.weight", &[256, 1], 12, 32),
-        ],
+        tensors: vec![tensor("output_norm.weight", &[8], 0, 0), tensor("blk.0.attn_q.weight", &[256, 1], 12, 32)],
         alignment: 32,
         data: (0..32 + 160).map(|i| i as u8).collect(),
     }

@@ -99,10 +99,7 @@ fn all<T: ToValue>(own: &[T], value: Value<'_>, wrap: impl Fn(&T) -> Owned) -> b
     array.element_type() == T::TYPE
         && array.len() == own.len()
         && array.iter().count() == own.len()
-        && own
-            .iter()
-            .zip(array.iter())
-            .all(|(own, value)| wrap(own).equals(value))
+        && own.iter().zip(array.iter()).all(|(own, value)| wrap(own).equals(value))
 }
 
 impl Model {
@@ -116,9 +113,7 @@ impl Model {
             value.set(&mut header, key).unwrap();
         }
         for tensor in &self.tensors {
-            header
-                .tensor(&tensor.name, tensor.kind, &tensor.dims)
-                .unwrap();
+            header.tensor(&tensor.name, tensor.kind, &tensor.dims).unwrap();
         }
         let length = header.file_len();
         let mut writer = header.begin(Vec::new()).unwrap();
@@ -206,13 +201,8 @@ pub fn model() -> impl Strategy<Value = Model> {
     // The specification's lower_snake_case, which we do not insist on but the reader that we compare with does.
     let key = "[a-z]{1,8}(\\.[a-z0-9]{1,4}_[a-z]{1,8}){0,2}";
     let alignment = proptest::option::of((3_u32..9).prop_map(|power| 1 << power));
-    (
-        alignment,
-        btree_map(key, value(), 0..8),
-        btree_map("[a-z0-9_.]{1,64}", tensor(), 0..6),
-        any::<u8>(),
-    )
-        .prop_map(|(alignment, entries, tensors, seed)| Model {
+    (alignment, btree_map(key, value(), 0..8), btree_map("[a-z0-9_.]{1,64}", tensor(), 0..6), any::<u8>()).prop_map(
+        |(alignment, entries, tensors, seed)| Model {
             alignment,
             entries: entries.into_iter().collect(),
             tensors: tensors
@@ -222,13 +212,9 @@ pub fn model() -> impl Strategy<Value = Model> {
                     let data = (0..blocks * kind.block_bytes())
                         .map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed))
                         .collect();
-                    Weights {
-                        name,
-                        kind,
-                        dims,
-                        data,
-                    }
+                    Weights { name, kind, dims, data }
                 })
                 .collect(),
-        })
+        },
+    )
 }

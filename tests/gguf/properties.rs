@@ -25,13 +25,7 @@ fn accepts(bytes: &[u8]) -> bool {
         Err(error) => {
             let message = error.to_string();
             assert!(!message.contains(char::is_control), "{message}");
-            assert!(matches!(
-                error,
-                Error::Gguf {
-                    source: GgufError::Malformed { .. },
-                    ..
-                }
-            ));
+            assert!(matches!(error, Error::Gguf { source: GgufError::Malformed { .. }, .. }));
             false
         }
     };

@@ -11,12 +11,9 @@ use crate::TINY;
 #[track_caller]
 fn refused<T>(result: kquant_moe::Result<T>, expected: &str) {
     match result.map(|_| ()) {
-        Err(
-            ref error @ Error::Gguf {
-                source: GgufError::Unwritable { .. },
-                ..
-            },
-        ) => assert_eq!(error.to_string(), format!("out.gguf: {expected}")),
+        Err(ref error @ Error::Gguf { source: GgufError::Unwritable { .. }, .. }) => {
+            assert_eq!(error.to_string(), format!("out.gguf: {expected}"))
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -25,14 +22,8 @@ fn refused<T>(result: kquant_moe::Result<T>, expected: &str) {
 fn the_header_refuses_what_the_reader_would() {
     let mut header = Header::new("out.gguf");
     header.set("a", "text").unwrap();
-    refused(
-        header.set("a", &1_u32),
-        "cannot write metadata key \"a\": expected a unique key, found it twice",
-    );
-    refused(
-        header.set("", &1_u32),
-        "cannot write metadata key \"\": expected a key, found an empty string",
-    );
+    refused(header.set("a", &1_u32), "cannot write metadata key \"a\": expected a unique key, found it twice");
+    refused(header.set("", &1_u32), "cannot write metadata key \"\": expected a key, found an empty string");
     let long = "k".repeat(65_536);
     let cut = "k".repeat(100);
     refused(
@@ -45,9 +36,7 @@ fn the_header_refuses_what_the_reader_would() {
         header.set("deep", &vec![vec![vec![vec![vec![1_u8]]]]]),
         "cannot write metadata key \"deep\": expected arrays nested at most 4 deep, found a deeper one",
     );
-    header
-        .set("shallow", &vec![vec![vec![vec![1_u8]]]])
-        .unwrap();
+    header.set("shallow", &vec![vec![vec![vec![1_u8]]]]).unwrap();
     refused(
         header.set("long", &"x".repeat((64 << 20) + 1)),
         "cannot write metadata key \"long\": expected a string of at most 67108864 bytes, found a length of 67108865",
@@ -73,14 +62,9 @@ fn the_header_refuses_what_the_reader_would() {
     let long = "n".repeat(65);
     refused(
         header.tensor(&long, TensorType::F32, &[4]),
-        &format!(
-            "cannot write tensor \"{long}\": expected a name of at most 64 bytes, found a length of 65"
-        ),
+        &format!("cannot write tensor \"{long}\": expected a name of at most 64 bytes, found a length of 65"),
     );
-    refused(
-        header.tensor("u", TensorType::F32, &[]),
-        "cannot write tensor \"u\": expected 1 to 4 dimensions, found 0",
-    );
+    refused(header.tensor("u", TensorType::F32, &[]), "cannot write tensor \"u\": expected 1 to 4 dimensions, found 0");
     refused(
         header.tensor("u", TensorType::F32, &[1; 5]),
         "cannot write tensor \"u\": expected 1 to 4 dimensions, found 5",
@@ -115,16 +99,10 @@ fn data_must_come_in_order_and_in_full() {
         writer.write("second", &[0; 4]),
         "cannot write tensor \"second\": expected data for tensor \"first\", found data for this one",
     );
-    refused(
-        writer.write("first", &[0; 17]),
-        "cannot write tensor \"first\": expected 16 bytes as declared, found 17",
-    );
+    refused(writer.write("first", &[0; 17]), "cannot write tensor \"first\": expected 16 bytes as declared, found 17");
     writer.write("first", &[1; 10]).unwrap();
     assert_eq!(writer.expects(), Some(("first", 6)));
-    refused(
-        writer.write("first", &[0; 7]),
-        "cannot write tensor \"first\": expected 16 bytes as declared, found 17",
-    );
+    refused(writer.write("first", &[0; 7]), "cannot write tensor \"first\": expected 16 bytes as declared, found 17");
     writer.write("first", &[2; 6]).unwrap();
     writer.write("second", &[3; 4]).unwrap();
     assert_eq!(writer.expects(), None);
@@ -133,20 +111,14 @@ fn data_must_come_in_order_and_in_full() {
         "cannot write tensor \"second\": expected data for no more tensors, found data for this one",
     );
     let gguf = Gguf::from_vec("out.gguf", writer.finish().unwrap()).unwrap();
-    assert_eq!(
-        gguf.tensor("first").unwrap().data(),
-        [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2]
-    );
+    assert_eq!(gguf.tensor("first").unwrap().data(), [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2]);
     assert_eq!(gguf.tensor("second").unwrap().data(), [3; 4]);
 
     let mut header = Header::new("out.gguf");
     header.tensor("only", TensorType::F32, &[4]).unwrap();
     let mut writer = header.begin(Vec::new()).unwrap();
     writer.write("only", &[0; 3]).unwrap();
-    refused(
-        writer.finish(),
-        "cannot write tensor \"only\": expected 16 bytes as declared, found 3",
-    );
+    refused(writer.finish(), "cannot write tensor \"only\": expected 16 bytes as declared, found 3");
 }
 
 #[test]
@@ -154,30 +126,16 @@ fn too_many_entries_and_tensors_are_refused() {
     let mut header = Header::new("out.gguf");
     for n in 0..65_536 {
         header.set(&n.to_string(), &1_u8).unwrap();
-        header
-            .tensor(&n.to_string(), TensorType::F32, &[1])
-            .unwrap();
+        header.tensor(&n.to_string(), TensorType::F32, &[1]).unwrap();
     }
-    for (result, what) in [
-        (header.set("more", &1_u8), "metadata entries"),
-        (header.tensor("more", TensorType::F32, &[1]), "tensors"),
-    ] {
-        let Err(Error::Gguf {
-            source: GgufError::Unwritable { place, rule },
-            ..
-        }) = result
-        else {
+    for (result, what) in
+        [(header.set("more", &1_u8), "metadata entries"), (header.tensor("more", TensorType::F32, &[1]), "tensors")]
+    {
+        let Err(Error::Gguf { source: GgufError::Unwritable { place, rule }, .. }) = result else {
             panic!("accepted");
         };
         assert!(matches!(place, Place::Key(_) | Place::Tensor(_)));
-        assert_eq!(
-            rule,
-            Rule::Count {
-                what,
-                most: 65_536,
-                found: 65_537
-            }
-        );
+        assert_eq!(rule, Rule::Count { what, most: 65_536, found: 65_537 });
     }
     // What was accepted is readable: the limits of both sides are the same.
     let mut writer = header.begin(Vec::new()).unwrap();
@@ -185,10 +143,7 @@ fn too_many_entries_and_tensors_are_refused() {
         writer.write(&n.to_string(), &[0; 4]).unwrap();
     }
     let gguf = Gguf::from_vec("out.gguf", writer.finish().unwrap()).unwrap();
-    assert_eq!(
-        (gguf.entries().count(), gguf.tensors().len()),
-        (65_536, 65_536)
-    );
+    assert_eq!((gguf.entries().count(), gguf.tensors().len()), (65_536, 65_536));
 }
 
 #[test]
@@ -201,9 +156,7 @@ fn the_model_can_be_written_again() {
         header.set_value(key, value).unwrap();
     }
     for tensor in tiny.tensors() {
-        header
-            .tensor(tensor.name(), tensor.ggml_type(), tensor.dims())
-            .unwrap();
+        header.tensor(tensor.name(), tensor.ggml_type(), tensor.dims()).unwrap();
     }
     assert_eq!(header.file_len(), TINY.len() as u64);
     let mut writer = header.create().unwrap();
@@ -221,10 +174,7 @@ fn a_full_disk_is_an_error_that_names_the_file() {
     struct Full(usize);
     impl Write for Full {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 = self
-                .0
-                .checked_sub(bytes.len())
-                .ok_or(io::ErrorKind::StorageFull)?;
+            self.0 = self.0.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
             Ok(bytes.len())
         }
         fn flush(&mut self) -> io::Result<()> {

@@ -1,0 +1,71 @@
+//! `attention` at full size.
+
+mod common;
+
+use common::*;
+use criterion::{Criterion, criterion_group, criterion_main};
+use half::f16;
+use kquant_moe::blocks::{BLOCK, TensorType};
+use kquant_moe::device::Buffer;
+use kquant_moe::kernels::Attention;
+use kquant_moe::oracle::attention::{Head, attention};
+
+const SCALE: f32 = 0.088_388_35;
+
+fn bench(criterion: &mut Criterion) {
+    let mut random = Random::new(8);
+    let mut group = group(criterion, "attention");
+    let device = gpu();
+    let stride = KV_HEADS * HEAD_DIM;
+    let Some(device) = device else {
+        let cache: Vec<f16> = random.gaussians(512 * stride).into_iter().map(f16::from_f32).collect();
+        let (q, mut out) = (random.gaussians(HEAD_DIM), [0.0; HEAD_DIM]);
+        on_cpu(&mut group, "one head at 512", 2 * 2 * 512 * HEAD_DIM, || {
+            attention(&q, Head { k: &cache, v: &cache, stride }, 512, SCALE, &mut out, None);
+        });
+        return;
+    };
+    for depth in [512, 6000] {
+        for tokens in TOKENS {
+            let capacity = (depth + tokens).next_multiple_of(64);
+            let q = random.gaussians(tokens * HEADS * HEAD_DIM);
+            let cache: Vec<u8> =
+                random.gaussians(capacity * stride).iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+            let q = ok(Buffer::from_slice(&device, &q));
+            let start = ok(Buffer::from_slice(&device, &[depth as u32]));
+            let room = ok(Attention::workspace_bytes(&device, capacity, tokens, HEADS, HEAD_DIM));
+            let workspace = ok(Buffer::<_, u8>::zeroed(&device, room));
+            let make = |_| {
+                let caches = [&cache, &cache].map(|values| ok(Buffer::from_slice(&device, values)));
+                (caches, ok(Buffer::zeroed(&device, tokens * HEADS * HEAD_DIM / BLOCK)))
+            };
+            let bytes = 2 * (depth + tokens) * stride * 2;
+            on_gpu(&mut group, &device, &format!("{depth}/{tokens}"), bytes, make, |([k, v], fixed)| {
+                Attention {
+                    q: q.slice(),
+                    k_cache: k.slice(),
+                    v_cache: v.slice(),
+                    cache_kind: TensorType::F16,
+                    start: start.slice(),
+                    out: None,
+                    fixed: Some(fixed.slice_mut()),
+                    scores: None,
+                    // SAFETY: launches of one queue follow each other, so they may share the workspace.
+                    workspace: unsafe {
+                        kquant_moe::device::SliceMut::from_raw(workspace.slice().as_ptr() as u64, room)
+                    },
+                    capacity,
+                    tokens,
+                    heads: HEADS,
+                    kv_heads: KV_HEADS,
+                    head_dim: HEAD_DIM,
+                    scale: SCALE,
+                }
+                .launch(&device)
+            });
+        }
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

@@ -1,0 +1,55 @@
+//! `moe_router` at full size.
+
+mod common;
+
+use common::*;
+use criterion::{Criterion, criterion_group, criterion_main};
+use kquant_moe::device::Buffer;
+use kquant_moe::kernels::MoeRouter;
+use kquant_moe::oracle::moe_router::moe_router;
+
+fn bench(criterion: &mut Criterion) {
+    let mut random = Random::new(9);
+    let mut group = group(criterion, "moe_router");
+    let device = gpu();
+    let experts = if device.is_some() { EXPERTS } else { 16 };
+    let w = random.gaussians(experts * HIDDEN);
+    let (cols, top_k, bytes) = (HIDDEN, TOP_K, 4 * w.len());
+    for tokens in TOKENS {
+        let x = random.gaussians(tokens * cols);
+        let id = format!("{experts}x{cols}/{tokens}");
+        if let Some(device) = &device {
+            let x = ok(Buffer::from_slice(device, &x));
+            let make = |_| {
+                let floats = [experts, top_k].map(|n| ok(Buffer::zeroed(device, tokens * n)));
+                let integers = [top_k, 1].map(|n| ok(Buffer::zeroed(device, tokens * n)));
+                (ok(Buffer::from_slice(device, &w)), floats, integers)
+            };
+            on_gpu(&mut group, device, &id, bytes, make, |(w, [logits, weights], [indices, done])| {
+                MoeRouter {
+                    x: x.slice(),
+                    w: w.slice(),
+                    logits: logits.slice_mut(),
+                    indices: indices.slice_mut(),
+                    weights: weights.slice_mut(),
+                    done: done.slice_mut(),
+                    tokens,
+                    cols,
+                    experts,
+                    top_k,
+                }
+                .launch(device)
+            });
+        } else {
+            let (mut logits, mut indices, mut weights) = (vec![0.0; experts], [0; TOP_K], [0.0; TOP_K]);
+            on_cpu(&mut group, &id, bytes, || {
+                for x in x.chunks(cols) {
+                    moe_router(x, &w, &mut logits, &mut indices, &mut weights);
+                }
+            });
+        }
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

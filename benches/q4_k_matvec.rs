@@ -1,0 +1,16 @@
+//! `q4_k_matvec` at full size.
+
+mod common;
+#[path = "common/matvec.rs"]
+mod matvec;
+
+use common::*;
+use criterion::{Criterion, criterion_group, criterion_main};
+use kquant_moe::blocks::TensorType;
+
+fn bench(criterion: &mut Criterion) {
+    matvec::bench(criterion, "q4_k_matvec", TensorType::Q4K, &[(HEADS * HEAD_DIM, HIDDEN), (HIDDEN, HEADS * HEAD_DIM)]);
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

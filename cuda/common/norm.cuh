@@ -1,0 +1,38 @@
+// RMSNorm of one row by a thread block with one warp for each run of 256: rms_norm.cu, and the kernels that take it in.
+#pragma once
+
+#include "check.cuh"
+#include "tree.cuh"
+
+// 1 / sqrt(mean(x^2) + eps) from the runs' sums.
+__device__ __forceinline__ float kqm_inverse_rms(KQM_SHARED_ARG(double) run_sum, int runs, float eps) {
+  return kqm_inverse_root(kqm_ascending_sum(run_sum, 0, 1, runs), runs * KQM_BLOCK, eps);
+}
+
+// y = (x * r) * weight for eight neighbours.
+__device__ __forceinline__ void kqm_scale_eight(float4 x0, float4 x1, float4 w0, float4 w1, float r, float (&y)[8]) {
+  const float x[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
+  const float w[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
+  KQM_UNROLL
+  for (int i = 0; i < 8; i++) y[i] = kqm_canonical(__fmul_rn(__fmul_rn(x[i], r), w[i]));
+}
+
+// The fused norm: warp w makes elements 256 w + 8 lane ... of the normed row; every thread of the block calls it. w0 and w1 are
+// the lane's norm weights, which the caller fetched before it waited for its dependencies.
+__device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm, float4 w0, float4 w1,
+                                                     KQM_SHARED_ARG(double) run_sum, float (&y)[8]) {
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, runs = blockDim.x >> 5;
+  const float4 *x = reinterpret_cast<const float4 *>(norm.x) + 64 * warp + 2 * lane;
+  const float4 x0 = x[0], x1 = x[1];
+  const double sum = kqm_tree_warp(kqm_tree_leaves(x0, x1, x0, x1));
+  if (lane == 0) run_sum[warp] = sum;
+  __syncthreads();
+  kqm_scale_eight(x0, x1, w0, w1, kqm_inverse_rms(run_sum, runs, norm.eps), y);
+}
+
+inline kqm_status kqm_check_fused_norm(const kqm_fused_norm &norm, uint32_t tokens, uint32_t cols) {
+  KQM_REQUIRE(norm.weight != nullptr, KQM_NULL_POINTER);
+  KQM_REQUIRE(tokens == 1 && cols <= KQM_FUSED_COLS, KQM_BAD_SHAPE);
+  KQM_REQUIRE(kqm_aligned(norm.x, 16) && kqm_aligned(norm.weight, 16) && kqm_aligned(norm.out, 16), KQM_MISALIGNED);
+  return KQM_OK;
+}

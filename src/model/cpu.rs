@@ -1,0 +1,516 @@
+//! The CPU backend: the oracles, in parallel over rows, tokens and heads.
+//!
+//! Weights are used where they are in the file. The one thing that is written a second time, for speed, is the integer
+//! sum inside a product of quantized rows (`dot.rs`), which is exact and so the same.
+
+mod dot;
+mod simd;
+
+use half::f16;
+use rayon::prelude::*;
+
+use super::backend::{Attention, Backend, CacheShape, CacheType, Down, NormQkv, NormRouter, RoutingShape, Swiglu};
+use super::weights::Tensor;
+use crate::blocks::{BLOCK, TensorType};
+use crate::oracle::attention::{Element, Head};
+use crate::oracle::embedding::Table;
+use crate::oracle::{self, FixedBlock, Matrix};
+use crate::{Error, Result};
+use dot::SplitBlock;
+use simd::with_fma;
+
+/// Rows of a matrix that one task computes.
+const TASK_ROWS: usize = 32;
+
+/// The CPU, with as many threads as rayon's global pool has.
+///
+/// Operations panic when a buffer is smaller than their shapes demand; a [`super::Context`] has no such buffers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu;
+
+impl Cpu {
+    /// The backend.
+    pub fn new() -> Self {
+        Self
+    }
+}
+
+/// Activations as fixed point.
+pub struct Fixed(Vec<SplitBlock>);
+
+impl Fixed {
+    fn quantize(&mut self, x: &[f32]) {
+        let one = |(x, out): (&[f32; BLOCK], &mut SplitBlock)| {
+            *out = with_fma(
+                #[inline(always)]
+                || SplitBlock::from(&FixedBlock::new(x)),
+            );
+        };
+        x.as_chunks().0.par_iter().with_min_len(64).zip(&mut self.0).for_each(one);
+    }
+
+    /// The rows of the activations, each of `cols` values.
+    fn rows(&self, cols: usize) -> impl Iterator<Item = &[SplitBlock]> {
+        self.0.chunks_exact(cols / BLOCK)
+    }
+}
+
+/// Router results of a batch, and the pairs in the order of their experts.
+pub struct Routing {
+    shape: RoutingShape,
+    logits: Vec<f32>,
+    indices: Vec<u32>,
+    weights: Vec<f32>,
+    order: Vec<u32>,
+}
+
+impl Routing {
+    /// For each expert in use: its number and its pairs.
+    fn groups(&self) -> impl Iterator<Item = (usize, &[u32])> {
+        let expert = |pair: u32| self.indices[pair as usize];
+        self.order.chunk_by(move |&a, &b| expert(a) == expert(b)).map(move |pairs| (expert(pairs[0]) as usize, pairs))
+    }
+}
+
+/// Keys and values, `[layers][capacity, kv_heads, head_dim]` each.
+pub struct Cache {
+    shape: CacheShape,
+    values: CacheValues,
+}
+
+enum CacheValues {
+    F32([Vec<f32>; 2]),
+    F16([Vec<f16>; 2]),
+}
+
+/// Tokens and the position of the first one.
+pub struct Input {
+    tokens: Vec<u32>,
+    start: usize,
+}
+
+/// The matrix of expert `expert` of a quantized tensor: where a tensor's type decides what computes with it.
+fn expert_matrix(tensor: &Tensor, expert: usize) -> Matrix<'_> {
+    let blocks = tensor.rows() * (tensor.cols() / BLOCK);
+    let range = expert * blocks..(expert + 1) * blocks;
+    match (tensor.q4_k(), tensor.q6_k()) {
+        (Some(all), _) => Matrix::Q4K(&all[range]),
+        (_, Some(all)) => Matrix::Q6K(&all[range]),
+        _ => Matrix::Q4K(&[]),
+    }
+}
+
+/// One product: a matrix, the activations of the tokens that use it, and the rows of the output that they fill.
+struct Product<'a> {
+    w: Matrix<'a>,
+    x: Vec<&'a [SplitBlock]>,
+    y: Vec<usize>,
+}
+
+/// Computes products with matrices of `rows` rows. Row `y[i]` of `out`, `[.., rows]`, gets the product with `x[i]`.
+fn products(products: &[Product<'_>], rows: usize, out: &mut [f32]) {
+    // Tasks write `[row][token]`, so that each has its own part of the memory.
+    let mut scratch = vec![0.0; products.iter().map(|product| product.x.len()).sum::<usize>() * rows];
+    let mut tasks = Vec::new();
+    let mut rest = scratch.as_mut_slice();
+    for product in products {
+        let (part, after) = rest.split_at_mut(product.x.len() * rows);
+        rest = after;
+        let parts = part.chunks_mut(TASK_ROWS * product.x.len()).enumerate();
+        tasks.extend(parts.map(|(task, part)| (product, task * TASK_ROWS, part)));
+    }
+    tasks.into_par_iter().for_each(|(product, first, part)| dot::product(product.w, first, &product.x, part));
+
+    let mut rest = scratch.as_slice();
+    for product in products {
+        let tokens = product.x.len();
+        let (part, after) = rest.split_at(tokens * rows);
+        rest = after;
+        for (token, &y) in product.y.iter().enumerate() {
+            for (out, &value) in out[y * rows..][..rows].iter_mut().zip(part[token..].iter().step_by(tokens)) {
+                *out = value;
+            }
+        }
+    }
+}
+
+/// One product for all tokens.
+fn plain<'a>(w: &'a Tensor, x: &'a Fixed, tokens: usize) -> Product<'a> {
+    Product { w: expert_matrix(w, 0), x: x.rows(w.cols()).take(tokens).collect(), y: (0..tokens).collect() }
+}
+
+impl Backend for Cpu {
+    type Matrix = Tensor;
+    type Table = Tensor;
+    type Floats = Vec<f32>;
+    type Fixed = Fixed;
+    type Routing = Routing;
+    type Cache = Cache;
+    type Input = Input;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn fork(&self) -> Result<Self> {
+        Ok(*self)
+    }
+
+    fn matrix(&self, tensor: &Tensor) -> Result<Tensor> {
+        match tensor.kind() {
+            TensorType::Q4K | TensorType::Q6K => Ok(tensor.clone()),
+            TensorType::F32 | TensorType::F16 => Err(Error::UnsupportedType {
+                tensor: tensor.name().into(),
+                found: format!("{:?}", tensor.kind()),
+                supported: "Q4_K, Q6_K",
+            }),
+        }
+    }
+
+    fn table(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(tensor.clone())
+    }
+
+    fn floats_from(&self, values: &[f32]) -> Result<Vec<f32>> {
+        Ok(values.to_vec())
+    }
+
+    fn floats(&self, len: usize) -> Result<Vec<f32>> {
+        Ok(vec![0.0; len])
+    }
+
+    fn fixed(&self, blocks: usize) -> Result<Fixed> {
+        Ok(Fixed(vec![SplitBlock::ZERO; blocks]))
+    }
+
+    fn routing(&self, shape: RoutingShape) -> Result<Routing> {
+        let pairs = shape.tokens * shape.top_k;
+        Ok(Routing {
+            shape,
+            logits: vec![0.0; shape.tokens * shape.experts],
+            indices: vec![0; pairs],
+            weights: vec![0.0; pairs],
+            order: Vec::with_capacity(pairs),
+        })
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<Cache> {
+        let len = shape.layers * shape.capacity * shape.kv_heads * shape.head_dim;
+        let values = match shape.element {
+            CacheType::F32 => CacheValues::F32([vec![0.0; len], vec![0.0; len]]),
+            CacheType::F16 => CacheValues::F16([vec![f16::ZERO; len], vec![f16::ZERO; len]]),
+        };
+        Ok(Cache { shape, values })
+    }
+
+    fn input(&self, tokens: usize) -> Result<Input> {
+        Ok(Input { tokens: Vec::with_capacity(tokens), start: 0 })
+    }
+
+    fn set_input(&self, input: &mut Input, tokens: &[u32], start: usize) -> Result<()> {
+        input.tokens.clear();
+        input.tokens.extend_from_slice(tokens);
+        input.start = start;
+        Ok(())
+    }
+
+    fn read(&self, buffer: &Vec<f32>, from: usize, out: &mut [f32]) -> Result<()> {
+        out.copy_from_slice(&buffer[from..][..out.len()]);
+        Ok(())
+    }
+
+    fn read_indices(&self, routing: &Routing, tokens: usize) -> Result<Vec<u32>> {
+        Ok(routing.indices[..tokens * routing.shape.top_k].to_vec())
+    }
+
+    fn read_weights(&self, routing: &Routing, tokens: usize) -> Result<Vec<f32>> {
+        Ok(routing.weights[..tokens * routing.shape.top_k].to_vec())
+    }
+
+    fn read_router_logits(&self, routing: &Routing, tokens: usize) -> Result<Vec<f32>> {
+        Ok(routing.logits[..tokens * routing.shape.experts].to_vec())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn embedding(&self, table: &Tensor, input: &Input, tokens: usize, out: &mut Vec<f32>) -> Result<()> {
+        let cols = table.cols();
+        let table = Table { bytes: table.bytes(), kind: table.kind(), cols };
+        oracle::embedding::embedding(table, &input.tokens[..tokens], &mut out[..tokens * cols]);
+        Ok(())
+    }
+
+    fn rms_norm(
+        &self,
+        x: &Vec<f32>,
+        weight: &Vec<f32>,
+        eps: f32,
+        tokens: usize,
+        out: Option<&mut Vec<f32>>,
+        fixed: Option<&mut Fixed>,
+    ) -> Result<()> {
+        let cols = weight.len();
+        let mut scratch = Vec::new();
+        let out = match out {
+            Some(out) => out,
+            None => {
+                scratch.resize(tokens * cols, 0.0);
+                &mut scratch
+            }
+        };
+        let out = &mut out[..tokens * cols];
+        out.par_chunks_exact_mut(cols).zip(x.par_chunks_exact(cols)).for_each(|(out, x)| {
+            with_fma(
+                #[inline(always)]
+                || oracle::rms_norm::rms_norm(x, weight, eps, out),
+            );
+        });
+        if let Some(fixed) = fixed {
+            fixed.quantize(out);
+        }
+        Ok(())
+    }
+
+    fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
+        let NormQkv { hidden, weight, eps, normed, fixed, w, y } = operands;
+        self.rms_norm(hidden, weight, eps, tokens, normed, Some(&mut *fixed))?;
+        for (w, y) in w.into_iter().zip(y) {
+            products(&[plain(w, fixed, tokens)], w.rows(), y);
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        operands: Attention<'_, Self>,
+        input: &Input,
+        tokens: usize,
+        cache: &mut Cache,
+        layer: usize,
+    ) -> Result<()> {
+        let Attention { q, k, v, q_weight, k_weight, table, heads, eps, rotated: q_rotated, .. } = operands;
+        let Attention { mut q_normed, mut k_normed, mut k_out, fixed, out, scores, .. } = operands;
+        let CacheShape { capacity, kv_heads, head_dim, .. } = cache.shape;
+        let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        for token in 0..tokens {
+            let position = input.start + token;
+            if position >= capacity {
+                break;
+            }
+            let angles = &table[position * head_dim..][..head_dim];
+            let (q_range, kv_range) =
+                (token * q_width..(token + 1) * q_width, token * kv_width..(token + 1) * kv_width);
+            let mut rotated = k[kv_range.clone()].to_vec();
+            with_fma(
+                #[inline(always)]
+                || {
+                    let normed = q_normed.as_mut().map(|normed| &mut normed[q_range.clone()]);
+                    q_rotated[q_range.clone()].copy_from_slice(&q[q_range.clone()]);
+                    oracle::rope::rope(&mut q_rotated[q_range], head_dim, Some(q_weight), eps, angles, normed);
+                    let normed = k_normed.as_mut().map(|normed| &mut normed[kv_range.clone()]);
+                    oracle::rope::rope(&mut rotated, head_dim, Some(k_weight), eps, angles, normed);
+                },
+            );
+            let at = (layer * capacity + position) * kv_width;
+            let v = &v[kv_range.clone()];
+            match &mut cache.values {
+                CacheValues::F32([keys, values]) => {
+                    store(&mut keys[at..], &rotated);
+                    store(&mut values[at..], v);
+                }
+                CacheValues::F16([keys, values]) => {
+                    store(&mut keys[at..], &rotated);
+                    store(&mut values[at..], v);
+                }
+            }
+            if let Some(k_out) = &mut k_out {
+                k_out[kv_range].copy_from_slice(&rotated);
+            }
+        }
+
+        let layer = layer * capacity * kv_heads * head_dim..(layer + 1) * capacity * kv_heads * head_dim;
+        let mut scratch = Vec::new();
+        let out = match out {
+            Some(out) => out,
+            None => {
+                scratch.resize(tokens * heads * head_dim, 0.0);
+                &mut scratch
+            }
+        };
+        let out = &mut out[..tokens * heads * head_dim];
+        let shape = Heads { heads, kv_heads, head_dim, capacity, start: input.start };
+        let scores = scores.map(|scores| &mut scores[..tokens * heads * capacity]);
+        match &cache.values {
+            CacheValues::F32([k, v]) => shape.attend(q_rotated, &k[layer.clone()], &v[layer], out, scores),
+            CacheValues::F16([k, v]) => shape.attend(q_rotated, &k[layer.clone()], &v[layer], out, scores),
+        }
+        fixed.quantize(out);
+        Ok(())
+    }
+
+    fn matvec(&self, w: &Tensor, x: &Fixed, tokens: usize, y: &mut Vec<f32>) -> Result<()> {
+        products(&[plain(w, x, tokens)], w.rows(), y);
+        Ok(())
+    }
+
+    fn matvec_add(
+        &self,
+        w: &Tensor,
+        x: &Fixed,
+        tokens: usize,
+        hidden: &mut Vec<f32>,
+        product: Option<&mut Vec<f32>>,
+    ) -> Result<()> {
+        let mut scratch = Vec::new();
+        let product = match product {
+            Some(product) => product,
+            None => {
+                scratch.resize(tokens * w.rows(), 0.0);
+                &mut scratch
+            }
+        };
+        products(&[plain(w, x, tokens)], w.rows(), product);
+        let len = tokens * w.rows();
+        oracle::residual_add::residual_add(&mut hidden[..len], &product[..len]);
+        Ok(())
+    }
+
+    fn norm_router(&self, operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Routing) -> Result<()> {
+        let NormRouter { hidden, weight, eps, router: w, normed: x, fixed } = operands;
+        self.rms_norm(hidden, weight, eps, tokens, Some(&mut *x), Some(fixed))?;
+        let RoutingShape { experts, top_k, .. } = routing.shape;
+        let cols = w.len() / experts;
+        let logits = routing.logits.par_chunks_exact_mut(experts);
+        let chosen = routing.indices.par_chunks_exact_mut(top_k).zip(routing.weights.par_chunks_exact_mut(top_k));
+        let rows = x.par_chunks_exact(cols).take(tokens);
+        rows.zip(logits).zip(chosen).for_each(|((x, logits), (indices, weights))| {
+            with_fma(
+                #[inline(always)]
+                || oracle::moe_router::moe_router(x, w, logits, indices, weights),
+            );
+        });
+        routing.order = oracle::moe_group::moe_group(&routing.indices[..tokens * top_k], experts).order;
+        Ok(())
+    }
+
+    fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &mut Routing, tokens: usize) -> Result<()> {
+        let Swiglu { gate, up, x, out, gate_out, up_out } = operands;
+        let top_k = routing.shape.top_k;
+        let len = tokens * top_k * gate.rows();
+        let rows: Vec<_> = x.rows(gate.cols()).collect();
+        let project = |w: &Tensor, out: &mut [f32]| {
+            let list: Vec<_> = routing
+                .groups()
+                .map(|(expert, pairs)| Product {
+                    w: expert_matrix(w, expert),
+                    x: pairs.iter().map(|&pair| rows[pair as usize / top_k]).collect(),
+                    y: pairs.iter().map(|&pair| pair as usize).collect(),
+                })
+                .collect();
+            products(&list, w.rows(), out);
+        };
+        let mut scratch = [Vec::new(), Vec::new()];
+        let [gate_scratch, up_scratch] = &mut scratch;
+        let gate_out = gate_out.unwrap_or(gate_scratch);
+        let up_out = up_out.unwrap_or(up_scratch);
+        gate_out.resize(gate_out.len().max(len), 0.0);
+        up_out.resize(up_out.len().max(len), 0.0);
+        project(gate, gate_out);
+        project(up, up_out);
+        let out = &mut out[..len];
+        out.par_iter_mut().with_min_len(1024).zip(&gate_out[..len]).zip(&up_out[..len]).for_each(
+            |((out, &gate), &up)| {
+                *out = with_fma(
+                    #[inline(always)]
+                    || oracle::moe_swiglu::swiglu(gate, up),
+                );
+            },
+        );
+        Ok(())
+    }
+
+    fn moe_down(&self, operands: Down<'_, Self>, routing: &Routing, tokens: usize) -> Result<()> {
+        let Down { down, x, fixed, hidden, expert_out, sum } = operands;
+        let top_k = routing.shape.top_k;
+        let cols = down.rows();
+        fixed.quantize(&x[..tokens * top_k * down.cols()]);
+        let rows: Vec<_> = fixed.rows(down.cols()).collect();
+        let list: Vec<_> = routing
+            .groups()
+            .map(|(expert, pairs)| Product {
+                w: expert_matrix(down, expert),
+                x: pairs.iter().map(|&pair| rows[pair as usize]).collect(),
+                y: pairs.iter().map(|&pair| pair as usize).collect(),
+            })
+            .collect();
+        products(&list, cols, expert_out);
+        let mut scratch = Vec::new();
+        let sum = sum.unwrap_or(&mut scratch);
+        sum.resize(sum.len().max(tokens * cols), 0.0);
+        let sum = &mut sum[..tokens * cols];
+        sum.par_chunks_exact_mut(cols)
+            .zip(routing.weights.par_chunks_exact(top_k))
+            .zip(expert_out.par_chunks_exact(top_k * cols))
+            .for_each(|((sum, weights), expert_out)| {
+                with_fma(
+                    #[inline(always)]
+                    || oracle::moe_down::moe_down(weights, expert_out, sum),
+                );
+            });
+        oracle::residual_add::residual_add(&mut hidden[..tokens * cols], sum);
+        Ok(())
+    }
+
+    fn copy_rows(&self, x: &Vec<f32>, row: usize, rows: usize, cols: usize, out: &mut Vec<f32>) -> Result<()> {
+        out[..rows * cols].copy_from_slice(&x[row * cols..][..rows * cols]);
+        Ok(())
+    }
+
+    fn argmax(&self, x: &Vec<f32>, rows: usize, cols: usize) -> Result<Vec<u32>> {
+        Ok(x.chunks_exact(cols).take(rows).map(oracle::argmax::argmax).collect())
+    }
+}
+
+/// Stores a token's keys or values in the cache.
+fn store<T: Element>(cache: &mut [T], values: &[f32]) {
+    for (out, &value) in cache.iter_mut().zip(values) {
+        *out = T::from_f32(value);
+    }
+}
+
+/// Shape of one layer's attention.
+struct Heads {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    capacity: usize,
+    /// Position of the first token.
+    start: usize,
+}
+
+impl Heads {
+    /// Attention of all tokens and heads in `out`, `[tokens, heads, head_dim]`.
+    fn attend<T: Element>(&self, q: &[f32], k: &[T], v: &[T], out: &mut [f32], scores: Option<&mut [f32]>) {
+        let &Self { heads, kv_heads, head_dim, capacity, start } = self;
+        let scale = oracle::attention::scale(head_dim);
+        let task = |index: usize, out: &mut [f32], scores: Option<&mut [f32]>| {
+            let (token, head) = (index / heads, index % heads);
+            let from = head / (heads / kv_heads) * head_dim;
+            let head = Head { k: &k[from..], v: &v[from..], stride: kv_heads * head_dim };
+            let q = &q[index * head_dim..][..head_dim];
+            with_fma(
+                #[inline(always)]
+                || oracle::attention::attention(q, head, start + token + 1, scale, out, scores),
+            );
+        };
+        let tasks = out.par_chunks_exact_mut(head_dim).enumerate();
+        match scores {
+            Some(scores) => tasks
+                .zip(scores.par_chunks_exact_mut(capacity))
+                .for_each(|((index, out), scores)| task(index, out, Some(scores))),
+            None => tasks.for_each(|(index, out)| task(index, out, None)),
+        }
+    }
+}

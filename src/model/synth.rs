@@ -1,0 +1,413 @@
+//! Synthetic models: files of a real model's exact shapes and types, with random weights of a realistic spread.
+//!
+//! A file depends on the preset, the number of layers and the seed only. It is generated in parallel and written as a
+//! stream; memory holds a few megabytes of it.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use half::f16;
+use rayon::prelude::*;
+
+use super::config::{ARCHITECTURE, Config};
+use crate::blocks::{BLOCK, BlockQ4K, BlockQ6K, TensorType, bytes};
+use crate::gguf::Header;
+use crate::{Error, Result};
+
+/// Standard deviation of the weights of matrices, but for those below.
+const SPREAD: f64 = 0.02;
+/// Of the embedding table, and of the output projections of attention and of the experts. Attention adds nearly the same
+/// to every token of a random model: were it not small next to the embedding and to what the experts add, all tokens
+/// would choose the same experts.
+const EMBEDDING_SPREAD: f64 = 1.0;
+const ATTN_OUTPUT_SPREAD: f64 = 0.004;
+const DOWN_SPREAD: f64 = 0.04;
+/// Standard deviation of the router's weights: logits of a normalised row of 2048 have one of 2.
+const ROUTER_SPREAD: f64 = 0.044;
+/// Standard deviation of the norms' weights around 1.
+const NORM_SPREAD: f64 = 0.1;
+/// Elements (blocks, or floats) that one task generates, and tasks between two writes.
+const TASK: usize = 1024;
+const TASKS: usize = 64;
+
+/// A model whose shape a synthetic one can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// The shape of the test model: 4 layers, 16 experts, hidden width 256; 9 MB.
+    Tiny,
+    /// Qwen3-Coder-30B-A3B: 48 layers, 128 experts, hidden width 2048; 18.6 GB.
+    Qwen3_30bA3b,
+}
+
+impl Preset {
+    /// Every preset.
+    pub const ALL: [Self; 2] = [Self::Tiny, Self::Qwen3_30bA3b];
+
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tiny => "tiny",
+            Self::Qwen3_30bA3b => "qwen3-30b-a3b",
+        }
+    }
+
+    /// Its hyperparameters.
+    pub fn config(self) -> Config {
+        match self {
+            Self::Tiny => Config {
+                layers: 4,
+                hidden: 256,
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 128,
+                experts: 16,
+                top_k: 4,
+                expert_ff: 256,
+                vocab: 2048,
+                context_length: 4096,
+                rms_eps: 1e-6,
+                rope_base: 1e6,
+            },
+            Self::Qwen3_30bA3b => Config {
+                layers: 48,
+                hidden: 2048,
+                heads: 32,
+                kv_heads: 4,
+                head_dim: 128,
+                experts: 128,
+                top_k: 8,
+                expert_ff: 768,
+                vocab: 151_936,
+                context_length: 262_144,
+                rms_eps: 1e-6,
+                rope_base: 1e7,
+            },
+        }
+    }
+}
+
+impl FromStr for Preset {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::Invalid`], with the list of known names, for an unknown one.
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|preset| preset.name() == name).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            Error::Invalid(format!("unknown preset {name:?} (known: {known})"))
+        })
+    }
+}
+
+/// What is generated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SynthOptions {
+    /// The shape.
+    pub preset: Preset,
+    /// Layers, when they are to be other than the preset's.
+    pub layers: Option<usize>,
+    /// Selects one of many models of the same shape.
+    pub seed: u64,
+}
+
+/// How a tensor's values are drawn.
+#[derive(Clone, Copy)]
+enum Values {
+    /// Around 1.
+    Norm,
+    /// Around 0.
+    Router,
+    /// Around 0, with a standard deviation.
+    Matrix(TensorType, f64),
+}
+
+struct Declared {
+    name: String,
+    /// Rows first.
+    shape: Vec<usize>,
+    values: Values,
+}
+
+/// Writes a synthetic model in llama.cpp's Q4_K_M mix, and returns the file's length. `progress` gets bytes done and
+/// bytes in all.
+///
+/// # Errors
+/// [`Error::Model`] for a number of layers that no model has, [`Error::Io`] when writing fails.
+pub fn synth(path: impl AsRef<Path>, options: SynthOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<u64> {
+    let mut config = options.preset.config();
+    config.layers = options.layers.unwrap_or(config.layers);
+    config.check()?;
+    let tensors = tensors(&config);
+    let mut header = Header::new(path.as_ref());
+    metadata(&mut header, &config, options)?;
+    for tensor in &tensors {
+        let dims: Vec<u64> = tensor.shape.iter().rev().map(|&n| n as u64).collect();
+        let kind = match tensor.values {
+            Values::Norm | Values::Router => TensorType::F32,
+            Values::Matrix(kind, _) => kind,
+        };
+        header.tensor(&tensor.name, kind, &dims)?;
+    }
+    let total = header.file_len();
+    let mut writer = header.create()?;
+    let mut done = 0;
+    for (number, tensor) in tensors.iter().enumerate() {
+        let stream = mix(options.seed ^ mix(number as u64 + 1));
+        let elements: usize = tensor.shape.iter().product();
+        let mut write = |bytes: &[u8]| {
+            writer.write(&tensor.name, bytes)?;
+            done += bytes.len() as u64;
+            progress(done, total);
+            Ok(())
+        };
+        match tensor.values {
+            Values::Norm => {
+                stream_of(elements, stream, |rng| float(rng, 1.0, NORM_SPREAD), |v| v.as_flattened(), &mut write)
+            }
+            Values::Router => {
+                stream_of(elements, stream, |rng| float(rng, 0.0, ROUTER_SPREAD), |v| v.as_flattened(), &mut write)
+            }
+            Values::Matrix(TensorType::Q6K, spread) => {
+                stream_of(elements / BLOCK, stream, |rng| block_q6_k(rng, spread), bytes, &mut write)
+            }
+            Values::Matrix(_, spread) => {
+                stream_of(elements / BLOCK, stream, |rng| block_q4_k(rng, spread), bytes, &mut write)
+            }
+        }?;
+    }
+    writer.finish()?;
+    progress(total, total);
+    Ok(total)
+}
+
+/// Generates `count` elements, each from its own part of the random stream, and writes them in order.
+fn stream_of<T: Send + Clone>(
+    count: usize,
+    stream: u64,
+    element: impl Fn(&mut Rng) -> T + Sync,
+    as_bytes: impl Fn(&[T]) -> &[u8],
+    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let mut buffer = Vec::new();
+    for first in (0..count).step_by(TASK * TASKS) {
+        let end = count.min(first + TASK * TASKS);
+        (first..end)
+            .into_par_iter()
+            .with_min_len(TASK)
+            .map(|index| element(&mut Rng(stream.wrapping_add(mix(index as u64)))))
+            .collect_into_vec(&mut buffer);
+        write(as_bytes(&buffer))?;
+    }
+    Ok(())
+}
+
+/// Tensors in the order of llama.cpp's files.
+fn tensors(config: &Config) -> Vec<Declared> {
+    let &Config { layers, hidden, head_dim, experts, expert_ff, vocab, .. } = config;
+    let (q, kv) = (config.q_width(), config.kv_width());
+    let declared = |name: String, shape: &[usize], values| Declared { name, shape: shape.to_vec(), values };
+    let matrix = |spread| Values::Matrix(TensorType::Q4K, spread);
+    let mut all = vec![
+        declared("output.weight".into(), &[vocab, hidden], Values::Matrix(TensorType::Q6K, SPREAD)),
+        declared("output_norm.weight".into(), &[hidden], Values::Norm),
+        declared("token_embd.weight".into(), &[vocab, hidden], matrix(EMBEDDING_SPREAD)),
+    ];
+    for layer in 0..layers {
+        let wide = if more_bits(layer, layers) { TensorType::Q6K } else { TensorType::Q4K };
+        let parts: [(&str, &[usize], Values); 12] = [
+            ("attn_k", &[kv, hidden], matrix(SPREAD)),
+            ("attn_k_norm", &[head_dim], Values::Norm),
+            ("attn_norm", &[hidden], Values::Norm),
+            ("attn_output", &[hidden, q], matrix(ATTN_OUTPUT_SPREAD)),
+            ("attn_q", &[q, hidden], matrix(SPREAD)),
+            ("attn_q_norm", &[head_dim], Values::Norm),
+            ("attn_v", &[kv, hidden], Values::Matrix(wide, SPREAD)),
+            ("ffn_down_exps", &[experts, hidden, expert_ff], Values::Matrix(wide, DOWN_SPREAD)),
+            ("ffn_gate_exps", &[experts, expert_ff, hidden], matrix(SPREAD)),
+            ("ffn_gate_inp", &[experts, hidden], Values::Router),
+            ("ffn_norm", &[hidden], Values::Norm),
+            ("ffn_up_exps", &[experts, expert_ff, hidden], matrix(SPREAD)),
+        ];
+        let name = |part: &str| format!("blk.{layer}.{part}.weight");
+        all.extend(parts.map(|(part, shape, values)| declared(name(part), shape, values)));
+    }
+    all
+}
+
+/// The layers in which Q4_K_M keeps values and down projections in Q6_K: `use_more_bits` of llama.cpp.
+fn more_bits(layer: usize, layers: usize) -> bool {
+    layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2
+}
+
+fn metadata(header: &mut Header, config: &Config, options: SynthOptions) -> Result<()> {
+    header.set("general.architecture", ARCHITECTURE)?;
+    header.set("general.name", &format!("Synthetic {} (seed {})", options.preset.name(), options.seed))?;
+    for (name, value) in [
+        ("block_count", config.layers),
+        ("context_length", config.context_length),
+        ("embedding_length", config.hidden),
+        ("feed_forward_length", config.expert_ff * config.top_k),
+        ("attention.head_count", config.heads),
+        ("attention.head_count_kv", config.kv_heads),
+        ("attention.key_length", config.head_dim),
+        ("attention.value_length", config.head_dim),
+        ("expert_count", config.experts),
+        ("expert_used_count", config.top_k),
+        ("expert_feed_forward_length", config.expert_ff),
+        ("vocab_size", config.vocab),
+    ] {
+        header.set(&format!("{ARCHITECTURE}.{name}"), &(value as u32))?;
+    }
+    header.set(&format!("{ARCHITECTURE}.rope.freq_base"), &config.rope_base)?;
+    header.set(&format!("{ARCHITECTURE}.attention.layer_norm_rms_epsilon"), &config.rms_eps)?;
+    header.set("general.quantization_version", &2_u32)?;
+    // LLAMA_FTYPE_MOSTLY_Q4_K_M
+    header.set("general.file_type", &15_u32)?;
+
+    // A byte-level vocabulary: the 256 bytes, which can spell every text, placeholders, and an end of text.
+    let end = config.vocab - 1;
+    let tokens: Vec<String> = (0..config.vocab)
+        .map(|id| match u8::try_from(id) {
+            Ok(byte) => byte_symbol(byte).to_string(),
+            Err(_) if id == end => "<|endoftext|>".into(),
+            Err(_) => format!("<|{id}|>"),
+        })
+        .collect();
+    let (normal, control) = (1_i32, 3_i32);
+    let types: Vec<i32> = (0..config.vocab).map(|id| if id < 256 { normal } else { control }).collect();
+    header.set("tokenizer.ggml.model", "gpt2")?;
+    header.set("tokenizer.ggml.pre", "qwen2")?;
+    header.set("tokenizer.ggml.tokens", &tokens)?;
+    header.set("tokenizer.ggml.token_type", &types)?;
+    header.set("tokenizer.ggml.merges", &Vec::<String>::new())?;
+    header.set("tokenizer.ggml.eos_token_id", &(end as u32))?;
+    header.set("tokenizer.ggml.add_bos_token", &false)
+}
+
+/// The character that stands for a byte in a byte-level vocabulary (`bytes_to_unicode` of GPT-2): printable ones stand
+/// for themselves, the n-th other one is U+0100 + n.
+fn byte_symbol(byte: u8) -> char {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..);
+    if printable(byte) {
+        return byte.into();
+    }
+    let others_before = (0..byte).filter(|&before| !printable(before)).count();
+    char::from_u32(0x100 + others_before as u32).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+/// The finalizer of SplitMix64.
+///
+/// Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators" (2014).
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// SplitMix64.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.0)
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for bytes in bytes.as_chunks_mut::<8>().0 {
+            *bytes = self.next().to_le_bytes();
+        }
+    }
+}
+
+/// A float with roughly a normal distribution: the sum of four uniform ones.
+fn float(rng: &mut Rng, mean: f64, spread: f64) -> [u8; 4] {
+    let bits = rng.next();
+    let sum: f64 = (0..4).map(|i| (bits >> (16 * i) & 0xffff) as f64 / 65536.0).sum();
+    ((mean + (sum - 2.0) * 3_f64.sqrt() * spread) as f32).to_le_bytes()
+}
+
+/// Quants are uniform on 0..16 (mean 7.5, standard deviation 4.61), scales on 32..64 (root mean square 48.4); mins equal
+/// the scales and weigh 7.5 times as much, so that the mean is 0.
+fn block_q4_k(rng: &mut Rng, spread: f64) -> BlockQ4K {
+    let d = spread / (48.4 * 4.61) * around_1(rng);
+    let mut block = BlockQ4K {
+        d: f16::from_f64(d).to_le_bytes(),
+        dmin: f16::from_f64(7.5 * d).to_le_bytes(),
+        scales: [0; 12],
+        qs: [0; 128],
+    };
+    let bits = rng.next();
+    let codes: [u8; 8] = std::array::from_fn(|j| (bits >> (5 * j)) as u8 & 31 | 32);
+    for j in 0..4 {
+        let (first, second) = (codes[j], codes[j + 4]);
+        block.scales[j] = first | second >> 4 << 6;
+        block.scales[j + 4] = first | second >> 4 << 6;
+        block.scales[j + 8] = second & 15 | (second & 15) << 4;
+    }
+    rng.fill(&mut block.qs);
+    block
+}
+
+/// Quants are uniform on -32..32 (standard deviation 18.5), scales are of either sign and of size 32..96 (root mean
+/// square 66.7), so that the mean is 0.
+fn block_q6_k(rng: &mut Rng, spread: f64) -> BlockQ6K {
+    let d = spread / (66.7 * 18.5) * around_1(rng);
+    let mut block = BlockQ6K { ql: [0; 128], qh: [0; 64], scales: [0; 16], d: f16::from_f64(d).to_le_bytes() };
+    let bits = [rng.next(), rng.next()];
+    for (j, scale) in block.scales.iter_mut().enumerate() {
+        let code = (bits[j / 8] >> (8 * (j % 8))) as i8;
+        let size = 32 + (code & 63);
+        *scale = if code < 0 { -size } else { size };
+    }
+    rng.fill(&mut block.ql);
+    rng.fill(&mut block.qh);
+    block
+}
+
+/// A factor from 0.75 to 1.25.
+fn around_1(rng: &mut Rng) -> f64 {
+    0.75 + (rng.next() >> 48) as f64 / 131_072.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::embedding::dequantize;
+
+    #[test]
+    fn weights_have_the_spread_and_no_offset() {
+        for kind in [TensorType::Q4K, TensorType::Q6K] {
+            let mut values = Vec::new();
+            for index in 0..2000 {
+                let mut rng = Rng(mix(index));
+                let mut out = [0.0; 256];
+                match kind {
+                    TensorType::Q4K => dequantize(kind, bytes(&[block_q4_k(&mut rng, SPREAD)]), &mut out),
+                    _ => dequantize(kind, bytes(&[block_q6_k(&mut rng, SPREAD)]), &mut out),
+                }
+                values.extend(out.map(f64::from));
+            }
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            let variance = values.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / values.len() as f64;
+            assert!(mean.abs() < SPREAD / 100.0, "{kind:?}: mean {mean}");
+            assert!((0.95..1.1).contains(&(variance.sqrt() / SPREAD)), "{kind:?}: spread {}", variance.sqrt());
+        }
+    }
+
+    #[test]
+    fn the_mix_is_that_of_llama_cpp() {
+        let chosen = |layers| (0..layers).filter(|&layer| more_bits(layer, layers)).collect::<Vec<_>>();
+        assert_eq!(chosen(4), [2, 3]);
+        assert_eq!(chosen(48).len(), 24);
+        assert_eq!(chosen(48)[..8], [0, 1, 2, 3, 4, 5, 8, 11]);
+    }
+
+    #[test]
+    fn bytes_have_the_symbols_of_gpt2() {
+        assert_eq!((byte_symbol(b'a'), byte_symbol(b' '), byte_symbol(b'\n')), ('a', 'Ġ', 'Ċ'));
+        let all: std::collections::HashSet<char> = (0..=255).map(byte_symbol).collect();
+        assert_eq!(all.len(), 256);
+        assert_eq!((byte_symbol(0xad), byte_symbol(0xa0)), ('\u{143}', '\u{142}'));
+    }
+}

@@ -1,0 +1,202 @@
+//! What commands work on: a model file and tokens.
+
+use std::num::ParseIntError;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use kquant_moe::device::{CudaDevice, Device as _};
+use kquant_moe::gguf::Gguf;
+use kquant_moe::model::{Backend, Config, Context, ContextOptions, LoadOptions, MemoryPlan, Model, Tensors};
+use kquant_moe::{Error, Result};
+
+use super::output::Progress;
+use super::tokenizer::Tokenizer;
+
+/// The built-in model.
+static DEFAULT_MODEL: &[u8] = include_bytes!("../../tests/data/tiny-qwen3moe-q4_k_m.gguf");
+
+/// Larger files are mapped instead of read.
+const MAP_BYTES: u64 = 64 << 20;
+
+/// Text that a command starts from when none is given: some Rust, long enough to fill more than one chunk of attention.
+pub const DEFAULT_TEXT: &str = "\
+use std::collections::HashMap;
+
+/// Counts how often each word occurs.
+pub fn count_words(text: &str) -> HashMap<String, usize> {
+    let mut counts = HashMap::new();
+    for word in text.split_whitespace() {
+        *counts.entry(word.to_string()).or_insert(0) += 1;
+    }
+    counts
+}
+";
+
+/// An open model file whose shape is known to be sound.
+pub struct Source {
+    /// The file.
+    pub gguf: Arc<Gguf>,
+    /// Its hyperparameters.
+    pub config: Config,
+    /// Its tensors.
+    pub tensors: Tensors,
+}
+
+impl Source {
+    /// Opens a file, or the built-in model, and checks everything that does not need the weights.
+    pub fn open(path: Option<&Path>) -> Result<Self> {
+        let gguf = Arc::new(match path {
+            None => Gguf::from_static("built-in tiny-qwen3moe", DEFAULT_MODEL)?,
+            Some(path) if std::fs::metadata(path).is_ok_and(|file| file.len() > MAP_BYTES) => {
+                // SAFETY: the help text asks the user not to change model files while the program runs.
+                unsafe { Gguf::map(path)? }
+            }
+            Some(path) => Gguf::read(path)?,
+        });
+        let config = Config::from_gguf(&gguf)?;
+        let tensors = Tensors::find(&gguf, &config)?;
+        Ok(Self { gguf, config, tensors })
+    }
+
+    /// The file's name, for reports.
+    pub fn name(&self) -> String {
+        self.gguf.path().display().to_string()
+    }
+
+    /// Loads the weights into a backend's memory, after checking that they and a context with `options` fit.
+    pub fn load<B: Backend>(
+        &self,
+        backend: B,
+        device: Option<&CudaDevice>,
+        options: &ContextOptions,
+    ) -> Result<Model<B>> {
+        if let Some(device) = device {
+            let needed = MemoryPlan::new(&self.config, &self.tensors, options)?.total();
+            let (free, _) = device.memory()?;
+            if needed > free {
+                return Err(Error::OutOfMemory { needed, free });
+            }
+        }
+        let progress = Progress::new("loading", self.gguf.file_len());
+        Model::load(self.gguf.clone(), backend, LoadOptions::default(), &mut |done, _| progress.set(done))
+    }
+
+    /// [`Self::load`], with a context.
+    pub fn load_with_context<B: Backend>(
+        &self,
+        backend: B,
+        device: Option<&CudaDevice>,
+        options: ContextOptions,
+    ) -> Result<(Model<B>, Context<B>)> {
+        let model = self.load(backend, device, &options)?;
+        let context = model.context(options)?;
+        Ok((model, context))
+    }
+
+    /// Bytes of weights that one decoded token reads: all matrices and vectors, of the experts those that the token uses,
+    /// of the embedding table one row.
+    pub fn bytes_per_token(&self) -> u64 {
+        let Config { top_k, vocab, .. } = self.config;
+        let bytes = |tensor: &kquant_moe::model::Tensor| {
+            let bytes = tensor.bytes().len() as u64;
+            if tensor.experts() > 1 { bytes / tensor.experts() as u64 * top_k as u64 } else { bytes }
+        };
+        let layers: u64 = self.tensors.layers.iter().flat_map(|layer| layer.iter()).map(bytes).sum();
+        let row = self.tensors.embedding.bytes().len() as u64 / vocab as u64;
+        layers + bytes(&self.tensors.output_norm) + bytes(&self.tensors.output) + row
+    }
+
+    /// Checks tokens before anything large is loaded, with the errors that the model would give.
+    pub fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        let vocab = self.config.vocab;
+        if tokens.is_empty() {
+            return Err(Error::Invalid("the prompt is empty: at least one token is needed".into()));
+        }
+        match tokens.iter().position(|&token| token as usize >= vocab) {
+            Some(position) => Err(Error::TokenOutOfRange { token: tokens[position], position, vocab }),
+            None => Ok(()),
+        }
+    }
+
+    /// The capacity of a context for `needed` positions, where `asked` is what the user wants.
+    pub fn capacity(&self, needed: usize, asked: Option<usize>) -> Result<usize> {
+        let most = self.config.context_length;
+        let capacity = asked.unwrap_or(needed.min(most));
+        if needed > capacity && capacity > 0 {
+            return Err(Error::ContextOverflow { used: 0, wanted: needed, capacity });
+        }
+        Ok(capacity)
+    }
+}
+
+/// `--tokens 1,2,3`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenList(pub Vec<u32>);
+
+impl FromStr for TokenList {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        if text.trim().is_empty() {
+            return Ok(Self(Vec::new()));
+        }
+        text.split(',').map(|token| token.trim().parse()).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// A prompt as text or as tokens.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Prompt {
+    /// Text, split by the model's own tokenizer
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// Token ids, separated by commas
+    #[arg(long, value_name = "IDS", conflicts_with = "prompt")]
+    tokens: Option<TokenList>,
+}
+
+/// A prompt that a model can start from.
+pub struct Start {
+    /// At least one token, all in the vocabulary.
+    pub tokens: Vec<u32>,
+    /// What turns tokens into text; none when the file has none that this program knows.
+    pub tokenizer: Option<Tokenizer>,
+}
+
+impl Prompt {
+    /// The tokens. Without a prompt those of `default_text`, or a few ids when the file has no tokenizer.
+    pub fn resolve(&self, source: &Source, default_text: &str) -> Result<Start> {
+        let tokenizer = Tokenizer::from_gguf(&source.gguf);
+        let (tokens, tokenizer) = match (&self.tokens, &self.prompt) {
+            (Some(TokenList(tokens)), _) => (tokens.clone(), tokenizer.unwrap_or_default()),
+            (None, Some(text)) => {
+                let tokenizer = tokenizer?.ok_or_else(|| {
+                    Error::Model(format!("{} has no tokenizer: give the prompt as --tokens", source.name()))
+                })?;
+                (tokenizer.encode(text)?, Some(tokenizer))
+            }
+            (None, None) => match tokenizer? {
+                Some(tokenizer) => (tokenizer.encode(default_text)?, Some(tokenizer)),
+                None => ((1..=8).map(|token| token % source.config.vocab as u32).collect(), None),
+            },
+        };
+        source.check_tokens(&tokens)?;
+        Ok(Start { tokens, tokenizer })
+    }
+}
+
+/// The model file of commands that have the built-in model as their default.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct OptionalModel {
+    /// GGUF file; the built-in model when there is none
+    #[arg(value_name = "MODEL")]
+    model: Option<PathBuf>,
+}
+
+impl OptionalModel {
+    /// Opens it.
+    pub fn open(&self) -> Result<Source> {
+        Source::open(self.model.as_deref())
+    }
+}

@@ -1,0 +1,81 @@
+//! `logits`: the logits of every token, and the experts that were chosen, as files.
+
+use std::path::PathBuf;
+
+use kquant_moe::Result;
+use kquant_moe::device::CudaDevice;
+use kquant_moe::model::{Backend, ContextOptions, Logits};
+use kquant_moe::trace::{Data, Positions, Record, Select, Selection, Stage};
+
+use super::Outcome;
+use super::backend::{self, Choice, Job, Kv};
+use super::input::{Source, TokenList};
+use super::npy;
+
+/// Computes the logits of every token and writes them as NumPy files.
+#[derive(clap::Args)]
+pub struct Args {
+    /// GGUF file
+    model: PathBuf,
+    /// Token ids, separated by commas
+    #[arg(long, value_name = "IDS")]
+    tokens: TokenList,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    backend: Choice,
+    /// Element type of the KV cache
+    #[arg(long, value_enum, default_value_t)]
+    kv: Kv,
+    /// File for the logits, f32 `[tokens, vocabulary]`
+    #[arg(long, value_name = "L.npy")]
+    out: PathBuf,
+    /// File for the chosen experts, int32 `[layers, tokens, k]`, highest probability first
+    #[arg(long, value_name = "R.npy")]
+    routers: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub fn logits(args: &Args) -> Result<Outcome> {
+    let source = Source::open(Some(&args.model))?;
+    let TokenList(tokens) = &args.tokens;
+    source.check_tokens(tokens)?;
+    let capacity = source.capacity(tokens.len(), None)?;
+    let trace = args.routers.is_some();
+    let options = ContextOptions { capacity, cache: args.kv.cache_type(), trace, ..ContextOptions::default() };
+    let device = args.backend.device()?;
+    let (logits, routers) = backend::run(device.as_ref(), Compute { source: &source, tokens, options })?;
+    let config = &source.config;
+    npy::write(&args.out, &[tokens.len(), config.vocab], &logits)?;
+    if let Some(path) = &args.routers {
+        npy::write(path, &[config.layers, tokens.len(), config.top_k], &routers)?;
+    }
+    Ok(Outcome::Ok)
+}
+
+struct Compute<'a> {
+    source: &'a Source,
+    tokens: &'a [u32],
+    options: ContextOptions,
+}
+
+impl Job for Compute<'_> {
+    type Output = (Vec<f32>, Vec<i32>);
+
+    fn run<B: Backend>(self, backend: B, device: Option<&CudaDevice>) -> Result<Self::Output> {
+        let (model, mut context) = self.source.load_with_context(backend, device, self.options)?;
+        if !self.options.trace {
+            return Ok((context.forward(&model, self.tokens, Logits::All)?, Vec::new()));
+        }
+        let mut layers = vec![Vec::new(); model.config().layers];
+        let stages = Some(vec![Stage::MoeRouterIndices]);
+        let record = |record: Record<'_>| {
+            if let (Some(layer), Data::U32(experts)) = (record.layer, record.data) {
+                layers[layer].extend(experts.iter().map(|&expert| expert as i32));
+            }
+            Ok(())
+        };
+        let selection = Selection { stages, layers: None, positions: Positions::All };
+        let logits = context.trace(&model, self.tokens, Logits::All, &mut Select { selection, record })?;
+        Ok((logits, layers.concat()))
+    }
+}

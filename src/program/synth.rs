@@ -1,0 +1,53 @@
+//! `synth`: models of random weights.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+use kquant_moe::Result;
+use kquant_moe::model::synth::{self, SynthOptions};
+
+use super::Outcome;
+use super::output::{Out, Progress, bytes};
+
+/// Writes a model of random weights, in the shape and the types of a real one: for measuring without the real file.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// The shape
+    #[arg(long, value_enum)]
+    preset: Preset,
+    /// Layers, when they are to be other than the preset's
+    #[arg(long, value_name = "N")]
+    layers: Option<usize>,
+    /// Selects one of many models of the same shape
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Preset(synth::Preset);
+
+impl ValueEnum for Preset {
+    fn value_variants<'a>() -> &'a [Self] {
+        const { &[Self(synth::Preset::ALL[0]), Self(synth::Preset::ALL[1])] }
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.name()))
+    }
+}
+
+/// Runs the command.
+pub fn synth(args: &Args, out: &mut Out) -> Result<Outcome> {
+    let options = SynthOptions { preset: args.preset.0, layers: args.layers, seed: args.seed };
+    let mut progress = None;
+    let len = synth::synth(&args.out, options, &mut |done, total| {
+        progress.get_or_insert_with(|| Progress::new("writing", total)).set(done);
+    })?;
+    drop(progress);
+    out.line(format_args!("{}: {}", args.out.display(), bytes(len)))?;
+    Ok(Outcome::Ok)
+}

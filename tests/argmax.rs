@@ -1,0 +1,124 @@
+//! `argmax` on every device.
+
+#[path = "common/kernels.rs"]
+mod common;
+
+use common::*;
+use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
+use kquant_moe::kernels::{Argmax, DecodeLoop};
+use kquant_moe::oracle::argmax::argmax;
+use kquant_moe::sys;
+
+on_devices!(equals_the_oracle, prefers_the_first_of_equals, feeds_the_decode_loop, refuses_bad_arguments);
+
+/// Runs twice, so that the second run finds what the first one left.
+fn run<D: Device>(device: &D, x: &[f32], rows: usize) -> Vec<u32> {
+    let cols = x.len() / rows;
+    let x = input(device, x);
+    let mut partial = Output::starting_with(device, &vec![0_u64; rows]);
+    let mut done = Output::starting_with(device, &vec![0_u32; rows]);
+    let mut results = [0, 0].map(|_| {
+        let mut out = Output::new(device, rows);
+        let (partial, done) = (partial.slice(), done.slice());
+        ok(Argmax { x: x.slice(), out: out.slice(), partial, done, feed: None, rows, cols }.launch(device));
+        out.read()
+    });
+    assert!(partial.read().iter().all(|&word| word == 0) && done.read().iter().all(|&word| word == 0));
+    assert_same("second run", &results[1], &results[0]);
+    std::mem::take(&mut results[0])
+}
+
+fn check<D: Device>(device: &D, what: &str, x: &[f32], rows: usize) {
+    let expected: Vec<u32> = x.chunks(x.len() / rows).map(argmax).collect();
+    assert_same(what, &run(device, x, rows), &expected);
+}
+
+fn equals_the_oracle<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(14);
+    let shapes =
+        size.shapes(&[(1, 1), (2, 31), (1, 4095), (3, 4096), (1, 4097), (9, 8200)], &[(1, 151_936), (70, 151_936)]);
+    for (rows, cols) in shapes {
+        for kind in Activations::ALL {
+            let x: Vec<f32> = (0..rows).flat_map(|_| kind.row(&mut random, cols)).collect();
+            check(device, &format!("{kind:?} [{rows}, {cols}]"), &x, rows);
+        }
+    }
+}
+
+fn prefers_the_first_of_equals<D: Device>(device: &D, _: Size) {
+    let cols = 9000;
+    let with = |background: f32, places: &[(usize, f32)]| {
+        let mut x = vec![background; cols];
+        for &(place, value) in places {
+            x[place] = value;
+        }
+        x
+    };
+    let negative_nan = f32::from_bits(0xffc0_0001);
+    let rows = [
+        (with(1.0, &[]), 0),
+        (with(-1.0, &[(8999, 2.0), (4096, 2.0), (4097, 2.0)]), 4096),
+        // Both zeros are the same.
+        (with(-0.0, &[(10, 0.0), (5000, 0.0)]), 0),
+        (with(0.0, &[(10, -0.0)]), 0),
+        (with(f32::NEG_INFINITY, &[]), 0),
+        (with(f32::NEG_INFINITY, &[(8998, f32::MIN)]), 8998),
+        // Every NaN is the same, and larger than infinity.
+        (with(f32::INFINITY, &[(700, f32::NAN), (600, negative_nan)]), 600),
+        (with(f32::INFINITY, &[(600, f32::NAN), (700, negative_nan)]), 600),
+        (with(f32::NAN, &[(0, f32::INFINITY)]), 1),
+    ];
+    let x: Vec<f32> = rows.iter().flat_map(|(row, _)| row.clone()).collect();
+    let expected: Vec<u32> = rows.iter().map(|&(_, index)| index).collect();
+    assert_same("ties", &run(device, &x, rows.len()), &expected);
+    check(device, "ties", &x, rows.len());
+}
+
+/// Tokens go to the history at the position, until it is full; the position always advances.
+fn feeds_the_decode_loop<D: Device>(device: &D, _: Size) {
+    let (rows, cols) = (2, 5000);
+    let mut random = Random::new(15);
+    let mut position = Output::starting_with(device, &[2_u32]);
+    let mut history = Output::starting_with(device, &[7_u32; 4]);
+    let mut expected = vec![7_u32; 4];
+    let mut partial = Output::starting_with(device, &[0_u64; 2]);
+    let mut done = Output::starting_with(device, &[0_u32; 2]);
+    for step in 2..6 {
+        let x = random.gaussians(rows * cols);
+        let x_device = input(device, &x);
+        let mut out = Output::new(device, rows);
+        let feed = Some(DecodeLoop { position: position.slice(), history: history.slice() });
+        let (partial, done) = (partial.slice(), done.slice());
+        ok(Argmax { x: x_device.slice(), out: out.slice(), partial, done, feed, rows, cols }.launch(device));
+        let tokens: Vec<u32> = x.chunks(cols).map(argmax).collect();
+        if step < expected.len() {
+            expected[step] = tokens[0];
+        }
+        assert_same("tokens", &out.read(), &tokens);
+        assert_same("position", &position.read(), &[step as u32 + 1]);
+        assert_same("history", &history.read(), &expected);
+    }
+}
+
+fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
+    let x: Buffer<D, f32> = Buffer::zeroed(device, 8).unwrap();
+    let mut out: Buffer<D, u32> = Buffer::zeroed(device, 2).unwrap();
+    let mut partial: Buffer<D, u64> = Buffer::zeroed(device, 2).unwrap();
+    let mut done: Buffer<D, u32> = Buffer::zeroed(device, 2).unwrap();
+    let (x_at, out_at) = (x.slice().as_ptr() as u64, out.slice_mut().as_ptr() as u64);
+    let mut run = |x: u64, out: u64, rows, cols| {
+        // SAFETY: as long as the buffers say, or refused before anything is read.
+        let (x, out) = unsafe { (Slice::from_raw(x, 8), SliceMut::from_raw(out, 2)) };
+        let (partial, done) = (partial.slice_mut(), done.slice_mut());
+        Argmax { x, out, partial, done, feed: None, rows, cols }.launch(device)
+    };
+    assert_status(run(0, out_at, 1, 8), sys::KQM_NULL_POINTER);
+    assert_status(run(x_at, 0, 1, 8), sys::KQM_NULL_POINTER);
+    assert_status(run(x_at, out_at, 0, 8), sys::KQM_BAD_SHAPE);
+    assert_status(run(x_at, out_at, 1, 0), sys::KQM_BAD_SHAPE);
+    assert_invalid(run(x_at, out_at, 1, 9));
+    assert_invalid(run(x_at, out_at, 3, 1));
+    assert_eq!(status_without_arguments!(device, argmax), sys::KQM_NULL_POINTER);
+    ok(run(x_at, out_at, 2, 4));
+    ok(device.synchronize());
+}

@@ -1,0 +1,202 @@
+//! Random operands.
+
+use half::f16;
+use kquant_moe::blocks::{self, BLOCK, TensorType};
+use kquant_moe::device::Device;
+use kquant_moe::kernels::Matrix;
+use kquant_moe::oracle::{self, FixedBlock};
+
+use super::compare::ok;
+
+/// Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n as u64) as usize
+    }
+
+    /// In (0, 1].
+    fn uniform(&mut self) -> f64 {
+        ((self.bits() >> 11) + 1) as f64 / (1_u64 << 53) as f64
+    }
+
+    pub fn gaussian(&mut self) -> f32 {
+        ((-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()) as f32
+    }
+
+    /// Cauchy: has no variance.
+    fn heavy_tailed(&mut self) -> f32 {
+        (std::f64::consts::PI * (self.uniform() - 0.5)).tan() as f32
+    }
+
+    pub fn gaussians(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.gaussian()).collect()
+    }
+
+    /// `count` different numbers below `n`, in no order.
+    pub fn distinct(&mut self, n: usize, count: usize) -> Vec<u32> {
+        let mut numbers: Vec<u32> = (0..n as u32).collect();
+        for i in 0..count {
+            let other = i + self.below(n - i);
+            numbers.swap(i, other);
+        }
+        numbers.truncate(count);
+        numbers
+    }
+}
+
+/// Distributions of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    Gaussian,
+    HeavyTailed,
+    Zero,
+    OneHot,
+    Denormal,
+    /// Near the largest f32.
+    Large,
+    /// Gaussian, with one NaN or infinity.
+    NonFinite,
+    /// Every run of 256 of another distribution, without the last one.
+    Mixed,
+}
+
+impl Activations {
+    pub const ALL: [Self; 8] = [
+        Self::Gaussian,
+        Self::HeavyTailed,
+        Self::Zero,
+        Self::OneHot,
+        Self::Denormal,
+        Self::Large,
+        Self::NonFinite,
+        Self::Mixed,
+    ];
+
+    /// One row.
+    pub fn row(self, random: &mut Random, cols: usize) -> Vec<f32> {
+        let at = random.below(cols);
+        match self {
+            Self::Gaussian => random.gaussians(cols),
+            Self::HeavyTailed => (0..cols).map(|_| random.heavy_tailed()).collect(),
+            Self::Zero => (0..cols).map(|i| if i % 3 == 0 { -0.0 } else { 0.0 }).collect(),
+            Self::OneHot => (0..cols).map(|i| if i == at { -1.5 } else { 0.0 }).collect(),
+            Self::Denormal => (0..cols)
+                .map(|_| {
+                    let bits = random.bits() as u32;
+                    // Of every magnitude, down to the smallest number.
+                    f32::from_bits(bits & 0x8000_0000 | (bits & 0x007f_ffff) >> random.below(23))
+                })
+                .collect(),
+            Self::Large => (0..cols)
+                .map(|i| if i == at { -f32::MAX } else { f32::MAX * (random.uniform() as f32 * 2.0 - 1.0) })
+                .collect(),
+            Self::NonFinite => {
+                let mut row = random.gaussians(cols);
+                // NaNs with a payload and a sign: results have neither.
+                let values = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::from_bits(0xffc1_2345)];
+                row[at] = values[random.below(values.len())];
+                row
+            }
+            Self::Mixed => {
+                let run = |_| Self::ALL[random.below(6)].row(random, BLOCK);
+                let mut row: Vec<f32> = (0..cols.div_ceil(BLOCK)).flat_map(run).collect();
+                row.truncate(cols);
+                row
+            }
+        }
+    }
+
+    /// Rows of all distributions in turn, starting with the `first`.
+    pub fn rows(random: &mut Random, first: usize, rows: usize, cols: usize) -> Vec<f32> {
+        (0..rows).flat_map(|row| Self::ALL[(first + row) % Self::ALL.len()].row(random, cols)).collect()
+    }
+}
+
+/// Whether a row holds a NaN or an infinity.
+pub fn has_non_finite(row: &[f32]) -> bool {
+    row.iter().any(|x| !x.is_finite())
+}
+
+/// Activations as the oracle and as the kernels take them.
+pub fn fixed_blocks(x: &[f32]) -> (Vec<FixedBlock>, Vec<kquant_moe::kernels::FixedBlock>) {
+    let blocks: Vec<FixedBlock> = x.as_chunks().0.iter().map(FixedBlock::new).collect();
+    let digits = blocks.iter().map(FixedBlock::digits).collect();
+    (blocks, digits)
+}
+
+/// Quantized matrices `[experts][rows, cols]` in GGUF's layout.
+pub struct Weights {
+    pub kind: TensorType,
+    pub experts: usize,
+    pub rows: usize,
+    pub cols: usize,
+    pub bytes: Vec<u8>,
+}
+
+impl Weights {
+    /// Random bits in every field. Scales are of the size that models have; a few are zero, tiny or the largest ones.
+    pub fn random(random: &mut Random, kind: TensorType, experts: usize, rows: usize, cols: usize) -> Self {
+        let size = kind.block_bytes();
+        let mut bytes: Vec<u8> =
+            (0..experts * rows * (cols / BLOCK) * size).map(|_| (random.bits() >> 32) as u8).collect();
+        for block in bytes.chunks_exact_mut(size) {
+            let places: &[usize] = if kind == TensorType::Q4K { &[0, 2] } else { &[208] };
+            for &at in places {
+                let scale = match random.below(64) {
+                    0 => f16::from_f32(0.0),
+                    1 => f16::from_bits(random.bits() as u16 & 0x83ff),
+                    2 => f16::MAX,
+                    _ => f16::from_f32(0.01 * random.gaussian()),
+                };
+                block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+        Self { kind, experts, rows, cols, bytes }
+    }
+
+    /// Bytes of one expert's matrix.
+    pub fn expert_bytes(&self, expert: usize) -> &[u8] {
+        let size = self.bytes.len() / self.experts;
+        &self.bytes[expert * size..][..size]
+    }
+
+    /// One expert's matrix for the oracle.
+    pub fn expert(&self, expert: usize) -> oracle::Matrix<'_> {
+        let bytes = self.expert_bytes(expert);
+        match self.kind {
+            TensorType::Q4K => oracle::Matrix::Q4K(blocks::q4_k(bytes).unwrap()),
+            _ => oracle::Matrix::Q6K(blocks::q6_k(bytes).unwrap()),
+        }
+    }
+
+    /// The matrices on a device, in the oracle's tile layout: independent of the kernel that repacks.
+    pub fn upload<D: Device>(&self, device: &D) -> Matrix<D> {
+        let mut matrix = ok(Matrix::uninitialised(device, self.kind, self.rows, self.cols, self.experts));
+        for expert in 0..self.experts {
+            let tiles = match self.expert(expert) {
+                oracle::Matrix::Q4K(blocks) => oracle::repack::q4_k(blocks, self.cols),
+                oracle::Matrix::Q6K(blocks) => oracle::repack::q6_k(blocks, self.cols),
+            };
+            let place = ok(matrix.expert_tiles(expert));
+            assert_eq!(place.len(), tiles.len());
+            // SAFETY: the place is as long as the tiles.
+            ok(unsafe { device.upload(place.as_ptr() as u64, &tiles) });
+        }
+        matrix
+    }
+}

@@ -1,0 +1,98 @@
+//! The kernels' own sources, run on the CPU.
+
+use std::cell::Cell;
+
+use kquant_moe::device::Device;
+use kquant_moe::{Result, sys};
+use kquant_moe_emulation as emulation;
+
+thread_local! {
+    static LAUNCHES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A device whose launches run at once, on the calling thread. Allocations end at a guard page.
+#[derive(Clone, Debug)]
+pub struct EmulatedDevice(());
+
+impl EmulatedDevice {
+    /// Fails where the emulation could not be compiled.
+    pub fn new() -> Result<Self, &'static str> {
+        emulation::available()?;
+        Ok(Self(()))
+    }
+}
+
+// SAFETY: memory lives until it is freed; work is done when a call returns. The alignment is 16, less than the trait
+// promises and all that kernels may demand, so that the guard page catches reads behind a buffer.
+unsafe impl Device for EmulatedDevice {
+    fn name(&self) -> &'static str {
+        "emulation"
+    }
+
+    fn kernels(&self) -> &'static sys::kqm_kernels {
+        // SAFETY: the table is a constant of this program, compiled from the header that the bindings were made of.
+        unsafe { emulation::table().cast::<sys::kqm_kernels>().as_ref() }.expect("the emulation has no kernels")
+    }
+
+    fn stream(&self) -> sys::kqm_stream {
+        std::ptr::null_mut()
+    }
+
+    fn fork(&self) -> Result<Self> {
+        Ok(self.clone())
+    }
+
+    /// Called before every launch: each one runs its blocks and threads in another order, the first one ascending.
+    fn activate(&self) -> Result<()> {
+        let launch = LAUNCHES.get();
+        LAUNCHES.set(launch + 1);
+        emulation::set_schedule(launch);
+        Ok(())
+    }
+
+    fn memory(&self) -> Result<(u64, u64)> {
+        Ok((1 << 32, 1 << 32))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        Ok(emulation::alloc(bytes, emulation::POISON) as u64)
+    }
+
+    unsafe fn free(&self, address: u64) {
+        // SAFETY: the caller owns the allocation.
+        let freed = unsafe { emulation::free(address as *mut u8) };
+        if let Err(error) = freed
+            && !std::thread::panicking()
+        {
+            panic!("{error}");
+        }
+    }
+
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        // SAFETY: the caller vouches for the range.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        // SAFETY: the caller vouches for the range.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller vouches for both ranges.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
+    }
+
+    unsafe fn clear(&self, address: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller vouches for the range.
+        unsafe { std::ptr::write_bytes(address as *mut u8, 0, bytes) };
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}

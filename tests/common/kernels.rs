@@ -1,0 +1,92 @@
+//! What the tests of the kernels share: devices to run on, operands to run with, and comparisons to the bit.
+#![allow(dead_code, unused_imports, unused_macros)]
+
+mod compare;
+mod data;
+mod emulated;
+pub mod matvec;
+mod memory;
+pub mod moe;
+
+pub use compare::{assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, ok};
+pub use data::{Activations, Random, Weights, fixed_blocks, has_non_finite};
+pub use emulated::EmulatedDevice;
+pub use memory::{Output, input};
+
+use std::env;
+
+use kquant_moe::device::CudaDevice;
+
+/// How large the shapes may be: small for the emulation, full for a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    Small,
+    Full,
+}
+
+impl Size {
+    /// The small shapes, and on a GPU the large ones too.
+    pub fn shapes<T: Clone>(self, small: &[T], large: &[T]) -> Vec<T> {
+        let mut shapes = small.to_vec();
+        if self == Self::Full {
+            shapes.extend_from_slice(large);
+        }
+        shapes
+    }
+}
+
+/// For each generic `fn check<D: Device>(device: &D, size: Size)`, a test on the emulation and one on the GPU.
+macro_rules! on_devices {
+    ($($check:ident),* $(,)?) => { $(
+        mod $check {
+            #[test]
+            fn emulated() {
+                if let Some(device) = crate::common::emulated_device() {
+                    super::$check(&device, crate::common::Size::Small);
+                }
+            }
+
+            #[test]
+            fn cuda() {
+                if let Some(device) = crate::common::cuda_device() {
+                    super::$check(&device, crate::common::Size::Full);
+                }
+            }
+        }
+    )* };
+}
+pub(crate) use on_devices;
+
+/// The status of a launcher that gets no arguments at all.
+macro_rules! status_without_arguments {
+    ($device:expr, $kernel:ident) => {{
+        let launcher = $device.kernels().$kernel.unwrap();
+        // SAFETY: launchers check for a null pointer.
+        unsafe { launcher(std::ptr::null(), $device.stream()) }
+    }};
+}
+pub(crate) use status_without_arguments;
+
+/// The emulation, or nothing where there is no C++ compiler.
+pub fn emulated_device() -> Option<EmulatedDevice> {
+    match EmulatedDevice::new() {
+        Ok(device) => Some(device),
+        Err(reason) => {
+            println!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+/// The first GPU, or nothing where there is none and none is demanded.
+pub fn cuda_device() -> Option<CudaDevice> {
+    match CudaDevice::new(0) {
+        Ok(device) => Some(device),
+        Err(error) => {
+            let demanded = env::var("KQUANT_MOE_REQUIRE_GPU").is_ok_and(|value| value == "1");
+            assert!(!demanded, "KQUANT_MOE_REQUIRE_GPU=1, but {error}");
+            println!("skipped: {error}");
+            None
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! `moe_down` on every device.
+
+#[path = "common/kernels.rs"]
+mod common;
+
+use common::*;
+use kquant_moe::blocks::{BLOCK, TensorType::*};
+use kquant_moe::device::{Buffer, Device, Slice};
+use kquant_moe::kernels::{FixedBlock, Groups, Matrix, MoeDown};
+use kquant_moe::{oracle, sys};
+use rayon::prelude::*;
+
+on_devices!(equals_the_oracle, batch_equals_single_tokens, refuses_bad_arguments);
+
+/// Of one batch: x, indices, weights and the residual.
+struct Operands<'a> {
+    x: &'a [FixedBlock],
+    indices: &'a [u32],
+    weights: &'a [f32],
+    residual: &'a [f32],
+}
+
+#[derive(Debug)]
+struct Results {
+    expert_out: Vec<f32>,
+    /// Empty without the tap.
+    sum: Vec<f32>,
+    y: Vec<f32>,
+}
+
+fn run<D: Device>(device: &D, down: &Matrix<D>, operands: Operands<'_>, tokens: usize, tap: bool) -> Results {
+    let (top_k, rows) = (operands.indices.len() / tokens, down.rows());
+    let (x, indices) = (input(device, operands.x), input(device, operands.indices));
+    let weights = input(device, operands.weights);
+    let groups = moe::group(device, &indices, tokens, down.experts(), top_k);
+    let mut expert_out = Output::new(device, tokens * top_k * rows);
+    let mut sum = Output::new(device, tokens * rows);
+    let mut y = Output::starting_with(device, operands.residual);
+    ok(MoeDown {
+        down,
+        x: x.slice(),
+        indices: indices.slice(),
+        weights: weights.slice(),
+        groups: &groups,
+        expert_out: expert_out.slice(),
+        sum: sum.slice_if(tap),
+        y: y.slice(),
+        tokens,
+        top_k,
+    }
+    .launch(device));
+    Results { expert_out: expert_out.read(), sum: if tap { sum.read() } else { Vec::new() }, y: y.read() }
+}
+
+fn expected(
+    down: &Weights,
+    x: &[oracle::FixedBlock],
+    indices: &[u32],
+    weights: &[f32],
+    mut y: Vec<f32>,
+    top_k: usize,
+) -> Results {
+    let (rows, blocks) = (down.rows, down.cols / BLOCK);
+    let mut expert_out = vec![0.0; indices.len() * rows];
+    expert_out.par_chunks_mut(rows).enumerate().for_each(|(pair, out)| {
+        oracle::product(down.expert(indices[pair] as usize), down.cols, &x[pair * blocks..][..blocks], out);
+    });
+    let mut sum = vec![0.0; y.len()];
+    let tokens = weights.chunks(top_k).zip(expert_out.chunks(top_k * rows)).zip(sum.chunks_mut(rows));
+    for ((weights, expert_out), sum) in tokens {
+        oracle::moe_down::moe_down(weights, expert_out, sum);
+    }
+    oracle::residual_add::residual_add(&mut y, &sum);
+    Results { expert_out, sum, y }
+}
+
+fn equals_the_oracle<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(28);
+    // rows, cols, experts, top_k
+    let shapes = size.shapes(
+        &[
+            (40, 256, 6, 3),
+            (1, 768, 9, 8),
+            (15, 2048, 5, 1),
+            (17, 4096, 3, 2),
+            (16, 4352, 3, 2),
+            (300, 256, 4, 4),
+            // More units than the kernel for a single token has shared memory for.
+            (15, 1792, 34, 32),
+            (9, 256, 40, 32),
+        ],
+        &[(2048, 768, 128, 8), (100, 4352, 8, 2)],
+    );
+    let tokens = size.shapes(&[1, 2, 3, 8, 9, 17], &[70]);
+    for (shape, (rows, cols, experts, top_k)) in shapes.into_iter().enumerate() {
+        for kind in [Q4K, Q6K] {
+            let w = Weights::random(&mut random, kind, experts, rows, cols);
+            let down = w.upload(device);
+            for (case, &tokens) in tokens.iter().enumerate() {
+                if size == Size::Small && top_k == 32 && tokens > 3 {
+                    continue;
+                }
+                let what = format!("{kind:?} [{experts}][{rows}, {cols}], {tokens} tokens of {top_k} experts");
+                let x = Activations::rows(&mut random, case + shape, tokens * top_k, cols);
+                let (blocks, digits) = fixed_blocks(&x);
+                let indices = moe::choose(&mut random, tokens, experts, top_k);
+                let weights = random.gaussians(tokens * top_k);
+                let residual = Activations::Mixed.row(&mut random, tokens * rows);
+                let tap = case % 2 == 0;
+                let operands = Operands { x: &digits, indices: &indices, weights: &weights, residual: &residual };
+                let got = run(device, &down, operands, tokens, tap);
+                let expected = expected(&w, &blocks, &indices, &weights, residual, top_k);
+                assert_bits(&format!("{what}, expert_out"), &got.expert_out, &expected.expert_out);
+                if tap {
+                    assert_bits(&format!("{what}, sum"), &got.sum, &expected.sum);
+                }
+                assert_bits(&what, &got.y, &expected.y);
+                for (x, y) in x.chunks(top_k * cols).zip(got.y.chunks(rows)) {
+                    if has_non_finite(x) {
+                        assert_nan(&what, y);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Grouped by expert, a token gets what it gets alone.
+fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(29);
+    for (rows, cols, experts, top_k, tokens) in
+        size.shapes(&[(40, 768, 6, 3, 20), (17, 4352, 4, 2, 9)], &[(2048, 768, 128, 8, 64)])
+    {
+        for kind in [Q4K, Q6K] {
+            let down = Weights::random(&mut random, kind, experts, rows, cols).upload(device);
+            let indices = moe::choose(&mut random, tokens, experts, top_k);
+            let (_, x) = fixed_blocks(&Activations::rows(&mut random, 0, tokens * top_k, cols));
+            let (weights, residual) = (random.gaussians(tokens * top_k), random.gaussians(tokens * rows));
+            let part = |first: usize, tokens: usize| {
+                let (pairs, blocks) = (first * top_k..(first + tokens) * top_k, cols / BLOCK);
+                let operands = Operands {
+                    x: &x[pairs.start * blocks..pairs.end * blocks],
+                    indices: &indices[pairs.clone()],
+                    weights: &weights[pairs],
+                    residual: &residual[first * rows..(first + tokens) * rows],
+                };
+                run(device, &down, operands, tokens, true)
+            };
+            let together = part(0, tokens);
+            for token in 0..tokens {
+                let alone = part(token, 1);
+                assert_bits("y", &together.y[token * rows..][..rows], &alone.y);
+                assert_bits("sum", &together.sum[token * rows..][..rows], &alone.sum);
+                let pairs = top_k * rows;
+                assert_bits("expert_out", &together.expert_out[token * pairs..][..pairs], &alone.expert_out);
+            }
+        }
+    }
+}
+
+fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
+    let down = Matrix::uninitialised(device, Q6K, 16, 256, 4).unwrap();
+    let x: Buffer<D, FixedBlock> = Buffer::zeroed(device, 32).unwrap();
+    let indices: Buffer<D, u32> = Buffer::zeroed(device, 64).unwrap();
+    let weights: Buffer<D, f32> = Buffer::zeroed(device, 64).unwrap();
+    let mut expert_out: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
+    let mut y: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
+    let groups = ok(Groups::new(device, 4, 4, 4));
+    let (x_at, weights_at) = (x.slice().as_ptr() as u64, weights.slice().as_ptr() as u64);
+    let mut run = |x: u64, weights: u64, tokens, top_k| {
+        // SAFETY: as long as the buffers say, or refused before anything is read.
+        let (x, weights) = unsafe { (Slice::from_raw(x, 32), Slice::from_raw(weights, 64)) };
+        MoeDown {
+            down: &down,
+            x,
+            indices: indices.slice(),
+            weights,
+            groups: &groups,
+            expert_out: expert_out.slice_mut(),
+            sum: None,
+            y: y.slice_mut(),
+            tokens,
+            top_k,
+        }
+        .launch(device)
+    };
+    assert_status(run(0, weights_at, 1, 2), sys::KQM_NULL_POINTER);
+    assert_status(run(x_at, 0, 1, 2), sys::KQM_NULL_POINTER);
+    assert_status(run(x_at + 8, weights_at, 1, 2), sys::KQM_MISALIGNED);
+    for (tokens, top_k) in [(0, 2), (1, 0), (1, 5)] {
+        assert_status(run(x_at, weights_at, tokens, top_k), sys::KQM_BAD_SHAPE);
+    }
+    assert_invalid(run(x_at, weights_at, 17, 1));
+    assert_eq!(status_without_arguments!(device, moe_down), sys::KQM_NULL_POINTER);
+}

@@ -1,0 +1,197 @@
+//! `moe_router` on every device.
+
+#[path = "common/kernels.rs"]
+mod common;
+
+use common::*;
+use kquant_moe::device::{Buffer, Device, Slice};
+use kquant_moe::kernels::MoeRouter;
+use kquant_moe::{oracle, sys};
+
+on_devices!(equals_the_oracle, breaks_ties_by_index, batch_equals_single_tokens, refuses_bad_arguments);
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    tokens: usize,
+    cols: usize,
+    experts: usize,
+    top_k: usize,
+}
+
+#[derive(Debug, PartialEq)]
+struct Results {
+    logits: Vec<f32>,
+    indices: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+impl Shape {
+    /// Runs twice, so that the second run finds what the first one left.
+    fn run<D: Device>(&self, device: &D, x: &[f32], w: &[f32]) -> Results {
+        let (x, w) = (input(device, x), input(device, w));
+        let mut done = Output::starting_with(device, &vec![0_u32; self.tokens]);
+        let [first, second] = [0, 1].map(|_| {
+            let mut logits = Output::new(device, self.tokens * self.experts);
+            let mut indices = Output::new(device, self.tokens * self.top_k);
+            let mut weights = Output::new(device, self.tokens * self.top_k);
+            ok(MoeRouter {
+                x: x.slice(),
+                w: w.slice(),
+                logits: logits.slice(),
+                indices: indices.slice(),
+                weights: weights.slice(),
+                done: done.slice(),
+                tokens: self.tokens,
+                cols: self.cols,
+                experts: self.experts,
+                top_k: self.top_k,
+            }
+            .launch(device));
+            Results { logits: logits.read(), indices: indices.read(), weights: weights.read() }
+        });
+        assert!(done.read().iter().all(|&count| count == 0));
+        assert_results("second run", &second, &first);
+        first
+    }
+
+    fn expected(&self, x: &[f32], w: &[f32]) -> Results {
+        let mut logits = vec![0.0; self.tokens * self.experts];
+        let mut indices = vec![0; self.tokens * self.top_k];
+        let mut weights = vec![0.0; self.tokens * self.top_k];
+        for token in 0..self.tokens {
+            oracle::moe_router::moe_router(
+                &x[token * self.cols..][..self.cols],
+                w,
+                &mut logits[token * self.experts..][..self.experts],
+                &mut indices[token * self.top_k..][..self.top_k],
+                &mut weights[token * self.top_k..][..self.top_k],
+            );
+        }
+        Results { logits, indices, weights }
+    }
+}
+
+#[track_caller]
+fn assert_results(what: &str, got: &Results, expected: &Results) {
+    assert_bits(&format!("{what}, logits"), &got.logits, &expected.logits);
+    assert_same(&format!("{what}, indices"), &got.indices, &expected.indices);
+    assert_bits(&format!("{what}, weights"), &got.weights, &expected.weights);
+}
+
+fn equals_the_oracle<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(22);
+    let shapes = size.shapes(
+        &[
+            (1, 256, 1, 1),
+            (8, 768, 7, 3),
+            (9, 2048, 16, 8),
+            (1, 2048, 128, 8),
+            (2, 256, 512, 32),
+            (17, 256, 33, 32),
+            (8, 4352, 5, 5),
+        ],
+        &[(70, 2048, 128, 8), (3, 16384, 512, 32)],
+    );
+    for (tokens, cols, experts, top_k) in shapes {
+        let shape = Shape { tokens, cols, experts, top_k };
+        let w = random.gaussians(experts * cols);
+        let x = Activations::rows(&mut random, 0, tokens, cols);
+        let got = shape.run(device, &x, &w);
+        assert_results(&format!("{shape:?}"), &got, &shape.expected(&x, &w));
+        for (token, x) in x.chunks(cols).enumerate() {
+            if x.iter().any(|x| x.is_nan()) {
+                assert_nan("logits", &got.logits[token * experts..][..experts]);
+                assert_nan("weights", &got.weights[token * top_k..][..top_k]);
+            }
+        }
+    }
+}
+
+/// Equal experts, experts that are zero with either sign, and one with a NaN, which comes first.
+fn breaks_ties_by_index<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(23);
+    let shape = Shape { tokens: 3, cols: 256, experts: 96, top_k: 12 };
+    let mut w = Vec::new();
+    let patterns: Vec<Vec<f32>> = (0..4).map(|_| random.gaussians(shape.cols)).collect();
+    for expert in 0..shape.experts {
+        match expert % 6 {
+            4 => w.extend(vec![-0.0; shape.cols]),
+            5 => w.extend(vec![0.0; shape.cols]),
+            pattern => w.extend(&patterns[pattern]),
+        }
+    }
+    let mut x = random.gaussians(2 * shape.cols);
+    x.extend(vec![0.0; shape.cols]);
+    let got = shape.run(device, &x, &w);
+    assert_results("equal experts", &got, &shape.expected(&x, &w));
+    assert_same("all equal", &got.indices[2 * 12..], &(0..12).collect::<Vec<u32>>());
+    assert_bits("all equal", &got.weights[2 * 12..], &[(1.0_f64 / 12.0) as f32; 12]);
+    w[70 * shape.cols + 3] = f32::NAN;
+    w[80 * shape.cols + 3] = f32::from_bits(0xffc0_0001);
+    w[90 * shape.cols + 3] = f32::NEG_INFINITY;
+    let got = shape.run(device, &x, &w);
+    assert_results("NaN", &got, &shape.expected(&x, &w));
+    assert_same("NaN", &got.indices[..2], &[70, 80]);
+    assert_nan("NaN", &got.weights[..12]);
+}
+
+fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(24);
+    for (tokens, cols, experts, top_k) in size.shapes(&[(9, 512, 30, 4)], &[(64, 2048, 128, 8)]) {
+        let shape = Shape { tokens, cols, experts, top_k };
+        let w = random.gaussians(experts * cols);
+        let x = Activations::rows(&mut random, 0, tokens, cols);
+        let together = shape.run(device, &x, &w);
+        for token in 0..tokens {
+            let alone = Shape { tokens: 1, ..shape }.run(device, &x[token * cols..][..cols], &w);
+            let part = Results {
+                logits: together.logits[token * experts..][..experts].to_vec(),
+                indices: together.indices[token * top_k..][..top_k].to_vec(),
+                weights: together.weights[token * top_k..][..top_k].to_vec(),
+            };
+            assert_results("single token", &part, &alone);
+        }
+    }
+}
+
+fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
+    let x: Buffer<D, f32> = Buffer::zeroed(device, 513 * 256).unwrap();
+    let w: Buffer<D, f32> = Buffer::zeroed(device, 513 * 256).unwrap();
+    let (mut logits, mut weights) = (Buffer::zeroed(device, 1024).unwrap(), Buffer::zeroed(device, 1024).unwrap());
+    let (mut indices, mut done) = (Buffer::zeroed(device, 1024).unwrap(), Buffer::zeroed(device, 2).unwrap());
+    let x_at = x.slice().as_ptr() as u64;
+    let mut run = |x: u64, tokens, cols, experts, top_k| {
+        MoeRouter {
+            // SAFETY: as long as the buffer says, or refused before anything is read.
+            x: unsafe { Slice::from_raw(x, 513 * 256) },
+            w: w.slice(),
+            logits: logits.slice_mut(),
+            indices: indices.slice_mut(),
+            weights: weights.slice_mut(),
+            done: done.slice_mut(),
+            tokens,
+            cols,
+            experts,
+            top_k,
+        }
+        .launch(device)
+    };
+    assert_status(run(0, 1, 256, 8, 2), sys::KQM_NULL_POINTER);
+    assert_status(run(x_at + 4, 1, 256, 8, 2), sys::KQM_MISALIGNED);
+    let bad = [
+        (0, 256, 8, 2),
+        (1, 0, 8, 2),
+        (1, 100, 8, 2),
+        (1, 256, 0, 1),
+        (1, 256, 513, 2),
+        (1, 256, 8, 0),
+        (1, 256, 8, 9),
+    ];
+    for (tokens, cols, experts, top_k) in bad.into_iter().chain([(1, 256, 64, 33), (1, 16640, 1, 1)]) {
+        assert_status(run(x_at, tokens, cols, experts, top_k), sys::KQM_BAD_SHAPE);
+    }
+    assert_invalid(run(x_at, 3, 256, 8, 2));
+    assert_eq!(status_without_arguments!(device, moe_router), sys::KQM_NULL_POINTER);
+    ok(run(x_at, 2, 256, 512, 32));
+    ok(device.synchronize());
+}

@@ -1,0 +1,172 @@
+//! Products with K-quant matrices against exact sums of the dequantized weights and the activations.
+
+use kquant_moe::blocks::{self, BLOCK, BlockQ4K, BlockQ6K};
+use kquant_moe::oracle::quantize::quantize;
+use kquant_moe::oracle::{FixedBlock, Matrix, product};
+
+mod common;
+use common::random::Random;
+
+/// Fractional bits of the exact sums: 24 of a f16 factor and 60 of an activation.
+const FACTOR_BITS: i32 = 24;
+const ACTIVATION_BITS: i32 = 60;
+
+fn scaled(x: f64, bits: i32) -> i128 {
+    let scaled = x * 2_f64.powi(bits);
+    assert!(scaled.fract() == 0.0 && scaled.abs() < 2_f64.powi(80), "{x} is not a multiple of 2^-{bits}");
+    scaled as i128
+}
+
+fn factor(x: half::f16) -> i128 {
+    scaled(x.to_f64(), FACTOR_BITS)
+}
+
+/// Weights as multiples of 2^-24.
+fn weights_q4_k(blocks: &[BlockQ4K]) -> Vec<i128> {
+    let weight = |w: &BlockQ4K, j: usize, k: usize| {
+        let (scale, min) = (i128::from(w.scale(j)), i128::from(w.min(j)));
+        factor(w.d()) * scale * i128::from(w.quant(j, k)) - factor(w.dmin()) * min
+    };
+    blocks.iter().flat_map(|w| (0..BLOCK).map(move |i| weight(w, i / 32, i % 32))).collect()
+}
+
+fn weights_q6_k(blocks: &[BlockQ6K]) -> Vec<i128> {
+    let weight = |w: &BlockQ6K, j: usize, k: usize| factor(w.d()) * i128::from(w.scale(j)) * i128::from(w.quant(j, k));
+    blocks.iter().flat_map(|w| (0..BLOCK).map(move |i| weight(w, i / 16, i % 16))).collect()
+}
+
+/// A matrix in blocks, and its weights as multiples of 2^-24.
+fn matrices<'a>(q4: &'a [BlockQ4K], q6: &'a [BlockQ6K]) -> [(Matrix<'a>, Vec<i128>); 2] {
+    [(Matrix::Q4K(q4), weights_q4_k(q4)), (Matrix::Q6K(q6), weights_q6_k(q6))]
+}
+
+/// The exact sums, rounded once to f64 (which is finer than what they are compared with).
+fn exact(weights: &[i128], x: &[f32]) -> Vec<f64> {
+    let x: Vec<i128> = x.iter().map(|&x| scaled(f64::from(x), ACTIVATION_BITS)).collect();
+    let sum = |row: &[i128]| row.iter().zip(&x).map(|(w, x)| w * x).sum::<i128>();
+    weights.chunks_exact(x.len()).map(|row| sum(row) as f64 * 2_f64.powi(-(FACTOR_BITS + ACTIVATION_BITS))).collect()
+}
+
+fn run(w: Matrix<'_>, rows: usize, x: &[f32]) -> Vec<f32> {
+    let mut fixed = vec![FixedBlock { x: [0; BLOCK], unit: 0.0 }; x.len() / BLOCK];
+    quantize(x, &mut fixed);
+    let mut y = vec![0.0; rows];
+    product(w, x.len(), &fixed, &mut y);
+    y
+}
+
+fn ulp(x: f64) -> f64 {
+    let x = (x as f32).abs().max(f32::MIN_POSITIVE);
+    f64::from(x.next_up()) - f64::from(x)
+}
+
+fn rms(values: &[f64]) -> f64 {
+    (values.iter().map(|x| x * x).sum::<f64>() / values.len() as f64).sqrt()
+}
+
+/// Distance from the exact sum in units in the last place of f32. Only where a sum all but cancels (below a
+/// thirty-second of the typical size) may the rounding of the activations show as more than one; there the distance is
+/// held against the bound of that rounding, 2^-31 of each block's largest activation.
+#[test]
+fn gaussian_activations_give_the_exact_sum_to_one_ulp() {
+    let mut random = Random::new(1);
+    let (rows, cols) = (512, 2048);
+    let (q4, q6) = (random.q4_k(rows * cols / BLOCK), random.q6_k(rows * cols / BLOCK));
+    for (w, weights) in matrices(blocks::q4_k(&q4).unwrap(), blocks::q6_k(&q6).unwrap()) {
+        let (mut equal, mut over, mut count) = (0, 0, 0);
+        for _ in 0..8 {
+            let x = random.normals(cols);
+            let expected = exact(&weights, &x);
+            let typical = rms(&expected);
+            for (row, (&found, &expected)) in run(w, rows, &x).iter().zip(&expected).enumerate() {
+                let distance = (f64::from(found) - expected).abs();
+                if expected.abs() > typical / 32.0 {
+                    assert!(distance <= ulp(expected), "row {row}: {found:e} is {distance:e} from {expected:e}");
+                }
+                let bound = rounding_bound(&weights[row * cols..][..cols], &x) + 0.5 * ulp(expected);
+                assert!(distance <= bound, "row {row}: {found:e} is {distance:e} from {expected:e}, bound {bound:e}");
+                equal += u32::from(found == expected as f32);
+                over += u32::from(distance > ulp(expected));
+                count += 1;
+            }
+        }
+        println!("{count} sums: {equal} equal the rounded exact one, {over} are more than one ulp away");
+        assert!(equal * 100 >= count * 98 && over * 500 <= count);
+    }
+}
+
+/// `sum |w| * 2^-31 * 2 max|x|` over the blocks (the power of two above the largest activation is at most twice it).
+fn rounding_bound(weights: &[i128], x: &[f32]) -> f64 {
+    let block = |(w, x): (&[i128], &[f32])| {
+        let largest = x.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        w.iter().map(|w| w.unsigned_abs()).sum::<u128>() as f64 * f64::from(largest)
+    };
+    let blocks = weights.chunks_exact(BLOCK).zip(x.chunks_exact(BLOCK));
+    blocks.map(block).sum::<f64>() * 2_f64.powi(-30 - FACTOR_BITS)
+}
+
+#[test]
+fn heavy_tailed_activations_stay_within_1e_7() {
+    let mut random = Random::new(2);
+    for cols in [256, 768, 2048, 4096] {
+        let rows = 256;
+        let (q4, q6) = (random.q4_k(rows * cols / BLOCK), random.q6_k(rows * cols / BLOCK));
+        for (w, weights) in matrices(blocks::q4_k(&q4).unwrap(), blocks::q6_k(&q6).unwrap()) {
+            // Student's t with 2 degrees of freedom, and a few values a thousand times as large; what is not a multiple
+            // of 2^-60 is left out.
+            let x: Vec<f32> = (0..cols)
+                .map(|_| {
+                    let tail = if random.below(500) == 0 { 1000.0 } else { 1.0 };
+                    let x = (tail * random.normal() / (-random.uniform().ln()).sqrt()) as f32;
+                    if x.abs() < 2_f32.powi(-36) { 0.0 } else { x }
+                })
+                .collect();
+            let expected: Vec<f32> = exact(&weights, &x).iter().map(|&y| y as f32).collect();
+            let distance = common::relative_l2(&run(w, rows, &x), &expected);
+            assert!(distance <= 1e-7, "{cols} columns: relative L2 {distance:e}");
+        }
+    }
+}
+
+#[test]
+fn an_activation_that_is_not_finite_makes_what_it_feeds_nan() {
+    let mut random = Random::new(3);
+    let (rows, cols) = (5, 768);
+    let (q4, q6) = (random.q4_k(rows * cols / BLOCK), random.q6_k(rows * cols / BLOCK));
+    for (w, _) in matrices(blocks::q4_k(&q4).unwrap(), blocks::q6_k(&q6).unwrap()) {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 300, 767] {
+                // The first token is bad, the second is not.
+                let mut x = random.normals(2 * cols);
+                x[at] = bad;
+                let mut fixed = vec![FixedBlock { x: [0; BLOCK], unit: 0.0 }; 2 * cols / BLOCK];
+                quantize(&x, &mut fixed);
+                let mut y = vec![0.0; 2 * rows];
+                product(w, cols, &fixed, &mut y);
+                assert_eq!(common::bits(&y[..rows]), [0x7fc0_0000; 5]);
+                assert!(y[rows..].iter().all(|y| y.is_finite()));
+            }
+        }
+    }
+}
+
+/// Sums of one product, zeros, and blocks of very different sizes.
+#[test]
+fn sparse_activations_are_exact() {
+    let mut random = Random::new(4);
+    let (rows, cols) = (64, 512);
+    let (q4, q6) = (random.q4_k(rows * cols / BLOCK), random.q6_k(rows * cols / BLOCK));
+    for (w, weights) in matrices(blocks::q4_k(&q4).unwrap(), blocks::q6_k(&q6).unwrap()) {
+        assert_eq!(common::bits(&run(w, rows, &vec![0.0; cols])), vec![0; rows]);
+        for (at, value) in [(0, 1.0), (255, -3.25), (256, 2_f32.powi(-30)), (511, 1.999_999_9)] {
+            let mut x = vec![0.0; cols];
+            x[at] = value;
+            let expected: Vec<f32> = exact(&weights, &x).iter().map(|&y| y as f32).collect();
+            assert_eq!(run(w, rows, &x), expected, "one activation of {value}");
+        }
+        let mut x = vec![0.0; cols];
+        (x[3], x[300]) = (1024.0, 2_f32.powi(-20));
+        let expected: Vec<f32> = exact(&weights, &x).iter().map(|&y| y as f32).collect();
+        assert_eq!(run(w, rows, &x), expected, "two blocks");
+    }
+}

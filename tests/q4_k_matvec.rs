@@ -1,0 +1,24 @@
+//! `q4_k_matvec` on every device.
+
+#[path = "common/kernels.rs"]
+mod common;
+
+use common::{Size, matvec, on_devices, status_without_arguments};
+use kquant_moe::blocks::TensorType::Q4K;
+use kquant_moe::device::Device;
+use kquant_moe::sys;
+
+on_devices!(equals_the_oracle, batch_equals_single_tokens, refuses_bad_arguments);
+
+fn equals_the_oracle<D: Device>(device: &D, size: Size) {
+    matvec::equals_the_oracle(device, size, Q4K);
+}
+
+fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
+    matvec::batch_equals_single_tokens(device, size, Q4K);
+}
+
+fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
+    matvec::refuses_bad_arguments(device, Q4K);
+    assert_eq!(status_without_arguments!(device, q4_k_matvec), sys::KQM_NULL_POINTER);
+}

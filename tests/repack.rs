@@ -1,0 +1,54 @@
+//! `repack` on every device.
+
+#[path = "common/kernels.rs"]
+mod common;
+
+use common::*;
+use kquant_moe::blocks::TensorType;
+use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
+use kquant_moe::kernels::{Repack, tile_bytes};
+use kquant_moe::{oracle, sys};
+
+on_devices!(equals_the_oracle, refuses_bad_arguments);
+
+fn equals_the_oracle<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(7);
+    let shapes = size.shapes(&[(1, 256), (15, 768), (16, 512), (17, 4352), (40, 256)], &[(2048, 2048), (1001, 768)]);
+    for (rows, cols) in shapes {
+        for kind in [TensorType::Q4K, TensorType::Q6K] {
+            let w = Weights::random(&mut random, kind, 1, rows, cols);
+            let blocks = input(device, &w.bytes);
+            let mut tiles = Output::new(device, tile_bytes(kind, rows, cols));
+            ok(Repack { blocks: blocks.slice(), tiles: tiles.slice(), kind, rows, cols }.launch(device));
+            let expected = match w.expert(0) {
+                oracle::Matrix::Q4K(blocks) => oracle::repack::q4_k(blocks, cols),
+                oracle::Matrix::Q6K(blocks) => oracle::repack::q6_k(blocks, cols),
+            };
+            assert_same(&format!("{kind:?} [{rows}, {cols}]"), &tiles.read(), &expected);
+        }
+    }
+}
+
+fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
+    let blocks: Buffer<D, u8> = Buffer::zeroed(device, 4096).unwrap();
+    let mut tiles: Buffer<D, u8> = Buffer::zeroed(device, 4096).unwrap();
+    let (from, to) = (blocks.slice().as_ptr() as u64, tiles.slice_mut().as_ptr() as u64);
+    let run = |from: u64, to: u64, kind, rows, cols| {
+        // SAFETY: as long as the buffers say, or refused before anything is read.
+        let (blocks, tiles) = unsafe { (Slice::from_raw(from, 4096), SliceMut::from_raw(to, 4096)) };
+        Repack { blocks, tiles, kind, rows, cols }.launch(device)
+    };
+    assert_status(run(0, to, TensorType::Q4K, 1, 256), sys::KQM_NULL_POINTER);
+    assert_status(run(from, 0, TensorType::Q4K, 1, 256), sys::KQM_NULL_POINTER);
+    assert_status(run(from, to, TensorType::F16, 1, 256), sys::KQM_UNSUPPORTED_TYPE);
+    assert_status(run(from, to, TensorType::F32, 1, 256), sys::KQM_UNSUPPORTED_TYPE);
+    assert_status(run(from, to, TensorType::Q4K, 0, 256), sys::KQM_BAD_SHAPE);
+    assert_status(run(from, to, TensorType::Q4K, 1, 0), sys::KQM_BAD_SHAPE);
+    assert_status(run(from, to, TensorType::Q4K, 1, 257), sys::KQM_BAD_SHAPE);
+    assert_status(run(from + 1, to, TensorType::Q6K, 1, 256), sys::KQM_MISALIGNED);
+    assert_status(run(from, to + 8, TensorType::Q6K, 1, 256), sys::KQM_MISALIGNED);
+    assert_invalid(run(from, to, TensorType::Q4K, 17, 256));
+    assert_eq!(status_without_arguments!(device, repack), sys::KQM_NULL_POINTER);
+    ok(run(from, to, TensorType::Q6K, 16, 256));
+    ok(device.synchronize());
+}

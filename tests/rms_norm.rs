@@ -1,0 +1,102 @@
+//! `rms_norm` on every device.
+
+#[path = "common/kernels.rs"]
+mod common;
+
+use common::*;
+use kquant_moe::blocks::BLOCK;
+use kquant_moe::device::{Buffer, Device, Slice};
+use kquant_moe::kernels::RmsNorm;
+use kquant_moe::{oracle, sys};
+
+on_devices!(equals_the_oracle, batch_equals_single_tokens, refuses_bad_arguments);
+
+fn equals_the_oracle<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(5);
+    let shapes = size.shapes(
+        &[(1, 256), (8, 768), (2, 2048), (3, 4096), (2, 4352), (1, 16384)],
+        &[(1, 2048), (70, 2048), (64, 4096)],
+    );
+    for (tokens, cols) in shapes {
+        let weight = random.gaussians(cols);
+        for (case, kind) in Activations::ALL.into_iter().enumerate() {
+            let x: Vec<f32> = (0..tokens).flat_map(|_| kind.row(&mut random, cols)).collect();
+            for eps in [1e-6, 0.0] {
+                let mut expected = vec![0.0; tokens * cols];
+                for (x, y) in x.chunks(cols).zip(expected.chunks_mut(cols)) {
+                    oracle::rms_norm::rms_norm(x, &weight, eps, y);
+                }
+                let (with_out, with_fixed) = [(true, true), (true, false), (false, true)][case % 3];
+                let (x_device, weight_device) = (input(device, &x), input(device, &weight));
+                let (mut out, mut fixed) =
+                    (Output::new(device, tokens * cols), Output::new(device, tokens * cols / BLOCK));
+                ok(RmsNorm {
+                    x: x_device.slice(),
+                    weight: weight_device.slice(),
+                    eps,
+                    tokens,
+                    cols,
+                    out: out.slice_if(with_out),
+                    fixed: fixed.slice_if(with_fixed),
+                }
+                .launch(device));
+                let what = format!("{kind:?} [{tokens}, {cols}], eps {eps:e}");
+                if with_out {
+                    let out = out.read();
+                    assert_bits(&what, &out, &expected);
+                    // An infinite row has an inverse of 0; what it does not touch becomes 0.
+                    for (x, y) in x.chunks(cols).zip(out.chunks(cols)) {
+                        if x.iter().any(|x| x.is_nan()) {
+                            assert_nan(&what, y);
+                        } else if has_non_finite(x) {
+                            assert!(y.iter().any(|y| y.is_nan()), "{what}");
+                        }
+                    }
+                }
+                if with_fixed {
+                    assert_blocks(&what, &fixed.read(), &fixed_blocks(&expected).1);
+                }
+            }
+        }
+    }
+}
+
+fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(6);
+    for (tokens, cols) in size.shapes(&[(9, 768)], &[(70, 2048)]) {
+        let x = input(device, &Activations::rows(&mut random, 0, tokens, cols));
+        let weight = input(device, &random.gaussians(cols));
+        let run = |first: usize, tokens: usize| {
+            let mut out = Output::new(device, tokens * cols);
+            let x = x.part(first * cols, tokens * cols).unwrap();
+            let (weight, out_slice) = (weight.slice(), Some(out.slice()));
+            ok(RmsNorm { x, weight, eps: 1e-6, tokens, cols, out: out_slice, fixed: None }.launch(device));
+            out.read()
+        };
+        let single: Vec<f32> = (0..tokens).flat_map(|token| run(token, 1)).collect();
+        assert_bits("batch", &run(0, tokens), &single);
+    }
+}
+
+fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
+    let x: Buffer<D, f32> = Buffer::zeroed(device, 2 * 16640).unwrap();
+    let mut out: Buffer<D, f32> = Buffer::zeroed(device, 2 * 16640).unwrap();
+    let at = x.slice().as_ptr() as u64;
+    let mut run = |x_at: u64, with_out: bool, tokens, cols| {
+        // SAFETY: as long as the buffer says, or refused before anything is read.
+        let x = unsafe { Slice::from_raw(x_at, 16640) };
+        let out = with_out.then(|| out.slice_mut());
+        RmsNorm { x, weight: x, eps: 0.0, tokens, cols, out, fixed: None }.launch(device)
+    };
+    assert_status(run(0, true, 1, 256), sys::KQM_NULL_POINTER);
+    assert_status(run(at, false, 1, 256), sys::KQM_NULL_POINTER);
+    assert_status(run(at, true, 0, 256), sys::KQM_BAD_SHAPE);
+    assert_status(run(at, true, 1, 0), sys::KQM_BAD_SHAPE);
+    assert_status(run(at, true, 1, 255), sys::KQM_BAD_SHAPE);
+    assert_status(run(at, true, 1, 16640), sys::KQM_BAD_SHAPE);
+    assert_status(run(at + 4, true, 1, 256), sys::KQM_MISALIGNED);
+    assert_invalid(run(at, true, 66, 256));
+    assert_eq!(status_without_arguments!(device, rms_norm), sys::KQM_NULL_POINTER);
+    ok(run(at, true, 2, 256));
+    ok(device.synchronize());
+}

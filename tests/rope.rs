@@ -1,0 +1,286 @@
+//! `rope` on every device.
+
+#[path = "common/kernels.rs"]
+mod common;
+
+use common::*;
+use half::f16;
+use kquant_moe::blocks::TensorType;
+use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
+use kquant_moe::kernels::Rope;
+use kquant_moe::oracle::attention::Element;
+use kquant_moe::oracle::rope;
+use kquant_moe::sys;
+
+on_devices!(equals_the_oracle, batch_equals_single_tokens, refuses_bad_arguments);
+
+const EPS: f32 = 1e-6;
+
+/// Shapes, and what is asked for.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    tokens: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    start: usize,
+    capacity: usize,
+    norm: bool,
+    taps: bool,
+    cache: TensorType,
+}
+
+/// Operands of a batch.
+struct Operands {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    q_weight: Vec<f32>,
+    k_weight: Vec<f32>,
+    table: Vec<f32>,
+}
+
+/// Everything that the kernel writes. Taps are empty when they are not asked for.
+struct Results {
+    q: Vec<f32>,
+    q_normed: Vec<f32>,
+    k_normed: Vec<f32>,
+    k_out: Vec<f32>,
+    k_cache: Vec<u8>,
+    v_cache: Vec<u8>,
+}
+
+impl Case {
+    fn operands(&self, random: &mut Random) -> Operands {
+        let angles = (0..self.capacity * self.head_dim / 2).map(|_| random.gaussian());
+        let table = angles.flat_map(|angle| [angle.cos(), angle.sin()]).collect();
+        let row = self.heads * self.head_dim;
+        let kv_row = self.kv_heads * self.head_dim;
+        Operands {
+            q: Activations::rows(random, 0, self.tokens, row),
+            k: Activations::rows(random, 3, self.tokens, kv_row),
+            v: Activations::rows(random, 5, self.tokens, kv_row),
+            q_weight: random.gaussians(self.head_dim),
+            k_weight: random.gaussians(self.head_dim),
+            table,
+        }
+    }
+
+    fn run<D: Device>(&self, device: &D, operands: &Operands) -> Results {
+        let mut q = Output::starting_with(device, &operands.q);
+        let (k, v) = (input(device, &operands.k), input(device, &operands.v));
+        let (q_weight, k_weight) = (input(device, &operands.q_weight), input(device, &operands.k_weight));
+        let table = input(device, &operands.table);
+        let start = input(device, &[self.start as u32]);
+        let mut q_normed = Output::new(device, operands.q.len());
+        let mut k_normed = Output::new(device, operands.k.len());
+        let mut k_out = Output::new(device, operands.k.len());
+        let cache_bytes = self.capacity * self.kv_heads * self.head_dim * self.cache.block_bytes();
+        let mut k_cache = Output::new(device, cache_bytes);
+        let mut v_cache = Output::new(device, cache_bytes);
+        ok(Rope {
+            q: q.slice(),
+            k: k.slice(),
+            v: v.slice(),
+            q_weight: self.norm.then(|| q_weight.slice()),
+            k_weight: self.norm.then(|| k_weight.slice()),
+            table: table.slice(),
+            start: start.slice(),
+            q_normed: q_normed.slice_if(self.taps),
+            k_normed: k_normed.slice_if(self.taps),
+            k_out: k_out.slice_if(self.taps),
+            k_cache: k_cache.slice(),
+            v_cache: v_cache.slice(),
+            cache_kind: self.cache,
+            capacity: self.capacity,
+            tokens: self.tokens,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            eps: EPS,
+        }
+        .launch(device));
+        let tap = |output: &Output<D, f32>| if self.taps { output.read() } else { Vec::new() };
+        Results {
+            q: q.read(),
+            q_normed: tap(&q_normed),
+            k_normed: tap(&k_normed),
+            k_out: tap(&k_out),
+            k_cache: k_cache.read(),
+            v_cache: v_cache.read(),
+        }
+    }
+
+    /// The bytes of a value in the cache.
+    fn stored(&self, x: f32) -> Vec<u8> {
+        match self.cache {
+            TensorType::F32 => <f32 as Element>::from_f32(x).to_le_bytes().to_vec(),
+            _ => <f16 as Element>::from_f32(x).to_le_bytes().to_vec(),
+        }
+    }
+
+    fn expected(&self, operands: &Operands) -> Results {
+        let dim = self.head_dim;
+        let (q_row, kv_row) = (self.heads * dim, self.kv_heads * dim);
+        let (mut q, mut k_out) = (operands.q.clone(), operands.k.clone());
+        let (mut q_normed, mut k_normed) = (vec![0.0; q.len()], vec![0.0; k_out.len()]);
+        let cache_bytes = self.capacity * kv_row * self.cache.block_bytes();
+        // What unwritten memory holds.
+        let (mut k_cache, mut v_cache) = (vec![0xa5; cache_bytes], vec![0xa5; cache_bytes]);
+        // Past the capacity there are no angles.
+        let beyond = vec![f32::NAN; dim];
+        for token in 0..self.tokens {
+            let position = self.start + token;
+            let table = if position < self.capacity { &operands.table[position * dim..][..dim] } else { &beyond };
+            let weight = |weight| self.norm.then_some(weight);
+            let (q, q_normed) = (&mut q[token * q_row..][..q_row], &mut q_normed[token * q_row..][..q_row]);
+            rope::rope(q, dim, weight(&operands.q_weight[..]), EPS, table, Some(q_normed));
+            let (k, k_normed) = (&mut k_out[token * kv_row..][..kv_row], &mut k_normed[token * kv_row..][..kv_row]);
+            rope::rope(k, dim, weight(&operands.k_weight[..]), EPS, table, Some(k_normed));
+            if position < self.capacity {
+                let bytes = kv_row * self.cache.block_bytes();
+                let store = |x: &[f32]| x.iter().flat_map(|&x| self.stored(x)).collect::<Vec<u8>>();
+                k_cache[position * bytes..][..bytes].copy_from_slice(&store(k));
+                v_cache[position * bytes..][..bytes].copy_from_slice(&store(&operands.v[token * kv_row..][..kv_row]));
+            }
+        }
+        if !self.taps {
+            (q_normed, k_normed, k_out) = (Vec::new(), Vec::new(), Vec::new());
+        }
+        Results { q, q_normed, k_normed, k_out, k_cache, v_cache }
+    }
+}
+
+fn assert_results(what: &str, got: &Results, expected: &Results) {
+    assert_bits(&format!("{what}, q_normed"), &got.q_normed, &expected.q_normed);
+    assert_bits(&format!("{what}, k_normed"), &got.k_normed, &expected.k_normed);
+    assert_bits(&format!("{what}, q"), &got.q, &expected.q);
+    assert_bits(&format!("{what}, k_out"), &got.k_out, &expected.k_out);
+    assert_same(&format!("{what}, k_cache"), &got.k_cache, &expected.k_cache);
+    assert_same(&format!("{what}, v_cache"), &got.v_cache, &expected.v_cache);
+}
+
+fn equals_the_oracle<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(16);
+    // tokens, heads, kv_heads, head_dim, start, capacity
+    let shapes = size.shapes(
+        &[
+            (1, 4, 1, 64, 0, 1),
+            (9, 4, 2, 64, 3, 12),
+            (8, 3, 1, 80, 0, 8),
+            (2, 8, 4, 128, 63, 66),
+            (3, 1, 1, 256, 10, 70),
+            (2, 5, 2, 8, 0, 2),
+            // The last tokens do not fit.
+            (5, 2, 1, 72, 6, 8),
+            (2, 2, 1, 64, 9, 8),
+        ],
+        &[(70, 32, 4, 128, 500, 1024)],
+    );
+    for (tokens, heads, kv_heads, head_dim, start, capacity) in shapes {
+        for cache in [TensorType::F32, TensorType::F16] {
+            for (norm, taps) in [(true, true), (true, false), (false, true), (false, false)] {
+                let case = Case { tokens, heads, kv_heads, head_dim, start, capacity, norm, taps, cache };
+                let operands = case.operands(&mut random);
+                let got = case.run(device, &operands);
+                assert_results(&format!("{case:?}"), &got, &case.expected(&operands));
+                let dims = heads * head_dim;
+                for (token, (x, y)) in operands.q.chunks(dims).zip(got.q.chunks(dims)).enumerate() {
+                    // An infinite head that is normalised becomes 0 but for the infinities.
+                    let lost = |x: &[f32]| if norm { x.iter().any(|x| x.is_nan()) } else { false };
+                    for (x, y) in x.chunks(head_dim).zip(y.chunks(head_dim)) {
+                        if lost(x) || start + token >= capacity {
+                            assert_nan("q", y);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn batch_equals_single_tokens<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(17);
+    let batch = Case {
+        tokens: 9,
+        heads: 8,
+        kv_heads: 2,
+        head_dim: 128,
+        start: 60,
+        capacity: 69,
+        norm: true,
+        taps: true,
+        cache: TensorType::F16,
+    };
+    let operands = batch.operands(&mut random);
+    let together = batch.run(device, &operands);
+    let (q_row, kv_row) = (8 * 128, 2 * 128);
+    for token in 0..batch.tokens {
+        let case = Case { tokens: 1, start: batch.start + token, ..batch };
+        let part = |x: &[f32], row: usize| x[token * row..][..row].to_vec();
+        let one = Operands {
+            q: part(&operands.q, q_row),
+            k: part(&operands.k, kv_row),
+            v: part(&operands.v, kv_row),
+            q_weight: operands.q_weight.clone(),
+            k_weight: operands.k_weight.clone(),
+            table: operands.table.clone(),
+        };
+        let alone = case.run(device, &one);
+        assert_bits("q", &part(&together.q, q_row), &alone.q);
+        assert_bits("k", &part(&together.k_out, kv_row), &alone.k_out);
+        let place = case.start * kv_row * 2..(case.start + 1) * kv_row * 2;
+        assert_same("k_cache", &together.k_cache[place.clone()], &alone.k_cache[place.clone()]);
+        assert_same("v_cache", &together.v_cache[place.clone()], &alone.v_cache[place]);
+    }
+}
+
+fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
+    let values: Buffer<D, f32> = Buffer::zeroed(device, 4096).unwrap();
+    let start: Buffer<D, u32> = Buffer::zeroed(device, 1).unwrap();
+    let mut q: Buffer<D, f32> = Buffer::zeroed(device, 4096).unwrap();
+    let (mut k_cache, mut v_cache) = (Buffer::zeroed(device, 4096).unwrap(), Buffer::zeroed(device, 4096).unwrap());
+    let q_at = q.slice_mut().as_ptr() as u64;
+    let k_at = values.slice().as_ptr() as u64;
+    let mut run = |q: u64, k: u64, cache_kind, tokens, heads, head_dim| {
+        // SAFETY: as long as the buffers say, or refused before anything is read.
+        let (q, k) = unsafe { (SliceMut::from_raw(q, 4096), Slice::from_raw(k, 4096)) };
+        Rope {
+            q,
+            k,
+            v: values.slice(),
+            q_weight: None,
+            k_weight: None,
+            table: values.slice(),
+            start: start.slice(),
+            q_normed: None,
+            k_normed: None,
+            k_out: None,
+            k_cache: k_cache.slice_mut(),
+            v_cache: v_cache.slice_mut(),
+            cache_kind,
+            capacity: 2,
+            tokens,
+            heads,
+            kv_heads: 1,
+            head_dim,
+            eps: EPS,
+        }
+        .launch(device)
+    };
+    let f32 = TensorType::F32;
+    assert_status(run(0, k_at, f32, 1, 1, 64), sys::KQM_NULL_POINTER);
+    assert_status(run(q_at, 0, f32, 1, 1, 64), sys::KQM_NULL_POINTER);
+    assert_status(run(q_at, k_at, f32, 0, 1, 64), sys::KQM_BAD_SHAPE);
+    assert_status(run(q_at, k_at, f32, 1, 0, 64), sys::KQM_BAD_SHAPE);
+    assert_status(run(q_at, k_at, f32, 1, 1, 0), sys::KQM_BAD_SHAPE);
+    assert_status(run(q_at, k_at, f32, 1, 1, 60), sys::KQM_BAD_SHAPE);
+    assert_status(run(q_at, k_at, f32, 1, 1, 264), sys::KQM_BAD_SHAPE);
+    assert_status(run(q_at, k_at, TensorType::Q6K, 1, 1, 8), sys::KQM_UNSUPPORTED_TYPE);
+    assert_status(run(q_at + 4, k_at, f32, 1, 1, 64), sys::KQM_MISALIGNED);
+    assert_status(run(q_at, k_at + 8, f32, 1, 1, 64), sys::KQM_MISALIGNED);
+    assert_invalid(run(q_at, k_at, f32, 65, 1, 64));
+    assert_eq!(status_without_arguments!(device, rope), sys::KQM_NULL_POINTER);
+    ok(run(q_at, k_at, f32, 2, 4, 64));
+    ok(device.synchronize());
+}
