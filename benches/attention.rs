@@ -7,7 +7,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use half::f16;
 use kquant_moe::blocks::{BLOCK, TensorType};
 use kquant_moe::device::Buffer;
-use kquant_moe::kernels::Attention;
+use kquant_moe::kernels::{Attention, Queries};
 use kquant_moe::oracle::attention::{Head, attention};
 
 const SCALE: f32 = 0.088_388_35;
@@ -42,7 +42,7 @@ fn bench(criterion: &mut Criterion) {
             let bytes = 2 * (depth + tokens) * stride * 2;
             on_gpu(&mut group, &device, &format!("{depth}/{tokens}"), bytes, make, |([k, v], fixed)| {
                 Attention {
-                    q: q.slice(),
+                    q: Queries::Rotated(q.slice()),
                     k_cache: k.slice(),
                     v_cache: v.slice(),
                     cache_kind: TensorType::F16,

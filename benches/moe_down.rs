@@ -9,7 +9,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use experts::{Choice, STACKS, choose, distinct};
 use kquant_moe::blocks::TensorType;
 use kquant_moe::device::Buffer;
-use kquant_moe::kernels::MoeDown;
+use kquant_moe::kernels::{DownInput, MoeDown};
 use kquant_moe::oracle;
 
 fn bench(criterion: &mut Criterion) {
@@ -45,7 +45,7 @@ fn bench(criterion: &mut Criterion) {
             on_gpu(&mut group, device, &id, bytes, make, |(down, choice, [expert_out, y])| {
                 MoeDown {
                     down,
-                    x: x.slice(),
+                    x: DownInput::Fixed(x.slice()),
                     indices: choice.indices.slice(),
                     weights: weights.slice(),
                     groups: &choice.groups,

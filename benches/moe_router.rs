@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use criterion::{Criterion, criterion_group, criterion_main};
 use kquant_moe::device::Buffer;
-use kquant_moe::kernels::MoeRouter;
+use kquant_moe::kernels::{MoeRouter, RouterChoice, RouterInput};
 use kquant_moe::oracle::moe_router::moe_router;
 
 fn bench(criterion: &mut Criterion) {
@@ -27,12 +27,14 @@ fn bench(criterion: &mut Criterion) {
             };
             on_gpu(&mut group, device, &id, bytes, make, |(w, [logits, weights], [indices, done])| {
                 MoeRouter {
-                    x: x.slice(),
+                    x: RouterInput::Rows(x.slice()),
                     w: w.slice(),
                     logits: logits.slice_mut(),
-                    indices: indices.slice_mut(),
-                    weights: weights.slice_mut(),
-                    done: done.slice_mut(),
+                    choice: Some(RouterChoice {
+                        indices: indices.slice_mut(),
+                        weights: weights.slice_mut(),
+                        done: done.slice_mut(),
+                    }),
                     tokens,
                     cols,
                     experts,

@@ -9,7 +9,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use experts::{Choice, STACKS, choose, distinct};
 use kquant_moe::blocks::TensorType::Q4K;
 use kquant_moe::device::Buffer;
-use kquant_moe::kernels::MoeSwiglu;
+use kquant_moe::kernels::{Choose, MoeSwiglu};
 use kquant_moe::oracle;
 
 fn bench(criterion: &mut Criterion) {
@@ -39,7 +39,7 @@ fn bench(criterion: &mut Criterion) {
                 gate: &w[0],
                 up: &w[1],
                 x: x.slice(),
-                indices: choice.indices.slice(),
+                choose: Choose::Made(choice.indices.slice()),
                 groups: &choice.groups,
                 gate_out: None,
                 up_out: None,

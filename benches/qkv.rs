@@ -6,7 +6,7 @@ use common::*;
 use criterion::{Criterion, criterion_group, criterion_main};
 use kquant_moe::blocks::TensorType::{Q4K, Q6K};
 use kquant_moe::device::Buffer;
-use kquant_moe::kernels::Qkv;
+use kquant_moe::kernels::{Activations, Qkv};
 use kquant_moe::oracle;
 
 fn bench(criterion: &mut Criterion) {
@@ -27,7 +27,7 @@ fn bench(criterion: &mut Criterion) {
             };
             on_gpu(&mut group, device, &format!("{rows:?}x{HIDDEN}/{tokens}"), bytes, make, |(w, y)| {
                 let y = y.each_mut().map(Buffer::slice_mut);
-                Qkv { w: w.each_ref(), x: x.slice(), y, tokens }.launch(device)
+                Qkv { w: w.each_ref(), x: Activations::Fixed(x.slice()), y, tokens }.launch(device)
             });
         } else {
             let mut y = rows.map(|rows| vec![0.0; tokens * rows]);

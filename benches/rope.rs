@@ -25,11 +25,18 @@ fn bench(criterion: &mut Criterion) {
             let make = |_| {
                 let cache = || ok(Buffer::zeroed(device, CAPACITY * KV_HEADS * HEAD_DIM * 2));
                 let floats = [&q, &kv, &weight, &table].map(|values| ok(Buffer::from_slice(device, values)));
-                (floats, ok(Buffer::from_slice(device, &[17_u32])), cache(), cache())
+                (
+                    floats,
+                    ok(Buffer::zeroed(device, q.len())),
+                    ok(Buffer::from_slice(device, &[17_u32])),
+                    cache(),
+                    cache(),
+                )
             };
-            on_gpu(&mut group, device, &id, bytes, make, |([q, kv, weight, table], start, k_cache, v_cache)| {
+            on_gpu(&mut group, device, &id, bytes, make, |([q, kv, weight, table], q_out, start, k_cache, v_cache)| {
                 Rope {
-                    q: q.slice_mut(),
+                    q: q.slice(),
+                    q_out: q_out.slice_mut(),
                     k: kv.slice(),
                     v: kv.slice(),
                     q_weight: Some(weight.slice()),

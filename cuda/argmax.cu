@@ -16,6 +16,7 @@ __global__ void __launch_bounds__(threads) argmax_kernel(kqm_argmax_args a) {
   const uint32_t row = blockIdx.y, begin = blockIdx.x * per_block;
   const float *x = a.x + size_t(row) * a.cols;
   kqm_release_dependents();
+  kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   unsigned long long best = 0;
   const uint32_t end = min(begin + uint32_t(per_block), a.cols);

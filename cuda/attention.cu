@@ -5,12 +5,12 @@
 // Shapes: q [tokens, heads, head_dim], caches [capacity, kv_heads, head_dim] in f32 or f16, out [tokens, heads, head_dim].
 // Maths: positions are cut into chunks of 64 counted from 0, whatever the card or the batch. A chunk is reduced in f32, the
 // chunks are joined in f64 in ascending order (docs/arithmetic.md), so one query at a time and many give the same bits.
-// Launch: attention_chunk, one block of eight warps for a chunk, a KV head and a token, which serves all query heads of the
-// group; attention_join, one block for 256 outputs of a token. Blocks stride over the chunks of the capacity and stop at
-// the position, which they read from memory: so a captured graph serves every position. For a single token the first kernel can do the work of
-// kqm_rope as well.
-// Scores: eight lanes share a key, each with an eighth of the dimensions, and four keys and four heads in flight; values: a
-// warp has eight positions, a lane head_dim / 32 dimensions. Both read the cache once, straight into registers.
+// Launch: attention_chunks, one block of eight warps for a chunk, up to four query heads of a KV head, and a token. Blocks stride
+// over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph serves every
+// position. attention_join, one block for 256 outputs of a token, joins the chunks. (That the last block to finish joins them
+// was slower even for few chunks.) For a single token the first kernel can do the work of kqm_rope as well.
+// Scores: eight lanes share a key, each with an eighth of the dimensions; values: a warp has eight positions, a lane
+// head_dim / 32 dimensions. Both read the cache once, straight into registers.
 // Bound by: the cache's bytes for long contexts, latency for short ones.
 #include "common/exp.cuh"
 #include "common/fixed.cuh"
@@ -18,8 +18,10 @@
 
 namespace {
 
-const int chunk = KQM_ATTENTION_CHUNK, warps = 8, threads = 32 * warps, max_group = 16;
-const int keys_per_task = 16, positions_per_warp = chunk / warps;
+const int chunk = KQM_ATTENTION_CHUNK, warps = 8, threads = 32 * warps, max_group = 16, block_heads = 4;
+const int positions_per_warp = chunk / warps;
+// Chunks whose factors are made at once when they are joined, and those whose values a thread fetches at once.
+const int join_batch = 128, join_step = 32;
 const uint64_t target_workspace = 64ull << 20;
 
 // Partial results, for `tokens` tokens at a time.
@@ -68,285 +70,290 @@ struct Elements {
     KQM_UNROLL
     for (int i = 0; i < words; i++) word[i] = from[first + i];
   }
+  __device__ __forceinline__ void select(bool other, const Elements &from) {
+    KQM_UNROLL
+    for (int i = 0; i < words; i++) word[i] = other ? from.word[i] : word[i];
+  }
   // A word of the cache: two halves, or one float (the second value is not used).
   __device__ __forceinline__ static uint32_t word_of(float x, float y) {
     return HALF ? kqm_float_to_half(x) | uint32_t(kqm_float_to_half(y)) << 16 : __float_as_uint(kqm_canonical(x));
   }
   __device__ __forceinline__ float get(int i) const {
-    return HALF ? kqm_half_to_float(uint16_t(word[i / 2] >> (16 * (i % 2)))) : __uint_as_float(word[HALF ? i / 2 : i]);
+    return HALF ? kqm_half_to_float(uint16_t(word[i / 2] >> (16 * (i % 2)))) : __uint_as_float(word[HALF ? 0 : i]);
   }
 };
 
+// Blocks at once on a multiprocessor: what the registers for keys and values allow.
 template <bool HALF, int DIM>
-__global__ void __launch_bounds__(threads) attention_chunk(kqm_attention_args a, Workspace ws, uint32_t first_token) {
-  // Heads whose values are joined at once over the warps.
-  const int at_once = DIM <= 128 ? 4 : 2;
-  KQM_SHARED(float, query, max_group *DIM);
-  KQM_SHARED(float, score, max_group *chunk);
-  KQM_SHARED(float, partial, warps *at_once *DIM);
+struct Occupancy {
+  static const int blocks = DIM > 128 || !HALF ? 1 : 2;
+};
+
+template <bool HALF, int DIM>
+__global__ void __launch_bounds__(threads, (Occupancy<HALF, DIM>::blocks)) attention_chunks(kqm_attention_args a, Workspace ws, uint32_t first_token) {
+  KQM_SHARED(float, query, block_heads *DIM);
+  KQM_SHARED(float, score, block_heads *chunk);
+  KQM_SHARED(float, partial, warps *block_heads *DIM);
   // The newest k and v as they go to the cache: words of the fused launch's own token.
   KQM_SHARED(uint32_t, newest, 2 * DIM);
-  const uint32_t t = first_token + blockIdx.z, kv_head = blockIdx.x;
-  const int group = a.heads / a.kv_heads, warp = threadIdx.x >> 5, lane = threadIdx.x & 31, quads = (group + 3) / 4;
+  const int group = a.heads / a.kv_heads, quads = (group + block_heads - 1) / block_heads;
+  const uint32_t t = first_token + blockIdx.z, kv_head = blockIdx.x / quads, quad = blockIdx.x % quads;
+  const int heads = min(block_heads, group - int(quad) * block_heads), warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const size_t chunks = (a.capacity + chunk - 1) / chunk, row_stride = size_t(a.kv_heads) * DIM;
-  const size_t first_head = size_t(t) * a.heads + size_t(kv_head) * group;
+  const size_t first_of_token = size_t(kv_head) * group + quad * block_heads;
+  const size_t first_head = size_t(t) * a.heads + first_of_token, first_row = size_t(blockIdx.z) * a.heads + first_of_token;
   kqm_release_dependents();
+  kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
-  const uint32_t position = min(*a.start + t, a.capacity - 1);
+  // A token past the capacity gives NaN and leaves the cache alone.
+  const uint32_t own_position = *a.start + t, position = min(own_position, a.capacity - 1), used = position / chunk + 1;
 
-  for (uint32_t index = blockIdx.y; index < chunks; index += gridDim.y) {
-    const uint32_t begin = index * chunk;
-    const int visible = begin > position ? 0 : min(int(position - begin) + 1, chunk);
-    if (a.scores && visible < chunk) {
-      for (int i = threadIdx.x; i < group * chunk; i += threads) {
-        const uint32_t at = begin + i % chunk;
-        if (i % chunk >= visible && at < a.capacity) a.scores[(first_head + i / chunk) * a.capacity + at] = minus_infinity();
-      }
+  if (a.scores) {
+    for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity; at += gridDim.y * threads) {
+      for (int h = 0; h < heads; h++) a.scores[(first_head + h) * a.capacity + at] = minus_infinity();
     }
-    if (visible == 0) {
-      if (a.scores) continue;
-      return;
-    }
-    const size_t cache_at = begin * row_stride + size_t(kv_head) * DIM;
-    // In the fused launch the newest position is not in the cache yet.
-    const bool has_newest = a.rope.q && position - begin < uint32_t(chunk);
-    const int cached = visible - (has_newest ? 1 : 0);
+  }
+  if (blockIdx.y >= used) return;
+  // In the fused launch the newest position is not in the cache yet; the block of its chunk has it.
+  const bool makes_newest = a.rope.q && (used - 1) % gridDim.y == blockIdx.y;
+  const auto cached_of = [&](uint32_t index) {
+    return index + 1 < used ? chunk : int(position - index * chunk) + (a.rope.q ? 0 : 1);
+  };
 
-    // Values are fetched first and used last.
-    const int per_lane = DIM / 32;
-    Elements<HALF, per_lane> value[positions_per_warp];
+  // Values: warp w has positions 8 w .. 8 w + 7 of the chunk. Keys: lane 8 k + g has keys 8 w + k and 8 w + k + 4, and dimensions
+  // g S .. g S + S - 1 of them.
+  const int per_lane = DIM / 32, segment = DIM / 8, g = lane & 7;
+  Elements<HALF, per_lane> value[positions_per_warp];
+  Elements<HALF, segment> key[2];
+  const auto load_values = [&](uint32_t index) {
+    const size_t from = index * chunk * row_stride + size_t(kv_head) * DIM + lane * per_lane;
+    const int cached = cached_of(index);
     KQM_UNROLL
     for (int i = 0; i < positions_per_warp; i++) {
       const int at = warp * positions_per_warp + i;
       if (at < cached)
-        value[i].load(a.v_cache, cache_at + at * row_stride + lane * per_lane);
+        value[i].load(a.v_cache, from + at * row_stride);
       else
         value[i].clear();
     }
-
-    // Scores. A task is four heads and sixteen keys; lane 8 k + g has keys k, k + 4, k + 8, k + 12 of it and dimensions
-    // g S .. g S + S - 1.
-    const int segment = DIM / 8, g = lane & 7;
-    const int tasks = quads * (chunk / keys_per_task);
-    Elements<HALF, segment> key[4];
-    const auto load_keys = [&](int task) {
-      KQM_UNROLL
-      for (int i = 0; i < 4; i++) {
-        const int at = task % (chunk / keys_per_task) * keys_per_task + 4 * i + (lane >> 3);
-        if (at < cached)
-          key[i].load(a.k_cache, cache_at + at * row_stride + g * segment);
-        else
-          key[i].clear();
-      }
-    };
-    if (warp < tasks) load_keys(warp);
-
-    // Queries to shared memory, a whole number of four heads. The fused launch makes them here; the block that has the newest
-    // position makes its k and v, too, and adds them to the cache.
-    if (a.rope.q) {
-      for (int i = warp; i < group + (has_newest ? 2 : 0); i += warps) {
-        const uint32_t head = i < group ? kv_head * group + i : a.heads + (i == group ? 0 : a.kv_heads) + kv_head;
-        const KqmHeadRow row(a.rope, 0, head);
-        float y[8] = {};
-        if (row.is_v) {
-          kqm_load_head(a.rope, row, y);
-        } else {
-          kqm_rope_head(a.rope, row, position, index == 0 || !row.is_q, kqm_shared_offset(partial, warp * DIM), y);
-        }
-        if (8 * lane >= DIM) continue;
-        if (row.is_q) {
-          kqm_shared_store<float4>(query, i * DIM + 8 * lane, make_float4(y[0], y[1], y[2], y[3]));
-          kqm_shared_store<float4>(query, i * DIM + 8 * lane + 4, make_float4(y[4], y[5], y[6], y[7]));
-          if (index == 0) kqm_store_eight(a.rope.q_out + row.at, lane, y);
-        } else {
-          kqm_cache_head(a.rope, row, position, y);
-          if (!row.is_v && a.rope.k_out) kqm_store_eight(a.rope.k_out + row.at, lane, y);
-          KQM_UNROLL
-          for (int d = 0; d < 8; d += HALF ? 2 : 1)
-            newest[(row.is_v ? DIM : 0) + (8 * lane + d) / (HALF ? 2 : 1)] = Elements<HALF, 2>::word_of(y[d], y[d + (HALF ? 1 : 0)]);
-        }
-      }
-      for (int i = group * DIM + threadIdx.x; i < quads * 4 * DIM; i += threads) query[i] = 0.0f;
-    } else {
-      for (int i = threadIdx.x; i < quads * 4 * DIM; i += threads)
-        query[i] = i < group * DIM ? a.q[first_head * DIM + i] : 0.0f;
+  };
+  const auto load_keys = [&](uint32_t index) {
+    const size_t from = index * chunk * row_stride + size_t(kv_head) * DIM + g * segment;
+    const int cached = cached_of(index);
+    KQM_UNROLL
+    for (int i = 0; i < 2; i++) {
+      const int at = warp * positions_per_warp + 4 * i + (lane >> 3);
+      if (at < cached)
+        key[i].load(a.k_cache, from + at * row_stride);
+      else
+        key[i].clear();
     }
-    __syncthreads();
-    if (has_newest && warp == cached / positions_per_warp) {
-      KQM_UNROLL
-      for (int i = 0; i < positions_per_warp; i++) {
-        if (i == cached % positions_per_warp) value[i].load_shared(newest, DIM + lane * Elements<HALF, per_lane>::words);
+  };
+  load_keys(blockIdx.y);
+  load_values(blockIdx.y);
+
+  // Queries to shared memory. The fused launch makes them here; the blocks that have the newest position make its k and v, too,
+  // and one of them adds them to the cache.
+  if (a.rope.q) {
+    for (int i = warp; i < heads + (makes_newest ? 2 : 0); i += warps) {
+      const uint32_t head = i < heads ? first_of_token + i : a.heads + (i == heads ? 0 : a.kv_heads) + kv_head;
+      const KqmHeadRow row(a.rope, 0, head);
+      const bool writes = row.is_q ? blockIdx.y == 0 : quad == 0;
+      float y[8] = {};
+      if (row.is_v)
+        kqm_load_head(a.rope, row, y);
+      else
+        kqm_rope_head(a.rope, row, own_position, writes, 1.0 / DIM, kqm_shared_offset(partial, warp * DIM), y);
+      if (8 * lane >= DIM) continue;
+      if (row.is_q) {
+        kqm_shared_store<float4>(query, i * DIM + 8 * lane, make_float4(y[0], y[1], y[2], y[3]));
+        kqm_shared_store<float4>(query, i * DIM + 8 * lane + 4, make_float4(y[4], y[5], y[6], y[7]));
+        if (writes) kqm_store_eight(a.rope.q_out + row.at, lane, y);
+        continue;
       }
+      if (writes) kqm_cache_head(a.rope, row, own_position, y);
+      if (writes && !row.is_v && a.rope.k_out) kqm_store_eight(a.rope.k_out + row.at, lane, y);
+      const int first = row.is_v ? DIM : 0;
+      KQM_UNROLL
+      for (int d = 0; d < 8; d += HALF ? 2 : 1)
+        newest[first + (8 * lane + d) / (HALF ? 2 : 1)] = Elements<HALF, 2>::word_of(y[d], y[d + (HALF ? 1 : 0)]);
     }
-    for (int task = warp; task < tasks; task += warps) {
-      const int quad = task / (chunk / keys_per_task), first_key = task % (chunk / keys_per_task) * keys_per_task;
-      if (task != warp) load_keys(task);
-      if (has_newest) {
-        KQM_UNROLL
-        for (int i = 0; i < 4; i++) {
-          if (first_key + 4 * i + (lane >> 3) == cached) key[i].load_shared(newest, g * Elements<HALF, segment>::words);
-        }
-      }
-      float sum[4][4];
+    for (int i = heads * DIM + threadIdx.x; i < block_heads * DIM; i += threads) query[i] = 0.0f;
+  } else {
+    for (int i = threadIdx.x; i < block_heads * DIM; i += threads) query[i] = i < heads * DIM ? a.q[first_head * DIM + i] : 0.0f;
+  }
+  __syncthreads();
+
+  for (uint32_t index = blockIdx.y; index < used; index += gridDim.y) {
+    const uint32_t begin = index * chunk, next = index + gridDim.y;
+    const int visible = min(int(position - begin) + 1, chunk), own = visible - 1 - warp * positions_per_warp;
+    if (a.rope.q && index == used - 1 && own >= 0 && own < positions_per_warp) {
+      // Selected word by word: an index would put the arrays into memory.
+      Elements<HALF, per_lane> newest_value;
+      newest_value.load_shared(newest, DIM + lane * Elements<HALF, per_lane>::words);
       KQM_UNROLL
-      for (int d = 0; d < segment; d += 4) {
-        KQM_UNROLL
-        for (int h = 0; h < 4; h++) {
-          const float4 q = kqm_shared_load<float4>(query, (quad * 4 + h) * DIM + g * segment + d);
-          KQM_UNROLL
-          for (int i = 0; i < 4; i++) {
-            sum[i][h] = d == 0 ? __fmul_rn(q.x, key[i].get(d)) : fmaf(q.x, key[i].get(d), sum[i][h]);
-            sum[i][h] = fmaf(q.y, key[i].get(d + 1), sum[i][h]);
-            sum[i][h] = fmaf(q.z, key[i].get(d + 2), sum[i][h]);
-            sum[i][h] = fmaf(q.w, key[i].get(d + 3), sum[i][h]);
-          }
-        }
-      }
-      // The tree over the eight lanes of a key. At each step a lane gives away half of its sums and keeps the other half.
-      const bool bit0 = g & 1, bit1 = g & 2, bit2 = g & 4;
-      float two[2][4], one[4], kept[2];
+      for (int i = 0; i < positions_per_warp; i++) value[i].select(i == own, newest_value);
+      Elements<HALF, segment> newest_key;
+      newest_key.load_shared(newest, g * Elements<HALF, segment>::words);
       KQM_UNROLL
-      for (int h = 0; h < 4; h++) {
+      for (int i = 0; i < 2; i++) key[i].select(4 * i + (lane >> 3) == own, newest_key);
+    }
+
+    // Scores of two keys and four heads.
+    float sum[2][block_heads];
+    KQM_UNROLL
+    for (int d = 0; d < segment; d += 4) {
+      KQM_UNROLL
+      for (int h = 0; h < block_heads; h++) {
+        const float4 q = kqm_shared_load<float4>(query, h * DIM + g * segment + d);
         KQM_UNROLL
         for (int i = 0; i < 2; i++) {
-          const float received = __shfl_xor_sync(~0u, bit0 ? sum[2 * i][h] : sum[2 * i + 1][h], 1);
-          two[i][h] = __fadd_rn(bit0 ? sum[2 * i + 1][h] : sum[2 * i][h], received);
+          sum[i][h] = d == 0 ? __fmul_rn(q.x, key[i].get(d)) : fmaf(q.x, key[i].get(d), sum[i][h]);
+          sum[i][h] = fmaf(q.y, key[i].get(d + 1), sum[i][h]);
+          sum[i][h] = fmaf(q.z, key[i].get(d + 2), sum[i][h]);
+          sum[i][h] = fmaf(q.w, key[i].get(d + 3), sum[i][h]);
         }
-        const float received = __shfl_xor_sync(~0u, bit1 ? two[0][h] : two[1][h], 2);
-        one[h] = __fadd_rn(bit1 ? two[1][h] : two[0][h], received);
       }
-      KQM_UNROLL
-      for (int h = 0; h < 2; h++) {
-        const float received = __shfl_xor_sync(~0u, bit2 ? one[h] : one[2 + h], 4);
-        kept[h] = __fadd_rn(bit2 ? one[2 + h] : one[h], received);
-      }
-      const int at = first_key + 4 * (g & 3) + (lane >> 3);
-      KQM_UNROLL
-      for (int h = 0; h < 2; h++) {
-        const int head = quad * 4 + (bit2 ? 2 : 0) + h;
-        if (head >= group) continue;
-        const float s = kqm_canonical(__fmul_rn(kept[h], a.scale));
-        score[head * chunk + at] = at < visible ? s : minus_infinity();
-        if (a.scores && at < visible) a.scores[(first_head + head) * a.capacity + begin + at] = s;
-      }
+    }
+    // The next chunk's keys arrive during the rest of this one, its values from the end of this one on.
+    if (next < used) load_keys(next);
+    // The tree over the eight lanes of a key. At each step a lane gives away half of its sums and keeps the other half.
+    const bool bit0 = g & 1, bit1 = g & 2, bit2 = g & 4;
+    float four[4], two[2];
+    KQM_UNROLL
+    for (int h = 0; h < 4; h++) {
+      const float received = __shfl_xor_sync(~0u, bit0 ? sum[0][h] : sum[1][h], 1);
+      four[h] = __fadd_rn(bit0 ? sum[1][h] : sum[0][h], received);
+    }
+    KQM_UNROLL
+    for (int h = 0; h < 2; h++) {
+      const float received = __shfl_xor_sync(~0u, bit1 ? four[h] : four[2 + h], 2);
+      two[h] = __fadd_rn(bit1 ? four[2 + h] : four[h], received);
+    }
+    const float received = __shfl_xor_sync(~0u, bit2 ? two[0] : two[1], 4);
+    const float dot = __fadd_rn(bit2 ? two[1] : two[0], received);
+    const int own_key = warp * positions_per_warp + (bit0 ? 4 : 0) + (lane >> 3), own_head = (bit1 ? 2 : 0) + (bit2 ? 1 : 0);
+    if (own_head < heads) {
+      const float s = kqm_canonical(__fmul_rn(dot, a.scale));
+      score[own_head * chunk + own_key] = own_key < visible ? s : minus_infinity();
+      if (a.scores && own_key < visible) a.scores[(first_head + own_head) * a.capacity + begin + own_key] = s;
     }
     __syncthreads();
 
     // Softmax of the chunk: a warp takes a head, lane l keys 2 l and 2 l + 1.
-    const size_t first_row = size_t(blockIdx.z) * a.heads + size_t(kv_head) * group;
-    for (int h = warp; h < group; h += warps) {
-      const float2 s = kqm_shared_load<float2>(score, h * chunk + 2 * lane);
+    if (warp < heads) {
+      const float2 s = kqm_shared_load<float2>(score, warp * chunk + 2 * lane);
       float m = max_or_nan(s.x, s.y);
       KQM_UNROLL
       for (int step = 16; step; step /= 2) m = max_or_nan(m, __shfl_xor_sync(~0u, m, step));
       const float p0 = 2 * lane < visible ? kqm_exp(__fsub_rn(s.x, m)) : 0.0f;
       const float p1 = 2 * lane + 1 < visible ? kqm_exp(__fsub_rn(s.y, m)) : 0.0f;
+      kqm_shared_store<float2>(score, warp * chunk + 2 * lane, make_float2(p0, p1));
       double l = double(p0) + double(p1);
       KQM_UNROLL
       for (int step = 1; step < 32; step *= 2) l = l + __shfl_xor_sync(~0u, l, step);
-      kqm_shared_store<float2>(score, h * chunk + 2 * lane, make_float2(p0, p1));
       if (lane == 0) {
-        ws.m[(first_row + h) * chunks + index] = m;
-        ws.l[(first_row + h) * chunks + index] = l;
+        ws.m[(first_row + warp) * chunks + index] = m;
+        ws.l[(first_row + warp) * chunks + index] = l;
       }
     }
     __syncthreads();
 
     // Values: each warp's chain over its eight positions, then the tree over the warps.
-    for (int first = 0; first < group; first += at_once) {
+    KQM_UNROLL
+    for (int h = 0; h < block_heads; h++) {
+      if (h >= heads) continue;
+      const int at = h * chunk + warp * positions_per_warp;
+      const float4 p0 = kqm_shared_load<float4>(score, at), p1 = kqm_shared_load<float4>(score, at + 4);
+      const float p[8] = {p0.x, p0.y, p0.z, p0.w, p1.x, p1.y, p1.z, p1.w};
       KQM_UNROLL
-      for (int h = 0; h < at_once; h++) {
-        if (first + h >= group) break;
-        const int at = (first + h) * chunk + warp * positions_per_warp;
-        const float4 p0 = kqm_shared_load<float4>(score, at), p1 = kqm_shared_load<float4>(score, at + 4);
-        const float p[8] = {p0.x, p0.y, p0.z, p0.w, p1.x, p1.y, p1.z, p1.w};
+      for (int d = 0; d < per_lane; d++) {
+        float o = __fmul_rn(p[0], value[0].get(d));
         KQM_UNROLL
-        for (int d = 0; d < per_lane; d++) {
-          float o = __fmul_rn(p[0], value[0].get(d));
-          KQM_UNROLL
-          for (int i = 1; i < positions_per_warp; i++) o = fmaf(p[i], value[i].get(d), o);
-          partial[(warp * at_once + h) * DIM + lane * per_lane + d] = o;
-        }
+        for (int i = 1; i < positions_per_warp; i++) o = fmaf(p[i], value[i].get(d), o);
+        partial[(warp * block_heads + h) * DIM + lane * per_lane + d] = o;
       }
-      __syncthreads();
-      const int heads = min(at_once, group - first);
-      for (int i = threadIdx.x; i < heads * DIM; i += threads) {
-        float o[warps];
-        KQM_UNROLL
-        for (int w = 0; w < warps; w++) o[w] = partial[w * at_once * DIM + i];
-        const float low = __fadd_rn(__fadd_rn(o[0], o[1]), __fadd_rn(o[2], o[3]));
-        const float high = __fadd_rn(__fadd_rn(o[4], o[5]), __fadd_rn(o[6], o[7]));
-        ws.o[((first_row + first + i / DIM) * chunks + index) * DIM + i % DIM] = __fadd_rn(low, high);
-      }
-      __syncthreads();
+    }
+    if (next < used) load_values(next);
+    __syncthreads();
+    for (int i = threadIdx.x; i < heads * DIM; i += threads) {
+      float o[warps];
+      KQM_UNROLL
+      for (int w = 0; w < warps; w++) o[w] = partial[w * block_heads * DIM + i];
+      const float low = __fadd_rn(__fadd_rn(o[0], o[1]), __fadd_rn(o[2], o[3]));
+      const float high = __fadd_rn(__fadd_rn(o[4], o[5]), __fadd_rn(o[6], o[7]));
+      ws.o[((first_row + i / DIM) * chunks + index) * DIM + i % DIM] = __fadd_rn(low, high);
     }
   }
 }
 
-// Chunks whose partial results a thread of attention_join fetches at once.
-const int join_step = 32;
-
 __global__ void __launch_bounds__(threads) attention_join(kqm_attention_args a, Workspace ws, uint32_t first_token) {
-  // Of each head of the block (256 outputs are of four heads at most): its chunks' factors.
-  const int max_heads = threads / 64;
-  KQM_SHARED(float, old_factor, max_heads *join_step);
-  KQM_SHARED(float, new_factor, max_heads *join_step);
-  KQM_SHARED(double, weight, max_heads *join_step);
-  KQM_SHARED(float, largest, max_heads);
+  // Of each of the block's heads (256 outputs are of four at most) and chunk: the factor of what was joined before, that of the
+  // chunk's own values, and its weight.
+  const int most_heads = threads / 64;
+  KQM_SHARED(double, old_factor, most_heads *join_batch);
+  KQM_SHARED(double, new_factor, most_heads *join_batch);
+  KQM_SHARED(double, weight, most_heads *join_batch);
   KQM_SHARED(float, result, threads);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, dim = a.head_dim;
-  const uint32_t t = first_token + blockIdx.y, begin = blockIdx.x * threads, outputs = a.heads * dim;
-  kqm_release_dependents();
-  kqm_wait_for_dependencies();
-  const uint32_t position = min(*a.start + t, a.capacity - 1);
-  const int used = int(position / chunk) + 1;
-  const size_t chunks = (a.capacity + chunk - 1) / chunk;
-
-  const uint32_t output = begin + threadIdx.x;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, dim = a.head_dim, outputs = int(a.heads) * dim;
+  const int output = int(blockIdx.x) * threads + int(threadIdx.x), last_output = min(int(blockIdx.x + 1) * threads, outputs) - 1;
   const bool active = output < outputs;
-  const int first_head = int(begin / dim), last_head = int(min(begin + threads, outputs) - 1) / dim;
-  const int head = active ? int(output / dim) : first_head;
-  const float *o = ws.o + (size_t(blockIdx.y) * a.heads + head) * chunks * dim + output % dim;
-  const int factors = (head - first_head) * join_step;
+  const int first_head = int(blockIdx.x) * threads / dim, heads = last_output / dim - first_head + 1;
+  const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(blockIdx.y) * a.heads;
+  const float *o = ws.o + (first_row + (active ? output : 0) / dim) * chunks * dim + output % dim;
+  const uint32_t t = first_token + blockIdx.y;
+  kqm_release_dependents();
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  const int used = int(min(*a.start + t, a.capacity - 1) / chunk) + 1;
 
-  if (threadIdx.x < max_heads) largest[threadIdx.x] = minus_infinity();
-  __syncthreads();
   double total = 0.0, sum = 0.0;
-  for (int from = 0; from < used; from += join_step) {
-    const int count = min(join_step, used - from);
-    float partial[join_step];
-    KQM_UNROLL
-    for (int i = 0; i < join_step; i++) partial[i] = i < count && active ? o[size_t(from + i) * dim] : 0.0f;
-    for (int h = first_head + warp; h <= last_head; h += warps) {
-      // Running maximum over the chunks so far, including this lane's.
-      const size_t at = (size_t(blockIdx.y) * a.heads + h) * chunks + from + lane;
-      const int slot = (h - first_head) * join_step + lane;
-      const float before = largest[h - first_head], mine = lane < count ? ws.m[at] : minus_infinity();
-      float m = max_or_nan(before, mine);
+  float largest = minus_infinity();  // of warp h's head so far
+  for (int begin = 0; begin < used; begin += join_batch) {
+    const int count = min(join_batch, used - begin);
+    float value[join_step];
+    const auto fetch = [&](int from) {
       KQM_UNROLL
-      for (int step = 1; step < 32; step *= 2) {
-        const float lower = __shfl_up_sync(~0u, m, step);
-        if (lane >= step) m = max_or_nan(m, lower);
+      for (int i = 0; i < join_step; i++) value[i] = from + i < count && active ? o[size_t(begin + from + i) * dim] : 0.0f;
+    };
+    fetch(0);
+    if (warp < heads) {
+      for (int from = 0; from < count; from += 32) {
+        // Running maximum over the chunks so far, including this lane's.
+        const size_t at = (first_row + first_head + warp) * chunks + begin + from + lane;
+        const bool present = from + lane < count;
+        const float mine = present ? ws.m[at] : minus_infinity();
+        const double own_weight = present ? ws.l[at] : 0.0;
+        float m = max_or_nan(largest, mine);
+        KQM_UNROLL
+        for (int step = 1; step < 32; step *= 2) {
+          const float lower = __shfl_up_sync(~0u, m, step);
+          if (lane >= step) m = max_or_nan(m, lower);
+        }
+        const float up = __shfl_up_sync(~0u, m, 1), last = lane == 0 ? largest : up;
+        const int slot = warp * join_batch + from + lane;
+        const double own_factor = double(kqm_exp(__fsub_rn(mine, m)));
+        old_factor[slot] = double(kqm_exp(__fsub_rn(last, m)));
+        new_factor[slot] = own_factor;
+        weight[slot] = own_weight * own_factor;
+        largest = __shfl_sync(~0u, m, 31);
       }
-      const float up = __shfl_up_sync(~0u, m, 1), last = lane == 0 ? before : up;
-      old_factor[slot] = kqm_exp(__fsub_rn(last, m));
-      new_factor[slot] = kqm_exp(__fsub_rn(mine, m));
-      weight[slot] = lane < count ? ws.l[at] : 0.0;
-      __syncwarp();
-      if (lane == 31) largest[h - first_head] = m;
     }
     __syncthreads();
-    KQM_UNROLL
-    for (int i = 0; i < join_step; i++) {
-      if (i >= count) break;
-      const double old_weight = double(float(old_factor[factors + i]));
-      const double new_weight = double(float(new_factor[factors + i]));
-      total = fma(total, old_weight, double(weight[factors + i]) * new_weight);
-      sum = fma(sum, old_weight, double(partial[i]) * new_weight);
+    const int first_slot = ((active ? output : 0) / dim - (active ? first_head : 0)) * join_batch;
+    for (int from = 0; from < count; from += join_step) {
+      if (from) fetch(from);
+      KQM_UNROLL
+      for (int i = 0; i < join_step; i++) {
+        if (from + i >= count || !active) continue;
+        const double old = old_factor[first_slot + from + i];
+        total = fma(total, old, double(weight[first_slot + from + i]));
+        sum = fma(sum, old, double(value[i]) * double(new_factor[first_slot + from + i]));
+      }
     }
     __syncthreads();
   }
-  const float value = kqm_canonical(float(sum * __ddiv_rn(1.0, total)));
+  const float value = active ? kqm_canonical(float(sum * __ddiv_rn(1.0, total))) : 0.0f;
   if (active && a.out) a.out[size_t(t) * outputs + output] = value;
   if (!a.fixed) return;
   result[threadIdx.x] = value;
@@ -360,8 +367,11 @@ __global__ void __launch_bounds__(threads) attention_join(kqm_attention_args a, 
 template <bool HALF, int DIM>
 kqm_status launch(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
   const uint64_t chunks = chunks_of(a);
-  // About two blocks for each multiprocessor; blocks stride over the chunks, low ones first.
-  const uint64_t strides = kqm_ceil_div(2 * uint64_t(kqm_multiprocessors()), uint64_t(a.kv_heads) * a.tokens);
+  const uint32_t group = a.heads / a.kv_heads, row = a.heads * a.head_dim;
+  const uint32_t blocks = a.kv_heads * kqm_ceil_div(group, uint32_t(block_heads));
+  // As many blocks as run at once; they stride over the chunks, low ones first.
+  const uint64_t strides =
+      kqm_ceil_div(Occupancy<HALF, DIM>::blocks * uint64_t(kqm_multiprocessors()), uint64_t(blocks) * a.tokens);
   const uint32_t grid_chunks = uint32_t(chunks < strides ? chunks : strides);
   Workspace ws;
   ws.l = static_cast<double *>(a.workspace);
@@ -369,10 +379,10 @@ kqm_status launch(const kqm_attention_args &a, uint64_t at_once, kqm_stream stre
   ws.o = ws.m + at_once * a.heads * chunks;
   for (uint64_t t = 0; t < a.tokens; t += at_once) {
     const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once);
-    KQM_TRY(KQM_LAUNCH((attention_chunk<HALF, DIM>), dim3(a.kv_heads, grid_chunks, count), dim3(threads), 0, stream, a,
-                       ws, uint32_t(t)));
-    KQM_TRY(KQM_LAUNCH(attention_join, dim3(kqm_ceil_div(a.heads * a.head_dim, uint32_t(threads)), count), dim3(threads), 0,
-                       stream, a, ws, uint32_t(t)));
+    const dim3 grid(blocks, grid_chunks, count);
+    KQM_TRY(KQM_LAUNCH((attention_chunks<HALF, DIM>), grid, dim3(threads), 0, stream, a, ws, uint32_t(t)));
+    KQM_TRY(KQM_LAUNCH(attention_join, dim3(kqm_ceil_div(row, uint32_t(threads)), count), dim3(threads), 0, stream, a, ws,
+                       uint32_t(t)));
   }
   return KQM_OK;
 }

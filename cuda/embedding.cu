@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(KQM_BLOCK) embedding_kernel(kqm_embedding_args
   const int k = threadIdx.x;
   const uint32_t block = blockIdx.x, t = blockIdx.y;
   kqm_release_dependents();
+  kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   const uint32_t token = a.tokens[t];
   float value = __uint_as_float(0x7fc00000u);

@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(one_token_warps * 32) moe_down_one_token(kqm_m
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
   const int blocks = a.down.cols / KQM_BLOCK, units = int(a.top_k) * blocks;
   kqm_release_dependents();
+  kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   // What the end needs arrives while the tiles are multiplied.
   const uint32_t own_row = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
@@ -85,6 +86,7 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(NP) * 32, 1) moe_down_items(k
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.down.cols / KQM_BLOCK;
   kqm_release_dependents();
+  kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   const KqmItem item = kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
   if (item.count == 0) return;
@@ -112,6 +114,7 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(NP) * 32, 1) moe_down_items(k
 __global__ void __launch_bounds__(256) moe_down_sum(kqm_moe_down_args a) {
   const uint32_t r = blockIdx.x * 256 + threadIdx.x, t = blockIdx.y;
   kqm_release_dependents();
+  kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   if (r >= a.down.rows) return;
   const float *products = a.expert_out + size_t(t) * a.top_k * a.down.rows + r;

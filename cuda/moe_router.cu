@@ -1,8 +1,8 @@
 // moe_router: logits = W x with F32 weights, the top_k largest, and their softmax renormalised to sum 1.
 //
 // Shapes: W [experts, cols], x [tokens, cols]; logits [tokens, experts], indices and weights [tokens, top_k].
-// Maths: each logit is a tree_dot in f64 (common/tree.cuh), rounded to f32. An expert's rank is the number of experts with a
-// larger order key, or an equal one and a lower index: no sorting, no order to depend on. For a single token the kernel can
+// Maths: each logit is a tree_dot in f64 (common/tree.cuh), rounded to f32. A warp takes the largest order key top_k times
+// (common/choose.cuh). For a single token the kernel can
 // take in the RMSNorm before it; some of its blocks then also leave the normed row for the kernels behind it. And it can
 // leave the choice to moe_swiglu, which is faster than to wait for its own last block.
 // Launch: one block for an expert and up to eight tokens, one warp for a run of 256 columns (16 warps at most); the last block
@@ -18,9 +18,6 @@ const int max_warps = 16, group_tokens = 8;
 
 __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_router_args a) {
   KQM_SHARED(double, run_sum, group_tokens *kqm_max_cols / KQM_BLOCK);
-  KQM_SHARED(uint32_t, key, KQM_MAX_EXPERTS);
-  KQM_SHARED(uint32_t, chosen, KQM_MAX_TOP_K);
-  KQM_SHARED(float, probability, KQM_MAX_TOP_K);
   KQM_SHARED(uint32_t, is_last, 1);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, runs = a.cols / KQM_BLOCK;
   const uint32_t expert = blockIdx.x, first = blockIdx.y * group_tokens;
@@ -30,12 +27,14 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
   // Weights depend on nothing.
   float4 w0 = w[64 * warp], w1 = w[64 * warp + 1];
   kqm_release_dependents();
+  kqm_touch_arguments(a);
   if (a.norm.x) {
     const float4 *weight = reinterpret_cast<const float4 *>(a.norm.weight) + 64 * warp + 2 * lane;
     const float4 n0 = weight[0], n1 = weight[1];
+    const double inverse_n = __ddiv_rn(1.0, double(a.cols));
     kqm_wait_for_dependencies();
     float x[8];
-    kqm_fused_norm_eight(a.norm, n0, n1, run_sum, x);
+    kqm_fused_norm_eight(a.norm, n0, n1, inverse_n, run_sum, x);
     // The run of this warp is written by one block.
     if (warp % gridDim.x == blockIdx.x) {
       if (a.norm.out) kqm_store_eight(a.norm.out + warp * KQM_BLOCK, lane, x);
@@ -61,7 +60,7 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
     const int t = threadIdx.x;
     const double sum = kqm_ascending_sum(run_sum, t * runs, 1, runs);
     a.logits[size_t(first + t) * a.experts + expert] = kqm_canonical(__fadd_rn(float(sum), 0.0f));
-    __threadfence();
+    if (a.indices) __threadfence();
   }
   if (!a.indices) return;
   __syncthreads();
@@ -69,12 +68,12 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
   __syncthreads();
   if (!is_last[0]) return;
   __threadfence();
-  for (int t = 0; t < tokens; t++) {
+  for (int t = warp; t < tokens; t += warps) {
     const size_t token = first + t;
     const float *logits = a.logits + token * a.experts;
-    kqm_rank_experts(logits, a.experts, a.top_k, key, chosen);
-    kqm_weigh_experts(logits, a.top_k, chosen, probability, a.indices + token * a.top_k, a.weights + token * a.top_k);
-    __syncthreads();
+    uint32_t of_lane;
+    kqm_choose<true>(logits, a.experts, a.top_k - 1, of_lane);
+    kqm_weigh_experts(logits, a.top_k, of_lane, a.indices + token * a.top_k, a.weights + token * a.top_k);
   }
   if (threadIdx.x == 0) a.done[first] = 0;
 }

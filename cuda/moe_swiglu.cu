@@ -17,17 +17,14 @@ __global__ void __launch_bounds__(32 * WARPS, PER_SM) moe_swiglu_kernel(kqm_moe_
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
+  kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   KqmItem item;
+  uint32_t of_lane = 0;
   if (NP == 1 && a.logits) {
-    // A single token: every block ranks the experts for itself, one of them writes the choice down for moe_down.
-    KQM_SHARED(uint32_t, key, KQM_MAX_EXPERTS);
-    KQM_SHARED(uint32_t, chosen, KQM_MAX_TOP_K);
-    KQM_SHARED(float, probability, KQM_MAX_TOP_K);
-    kqm_rank_experts(a.logits, a.gate.experts, a.top_k, key, chosen);
-    item = KqmItem{chosen[blockIdx.y], nullptr, blockIdx.y, 1};
-    if (blockIdx.x == gridDim.x - 1 && blockIdx.y == gridDim.y - 1)
-      kqm_weigh_experts(a.logits, a.top_k, chosen, probability, a.indices, a.weights);
+    // A single token: every warp chooses for itself, down to the rank of its block; the block of the last rank has all of
+    // them and writes the choice down for moe_down.
+    item = KqmItem{kqm_choose<false>(a.logits, a.gate.experts, blockIdx.y, of_lane), nullptr, blockIdx.y, 1};
   } else {
     item = kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
   }
@@ -74,6 +71,8 @@ __global__ void __launch_bounds__(32 * WARPS, PER_SM) moe_swiglu_kernel(kqm_moe_
     }
     __syncthreads();
   }
+  if (NP == 1 && a.logits && blockIdx.x == 0 && blockIdx.y == gridDim.y - 1 && warp == 0)
+    kqm_weigh_experts(a.logits, a.top_k, of_lane, a.indices, a.weights);
 }
 
 template <class Gate, class Up>
@@ -105,6 +104,7 @@ kqm_status kqm_moe_swiglu(const kqm_moe_swiglu_args *args, kqm_stream stream) {
   KQM_REQUIRE(kqm_aligned(args->x, 16), KQM_MISALIGNED);
   KQM_REQUIRE(!args->logits || args->weights, KQM_NULL_POINTER);
   KQM_REQUIRE(!args->logits || args->tokens == 1, KQM_BAD_SHAPE);
+  KQM_REQUIRE(kqm_aligned(args->logits, 16), KQM_MISALIGNED);
   const bool gate_q4 = args->gate.type == KQM_TYPE_Q4_K, up_q4 = args->up.type == KQM_TYPE_Q4_K;
   if (gate_q4 && up_q4) return launch<KqmTileQ4K, KqmTileQ4K>(*args, stream);
   if (gate_q4) return launch<KqmTileQ4K, KqmTileQ6K>(*args, stream);

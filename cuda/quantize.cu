@@ -11,6 +11,7 @@ namespace {
 __global__ void __launch_bounds__(256) quantize_kernel(kqm_quantize_args a) {
   const size_t block = size_t(blockIdx.x) * 8 + (threadIdx.x >> 5), blocks = size_t(a.tokens) * (a.cols / KQM_BLOCK);
   kqm_release_dependents();
+  kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   if (block >= blocks) return;
   const float4 *x = reinterpret_cast<const float4 *>(a.x + block * KQM_BLOCK) + 2 * (threadIdx.x & 31);

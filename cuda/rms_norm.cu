@@ -17,8 +17,10 @@ __global__ void __launch_bounds__(256) rms_norm_kernel(kqm_rms_norm_args a) {
   const float4 *x = reinterpret_cast<const float4 *>(a.x + size_t(blockIdx.x) * a.cols) + 2 * lane;
   const float4 *weight = reinterpret_cast<const float4 *>(a.weight) + 2 * lane;
   kqm_release_dependents();
+  kqm_touch_arguments(a);
   // The first run stays in registers: at full size every warp has just one.
   const float4 w0 = weight[64 * warp], w1 = weight[64 * warp + 1];
+  const double inverse_n = __ddiv_rn(1.0, double(a.cols));
   kqm_wait_for_dependencies();
   const float4 first0 = x[64 * warp], first1 = x[64 * warp + 1];
   for (int run = warp; run < runs; run += warps) {
@@ -27,7 +29,7 @@ __global__ void __launch_bounds__(256) rms_norm_kernel(kqm_rms_norm_args a) {
     if (lane == 0) run_sum[run] = sum;
   }
   __syncthreads();
-  const float r = kqm_inverse_rms(run_sum, runs, a.eps);
+  const float r = kqm_inverse_rms(run_sum, runs, inverse_n, a.eps);
 
   for (int run = warp; run < runs; run += warps) {
     const bool kept = run == warp;

@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(32 * warps_per_block) rope_kernel(kqm_rope_arg
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const uint32_t index = blockIdx.x * warps_per_block + warp;
   kqm_release_dependents();
+  kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   if (index >= a.heads + 2 * a.kv_heads) return;
   const bool active = 8 * lane < int(a.head_dim);
@@ -29,7 +30,7 @@ __global__ void __launch_bounds__(32 * warps_per_block) rope_kernel(kqm_rope_arg
     kqm_cache_head(a, row, position, y);
     return;
   }
-  kqm_rope_head(a, row, position, true, kqm_shared_offset(exchange, warp * kqm_max_head_dim), y);
+  kqm_rope_head(a, row, position, true, __ddiv_rn(1.0, double(a.head_dim)), kqm_shared_offset(exchange, warp * kqm_max_head_dim), y);
   float *out = row.is_q ? a.q_out : a.k_out;
   if (out && active) kqm_store_eight(out + row.at, lane, y);
   if (!row.is_q) kqm_cache_head(a, row, position, y);

@@ -17,6 +17,9 @@ pub use cuda::{CudaDevice, CudaGraph};
 /// `allocate` returns memory that stays valid for the device's kernels and copies until `free`, aligned to 256 bytes;
 /// copies, fills and launches on one queue take effect in the order of the calls.
 pub unsafe trait Device: Clone + Send + Sync + 'static {
+    /// Recorded launches.
+    type Graph: Send;
+
     /// `"cuda"`, or the name of another executor.
     fn name(&self) -> &'static str;
     /// The launchers.
@@ -58,6 +61,20 @@ pub unsafe trait Device: Clone + Send + Sync + 'static {
     unsafe fn clear(&self, address: u64, bytes: usize) -> Result<()>;
     /// Waits for all work of the queue and reports what failed.
     fn synchronize(&self) -> Result<()>;
+    /// Records the launches that `enqueue` makes, without doing them. `None`: the device cannot, and nothing was recorded. The
+    /// launches must have been made once before; `enqueue` may not allocate, copy from or to the host, or wait.
+    ///
+    /// # Errors
+    /// Those of `enqueue`, and [`Error::Cuda`].
+    fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Self::Graph>>;
+    /// Enqueues recorded launches. The memory that they use must still be there.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    ///
+    /// # Safety
+    /// Every buffer that the recorded launches use is alive, and nothing else uses those that they write.
+    unsafe fn replay(&self, graph: &mut Self::Graph) -> Result<()>;
 }
 
 /// Types that device buffers hold: plain data, valid for any bytes.

@@ -14,3 +14,8 @@ pub mod sys;
 pub mod trace;
 
 pub use error::{Error, Result};
+
+/// The examples of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

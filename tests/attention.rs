@@ -7,9 +7,9 @@ use common::*;
 use half::f16;
 use kquant_moe::blocks::{BLOCK, TensorType};
 use kquant_moe::device::{Buffer, Device, Slice, SliceMut, bytes_of};
-use kquant_moe::kernels::{Attention, FixedBlock};
-use kquant_moe::oracle::attention::{Element, Head, attention};
-use kquant_moe::sys;
+use kquant_moe::kernels::{Attention, FixedBlock, Queries, Rope};
+use kquant_moe::oracle::attention::{self, Element, Head};
+use kquant_moe::{oracle, sys};
 use rayon::prelude::*;
 
 on_devices!(
@@ -17,7 +17,10 @@ on_devices!(
     ignores_what_is_masked,
     batch_equals_single_tokens,
     works_in_any_workspace,
+    takes_in_the_rotation,
+    leaves_the_cache_alone_when_it_is_full,
     refuses_bad_arguments,
+    refuses_bad_rotations,
 );
 
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +45,13 @@ impl Cache {
         match kind {
             TensorType::F32 => Self::F32(values.to_vec()),
             _ => Self::F16(values.iter().map(|&x| f16::from_f32(x)).collect()),
+        }
+    }
+
+    fn from_bytes(kind: TensorType, bytes: &[u8]) -> Self {
+        match kind {
+            TensorType::F32 => Self::F32(bytes.as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)).collect()),
+            _ => Self::F16(bytes.as_chunks().0.iter().map(|&x| f16::from_le_bytes(x)).collect()),
         }
     }
 
@@ -72,7 +82,7 @@ impl Shape {
     }
 
     fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+        attention::scale(self.head_dim)
     }
 
     /// Gaussian keys and values, and queries of all distributions. Positions that no token sees hold NaN.
@@ -102,7 +112,7 @@ impl Shape {
         // Without taps the forward needs nothing but the fixed point.
         let with_out = taps || blocks == 0;
         ok(Attention {
-            q: q.slice(),
+            q: Queries::Rotated(q.slice()),
             k_cache: k_cache.slice(),
             v_cache: v_cache.slice(),
             cache_kind: self.cache,
@@ -145,7 +155,7 @@ impl Shape {
         rows.enumerate().for_each(|(row, ((q, out), scores))| {
             let (token, first) = (row / self.heads, row % self.heads / group * dim);
             let head = Head { k: &k[first..], v: &v[first..], stride };
-            attention(q, head, self.start + token + 1, self.scale(), out, Some(scores));
+            attention::attention(q, head, self.start + token + 1, self.scale(), out, Some(scores));
         });
     }
 
@@ -185,14 +195,14 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             (8, 4, 2, 64, 60, 68),
             (17, 2, 1, 128, 120, 137),
             // Groups of 1, 2, 4, 8, 16 and of sizes between; every head_dim.
-            (3, 2, 2, 80, 62, 66),
+            (3, 2, 2, 192, 62, 66),
             (2, 6, 2, 256, 63, 70),
             (2, 8, 1, 64, 64, 66),
-            (3, 10, 2, 80, 3, 6),
+            (3, 10, 2, 192, 3, 6),
             (2, 16, 1, 256, 64, 70),
-            (2, 26, 2, 72, 1, 100),
-            // Many heads in one block of the second kernel, and more chunks than a warp has lanes.
-            (2, 32, 2, 8, 66, 70),
+            (2, 26, 2, 64, 1, 100),
+            // More chunks than a warp has lanes.
+            (2, 32, 2, 128, 66, 70),
             (1, 2, 1, 64, 2100, 2200),
         ],
         &[
@@ -296,7 +306,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
         let (q, k_cache) = unsafe { (Slice::from_raw(q, 8192), Slice::from_raw(cache, 32768)) };
         let workspace: SliceMut<'_, u8> = workspace.part_mut(0, room).unwrap();
         Attention {
-            q,
+            q: Queries::Rotated(q),
             k_cache,
             v_cache: k_cache,
             cache_kind,
@@ -322,7 +332,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     for shape in [(0, 4, 2, 64), (1, 0, 2, 64), (1, 4, 0, 64), (1, 5, 2, 64), (1, 17, 1, 64), (1, 4, 2, 0)] {
         assert_status(run(q_at, cache_at, f32, shape, true, room), sys::KQM_BAD_SHAPE);
     }
-    for head_dim in [4, 60, 264] {
+    for head_dim in [8, 32, 96, 320] {
         assert_status(run(q_at, cache_at, f32, (1, 4, 2, head_dim), true, room), sys::KQM_BAD_SHAPE);
     }
     assert_status(run(q_at + 4, cache_at, f32, good, true, room), sys::KQM_MISALIGNED);
@@ -331,5 +341,326 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     assert_invalid(run(q_at, cache_at, f32, (33, 4, 2, 64), true, room));
     assert_eq!(status_without_arguments!(device, attention), sys::KQM_NULL_POINTER);
     ok(run(q_at, cache_at, f32, (2, 4, 2, 64), true, room));
+    ok(device.synchronize());
+}
+
+/// A single token before the rotation, and the cache that it comes to. Positions from its own on hold NaN.
+struct Token {
+    shape: Shape,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    /// Of q and of k; without them nothing is normalised.
+    weights: Option<[Vec<f32>; 2]>,
+    table: Vec<f32>,
+    k_cache: Vec<u8>,
+    v_cache: Vec<u8>,
+}
+
+/// All that the rotation and attention of a token leave.
+struct Rotated {
+    q_out: Vec<f32>,
+    /// q_normed, k_normed and k_out; empty without taps.
+    taps: [Vec<f32>; 3],
+    k_cache: Vec<u8>,
+    v_cache: Vec<u8>,
+    results: Results,
+}
+
+impl Token {
+    fn random(random: &mut Random, shape: Shape, norm: bool, kind: Activations) -> Self {
+        assert_eq!(shape.tokens, 1);
+        let kv_row = shape.kv_heads * shape.head_dim;
+        let mut cache = || {
+            let mut values = random.gaussians(shape.start * kv_row);
+            values.resize(shape.capacity * kv_row, f32::NAN);
+            Cache::new(shape.cache, &values).bytes()
+        };
+        let (k_cache, v_cache) = (cache(), cache());
+        let angles = (0..shape.capacity * shape.head_dim / 2).map(|_| random.gaussian());
+        let table = angles.flat_map(|angle| [angle.cos(), angle.sin()]).collect();
+        Self {
+            shape,
+            q: kind.row(random, shape.row()),
+            k: kind.row(random, kv_row),
+            v: kind.row(random, kv_row),
+            weights: norm.then(|| [0, 1].map(|_| random.gaussians(shape.head_dim))),
+            table,
+            k_cache,
+            v_cache,
+        }
+    }
+
+    /// In one launch or in two.
+    fn run<D: Device>(&self, device: &D, fused: bool, with_taps: bool) -> Rotated {
+        let shape = &self.shape;
+        let (q, k, v) = (input(device, &self.q), input(device, &self.k), input(device, &self.v));
+        let weights = self.weights.as_ref().map(|weights| weights.each_ref().map(|weight| input(device, weight)));
+        let (table, start) = (input(device, &self.table), input(device, &[shape.start as u32]));
+        let mut q_out = Output::new(device, self.q.len());
+        let mut taps = [self.q.len(), self.k.len(), self.k.len()].map(|len| Output::new(device, len));
+        let mut k_cache = Output::starting_with(device, &self.k_cache);
+        let mut v_cache = Output::starting_with(device, &self.v_cache);
+        let mut workspace: Output<D, u8> = Output::new(device, shape.workspace(device));
+        let blocks = if shape.row().is_multiple_of(BLOCK) { shape.row() / BLOCK } else { 0 };
+        let (mut out, mut fixed) = (Output::new(device, shape.row()), Output::new(device, blocks));
+        let mut scores = Output::new(device, shape.heads * shape.capacity);
+        // SAFETY: attention reads what the rotation wrote, in one launch or in two.
+        let seen = unsafe {
+            [&mut k_cache, &mut v_cache].map(|cache| {
+                let cache = cache.slice();
+                Slice::from_raw(cache.as_ptr() as u64, cache.len())
+            })
+        };
+        let [q_normed, k_normed, k_out] = taps.each_mut().map(|tap| tap.slice_if(with_taps));
+        let rope = Rope {
+            q: q.slice(),
+            q_out: q_out.slice(),
+            k: k.slice(),
+            v: v.slice(),
+            q_weight: weights.as_ref().map(|weights| weights[0].slice()),
+            k_weight: weights.as_ref().map(|weights| weights[1].slice()),
+            table: table.slice(),
+            start: start.slice(),
+            q_normed,
+            k_normed,
+            k_out,
+            k_cache: k_cache.slice(),
+            v_cache: v_cache.slice(),
+            cache_kind: shape.cache,
+            capacity: shape.capacity,
+            tokens: 1,
+            heads: shape.heads,
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
+            eps: norm::EPS,
+        };
+        let queries = if fused {
+            Queries::Fused(rope)
+        } else {
+            ok(rope.launch(device));
+            Queries::Rotated(q_out.for_reading())
+        };
+        let with_out = with_taps || blocks == 0;
+        ok(Attention {
+            q: queries,
+            k_cache: seen[0],
+            v_cache: seen[1],
+            cache_kind: shape.cache,
+            start: start.slice(),
+            out: out.slice_if(with_out),
+            fixed: fixed.slice_if(blocks > 0),
+            scores: scores.slice_if(with_taps),
+            workspace: workspace.slice(),
+            capacity: shape.capacity,
+            tokens: 1,
+            heads: shape.heads,
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
+            scale: shape.scale(),
+        }
+        .launch(device));
+        workspace.read();
+        Rotated {
+            q_out: q_out.read(),
+            taps: if with_taps { taps.map(|tap| tap.read()) } else { Default::default() },
+            k_cache: k_cache.read(),
+            v_cache: v_cache.read(),
+            results: Results {
+                out: if with_out { out.read() } else { Vec::new() },
+                fixed: fixed.read(),
+                scores: if with_taps { scores.read() } else { Vec::new() },
+            },
+        }
+    }
+
+    fn expected(&self) -> Rotated {
+        let Shape { head_dim, start, .. } = self.shape;
+        let angles = &self.table[start * head_dim..][..head_dim];
+        let rotate = |x: &[f32], weight: usize| {
+            let (mut y, mut normed) = (x.to_vec(), vec![0.0; x.len()]);
+            let weight = self.weights.as_ref().map(|weights| &weights[weight][..]);
+            oracle::rope::rope(&mut y, head_dim, weight, norm::EPS, angles, Some(&mut normed));
+            (y, normed)
+        };
+        let ((q_out, q_normed), (k_out, k_normed)) = (rotate(&self.q, 0), rotate(&self.k, 1));
+        let (mut k_cache, mut v_cache) = (self.k_cache.clone(), self.v_cache.clone());
+        for (cache, row) in [(&mut k_cache, &k_out), (&mut v_cache, &self.v)] {
+            let bytes: Vec<u8> = match self.shape.cache {
+                TensorType::F32 => row.iter().flat_map(|&x| <f32 as Element>::from_f32(x).to_le_bytes()).collect(),
+                _ => row.iter().flat_map(|&x| <f16 as Element>::from_f32(x).to_le_bytes()).collect(),
+            };
+            cache[start * bytes.len()..][..bytes.len()].copy_from_slice(&bytes);
+        }
+        let [k, v] = [&k_cache, &v_cache].map(|bytes| Cache::from_bytes(self.shape.cache, bytes));
+        let results = self.shape.expected(&Operands { q: q_out.clone(), k, v });
+        Rotated { q_out, taps: [q_normed, k_normed, k_out], k_cache, v_cache, results }
+    }
+
+    fn check<D: Device>(&self, device: &D, what: &str, with_taps: bool) {
+        let expected = self.expected();
+        for fused in [true, false] {
+            let what = format!("{what}, {:?}, {}", self.shape, if fused { "one launch" } else { "two launches" });
+            let got = self.run(device, fused, with_taps);
+            assert_bits(&format!("{what}, q_out"), &got.q_out, &expected.q_out);
+            assert_same(&format!("{what}, k_cache"), &got.k_cache, &expected.k_cache);
+            assert_same(&format!("{what}, v_cache"), &got.v_cache, &expected.v_cache);
+            if with_taps {
+                for (name, (got, expected)) in
+                    ["q_normed", "k_normed", "k_out"].into_iter().zip(got.taps.iter().zip(&expected.taps))
+                {
+                    assert_bits(&format!("{what}, {name}"), got, expected);
+                }
+                assert_bits(&format!("{what}, scores"), &got.results.scores, &expected.results.scores);
+            }
+            if !got.results.out.is_empty() {
+                assert_bits(&what, &got.results.out, &expected.results.out);
+            }
+            assert_blocks(&what, &got.results.fixed, &expected.results.fixed);
+        }
+    }
+}
+
+/// The fused form gives what `rope` and attention give: at the edges of chunks, for every head_dim, with and without
+/// norms and taps, and leaves the same cache.
+fn takes_in_the_rotation<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(44);
+    // heads, kv_heads, head_dim
+    let heads = size.shapes(
+        &[(2, 1, 64), (4, 2, 128), (3, 1, 192), (2, 2, 256), (16, 1, 64), (18, 2, 64), (8, 4, 64)],
+        &[(32, 4, 128), (32, 2, 256)],
+    );
+    for (case, (heads, kv_heads, head_dim)) in heads.into_iter().enumerate() {
+        for start in size.shapes(&[0, 1, 63, 64, 65, 130], &[1000, 2100]) {
+            for (kind, cache) in CACHES.into_iter().enumerate() {
+                // Up to the last position of the capacity.
+                let capacity = start + 1 + [0, 3, 64][(case + start + kind) % 3];
+                let shape = Shape { tokens: 1, heads, kv_heads, head_dim, start, capacity, cache };
+                for (norm, taps) in [(true, true), (true, false), (false, true)] {
+                    let kind = if norm && taps { Activations::Gaussian } else { Activations::HeavyTailed };
+                    Token::random(&mut random, shape, norm, kind).check(device, "gaussian", taps);
+                }
+            }
+        }
+    }
+    for kind in Activations::ALL {
+        for cache in CACHES {
+            let shape = Shape { tokens: 1, heads: 4, kv_heads: 2, head_dim: 64, start: 65, capacity: 67, cache };
+            for norm in [true, false] {
+                Token::random(&mut random, shape, norm, kind).check(device, &format!("{kind:?}"), true);
+            }
+        }
+    }
+}
+
+/// A token at a position that the cache does not have gives NaN and is not written, in one launch as in two.
+fn leaves_the_cache_alone_when_it_is_full<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(45);
+    for cache in CACHES {
+        let full = Shape { tokens: 1, heads: 4, kv_heads: 2, head_dim: 64, start: 65, capacity: 65, cache };
+        let token = Token::random(&mut random, full, true, Activations::Gaussian);
+        for fused in [true, false] {
+            let got = token.run(device, fused, true);
+            assert_same("k_cache", &got.k_cache, &token.k_cache);
+            assert_same("v_cache", &got.v_cache, &token.v_cache);
+            assert_nan("q_out", &got.q_out);
+            assert_nan("out", &got.results.out);
+        }
+    }
+}
+
+fn refuses_bad_rotations<D: Device>(device: &D, _: Size) {
+    let floats: Buffer<D, f32> = Buffer::zeroed(device, 8192).unwrap();
+    let starts: Buffer<D, u32> = Buffer::zeroed(device, 2).unwrap();
+    let mut writes: Buffer<D, f32> = Buffer::zeroed(device, 8192).unwrap();
+    let mut out: Buffer<D, f32> = Buffer::zeroed(device, 8192).unwrap();
+    let [mut k_cache, mut v_cache] = [0, 1].map(|_| Buffer::<D, u8>::zeroed(device, 32768).unwrap());
+    let mut workspace: Buffer<D, u8> = Buffer::zeroed(device, 1 << 16).unwrap();
+    let q_out_at = writes.slice_mut().as_ptr() as u64;
+    let (k_at, v_at) = (k_cache.slice_mut().as_ptr() as u64, v_cache.slice_mut().as_ptr() as u64);
+    // The rotation of one token on the caches of attention, with a change.
+    let mut run = |tokens, change: &dyn Fn(&mut Rope<'_>)| {
+        // SAFETY: as long as the buffers say, or refused before anything is read.
+        let (q_out, k_seen, v_seen, k_cache, v_cache) = unsafe {
+            (
+                SliceMut::from_raw(q_out_at, 8192),
+                Slice::from_raw(k_at, 32768),
+                Slice::from_raw(v_at, 32768),
+                SliceMut::from_raw(k_at, 32768),
+                SliceMut::from_raw(v_at, 32768),
+            )
+        };
+        let mut rope = Rope {
+            q: floats.slice(),
+            q_out,
+            k: floats.slice(),
+            v: floats.slice(),
+            q_weight: None,
+            k_weight: None,
+            table: floats.slice(),
+            start: starts.part(0, 1).unwrap(),
+            q_normed: None,
+            k_normed: None,
+            k_out: None,
+            k_cache,
+            v_cache,
+            cache_kind: TensorType::F32,
+            capacity: 4,
+            tokens,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 64,
+            eps: norm::EPS,
+        };
+        change(&mut rope);
+        Attention {
+            q: Queries::Fused(rope),
+            k_cache: k_seen,
+            v_cache: v_seen,
+            cache_kind: TensorType::F32,
+            start: starts.part(0, 1).unwrap(),
+            out: Some(out.slice_mut()),
+            fixed: None,
+            scores: None,
+            workspace: workspace.slice_mut(),
+            capacity: 4,
+            tokens,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 64,
+            scale: 1.0,
+        }
+        .launch(device)
+    };
+    assert_status(run(2, &|_| {}), sys::KQM_BAD_SHAPE);
+    let other_start = starts.part(1, 1).unwrap();
+    // SAFETY: refused before anything is read or written.
+    let raw = |at, len| unsafe { (Slice::<f32>::from_raw(at, len), SliceMut::<u8>::from_raw(at, len)) };
+    let different: [&dyn Fn(&mut Rope<'_>); 9] = [
+        &|rope| rope.tokens = 2,
+        &|rope| rope.heads = 2,
+        &|rope| rope.kv_heads = 4,
+        &|rope| rope.head_dim = 128,
+        &|rope| rope.capacity = 3,
+        &|rope| rope.cache_kind = TensorType::F16,
+        &|rope| rope.k_cache = raw(v_at, 32768).1,
+        &|rope| rope.v_cache = raw(k_at, 32768).1,
+        // Other blocks still read q when one writes q_out.
+        &|rope| rope.q = raw(q_out_at, 8192).0,
+    ];
+    for (case, change) in different.into_iter().enumerate() {
+        println!("difference {case}");
+        assert_status(run(1, change), sys::KQM_BAD_SHAPE);
+    }
+    let other_start_at = other_start.as_ptr() as u64;
+    // SAFETY: one element, refused before it is read.
+    assert_status(run(1, &|rope| rope.start = unsafe { Slice::from_raw(other_start_at, 1) }), sys::KQM_BAD_SHAPE);
+    assert_status(run(1, &|rope| rope.q = raw(0, 8192).0), sys::KQM_NULL_POINTER);
+    assert_status(run(1, &|rope| rope.k = raw(0, 8192).0), sys::KQM_NULL_POINTER);
+    assert_status(run(1, &|rope| rope.v = raw(q_out_at + 4, 8191).0), sys::KQM_MISALIGNED);
+    assert_invalid(run(1, &|rope| rope.k = raw(q_out_at, 127).0));
+    assert_invalid(run(1, &|rope| rope.q_weight = Some(raw(q_out_at, 63).0)));
+    assert_invalid(run(1, &|rope| rope.k_cache = raw(k_at, 4 * 2 * 64 * 4 - 1).1));
+    ok(run(1, &|_| {}));
     ok(device.synchronize());
 }

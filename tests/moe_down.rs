@@ -6,18 +6,25 @@ mod common;
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType::*};
 use kquant_moe::device::{Buffer, Device, Slice};
-use kquant_moe::kernels::{FixedBlock, Groups, Matrix, MoeDown};
+use kquant_moe::kernels::{DownInput, FixedBlock, Groups, Matrix, MoeDown};
 use kquant_moe::{oracle, sys};
 use rayon::prelude::*;
 
-on_devices!(equals_the_oracle, batch_equals_single_tokens, refuses_bad_arguments);
+on_devices!(equals_the_oracle, batch_equals_single_tokens, quantizes_rows, refuses_bad_arguments, refuses_bad_rows,);
 
 /// Of one batch: x, indices, weights and the residual.
 struct Operands<'a> {
-    x: &'a [FixedBlock],
+    x: X<'a>,
     indices: &'a [u32],
     weights: &'a [f32],
     residual: &'a [f32],
+}
+
+/// Activations as fixed point, or as the rows that the kernel quantizes itself.
+#[derive(Clone, Copy)]
+enum X<'a> {
+    Fixed(&'a [FixedBlock]),
+    Rows(&'a [f32]),
 }
 
 #[derive(Debug)]
@@ -30,15 +37,20 @@ struct Results {
 
 fn run<D: Device>(device: &D, down: &Matrix<D>, operands: Operands<'_>, tokens: usize, tap: bool) -> Results {
     let (top_k, rows) = (operands.indices.len() / tokens, down.rows());
-    let (x, indices) = (input(device, operands.x), input(device, operands.indices));
-    let weights = input(device, operands.weights);
+    let (digits, rows_of_x) = match operands.x {
+        X::Fixed(x) => (Some(input(device, x)), None),
+        X::Rows(x) => (None, Some(input(device, x))),
+    };
+    let x = digits.as_ref().map(|x| DownInput::Fixed(x.slice()));
+    let x = x.or(rows_of_x.as_ref().map(|x| DownInput::Rows(x.slice()))).unwrap();
+    let (indices, weights) = (input(device, operands.indices), input(device, operands.weights));
     let groups = moe::group(device, &indices, tokens, down.experts(), top_k);
     let mut expert_out = Output::new(device, tokens * top_k * rows);
     let mut sum = Output::new(device, tokens * rows);
     let mut y = Output::starting_with(device, operands.residual);
     ok(MoeDown {
         down,
-        x: x.slice(),
+        x,
         indices: indices.slice(),
         weights: weights.slice(),
         groups: &groups,
@@ -107,7 +119,8 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
                 let weights = random.gaussians(tokens * top_k);
                 let residual = Activations::Mixed.row(&mut random, tokens * rows);
                 let tap = case % 2 == 0;
-                let operands = Operands { x: &digits, indices: &indices, weights: &weights, residual: &residual };
+                let operands =
+                    Operands { x: X::Fixed(&digits), indices: &indices, weights: &weights, residual: &residual };
                 let got = run(device, &down, operands, tokens, tap);
                 let expected = expected(&w, &blocks, &indices, &weights, residual, top_k);
                 assert_bits(&format!("{what}, expert_out"), &got.expert_out, &expected.expert_out);
@@ -139,7 +152,7 @@ fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
             let part = |first: usize, tokens: usize| {
                 let (pairs, blocks) = (first * top_k..(first + tokens) * top_k, cols / BLOCK);
                 let operands = Operands {
-                    x: &x[pairs.start * blocks..pairs.end * blocks],
+                    x: X::Fixed(&x[pairs.start * blocks..pairs.end * blocks]),
                     indices: &indices[pairs.clone()],
                     weights: &weights[pairs],
                     residual: &residual[first * rows..(first + tokens) * rows],
@@ -172,7 +185,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
         let (x, weights) = unsafe { (Slice::from_raw(x, 32), Slice::from_raw(weights, 64)) };
         MoeDown {
             down: &down,
-            x,
+            x: DownInput::Fixed(x),
             indices: indices.slice(),
             weights,
             groups: &groups,
@@ -192,4 +205,77 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     }
     assert_invalid(run(x_at, weights_at, 17, 1));
     assert_eq!(status_without_arguments!(device, moe_down), sys::KQM_NULL_POINTER);
+}
+
+/// A single token's rows, quantized by the kernel, give what they give as fixed point: up to the most blocks that it takes.
+fn quantizes_rows<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(43);
+    // rows, cols, experts, top_k
+    let shapes = size.shapes(
+        &[(40, 256, 6, 3), (1, 768, 9, 8), (15, 256, 30, 24), (17, 2048, 4, 3), (16, 6144, 2, 1), (33, 512, 5, 1)],
+        &[(2048, 768, 128, 8)],
+    );
+    for (rows, cols, experts, top_k) in shapes {
+        for kind in [Q4K, Q6K] {
+            let w = Weights::random(&mut random, kind, experts, rows, cols);
+            let down = w.upload(device);
+            for case in 0..Activations::ALL.len() {
+                let what = format!("{kind:?} [{experts}][{rows}, {cols}], {top_k} experts, rows {case}");
+                let x = Activations::rows(&mut random, case, top_k, cols);
+                let (blocks, digits) = fixed_blocks(&x);
+                let indices = random.distinct(experts, top_k);
+                let (weights, residual) = (random.gaussians(top_k), random.gaussians(rows));
+                let run = |x, tap| {
+                    let operands = Operands { x, indices: &indices, weights: &weights, residual: &residual };
+                    run(device, &down, operands, 1, tap)
+                };
+                let (got, fixed) = (run(X::Rows(&x), case % 2 == 0), run(X::Fixed(&digits), true));
+                let expected = expected(&w, &blocks, &indices, &weights, residual.clone(), top_k);
+                assert_bits(&format!("{what}, expert_out"), &got.expert_out, &expected.expert_out);
+                assert_bits(&what, &got.y, &expected.y);
+                if case % 2 == 0 {
+                    assert_bits(&format!("{what}, sum"), &got.sum, &expected.sum);
+                }
+                assert_bits(&format!("{what}, fixed"), &fixed.expert_out, &expected.expert_out);
+                assert_bits(&format!("{what}, fixed"), &fixed.y, &expected.y);
+            }
+        }
+    }
+}
+
+fn refuses_bad_rows<D: Device>(device: &D, _: Size) {
+    let cols = BLOCK * (DownInput::MAX_BLOCKS / 4);
+    let matrix = |cols| Matrix::uninitialised(device, Q6K, 16, cols, 8).unwrap();
+    let (good, long) = (matrix(cols), matrix(cols + BLOCK));
+    let x: Buffer<D, f32> = Buffer::zeroed(device, 8 * cols).unwrap();
+    let indices: Buffer<D, u32> = Buffer::zeroed(device, 64).unwrap();
+    let weights: Buffer<D, f32> = Buffer::zeroed(device, 64).unwrap();
+    let mut expert_out: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
+    let mut y: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
+    let groups = ok(Groups::new(device, 4, 8, 4));
+    let x_at = x.slice().as_ptr() as u64;
+    let mut run = |down, (at, len): (u64, usize), tokens, top_k| {
+        // SAFETY: as long as the buffer says, or refused before anything is read.
+        let x = DownInput::Rows(unsafe { Slice::from_raw(at, len) });
+        MoeDown {
+            down,
+            x,
+            indices: indices.slice(),
+            weights: weights.slice(),
+            groups: &groups,
+            expert_out: expert_out.slice_mut(),
+            sum: None,
+            y: y.slice_mut(),
+            tokens,
+            top_k,
+        }
+        .launch(device)
+    };
+    let whole = (x_at, 8 * cols);
+    assert_status(run(&long, whole, 1, 4), sys::KQM_BAD_SHAPE);
+    assert_status(run(&good, whole, 1, 5), sys::KQM_BAD_SHAPE);
+    assert_status(run(&good, whole, 2, 2), sys::KQM_BAD_SHAPE);
+    assert_status(run(&good, (0, 4 * cols), 1, 4), sys::KQM_NULL_POINTER);
+    assert_status(run(&good, (x_at + 4, 4 * cols), 1, 4), sys::KQM_MISALIGNED);
+    assert_invalid(run(&good, (x_at, 4 * cols - 1), 1, 4));
 }

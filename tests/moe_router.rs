@@ -4,11 +4,20 @@
 mod common;
 
 use common::*;
-use kquant_moe::device::{Buffer, Device, Slice};
-use kquant_moe::kernels::MoeRouter;
+use kquant_moe::blocks::BLOCK;
+use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
+use kquant_moe::kernels::{FixedBlock, FusedNorm, MoeRouter, RouterChoice, RouterInput};
 use kquant_moe::{oracle, sys};
 
-on_devices!(equals_the_oracle, breaks_ties_by_index, batch_equals_single_tokens, refuses_bad_arguments);
+on_devices!(
+    equals_the_oracle,
+    breaks_ties_by_index,
+    tells_neighbouring_logits_apart,
+    batch_equals_single_tokens,
+    takes_in_the_norm,
+    refuses_bad_arguments,
+    refuses_bad_norms,
+);
 
 #[derive(Clone, Copy, Debug)]
 struct Shape {
@@ -35,12 +44,10 @@ impl Shape {
             let mut indices = Output::new(device, self.tokens * self.top_k);
             let mut weights = Output::new(device, self.tokens * self.top_k);
             ok(MoeRouter {
-                x: x.slice(),
+                x: RouterInput::Rows(x.slice()),
                 w: w.slice(),
                 logits: logits.slice(),
-                indices: indices.slice(),
-                weights: weights.slice(),
-                done: done.slice(),
+                choice: Some(RouterChoice { indices: indices.slice(), weights: weights.slice(), done: done.slice() }),
                 tokens: self.tokens,
                 cols: self.cols,
                 experts: self.experts,
@@ -135,6 +142,30 @@ fn breaks_ties_by_index<D: Device>(device: &D, _: Size) {
     assert_nan("NaN", &got.weights[..12]);
 }
 
+/// Logits that differ by one unit in the last place are ordered by it, whatever their indices.
+fn tells_neighbouring_logits_apart<D: Device>(device: &D, _: Size) {
+    let shape = Shape { tokens: 1, cols: 256, experts: 64, top_k: 5 };
+    let mut x = vec![0.0; shape.cols];
+    x[17] = 1.0;
+    for value in [1.0_f32, -1.0, 3.7e-5, -8.25e11, f32::MIN_POSITIVE] {
+        let (up, down) = (value.next_up(), value.next_down());
+        let logit = |expert: usize| match expert {
+            40 => up.next_up(),
+            3 | 63 => up,
+            5 => down,
+            12 => value,
+            _ => down.next_down(),
+        };
+        let mut w = vec![0.0; shape.experts * shape.cols];
+        for expert in 0..shape.experts {
+            w[expert * shape.cols + 17] = logit(expert);
+        }
+        let got = shape.run(device, &x, &w);
+        assert_results(&format!("around {value:e}"), &got, &shape.expected(&x, &w));
+        assert_same(&format!("around {value:e}"), &got.indices, &[40, 3, 63, 12, 5]);
+    }
+}
+
 fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(24);
     for (tokens, cols, experts, top_k) in size.shapes(&[(9, 512, 30, 4)], &[(64, 2048, 128, 8)]) {
@@ -163,12 +194,14 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let mut run = |x: u64, tokens, cols, experts, top_k| {
         MoeRouter {
             // SAFETY: as long as the buffer says, or refused before anything is read.
-            x: unsafe { Slice::from_raw(x, 513 * 256) },
+            x: RouterInput::Rows(unsafe { Slice::from_raw(x, 513 * 256) }),
             w: w.slice(),
             logits: logits.slice_mut(),
-            indices: indices.slice_mut(),
-            weights: weights.slice_mut(),
-            done: done.slice_mut(),
+            choice: Some(RouterChoice {
+                indices: indices.slice_mut(),
+                weights: weights.slice_mut(),
+                done: done.slice_mut(),
+            }),
             tokens,
             cols,
             experts,
@@ -194,4 +227,109 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     assert_eq!(status_without_arguments!(device, moe_router), sys::KQM_NULL_POINTER);
     ok(run(x_at, 2, 256, 512, 32));
     ok(device.synchronize());
+}
+
+/// The fused norm gives what `rms_norm` and the router give, and leaves the normed row as floats and as fixed point;
+/// with or without the choice of experts.
+fn takes_in_the_norm<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(41);
+    // Fewer experts than runs of 256 columns, as many, and more.
+    let shapes = size.shapes(
+        &[(256, 1, 1), (4096, 1, 1), (4096, 5, 2), (768, 3, 3), (2048, 16, 4), (2304, 7, 3), (512, 512, 32)],
+        &[(2048, 128, 8), (4096, 512, 32)],
+    );
+    for (cols, experts, top_k) in shapes {
+        let shape = Shape { tokens: 1, cols, experts, top_k };
+        let w = random.gaussians(experts * cols);
+        let w_device = input(device, &w);
+        for (case, kind) in Activations::ALL.into_iter().enumerate() {
+            let what = format!("{shape:?}, {kind:?}");
+            let row = norm::Row::random(&mut random, kind, cols);
+            let normed = row.normed();
+            let mut uploaded = row.upload(device);
+            let (tap, choose) = (case % 2 == 0, case % 4 < 2);
+            let mut fixed: Output<D, FixedBlock> = Output::new(device, cols / BLOCK);
+            let mut logits = Output::new(device, experts);
+            let (mut indices, mut weights) = (Output::new(device, top_k), Output::new(device, top_k));
+            let mut done = Output::starting_with(device, &[0_u32]);
+            ok(MoeRouter {
+                x: RouterInput::Norm(uploaded.fused(tap), fixed.slice()),
+                w: w_device.slice(),
+                logits: logits.slice(),
+                choice: choose.then(|| RouterChoice {
+                    indices: indices.slice(),
+                    weights: weights.slice(),
+                    done: done.slice(),
+                }),
+                tokens: 1,
+                cols,
+                experts,
+                top_k,
+            }
+            .launch(device));
+            let (separate_row, separate_fixed) = uploaded.separate(device);
+            assert_bits(&format!("{what}, normed by a launch"), &separate_row.read(), &normed.row);
+            assert_blocks(&format!("{what}, fixed by a launch"), &separate_fixed.read(), &normed.digits);
+            assert_blocks(&format!("{what}, fixed"), &fixed.read(), &normed.digits);
+            if tap {
+                assert_bits(&format!("{what}, normed"), &uploaded.out.read(), &normed.row);
+            } else {
+                uploaded.out.assert_untouched(&what);
+            }
+            let expected = shape.expected(&normed.row, &w);
+            let separate = shape.run(device, &normed.row, &w);
+            assert_results(&format!("{what}, two launches"), &separate, &expected);
+            if choose {
+                let got = Results { logits: logits.read(), indices: indices.read(), weights: weights.read() };
+                assert_results(&what, &got, &expected);
+            } else {
+                assert_bits(&format!("{what}, logits"), &logits.read(), &expected.logits);
+                indices.assert_untouched(&what);
+                weights.assert_untouched(&what);
+            }
+            assert_same(&what, &done.read(), &[0]);
+        }
+    }
+}
+
+fn refuses_bad_norms<D: Device>(device: &D, _: Size) {
+    let floats: Buffer<D, f32> = Buffer::zeroed(device, 8192).unwrap();
+    let mut logits: Buffer<D, f32> = Buffer::zeroed(device, 64).unwrap();
+    let mut fixed: Buffer<D, FixedBlock> = Buffer::zeroed(device, 32).unwrap();
+    let (at, fixed_at) = (floats.slice().as_ptr() as u64, fixed.slice_mut().as_ptr() as u64);
+    let mut run = |norm: Option<[(u64, usize); 3]>, fixed: (u64, usize), tokens, cols| {
+        // SAFETY: as long as the buffers say, or refused before anything is read.
+        let x = unsafe {
+            match norm {
+                None => RouterInput::Rows(floats.slice()),
+                Some([x, weight, out]) => RouterInput::Norm(
+                    FusedNorm {
+                        x: Slice::from_raw(x.0, x.1),
+                        weight: Slice::from_raw(weight.0, weight.1),
+                        eps: norm::EPS,
+                        out: Some(SliceMut::from_raw(out.0, out.1)),
+                    },
+                    SliceMut::from_raw(fixed.0, fixed.1),
+                ),
+            }
+        };
+        let logits = logits.slice_mut();
+        MoeRouter { x, w: floats.slice(), logits, choice: None, tokens, cols, experts: 1, top_k: 1 }.launch(device)
+    };
+    let (whole, blocks) = ((at, 8192), (fixed_at, 32));
+    // Without a choice a batch has nobody to choose for it.
+    assert_status(run(None, blocks, 2, 256), sys::KQM_BAD_SHAPE);
+    assert_status(run(Some([whole; 3]), blocks, 2, 256), sys::KQM_BAD_SHAPE);
+    assert_status(run(Some([whole; 3]), blocks, 1, FusedNorm::MAX_COLS + BLOCK), sys::KQM_BAD_SHAPE);
+    assert_status(run(Some([(0, 256), whole, whole]), blocks, 1, 256), sys::KQM_NULL_POINTER);
+    assert_status(run(Some([whole, (0, 256), whole]), blocks, 1, 256), sys::KQM_NULL_POINTER);
+    assert_status(run(Some([whole; 3]), (fixed_at + 8, 1), 1, 256), sys::KQM_MISALIGNED);
+    assert_invalid(run(Some([whole; 3]), (fixed_at, 1), 1, 512));
+    for operand in 0..3 {
+        let mut operands = [whole; 3];
+        operands[operand] = (at + 4, 256);
+        assert_status(run(Some(operands), blocks, 1, 256), sys::KQM_MISALIGNED);
+        operands[operand] = (at, 255);
+        assert_invalid(run(Some(operands), blocks, 1, 256));
+    }
 }

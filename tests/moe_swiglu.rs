@@ -5,12 +5,18 @@ mod common;
 
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType, TensorType::*};
-use kquant_moe::device::{Buffer, Device, Slice};
-use kquant_moe::kernels::{FixedBlock, Groups, Matrix, MoeSwiglu};
+use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
+use kquant_moe::kernels::{Choose, FixedBlock, Groups, Matrix, MoeSwiglu};
 use kquant_moe::{oracle, sys};
 use rayon::prelude::*;
 
-on_devices!(equals_the_oracle, batch_equals_single_tokens, refuses_bad_arguments);
+on_devices!(
+    equals_the_oracle,
+    batch_equals_single_tokens,
+    chooses_the_experts,
+    refuses_bad_arguments,
+    refuses_bad_choices,
+);
 
 const MIXES: [[TensorType; 2]; 4] = [[Q4K, Q4K], [Q4K, Q6K], [Q6K, Q4K], [Q6K, Q6K]];
 
@@ -32,7 +38,7 @@ fn run<D: Device>(
         gate,
         up,
         x: x.slice(),
-        indices: indices.slice(),
+        choose: Choose::Made(indices.slice()),
         groups: &groups,
         gate_out: gate_out.slice_if(taps),
         up_out: up_out.slice_if(taps),
@@ -127,7 +133,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
             up,
             // SAFETY: as long as the buffer says, or refused before anything is read.
             x: unsafe { Slice::from_raw(x, 4) },
-            indices: indices.slice(),
+            choose: Choose::Made(indices.slice()),
             groups: &groups,
             gate_out: None,
             up_out: None,
@@ -147,4 +153,118 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     }
     assert_invalid(run(&good, x_at, 5, 2));
     assert_eq!(status_without_arguments!(device, moe_swiglu), sys::KQM_NULL_POINTER);
+}
+
+/// Logits of that many experts: random ones, many equal ones, all equal, neighbouring numbers, NaNs and infinities.
+fn logits(random: &mut Random, case: usize, experts: usize) -> Vec<f32> {
+    let mut logits = random.gaussians(experts);
+    match case {
+        0 => {}
+        1 => logits.iter_mut().for_each(|logit| *logit = logit.round()),
+        2 => logits.fill(0.0),
+        3 => logits.iter_mut().for_each(|logit| *logit = f32::from_bits(1.0_f32.to_bits() + (*logit > 0.0) as u32)),
+        4 => logits[experts / 2] = f32::NAN,
+        5 => logits.fill(f32::NAN),
+        6 => {
+            logits[experts - 1] = f32::INFINITY;
+            logits[0] = f32::NEG_INFINITY;
+        }
+        _ => logits.fill(f32::NEG_INFINITY),
+    }
+    logits
+}
+
+/// From the router's logits a single token's kernel makes the router's choice, and the results that go with it.
+fn chooses_the_experts<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(42);
+    // ff, cols, experts, top_k
+    let shapes = size.shapes(
+        &[
+            (17, 256, 16, 4),
+            (15, 512, 128, 8),
+            (1, 256, 512, 32),
+            (40, 2048, 5, 5),
+            (16, 4352, 1, 1),
+            (16, 256, 33, 32),
+        ],
+        &[(768, 2048, 128, 8), (256, 2048, 512, 10)],
+    );
+    for (ff, cols, experts, top_k) in shapes {
+        for kinds in MIXES {
+            let w = kinds.map(|kind| Weights::random(&mut random, kind, experts, ff, cols));
+            let matrices = w.each_ref().map(|w| w.upload(device));
+            let groups = ok(Groups::new(device, 1, experts, top_k));
+            for case in 0..8 {
+                let what = format!("{kinds:?} [{experts}][{ff}, {cols}], {top_k} experts, logits {case}");
+                // A row of one column: the router's weights are its logits, but for the sign of zeros.
+                let (mut made, mut indices, mut weights) = (vec![0.0; experts], vec![0; top_k], vec![0.0; top_k]);
+                let logits = logits(&mut random, case, experts);
+                oracle::moe_router::moe_router(&[1.0], &logits, &mut made, &mut indices, &mut weights);
+                let (blocks, digits) = fixed_blocks(&Activations::ALL[case].row(&mut random, cols));
+                let (x, logits) = (input(device, &digits), input(device, &made));
+                let mut chosen = Output::new(device, top_k);
+                let mut probabilities = Output::new(device, top_k);
+                let mut out = Output::new(device, top_k * ff);
+                ok(MoeSwiglu {
+                    gate: &matrices[0],
+                    up: &matrices[1],
+                    x: x.slice(),
+                    choose: Choose::Here {
+                        logits: logits.slice(),
+                        indices: chosen.slice(),
+                        weights: probabilities.slice(),
+                    },
+                    groups: &groups,
+                    gate_out: None,
+                    up_out: None,
+                    out: out.slice(),
+                    tokens: 1,
+                    top_k,
+                }
+                .launch(device));
+                assert_same(&format!("{what}, indices"), &chosen.read(), &indices);
+                assert_bits(&format!("{what}, weights"), &probabilities.read(), &weights);
+                let [.., expected] = expected(w.each_ref(), &blocks, &indices, top_k);
+                assert_bits(&what, &out.read(), &expected);
+                let [.., given] = run(device, matrices.each_ref(), &digits, &indices, 1, false);
+                assert_bits(&format!("{what}, chosen before"), &given, &expected);
+            }
+        }
+    }
+}
+
+fn refuses_bad_choices<D: Device>(device: &D, _: Size) {
+    let w = Matrix::uninitialised(device, Q4K, 16, 256, 4).unwrap();
+    let x: Buffer<D, FixedBlock> = Buffer::zeroed(device, 4).unwrap();
+    let logits: Buffer<D, f32> = Buffer::zeroed(device, 4).unwrap();
+    let mut indices: Buffer<D, u32> = Buffer::zeroed(device, 4).unwrap();
+    let mut weights: Buffer<D, f32> = Buffer::zeroed(device, 4).unwrap();
+    let mut out: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
+    let groups = ok(Groups::new(device, 4, 4, 4));
+    let (indices_at, weights_at) = (indices.slice_mut().as_ptr() as u64, weights.slice_mut().as_ptr() as u64);
+    let mut run = |logits, indices: (u64, usize), weights: (u64, usize), tokens| {
+        // SAFETY: as long as the buffers say, or refused before anything is written.
+        let (indices, weights) =
+            unsafe { (SliceMut::from_raw(indices.0, indices.1), SliceMut::from_raw(weights.0, weights.1)) };
+        MoeSwiglu {
+            gate: &w,
+            up: &w,
+            x: x.slice(),
+            choose: Choose::Here { logits, indices, weights },
+            groups: &groups,
+            gate_out: None,
+            up_out: None,
+            out: out.slice_mut(),
+            tokens,
+            top_k: 2,
+        }
+        .launch(device)
+    };
+    let (whole_indices, whole_weights) = ((indices_at, 4), (weights_at, 4));
+    assert_status(run(logits.slice(), whole_indices, whole_weights, 2), sys::KQM_BAD_SHAPE);
+    assert_status(run(logits.slice(), (0, 4), whole_weights, 1), sys::KQM_NULL_POINTER);
+    assert_status(run(logits.slice(), whole_indices, (0, 4), 1), sys::KQM_NULL_POINTER);
+    assert_invalid(run(logits.part(0, 3).unwrap(), whole_indices, whole_weights, 1));
+    assert_invalid(run(logits.slice(), (indices_at, 1), whole_weights, 1));
+    assert_invalid(run(logits.slice(), whole_indices, (weights_at, 1), 1));
 }

@@ -1,10 +1,16 @@
-//! The trained test model against the f64 forward of its dequantized weights.
+//! The trained test model against the f64 forward of its dequantized weights, and the GPU backend against the CPU.
 
 mod common;
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use common::{cuda_device, emulated_device};
 use kquant_moe::Error;
+use kquant_moe::gguf::Gguf;
 use kquant_moe::model::cpu::Cpu;
-use kquant_moe::model::{ContextOptions, Logits};
+use kquant_moe::model::gpu::Gpu;
+use kquant_moe::model::{CacheType, ContextOptions, Logits};
 use kquant_moe::trace::NoTrace;
 
 #[test]
@@ -25,6 +31,83 @@ fn cpu_does_not_depend_on_batches() {
 #[test]
 fn cpu_traces_without_effect() {
     common::traces_without_effect(Cpu::new());
+}
+
+#[test]
+fn cuda_matches_the_reference() {
+    if let Some(device) = cuda_device() {
+        common::matches_the_reference(Gpu::new(device));
+    }
+}
+
+#[test]
+fn cuda_generates_the_reference() {
+    if let Some(device) = cuda_device() {
+        common::generates_the_reference(Gpu::new(device));
+    }
+}
+
+#[test]
+fn cuda_does_not_depend_on_batches() {
+    if let Some(device) = cuda_device() {
+        common::does_not_depend_on_batches(Gpu::new(device));
+    }
+}
+
+#[test]
+fn cuda_traces_without_effect() {
+    if let Some(device) = cuda_device() {
+        common::traces_without_effect(Gpu::new(device));
+    }
+}
+
+#[test]
+fn cuda_equals_the_cpu() {
+    for cache in [CacheType::F32, CacheType::F16] {
+        for prompt in common::prompts() {
+            if let Some(device) = cuda_device() {
+                common::equals_the_cpu(&common::gguf(), Gpu::new(device), cache, &prompt.tokens, 70);
+            }
+        }
+    }
+}
+
+/// The shortest prompt, and some tokens after it.
+fn emulation_equals_the_cpu(cache: CacheType) {
+    let Some(device) = emulated_device() else { return };
+    let prompt = common::prompts().into_iter().min_by_key(|prompt| prompt.tokens.len()).unwrap();
+    common::equals_the_cpu(&common::gguf(), Gpu::new(device), cache, &prompt.tokens, 4);
+}
+
+#[test]
+fn emulation_equals_the_cpu_with_an_f32_cache() {
+    emulation_equals_the_cpu(CacheType::F32);
+}
+
+#[test]
+fn emulation_equals_the_cpu_with_an_f16_cache() {
+    emulation_equals_the_cpu(CacheType::F16);
+}
+
+#[test]
+fn emulation_matches_the_reference() {
+    if let Some(device) = emulated_device() {
+        common::matches_the_reference(Gpu::new(device));
+    }
+}
+
+/// KQUANT_MOE_FULL_MODEL names a file of full size, such as the program's `synth` writes.
+#[test]
+fn cuda_equals_the_cpu_at_full_size() {
+    let Some(path) = std::env::var_os("KQUANT_MOE_FULL_MODEL").map(PathBuf::from) else {
+        println!("skipped: KQUANT_MOE_FULL_MODEL names no file");
+        return;
+    };
+    if let Some(device) = cuda_device() {
+        // SAFETY: nobody changes the file while the test runs.
+        let gguf = Arc::new(unsafe { Gguf::map(path) }.unwrap());
+        common::equals_the_cpu(&gguf, Gpu::new(device), CacheType::F16, &[9707, 11, 1879, 0, 358], 3);
+    }
 }
 
 #[test]

@@ -27,6 +27,8 @@ struct Case {
     capacity: usize,
     norm: bool,
     taps: bool,
+    /// Whether q is overwritten.
+    in_place: bool,
     cache: TensorType,
 }
 
@@ -67,7 +69,10 @@ impl Case {
     }
 
     fn run<D: Device>(&self, device: &D, operands: &Operands) -> Results {
-        let mut q = Output::starting_with(device, &operands.q);
+        let q = input(device, &operands.q);
+        let mut q_out = Output::starting_with(device, &operands.q);
+        // SAFETY: in place, which the kernel allows.
+        let in_place = unsafe { Slice::from_raw(q_out.slice().as_ptr() as u64, operands.q.len()) };
         let (k, v) = (input(device, &operands.k), input(device, &operands.v));
         let (q_weight, k_weight) = (input(device, &operands.q_weight), input(device, &operands.k_weight));
         let table = input(device, &operands.table);
@@ -79,7 +84,8 @@ impl Case {
         let mut k_cache = Output::new(device, cache_bytes);
         let mut v_cache = Output::new(device, cache_bytes);
         ok(Rope {
-            q: q.slice(),
+            q: if self.in_place { in_place } else { q.slice() },
+            q_out: q_out.slice(),
             k: k.slice(),
             v: v.slice(),
             q_weight: self.norm.then(|| q_weight.slice()),
@@ -102,7 +108,7 @@ impl Case {
         .launch(device));
         let tap = |output: &Output<D, f32>| if self.taps { output.read() } else { Vec::new() };
         Results {
-            q: q.read(),
+            q: q_out.read(),
             q_normed: tap(&q_normed),
             k_normed: tap(&k_normed),
             k_out: tap(&k_out),
@@ -180,7 +186,8 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     for (tokens, heads, kv_heads, head_dim, start, capacity) in shapes {
         for cache in [TensorType::F32, TensorType::F16] {
             for (norm, taps) in [(true, true), (true, false), (false, true), (false, false)] {
-                let case = Case { tokens, heads, kv_heads, head_dim, start, capacity, norm, taps, cache };
+                let case =
+                    Case { tokens, heads, kv_heads, head_dim, start, capacity, norm, taps, in_place: norm, cache };
                 let operands = case.operands(&mut random);
                 let got = case.run(device, &operands);
                 assert_results(&format!("{case:?}"), &got, &case.expected(&operands));
@@ -210,6 +217,7 @@ fn batch_equals_single_tokens<D: Device>(device: &D, _: Size) {
         capacity: 69,
         norm: true,
         taps: true,
+        in_place: false,
         cache: TensorType::F16,
     };
     let operands = batch.operands(&mut random);
@@ -242,11 +250,13 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let (mut k_cache, mut v_cache) = (Buffer::zeroed(device, 4096).unwrap(), Buffer::zeroed(device, 4096).unwrap());
     let q_at = q.slice_mut().as_ptr() as u64;
     let k_at = values.slice().as_ptr() as u64;
-    let mut run = |q: u64, k: u64, cache_kind, tokens, heads, head_dim| {
+    let mut run = |q: u64, q_out: u64, k: u64, cache_kind, tokens, heads, head_dim| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
-        let (q, k) = unsafe { (SliceMut::from_raw(q, 4096), Slice::from_raw(k, 4096)) };
+        let (q, k, q_out) =
+            unsafe { (Slice::from_raw(q, 4096), Slice::from_raw(k, 4096), SliceMut::from_raw(q_out, 4096)) };
         Rope {
             q,
+            q_out,
             k,
             v: values.slice(),
             q_weight: None,
@@ -269,18 +279,20 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
         .launch(device)
     };
     let f32 = TensorType::F32;
-    assert_status(run(0, k_at, f32, 1, 1, 64), sys::KQM_NULL_POINTER);
-    assert_status(run(q_at, 0, f32, 1, 1, 64), sys::KQM_NULL_POINTER);
-    assert_status(run(q_at, k_at, f32, 0, 1, 64), sys::KQM_BAD_SHAPE);
-    assert_status(run(q_at, k_at, f32, 1, 0, 64), sys::KQM_BAD_SHAPE);
-    assert_status(run(q_at, k_at, f32, 1, 1, 0), sys::KQM_BAD_SHAPE);
-    assert_status(run(q_at, k_at, f32, 1, 1, 60), sys::KQM_BAD_SHAPE);
-    assert_status(run(q_at, k_at, f32, 1, 1, 264), sys::KQM_BAD_SHAPE);
-    assert_status(run(q_at, k_at, TensorType::Q6K, 1, 1, 8), sys::KQM_UNSUPPORTED_TYPE);
-    assert_status(run(q_at + 4, k_at, f32, 1, 1, 64), sys::KQM_MISALIGNED);
-    assert_status(run(q_at, k_at + 8, f32, 1, 1, 64), sys::KQM_MISALIGNED);
-    assert_invalid(run(q_at, k_at, f32, 65, 1, 64));
+    assert_status(run(0, q_at, k_at, f32, 1, 1, 64), sys::KQM_NULL_POINTER);
+    assert_status(run(q_at, 0, k_at, f32, 1, 1, 64), sys::KQM_NULL_POINTER);
+    assert_status(run(q_at, q_at, 0, f32, 1, 1, 64), sys::KQM_NULL_POINTER);
+    assert_status(run(q_at, q_at, k_at, f32, 0, 1, 64), sys::KQM_BAD_SHAPE);
+    assert_status(run(q_at, q_at, k_at, f32, 1, 0, 64), sys::KQM_BAD_SHAPE);
+    assert_status(run(q_at, q_at, k_at, f32, 1, 1, 0), sys::KQM_BAD_SHAPE);
+    assert_status(run(q_at, q_at, k_at, f32, 1, 1, 60), sys::KQM_BAD_SHAPE);
+    assert_status(run(q_at, q_at, k_at, f32, 1, 1, 264), sys::KQM_BAD_SHAPE);
+    assert_status(run(q_at, q_at, k_at, TensorType::Q6K, 1, 1, 8), sys::KQM_UNSUPPORTED_TYPE);
+    assert_status(run(q_at + 4, q_at, k_at, f32, 1, 1, 64), sys::KQM_MISALIGNED);
+    assert_status(run(q_at, q_at + 4, k_at, f32, 1, 1, 64), sys::KQM_MISALIGNED);
+    assert_status(run(q_at, q_at, k_at + 8, f32, 1, 1, 64), sys::KQM_MISALIGNED);
+    assert_invalid(run(q_at, q_at, k_at, f32, 65, 1, 64));
     assert_eq!(status_without_arguments!(device, rope), sys::KQM_NULL_POINTER);
-    ok(run(q_at, k_at, f32, 2, 4, 64));
+    ok(run(q_at, q_at, k_at, f32, 2, 4, 64));
     ok(device.synchronize());
 }

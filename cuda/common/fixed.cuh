@@ -50,18 +50,28 @@ __device__ __forceinline__ double kqm_fixed_warp(const float (&x)[8], Block bloc
   const int shift = 30 - e, first = min(shift, 100);
   const float scale0 = __int_as_float((first + 127) << 23), scale1 = __int_as_float((shift - first + 127) << 23);
 
-  uint32_t packed[4][2] = {};
-  int sum[4] = {};
+  // X = sum d_p 256^p with -128 <= d_p < 128 says that X + 128 (1 + 256 + 256^2 + 256^3) has the bytes d_p + 128: one
+  // addition makes the digits, and flipping each byte's top bit takes the 128 away again.
+  uint32_t digits[8];
   KQM_UNROLL
   for (int i = 0; i < 8; i++) {
-    int rest = finite ? __float2int_rn(__fmul_rn(__fmul_rn(x[i], scale0), scale1)) : 0;
+    const int rounded = finite ? __float2int_rn(__fmul_rn(__fmul_rn(x[i], scale0), scale1)) : 0;
+    digits[i] = (uint32_t(rounded) + 0x80808080u) ^ 0x80808080u;
+  }
+  // Four activations' digits by plane: a transpose of 4 x 4 bytes.
+  uint32_t packed[4][2];
+  int sum[4] = {};
+  KQM_UNROLL
+  for (int half = 0; half < 2; half++) {
+    const uint32_t *d = digits + 4 * half;
+    const uint32_t low01 = __byte_perm(d[0], d[1], 0x5140), low23 = __byte_perm(d[2], d[3], 0x5140);
+    const uint32_t high01 = __byte_perm(d[0], d[1], 0x7362), high23 = __byte_perm(d[2], d[3], 0x7362);
+    packed[0][half] = __byte_perm(low01, low23, 0x5410);
+    packed[1][half] = __byte_perm(low01, low23, 0x7632);
+    packed[2][half] = __byte_perm(high01, high23, 0x5410);
+    packed[3][half] = __byte_perm(high01, high23, 0x7632);
     KQM_UNROLL
-    for (int p = 0; p < 4; p++) {
-      const int digit = int(int8_t(rest & 255));
-      rest = (rest - digit) >> 8;
-      packed[p][i / 4] |= uint32_t(digit & 255) << (8 * (i % 4));
-      sum[p] += digit;
-    }
+    for (int p = 0; p < 4; p++) sum[p] = __dp4a(int(packed[p][half]), 0x01010101, sum[p]);
   }
   const int sub_block = lane / 4, piece = lane % 4;
   KQM_UNROLL

@@ -58,6 +58,10 @@ __device__ __forceinline__ void kqm_mma_m16n8k16(int32_t (&d)[4], uint32_t a0, u
       : "r"(a0), "r"(a1), "r"(b0));
 }
 
+// The largest and the smallest of a number over the warp.
+__device__ __forceinline__ uint32_t kqm_reduce_max(uint32_t x) { return __reduce_max_sync(~0u, x); }
+__device__ __forceinline__ uint32_t kqm_reduce_min(uint32_t x) { return __reduce_min_sync(~0u, x); }
+
 // Loads of data that is read once: weights. They do not displace what L1 holds.
 __device__ __forceinline__ uint4 kqm_load_streaming(const uint4 *p) {
   uint4 v;
@@ -71,8 +75,6 @@ __device__ __forceinline__ uint2 kqm_load_streaming(const uint2 *p) {
   asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
 }
-__device__ __forceinline__ void kqm_prefetch_l2(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
 // Programmatic dependent launch: a kernel may start while the one before it in the stream still runs. It may read weights
 // at once; everything that earlier kernels write or read waits for kqm_wait_for_dependencies(). Every kernel of the
 // crate calls it, so that completion is transitive. Without the feature (before sm_90) launches are ordered anyway.
@@ -91,6 +93,15 @@ __device__ __forceinline__ float kqm_half_to_float(uint16_t bits) { return __hal
 // Nearest even; overflow gives infinity; a NaN is always 0x7e00.
 __device__ __forceinline__ uint16_t kqm_float_to_half(float x) {
   return x != x ? uint16_t(0x7e00) : __half_as_ushort(__float2half_rn(x));
+}
+
+// Reads a kernel's arguments once, a word of each 64 bytes. Every launch has its own copy of them, which the constant cache does not
+// hold yet; called before kqm_wait_for_dependencies(), the misses pass while the kernel would wait anyway.
+template <class Arguments>
+__device__ __forceinline__ void kqm_touch_arguments(const Arguments &arguments) {
+  const uint32_t *words = reinterpret_cast<const uint32_t *>(&arguments);
+  KQM_UNROLL
+  for (unsigned i = 0; i < sizeof(Arguments) / 4; i += 16) asm volatile("" ::"r"(words[i]));
 }
 
 // Whether the current device overlaps dependent launches. Asked once for each device and thread.

@@ -109,6 +109,7 @@ __device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, i
 // q4_k_matvec and q6_k_gemv, but for the tile: grid (row tiles or fewer, groups of 2 NP tokens).
 template <class Tile, int NP>
 __global__ void __launch_bounds__(KQM_MATVEC_WARPS(NP) * 32, 1) kqm_matvec_kernel(kqm_matvec_args a) {
+  kqm_touch_arguments(a);
   const int blocks = a.w.cols / KQM_BLOCK, first = blockIdx.y * 2 * NP, tokens = min(2 * NP, int(a.tokens) - first);
   const kqm_fixed_block *x = a.x + size_t(first) * blocks;
   kqm_matvec_tiles<NP, Tile>(

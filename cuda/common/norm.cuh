@@ -5,8 +5,8 @@
 #include "tree.cuh"
 
 // 1 / sqrt(mean(x^2) + eps) from the runs' sums.
-__device__ __forceinline__ float kqm_inverse_rms(KQM_SHARED_ARG(double) run_sum, int runs, float eps) {
-  return kqm_inverse_root(kqm_ascending_sum(run_sum, 0, 1, runs), runs * KQM_BLOCK, eps);
+__device__ __forceinline__ float kqm_inverse_rms(KQM_SHARED_ARG(double) run_sum, int runs, double inverse_n, float eps) {
+  return kqm_inverse_root(kqm_ascending_sum(run_sum, 0, 1, runs), inverse_n, eps);
 }
 
 // y = (x * r) * weight for eight neighbours.
@@ -18,8 +18,8 @@ __device__ __forceinline__ void kqm_scale_eight(float4 x0, float4 x1, float4 w0,
 }
 
 // The fused norm: warp w makes elements 256 w + 8 lane ... of the normed row; every thread of the block calls it. w0 and w1 are
-// the lane's norm weights, which the caller fetched before it waited for its dependencies.
-__device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm, float4 w0, float4 w1,
+// the lane's norm weights and inverse_n is 1 / cols, which the caller had ready before it waited for its dependencies.
+__device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm, float4 w0, float4 w1, double inverse_n,
                                                      KQM_SHARED_ARG(double) run_sum, float (&y)[8]) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, runs = blockDim.x >> 5;
   const float4 *x = reinterpret_cast<const float4 *>(norm.x) + 64 * warp + 2 * lane;
@@ -27,7 +27,7 @@ __device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm,
   const double sum = kqm_tree_warp(kqm_tree_leaves(x0, x1, x0, x1));
   if (lane == 0) run_sum[warp] = sum;
   __syncthreads();
-  kqm_scale_eight(x0, x1, w0, w1, kqm_inverse_rms(run_sum, runs, norm.eps), y);
+  kqm_scale_eight(x0, x1, w0, w1, kqm_inverse_rms(run_sum, runs, inverse_n, norm.eps), y);
 }
 
 inline kqm_status kqm_check_fused_norm(const kqm_fused_norm &norm, uint32_t tokens, uint32_t cols) {

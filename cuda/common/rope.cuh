@@ -42,10 +42,11 @@ __device__ __forceinline__ void kqm_load_head(const kqm_rope_args &a, const KqmH
   for (int i = 0; i < 8; i++) x[i] = kqm_canonical(x[i]);
 }
 
-// Normalises and rotates a head of q or k; exchange holds head_dim floats of this warp. Positions past the capacity have no
+// Normalises and rotates a head of q or k; exchange holds head_dim floats of this warp, inverse_n is
+// 1 / head_dim. Positions past the capacity have no
 // angle and give NaN.
 __device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, const KqmHeadRow &row, uint32_t position, bool taps,
-                                              KQM_SHARED_ARG(float) exchange, float (&y)[8]) {
+                                              double inverse_n, KQM_SHARED_ARG(float) exchange, float (&y)[8]) {
   const int lane = threadIdx.x & 31, dim = a.head_dim, half = dim / 2;
   const bool active = 8 * lane < dim, fits = position < a.capacity;
   float x[8] = {};
@@ -54,7 +55,7 @@ __device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, const KqmH
   if (weight) {
     const float4 x0 = make_float4(x[0], x[1], x[2], x[3]), x1 = make_float4(x[4], x[5], x[6], x[7]);
     const double sum = kqm_tree_warp(kqm_tree_leaves(x0, x1, x0, x1));
-    const float r = kqm_inverse_root(sum, dim, a.eps);
+    const float r = kqm_inverse_root(sum, inverse_n, a.eps);
     float w[8] = {};
     if (active) kqm_load_eight(weight, lane, w);
     KQM_UNROLL

@@ -122,7 +122,7 @@ struct KqmTileQ4K {
       const int g = j / 2, nibble = 4 * (j % 2);
       const uint32_t a0 = (q[g].x >> nibble) & 0x0f0f0f0fu, a2 = (q[g].y >> nibble) & 0x0f0f0f0fu;
       const uint32_t a1 = (q[g].z >> nibble) & 0x0f0f0f0fu, a3 = (q[g].w >> nibble) & 0x0f0f0f0fu;
-      const int s0 = (scale0[j / 4] >> (8 * (j % 4))) & 0xff, s8 = (scale8[j / 4] >> (8 * (j % 4))) & 0xff;
+      const int s0 = int(__byte_perm(scale0[j / 4], 0, 0x4440 + j % 4)), s8 = int(__byte_perm(scale8[j / 4], 0, 0x4440 + j % 4));
       KQM_UNROLL
       for (int p = 0; p < NP; p++) {
         const uint2 b = x[p].eight(j);

@@ -61,10 +61,10 @@ __device__ __forceinline__ float kqm_scale(float x, int n) {
   return __fmul_rn(__fmul_rn(x, kqm_power_of_two(half)), kqm_power_of_two(n - half));
 }
 
-// RMSNorm's factor from the sum of squares of n numbers: 1 / sqrt(sum / n + eps) with f32's root and quotient, after the range
-// has been taken out.
-__device__ __forceinline__ float kqm_inverse_root(double sum, int n, float eps) {
-  const double m = sum * __ddiv_rn(1.0, double(n)) + double(eps);
+// RMSNorm's factor from the sum of squares of n numbers: 1 / sqrt(sum * (1 / n) + eps) with f32's root and quotient, after the
+// range has been taken out. inverse_n is 1 / n in f64: callers make it while they have nothing else to do.
+__device__ __forceinline__ float kqm_inverse_root(double sum, double inverse_n, float eps) {
+  const double m = sum * inverse_n + double(eps);
   const long long bits = __double_as_longlong(m);
   const int exponent = int(bits >> 52);  // negative for a negative m
   if (exponent <= 0 || exponent >= 0x7ff) return __uint_as_float(0x7fc00000u);

@@ -66,13 +66,7 @@ impl<T: Plain> Buffer<T> {
         self.len == 0
     }
 
-    /// A copy of the bytes that the memory holds, to compare results of any type.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        // SAFETY: the memory has that many bytes, and each was written when it was allocated.
-        unsafe { std::slice::from_raw_parts(self.memory, self.len * size_of::<T>()) }.to_vec()
-    }
-
-    /// A copy of the elements that the memory holds.
+    /// A copy of what the memory holds.
     pub fn to_vec(&self) -> Vec<T> {
         let mut elements: Vec<T> = Vec::with_capacity(self.len);
         // SAFETY: the memory holds `len` elements, and every pattern of bits is one.

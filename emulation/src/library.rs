@@ -32,16 +32,17 @@ pub struct Library {
 impl Library {
     /// Compiles all `.cu` files of a directory, with the substitutions made.
     pub fn compile(directory: &Path, substitutions: &[Substitution]) -> Result<Self, String> {
-        Self::build(directory, None, substitutions)
+        Self::build(directory, substitutions, None)
     }
 
-    /// Compiles `cuda/NAME.cu` with the substitutions made in it or in headers that it includes. The other kernels are
-    /// taken as they were compiled with the crate. [`table`](Self::table) gives the table of them all.
-    pub fn faulty_kernel(name: &str, substitutions: &[Substitution]) -> Result<Self, String> {
-        Self::build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda"), Some(name), substitutions)
+    /// Compiles those `.cu` files of `cuda/` with the substitutions made, also in the headers they include; the other
+    /// kernels are taken as already compiled. Its [`table`](Self::table) is the table of all of them.
+    pub fn faulty_kernels(files: &[&str], substitutions: &[Substitution]) -> Result<Self, String> {
+        Self::build(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda"), substitutions, Some(files))
     }
 
-    fn build(directory: &Path, kernel: Option<&str>, substitutions: &[Substitution]) -> Result<Self, String> {
+    /// `kernels`: which files of `cuda/` to compile; `None` for all files of another directory.
+    fn build(directory: &Path, substitutions: &[Substitution], kernels: Option<&[&str]>) -> Result<Self, String> {
         crate::available()?;
         let work = WorkDirectory::new()?;
         let sources = work.0.join("sources");
@@ -51,19 +52,22 @@ impl Library {
         }
         let mut objects = Vec::new();
         for source in files_in(&sources)? {
-            let name = source.file_stem().unwrap_or_default();
-            if source.extension() != Some(OsStr::new("cu")) || kernel.is_some_and(|kernel| kernel != name) {
+            let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let wanted = kernels.is_none_or(|files| files.contains(&name.as_str()));
+            if source.extension() != Some(OsStr::new("cu")) || !wanted {
                 continue;
             }
-            let object = work.0.join(name).with_extension("o");
+            let object = work.0.join(&name).with_extension("o");
             let mut compile = compiler();
             compile.arg("-I").arg(&sources);
             compile.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}'));
             run(compile.arg("-fPIC").arg("-c").arg(&source).arg("-o").arg(&object))?;
             objects.push(object);
         }
-        if objects.is_empty() {
-            return Err(format!("{} has no such kernel", directory.display()));
+        if let Some(files) = kernels
+            && files.len() != objects.len()
+        {
+            return Err(format!("{files:?} are not all in {}", directory.display()));
         }
         let shared_object = work.0.join("kernels.so");
         let archives = Path::new(env!("OUT_DIR"));
@@ -71,13 +75,14 @@ impl Library {
         link.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').filter(|a| a.starts_with("-fsanitize=")));
         link.arg("-shared").arg("-Wl,-Bsymbolic").args(&objects).arg("-Wl,--whole-archive");
         link.arg(archives.join("libkqm_emulation_runtime.a"));
-        if kernel.is_some() {
+        if kernels.is_some() {
             link.arg(archives.join("libkqm_emulation_table.a"));
         }
         link.arg("-Wl,--no-whole-archive");
-        // The changed object comes first: of the archive the linker takes only what is still missing.
-        if kernel.is_some() {
-            link.arg(archives.join("libkqm_emulation_kernels.a")).arg("-Wl,--no-undefined");
+        // The changed objects come first: of the archive the linker takes only what is still missing.
+        let compiled = archives.join("libkqm_emulation_kernels.a");
+        if kernels.is_some() && compiled.exists() {
+            link.arg(compiled).arg("-Wl,--no-undefined");
         }
         run(link.arg("-o").arg(&shared_object))?;
         Self::load(&shared_object)
@@ -101,7 +106,7 @@ impl Library {
         Ok(Library { object, runtime })
     }
 
-    /// The `kqm_kernels` table of [`faulty_kernel`](Self::faulty_kernel).
+    /// The `kqm_kernels` table of [`faulty_kernels`](Self::faulty_kernels).
     pub fn table(&self) -> Result<*const c_void, String> {
         let table: unsafe extern "C" fn() -> *const c_void = symbol(&self.object, "kqm_emulation_table")?;
         // SAFETY: returns the address of a constant of the library.

@@ -21,9 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(tensor.data(), &bytes[start..][..tensor.data().len()]);
         assert!(gguf.tensor(tensor.name()).is_some());
         data += tensor.data().len();
-        header
-            .tensor(tensor.name(), tensor.ggml_type(), tensor.dims())
-            .unwrap();
+        header.tensor(tensor.name(), tensor.ggml_type(), tensor.dims()).unwrap();
     }
     assert!(data <= bytes.len());
 

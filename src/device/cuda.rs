@@ -132,6 +132,8 @@ pub struct CudaGraph {
 
 // SAFETY: a graph may move between threads; the driver only forbids concurrent use, which `&mut self` in `launch` excludes.
 unsafe impl Send for CudaGraph {}
+// SAFETY: nothing that takes a shared reference touches the graph.
+unsafe impl Sync for CudaGraph {}
 
 impl std::fmt::Debug for CudaGraph {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -141,6 +143,9 @@ impl std::fmt::Debug for CudaGraph {
 
 impl CudaGraph {
     /// Enqueues the captured launches on the stream they were captured from.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
     pub fn launch(&mut self) -> Result<()> {
         Ok(self.graph.launch()?)
     }
@@ -148,6 +153,8 @@ impl CudaGraph {
 
 // SAFETY: allocations are the driver's (aligned to 256 bytes and more); all copies, fills and launches go to one stream.
 unsafe impl Device for CudaDevice {
+    type Graph = CudaGraph;
+
     fn name(&self) -> &'static str {
         "cuda"
     }
@@ -220,5 +227,13 @@ unsafe impl Device for CudaDevice {
 
     fn synchronize(&self) -> Result<()> {
         Ok(self.stream.synchronize()?)
+    }
+
+    fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<CudaGraph>> {
+        self.capture(enqueue).map(Some)
+    }
+
+    unsafe fn replay(&self, graph: &mut CudaGraph) -> Result<()> {
+        graph.launch()
     }
 }

@@ -168,11 +168,20 @@ pub trait Backend: Sized + Send {
     type Cache: Send;
     /// Tokens and their first position.
     type Input: Send;
+    /// A recorded sequence of operations.
+    type Graph: Send;
 
     /// `"cpu"` or `"cuda"`.
     fn name(&self) -> &'static str;
     /// A second queue over the same memory: one for each context, so that contexts run side by side.
     fn fork(&self) -> Result<Self>;
+
+    /// Free bytes of the memory that weights and buffers come from; `None` when that is the host's, which is not counted.
+    fn free_memory(&self) -> Result<Option<u64>>;
+    /// Bytes that [`Backend::matrix`] takes for as long as it loads a tensor, on top of those that stay.
+    fn staging_bytes(&self, tensor: &Tensor) -> u64;
+    /// Bytes of a cache besides its keys and values: what the kernels need as workspace.
+    fn workspace_bytes(&self, shape: CacheShape) -> Result<u64>;
 
     /// Loads a Q4_K or Q6_K matrix `[rows, cols]`, or a stack of `experts` of them.
     fn matrix(&self, tensor: &Tensor) -> Result<Self::Matrix>;
@@ -188,8 +197,8 @@ pub trait Backend: Sized + Send {
     fn routing(&self, shape: RoutingShape) -> Result<Self::Routing>;
     /// A cache.
     fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
-    /// Room for `tokens` token ids.
-    fn input(&self, tokens: usize) -> Result<Self::Input>;
+    /// Room for `tokens` token ids, and for a greedy choice at each of `capacity` positions.
+    fn input(&self, tokens: usize, capacity: usize) -> Result<Self::Input>;
 
     /// Sets the tokens of the next forward and the position of the first one.
     fn set_input(&self, input: &mut Self::Input, tokens: &[u32], start: usize) -> Result<()>;
@@ -247,6 +256,19 @@ pub trait Backend: Sized + Send {
     fn moe_down(&self, operands: Down<'_, Self>, routing: &Self::Routing, tokens: usize) -> Result<()>;
     /// Copies `rows` rows of `cols` floats, from row `row` of `x`, to the start of `out`: the rows whose logits are wanted.
     fn copy_rows(&self, x: &Self::Floats, row: usize, rows: usize, cols: usize, out: &mut Self::Floats) -> Result<()>;
+    /// Takes the largest of `vocab` logits as the next input: one token, at the next position. The token is kept under the
+    /// position whose logits it comes from.
+    fn feed_back(&self, logits: &Self::Floats, vocab: usize, input: &mut Self::Input) -> Result<()>;
+    /// The tokens that [`Backend::feed_back`] chose at `count` positions from `from` on.
+    fn read_choices(&self, input: &Self::Input, from: usize, count: usize) -> Result<Vec<u32>>;
+    /// Records the operations that `enqueue` asks for, without doing them; they must have been done once before. `None`: the
+    /// backend cannot.
+    fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Self::Graph>>;
+    /// Does what was recorded.
+    ///
+    /// # Safety
+    /// Everything that the recorded operations use is alive, and nothing else uses what they write.
+    unsafe fn replay(&self, graph: &mut Self::Graph) -> Result<()>;
     /// Index of the largest of each row of `[rows, cols]`.
     fn argmax(&self, x: &Self::Floats, rows: usize, cols: usize) -> Result<Vec<u32>>;
 }

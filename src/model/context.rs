@@ -7,7 +7,7 @@ use super::backend::{Backend, CacheShape, CacheType, RoutingShape};
 use super::config::Config;
 use super::forward::{Tracer, forward, head};
 use super::rope_table::rope_table;
-use super::weights::{Tensor, Tensors};
+use super::weights::{LayerTensors, Tensor, Tensors};
 use crate::blocks::{BLOCK, TensorType};
 use crate::trace::{NoTrace, Sink};
 use crate::{Error, Result, sys};
@@ -52,6 +52,7 @@ struct Sizes {
     tokens: usize,
     /// Rows whose logits are computed at once.
     rows: usize,
+    vocab: usize,
     hidden: usize,
     hidden_blocks: usize,
     q: usize,
@@ -88,6 +89,7 @@ impl Sizes {
         Ok(Self {
             tokens,
             rows,
+            vocab: config.vocab,
             hidden: tokens * config.hidden,
             hidden_blocks: tokens * config.hidden / BLOCK,
             q: tokens * config.q_width(),
@@ -127,7 +129,9 @@ impl Sizes {
     fn activation_bytes(&self) -> u64 {
         let taps =
             if self.trace { 2 * self.q + 2 * self.kv + self.scores + 2 * self.hidden + 2 * self.swiglu } else { 0 };
-        let routing = self.routing.tokens * (self.routing.experts + 2 * self.routing.top_k);
+        let RoutingShape { tokens, experts, top_k } = self.routing;
+        // Logits, indices, weights and counters; the pairs grouped by expert, in at most as many work items of three numbers.
+        let routing = tokens * (experts + 2 * top_k + 1) + 4 * tokens * top_k + 1;
         let floats = 2 * self.hidden + 2 * self.q + 2 * self.kv + self.swiglu + self.expert_out;
         let output = 2 * self.output_rows + self.logits;
         let blocks = self.hidden_blocks + self.attn_blocks + self.swiglu_blocks + self.output_blocks;
@@ -144,27 +148,69 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Bytes of the keys and values.
     pub cache: u64,
-    /// Bytes of the activations, the router's results, the logits and the RoPE table. What a backend's kernels need as
-    /// workspace comes on top.
+    /// Bytes of the activations, the router's results, the logits and the RoPE table.
     pub activations: u64,
+    /// Bytes that a backend's kernels need as workspace.
+    pub workspace: u64,
 }
 
 impl MemoryPlan {
-    /// The plan for a model's tensors and a context's options.
+    /// The plan for a model's tensors and a context's options, without a backend's workspace.
     ///
     /// # Errors
     /// [`Error::Invalid`] for options that [`Model::context`] would refuse.
     pub fn new(config: &Config, tensors: &Tensors, options: &ContextOptions) -> Result<Self> {
         let sizes = Sizes::new(config, options)?;
-        let vector = |tensor: &Tensor| tensor.kind() == TensorType::F32;
-        let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
-        let weights = tensors.iter().map(|tensor| if vector(tensor) { bytes(tensor) } else { tensor.tiled_bytes() });
-        Ok(Self { weights: weights.sum(), cache: sizes.cache_bytes(), activations: sizes.activation_bytes() })
+        Ok(Self {
+            weights: weight_bytes(tensors),
+            cache: sizes.cache_bytes(),
+            activations: sizes.activation_bytes(),
+            workspace: 0,
+        })
+    }
+
+    /// [`Self::new`], with the backend's workspace.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`], and [`Error::Invalid`] for counts that the backend's kernels do not take.
+    pub fn on<B: Backend>(backend: &B, config: &Config, tensors: &Tensors, options: &ContextOptions) -> Result<Self> {
+        let workspace = backend.workspace_bytes(Sizes::new(config, options)?.cache)?;
+        Ok(Self { workspace, ..Self::new(config, tensors, options)? })
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.cache + self.activations
+        self.weights + self.cache + self.activations + self.workspace
+    }
+
+    /// Fails when the backend has not as much memory free.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn check<B: Backend>(&self, backend: &B) -> Result<()> {
+        check_free(backend, self.total())
+    }
+}
+
+/// Bytes of the weights in a backend's memory.
+fn weight_bytes(tensors: &Tensors) -> u64 {
+    let vector = |tensor: &Tensor| tensor.kind() == TensorType::F32;
+    let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
+    tensors.iter().map(|tensor| if vector(tensor) { bytes(tensor) } else { tensor.tiled_bytes() }).sum()
+}
+
+/// Fails when the weights, and what it takes to load them, do not fit into the backend's free memory.
+pub(super) fn check_weights<B: Backend>(backend: &B, tensors: &Tensors) -> Result<()> {
+    // The embedding table is not staged, and norms are not worth mentioning.
+    let matrices = tensors.layers.iter().flat_map(LayerTensors::iter).chain([&tensors.output]);
+    let staging = matrices.map(|tensor| backend.staging_bytes(tensor)).max().unwrap_or(0);
+    check_free(backend, weight_bytes(tensors) + staging)
+}
+
+fn check_free<B: Backend>(backend: &B, needed: u64) -> Result<()> {
+    match backend.free_memory()? {
+        Some(free) if needed > free => Err(Error::OutOfMemory { needed, free }),
+        _ => Ok(()),
     }
 }
 
@@ -220,7 +266,7 @@ impl<B: Backend> State<B> {
     fn new(backend: &B, config: &Config, sizes: &Sizes) -> Result<Self> {
         let tap = |len: usize| sizes.trace.then(|| backend.floats(len)).transpose();
         Ok(Self {
-            input: backend.input(sizes.tokens)?,
+            input: backend.input(sizes.tokens, sizes.cache.capacity)?,
             hidden: backend.floats(sizes.hidden)?,
             normed: backend.floats(sizes.hidden)?,
             normed_fixed: backend.fixed(sizes.hidden_blocks)?,
@@ -264,15 +310,32 @@ pub struct Context<B: Backend> {
     sizes: Sizes,
     state: State<B>,
     position: usize,
+    step: Step<B::Graph>,
 }
+
+/// The recorded decode step.
+enum Step<G> {
+    /// Not tried yet.
+    Unknown,
+    /// The backend cannot record.
+    Unrecorded,
+    /// Recorded for the model of this id.
+    Recorded(u64, G),
+}
+
+/// Tokens that [`Context::generate`] decodes at a time where steps are recorded: reading each one back at once would cost
+/// more than to compute a few that a caller does not want.
+const DECODE_AT_ONCE: usize = 8;
 
 impl<B: Backend> Context<B> {
     pub(super) fn new(model: &Model<B>, options: ContextOptions) -> Result<Self> {
         let config = model.config().clone();
         let sizes = Sizes::new(&config, &options)?;
+        let workspace = model.backend().workspace_bytes(sizes.cache)?;
+        check_free(model.backend(), sizes.cache_bytes() + sizes.activation_bytes() + workspace)?;
         let backend = model.backend().fork()?;
         let state = State::new(&backend, &config, &sizes)?;
-        Ok(Self { backend, config, sizes, state, position: 0 })
+        Ok(Self { backend, config, sizes, state, position: 0, step: Step::Unknown })
     }
 
     /// Positions in use: that of the next token.
@@ -378,13 +441,70 @@ impl<B: Backend> Context<B> {
             return Ok(generated);
         }
         let mut next = self.next_token(model, prompt)?;
+        let mut ready = Vec::new().into_iter();
         loop {
             generated.push(next);
             if each(next).is_break() || generated.len() == count {
+                // Tokens that nobody has seen were never appended.
+                self.truncate(self.position - ready.len());
                 return Ok(generated);
             }
-            next = self.next_token(model, &[next])?;
+            next = match ready.next() {
+                Some(token) => token,
+                None => {
+                    let at_once = if matches!(self.step, Step::Recorded(..)) { DECODE_AT_ONCE } else { 1 };
+                    let room = self.capacity().saturating_sub(self.position).max(1);
+                    ready = self.decode(model, next, at_once.min(count - generated.len()).min(room))?.into_iter();
+                    let Some(token) = ready.next() else { return Ok(generated) };
+                    token
+                }
+            };
         }
+    }
+
+    /// Appends `token` and, one after the other, the `count - 1` most probable tokens behind it. Returns the `count` tokens
+    /// chosen; the last one is not appended. Every step feeds the next one where the backend computes, and where the backend
+    /// can record a step (CUDA: as a graph), it is recorded once and replayed. The values are those of
+    /// [`Self::next_token`], to the bit.
+    ///
+    /// # Errors
+    /// Those of [`Self::forward`]. The position stays as it was then.
+    pub fn decode(&mut self, model: &Model<B>, token: u32, count: usize) -> Result<Vec<u32>> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        self.check(model, &[token])?;
+        let (used, capacity) = (self.position, self.sizes.cache.capacity);
+        if count > capacity - used {
+            return Err(Error::ContextOverflow { used, wanted: count, capacity });
+        }
+        let Self { backend, sizes, state, step, .. } = self;
+        backend.set_input(&mut state.input, &[token], used)?;
+        for _ in 0..count {
+            if let Step::Recorded(id, graph) = step
+                && *id == model.id
+            {
+                // SAFETY: the graph was recorded on this context's state, which is borrowed mutably, and on the weights of
+                // the model with this id, which is borrowed, too.
+                unsafe { backend.replay(graph)? };
+                continue;
+            }
+            let mut enqueue = || {
+                let (sink, rows) = (&mut NoTrace, 1);
+                let mut tracer = Tracer { sink, layer: None, start: used, rows, capacity, last: true };
+                forward(model, backend, state, 1, &mut tracer)?;
+                head(model, backend, state, &(0..1), &mut tracer)?;
+                backend.feed_back(&state.logits, sizes.vocab, &mut state.input)
+            };
+            enqueue()?;
+            if !matches!(step, Step::Unrecorded) {
+                let graph = backend.record(enqueue)?;
+                *step = graph.map_or(Step::Unrecorded, |graph| Step::Recorded(model.id, graph));
+            }
+        }
+        let tokens = backend.read_choices(&state.input, used, count)?;
+        self.position = used + count;
+        Ok(tokens)
     }
 
     /// Everything that a forward does: checks, micro-batches, and the logits in groups of rows. `take` gets the buffer

@@ -6,6 +6,8 @@
 mod dot;
 mod simd;
 
+use std::convert::Infallible;
+
 use half::f16;
 use rayon::prelude::*;
 
@@ -87,6 +89,8 @@ enum CacheValues {
 pub struct Input {
     tokens: Vec<u32>,
     start: usize,
+    /// By position: the token chosen from its logits.
+    choices: Vec<u32>,
 }
 
 /// The matrix of expert `expert` of a quantized tensor: where a tensor's type decides what computes with it.
@@ -147,6 +151,7 @@ impl Backend for Cpu {
     type Routing = Routing;
     type Cache = Cache;
     type Input = Input;
+    type Graph = Infallible;
 
     fn name(&self) -> &'static str {
         "cpu"
@@ -154,6 +159,18 @@ impl Backend for Cpu {
 
     fn fork(&self) -> Result<Self> {
         Ok(*self)
+    }
+
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn staging_bytes(&self, _: &Tensor) -> u64 {
+        0
+    }
+
+    fn workspace_bytes(&self, _: CacheShape) -> Result<u64> {
+        Ok(0)
     }
 
     fn matrix(&self, tensor: &Tensor) -> Result<Tensor> {
@@ -203,8 +220,8 @@ impl Backend for Cpu {
         Ok(Cache { shape, values })
     }
 
-    fn input(&self, tokens: usize) -> Result<Input> {
-        Ok(Input { tokens: Vec::with_capacity(tokens), start: 0 })
+    fn input(&self, tokens: usize, capacity: usize) -> Result<Input> {
+        Ok(Input { tokens: Vec::with_capacity(tokens), start: 0, choices: vec![0; capacity] })
     }
 
     fn set_input(&self, input: &mut Input, tokens: &[u32], start: usize) -> Result<()> {
@@ -466,6 +483,27 @@ impl Backend for Cpu {
     fn copy_rows(&self, x: &Vec<f32>, row: usize, rows: usize, cols: usize, out: &mut Vec<f32>) -> Result<()> {
         out[..rows * cols].copy_from_slice(&x[row * cols..][..rows * cols]);
         Ok(())
+    }
+
+    fn feed_back(&self, logits: &Vec<f32>, vocab: usize, input: &mut Input) -> Result<()> {
+        let token = oracle::argmax::argmax(&logits[..vocab]);
+        input.choices[input.start] = token;
+        input.tokens.clear();
+        input.tokens.push(token);
+        input.start += 1;
+        Ok(())
+    }
+
+    fn read_choices(&self, input: &Input, from: usize, count: usize) -> Result<Vec<u32>> {
+        Ok(input.choices[from..from + count].to_vec())
+    }
+
+    fn record(&self, _enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Infallible>> {
+        Ok(None)
+    }
+
+    unsafe fn replay(&self, graph: &mut Infallible) -> Result<()> {
+        match *graph {}
     }
 
     fn argmax(&self, x: &Vec<f32>, rows: usize, cols: usize) -> Result<Vec<u32>> {

@@ -134,9 +134,14 @@ pub(super) fn head<B: Backend, S: Sink>(
     let config = model.config();
     let weights = model.weights();
     let State { hidden, output, output_normed, output_fixed, logits, .. } = state;
-    backend.copy_rows(hidden, rows.start, rows.len(), config.hidden, output)?;
+    let rows_hidden = if rows.start == 0 {
+        hidden
+    } else {
+        backend.copy_rows(hidden, rows.start, rows.len(), config.hidden, output)?;
+        output
+    };
     let out = tracer.tap(Stage::OutputNorm, output_normed);
-    backend.rms_norm(output, &weights.output_norm, config.rms_eps, rows.len(), out, Some(output_fixed))?;
+    backend.rms_norm(rows_hidden, &weights.output_norm, config.rms_eps, rows.len(), out, Some(output_fixed))?;
     tracer.floats(backend, Stage::OutputNorm, output_normed.as_ref(), &[config.hidden])?;
     backend.matvec(&weights.output, output_fixed, rows.len(), logits)?;
     tracer.floats(backend, Stage::Logits, Some(logits), &[config.vocab])

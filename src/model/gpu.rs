@@ -5,8 +5,8 @@ use super::weights::Tensor;
 use crate::blocks::{BLOCK, TensorType};
 use crate::device::{Buffer, Device, Slice};
 use crate::kernels::{
-    self, Activations, Choose, DownInput, FixedBlock, FusedNorm, Groups, Matrix, Queries, Repack, RouterChoice,
-    RouterInput,
+    self, Activations, Choose, DecodeLoop, DownInput, FixedBlock, FusedNorm, Groups, Matrix, Queries, Repack,
+    RouterChoice, RouterInput,
 };
 use crate::{Error, Result};
 
@@ -53,6 +53,10 @@ pub struct Cache<D: Device> {
 pub struct Input<D: Device> {
     tokens: Buffer<D, u32>,
     start: Buffer<D, u32>,
+    /// By position: the token chosen from its logits.
+    choices: Buffer<D, u32>,
+    partial: Buffer<D, u64>,
+    done: Buffer<D, u32>,
 }
 
 /// Places for the results of argmax.
@@ -111,6 +115,13 @@ impl<D: Device> Gpu<D> {
     }
 }
 
+/// Bytes of one expert's matrix in the file, and how many of them are staged at a time, to fill the copy engine.
+fn stage(tensor: &Tensor) -> (usize, usize) {
+    let kind = tensor.kind();
+    let expert_bytes = tensor.rows() * (tensor.cols() / kind.block_len()) * kind.block_bytes();
+    (expert_bytes, (STAGE_BYTES / expert_bytes).clamp(1, tensor.experts()))
+}
+
 fn element_kind(element: CacheType) -> TensorType {
     match element {
         CacheType::F32 => TensorType::F32,
@@ -126,6 +137,7 @@ impl<D: Device> Backend for Gpu<D> {
     type Routing = Routing<D>;
     type Cache = Cache<D>;
     type Input = Input<D>;
+    type Graph = D::Graph;
 
     fn name(&self) -> &'static str {
         self.device.name()
@@ -137,13 +149,26 @@ impl<D: Device> Backend for Gpu<D> {
         Ok(Self { device: self.device.fork()? })
     }
 
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(Some(self.device.memory()?.0))
+    }
+
+    fn staging_bytes(&self, tensor: &Tensor) -> u64 {
+        let (expert_bytes, group) = stage(tensor);
+        (expert_bytes * group) as u64
+    }
+
+    fn workspace_bytes(&self, shape: CacheShape) -> Result<u64> {
+        let CacheShape { capacity, batch, heads, head_dim, .. } = shape;
+        let bytes = kernels::Attention::workspace_bytes(&self.device, capacity, batch, heads, head_dim)?;
+        Ok(bytes as u64)
+    }
+
     fn matrix(&self, tensor: &Tensor) -> Result<Matrix<D>> {
         let (rows, cols, kind) = (tensor.rows(), tensor.cols(), tensor.kind());
         let mut matrix = Matrix::uninitialised(&self.device, kind, rows, cols, tensor.experts())?;
         let bytes = tensor.bytes();
-        let expert_bytes = rows * (cols / kind.block_len()) * kind.block_bytes();
-        // Experts are staged in groups, to fill the copy engine.
-        let group = (STAGE_BYTES / expert_bytes).clamp(1, tensor.experts());
+        let (expert_bytes, group) = stage(tensor);
         let mut stage = Buffer::<D, u8>::uninitialised(&self.device, group * expert_bytes)?;
         for first in (0..tensor.experts()).step_by(group) {
             let experts = group.min(tensor.experts() - first);
@@ -203,14 +228,18 @@ impl<D: Device> Backend for Gpu<D> {
     fn cache(&self, shape: CacheShape) -> Result<Cache<D>> {
         let bytes = shape.capacity * shape.kv_heads * shape.head_dim * element_kind(shape.element).block_bytes();
         let layers = || (0..shape.layers).map(|_| Buffer::zeroed(&self.device, bytes)).collect::<Result<Vec<_>>>();
-        let CacheShape { capacity, batch, heads, head_dim, .. } = shape;
-        let workspace = kernels::Attention::workspace_bytes(&self.device, capacity, batch, heads, head_dim)?;
-        let workspace = Buffer::uninitialised(&self.device, workspace)?;
+        let workspace = Buffer::uninitialised(&self.device, self.workspace_bytes(shape)? as usize)?;
         Ok(Cache { shape, keys: layers()?, values: layers()?, workspace })
     }
 
-    fn input(&self, tokens: usize) -> Result<Input<D>> {
-        Ok(Input { tokens: Buffer::zeroed(&self.device, tokens)?, start: Buffer::zeroed(&self.device, 1)? })
+    fn input(&self, tokens: usize, capacity: usize) -> Result<Input<D>> {
+        Ok(Input {
+            tokens: Buffer::zeroed(&self.device, tokens)?,
+            start: Buffer::zeroed(&self.device, 1)?,
+            choices: Buffer::zeroed(&self.device, capacity)?,
+            partial: Buffer::zeroed(&self.device, 1)?,
+            done: Buffer::zeroed(&self.device, 1)?,
+        })
     }
 
     fn set_input(&self, input: &mut Input<D>, tokens: &[u32], start: usize) -> Result<()> {
@@ -468,6 +497,35 @@ impl<D: Device> Backend for Gpu<D> {
         out: &mut Buffer<D, f32>,
     ) -> Result<()> {
         out.copy_from(&self.device, 0, x, row * cols, rows * cols)
+    }
+
+    fn feed_back(&self, logits: &Buffer<D, f32>, vocab: usize, input: &mut Input<D>) -> Result<()> {
+        let feed = DecodeLoop { position: input.start.slice_mut(), history: input.choices.slice_mut() };
+        kernels::Argmax {
+            x: logits.slice(),
+            out: input.tokens.part_mut(0, 1)?,
+            partial: input.partial.slice_mut(),
+            done: input.done.slice_mut(),
+            feed: Some(feed),
+            rows: 1,
+            cols: vocab,
+        }
+        .launch(&self.device)
+    }
+
+    fn read_choices(&self, input: &Input<D>, from: usize, count: usize) -> Result<Vec<u32>> {
+        let mut choices = vec![0; count];
+        input.choices.read(&self.device, from, &mut choices)?;
+        Ok(choices)
+    }
+
+    fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<D::Graph>> {
+        self.device.record(enqueue)
+    }
+
+    unsafe fn replay(&self, graph: &mut D::Graph) -> Result<()> {
+        // SAFETY: the caller's promise is the device's.
+        unsafe { self.device.replay(graph) }
     }
 
     fn argmax(&self, x: &Buffer<D, f32>, rows: usize, cols: usize) -> Result<Vec<u32>> {

@@ -26,6 +26,7 @@ pub mod synth;
 pub mod weights;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use backend::{Backend, CacheType};
 pub use config::Config;
@@ -54,7 +55,12 @@ pub struct Model<B: Backend> {
     config: Config,
     weights: Weights<B>,
     backend: B,
+    /// No two models of a process have the same: what a context recorded is for one model's memory.
+    id: u64,
 }
+
+/// The next model's id.
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 impl<B: Backend> Model<B> {
     /// Checks the file's configuration and tensors and hands the weights to the backend. `progress` gets bytes done and
@@ -62,12 +68,14 @@ impl<B: Backend> Model<B> {
     ///
     /// # Errors
     /// Errors of [`Config::from_gguf`], [`Tensors::find`] and [`Weights::load`]: everything that is wrong with the file
-    /// is said before the first weight is loaded, except for values that are not finite.
+    /// is said before the first weight is loaded, except for values that are not finite. [`crate::Error::OutOfMemory`],
+    /// before anything is allocated, when the backend has too little memory for the weights.
     pub fn load(gguf: Arc<Gguf>, backend: B, options: LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
         let config = Config::from_gguf(&gguf)?;
         let tensors = Tensors::find(&gguf, &config)?;
+        context::check_weights(&backend, &tensors)?;
         let weights = Weights::load(&tensors, &backend, options.check_blocks, progress)?;
-        Ok(Self { config, weights, backend })
+        Ok(Self { config, weights, backend, id: NEXT_ID.fetch_add(1, Ordering::Relaxed) })
     }
 
     /// The hyperparameters.
@@ -88,7 +96,8 @@ impl<B: Backend> Model<B> {
     /// A new context, with its own cache, buffers and queue of the backend.
     ///
     /// # Errors
-    /// [`crate::Error::Invalid`] for options that make no sense, and what the backend reports.
+    /// [`crate::Error::Invalid`] for options that make no sense; [`crate::Error::OutOfMemory`], before anything is
+    /// allocated, when the backend has too little memory; and what the backend reports.
     pub fn context(&self, options: ContextOptions) -> Result<Context<B>> {
         Context::new(self, options)
     }

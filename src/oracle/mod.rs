@@ -59,7 +59,7 @@ impl Matrix<'_> {
 /// `y[t, r] = w[r] x[t]` for a matrix of either type. `x` is `[tokens, cols / 256]`, `y` is `[tokens, rows]`.
 pub fn product(w: Matrix<'_>, cols: usize, x: &[FixedBlock], y: &mut [f32]) {
     let rows = w.rows(cols);
-    for (x, y) in x.chunks_exact(cols / BLOCK).zip(y.chunks_exact_mut(rows)) {
+    for (x, y) in x.chunks_exact(cols / BLOCK).zip(y.chunks_exact_mut(rows.max(1))) {
         for (row, y) in y.iter_mut().enumerate() {
             *y = w.dot(row, x);
         }

@@ -141,11 +141,9 @@ impl Measure<'_> {
 
     fn decode<B: Backend>(&self, model: &Model<B>, context: &mut Context<B>) -> Result<f64> {
         context.truncate(self.args.depth);
-        let mut token = self.tokens(1)[0];
+        let token = self.tokens(1)[0];
         let start = Instant::now();
-        for _ in 0..self.args.tokens {
-            token = context.next_token(model, &[token])?;
-        }
+        context.decode(model, token, self.args.tokens)?;
         Ok(start.elapsed().as_secs_f64())
     }
 }
@@ -154,7 +152,7 @@ impl Job for Measure<'_> {
     type Output = Measured;
 
     fn run<B: Backend>(self, backend: B, device: Option<&CudaDevice>) -> Result<Measured> {
-        let (model, mut context) = self.source.load_with_context(backend, device, self.options)?;
+        let (model, mut context) = self.source.load_with_context(backend, self.options)?;
         let mut measured = Measured::default();
         if self.args.prefill > 0 {
             let tokens = self.tokens(self.args.prefill);

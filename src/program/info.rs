@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use kquant_moe::Result;
 use kquant_moe::device::{CudaDevice, Device as _};
 use kquant_moe::gguf::GgmlType;
+use kquant_moe::model::gpu::Gpu;
 use kquant_moe::model::{Config, ContextOptions, MemoryPlan, Tensor};
 use serde_json::{Value, json};
 
@@ -45,8 +46,11 @@ pub fn info(args: &Args, out: &mut Out) -> Result<Outcome> {
     let default = ContextOptions::default();
     let capacity = args.context.unwrap_or(default.capacity.min(config.context_length));
     let options = ContextOptions { capacity, cache: args.kv.cache_type(), ..default };
-    let plan = MemoryPlan::new(config, &source.tensors, &options)?;
     let device = backend::open_device();
+    let plan = match &device {
+        Ok(device) => MemoryPlan::on(&Gpu::new(device.clone()), config, &source.tensors, &options)?,
+        Err(_) => MemoryPlan::new(config, &source.tensors, &options)?,
+    };
     if args.json {
         out.json(&json_report(&source, &options, &plan, device, args.kv)?)?;
         return Ok(Outcome::Ok);
@@ -81,6 +85,9 @@ pub fn info(args: &Args, out: &mut Out) -> Result<Outcome> {
     line("  weights", bytes(plan.weights));
     line("  KV cache", bytes(plan.cache));
     line("  activations", bytes(plan.activations));
+    if plan.workspace > 0 {
+        line("  workspace", bytes(plan.workspace));
+    }
     line("CUDA build", machine::CUDA_BUILD.into());
     match device {
         Ok(device) => {
@@ -188,6 +195,7 @@ fn json_report(
             "weights": plan.weights,
             "cache": plan.cache,
             "activations": plan.activations,
+            "workspace": plan.workspace,
             "total": plan.total(),
         },
         "crate": format!("kquant-moe {}", machine::VERSION),

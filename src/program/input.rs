@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use kquant_moe::device::{CudaDevice, Device as _};
 use kquant_moe::gguf::Gguf;
 use kquant_moe::model::{Backend, Config, Context, ContextOptions, LoadOptions, MemoryPlan, Model, Tensors};
 use kquant_moe::{Error, Result};
@@ -65,31 +64,15 @@ impl Source {
     }
 
     /// Loads the weights into a backend's memory, after checking that they and a context with `options` fit.
-    pub fn load<B: Backend>(
-        &self,
-        backend: B,
-        device: Option<&CudaDevice>,
-        options: &ContextOptions,
-    ) -> Result<Model<B>> {
-        if let Some(device) = device {
-            let needed = MemoryPlan::new(&self.config, &self.tensors, options)?.total();
-            let (free, _) = device.memory()?;
-            if needed > free {
-                return Err(Error::OutOfMemory { needed, free });
-            }
-        }
+    pub fn load<B: Backend>(&self, backend: B, options: &ContextOptions) -> Result<Model<B>> {
+        MemoryPlan::on(&backend, &self.config, &self.tensors, options)?.check(&backend)?;
         let progress = Progress::new("loading", self.gguf.file_len());
         Model::load(self.gguf.clone(), backend, LoadOptions::default(), &mut |done, _| progress.set(done))
     }
 
     /// [`Self::load`], with a context.
-    pub fn load_with_context<B: Backend>(
-        &self,
-        backend: B,
-        device: Option<&CudaDevice>,
-        options: ContextOptions,
-    ) -> Result<(Model<B>, Context<B>)> {
-        let model = self.load(backend, device, &options)?;
+    pub fn load_with_context<B: Backend>(&self, backend: B, options: ContextOptions) -> Result<(Model<B>, Context<B>)> {
+        let model = self.load(backend, &options)?;
         let context = model.context(options)?;
         Ok((model, context))
     }

@@ -61,8 +61,8 @@ struct Compute<'a> {
 impl Job for Compute<'_> {
     type Output = (Vec<f32>, Vec<i32>);
 
-    fn run<B: Backend>(self, backend: B, device: Option<&CudaDevice>) -> Result<Self::Output> {
-        let (model, mut context) = self.source.load_with_context(backend, device, self.options)?;
+    fn run<B: Backend>(self, backend: B, _: Option<&CudaDevice>) -> Result<Self::Output> {
+        let (model, mut context) = self.source.load_with_context(backend, self.options)?;
         if !self.options.trace {
             return Ok((context.forward(&model, self.tokens, Logits::All)?, Vec::new()));
         }

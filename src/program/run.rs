@@ -181,7 +181,7 @@ impl Job for Generate<'_, '_> {
 
     fn run<B: Backend>(self, backend: B, device: Option<&CudaDevice>) -> Result<Generated> {
         let name = backend.name();
-        let (model, mut context) = self.source.load_with_context(backend, device, self.options)?;
+        let (model, mut context) = self.source.load_with_context(backend, self.options)?;
         self.writer.prompt(self.prompt)?;
         let start = Instant::now();
         let (mut first, mut last) = (None, start);
@@ -237,12 +237,12 @@ struct PrefillLogits<'a> {
 impl Job for PrefillLogits<'_> {
     type Output = Vec<f32>;
 
-    fn run<B: Backend>(self, backend: B, device: Option<&CudaDevice>) -> Result<Vec<f32>> {
+    fn run<B: Backend>(self, backend: B, _: Option<&CudaDevice>) -> Result<Vec<f32>> {
         let (Some((last, before)), Some((_, appended))) = (self.prompt.split_last(), self.generated.split_last())
         else {
             return Ok(Vec::new());
         };
-        let (model, mut context) = self.source.load_with_context(backend, device, self.options)?;
+        let (model, mut context) = self.source.load_with_context(backend, self.options)?;
         if !before.is_empty() {
             context.forward(&model, before, Logits::None)?;
         }

@@ -183,8 +183,8 @@ struct Trace<'a> {
 impl Job for Trace<'_> {
     type Output = BTreeMap<Point, (Vec<usize>, &'static str)>;
 
-    fn run<B: Backend>(mut self, backend: B, device: Option<&CudaDevice>) -> Result<Self::Output> {
-        let (model, mut context) = self.source.load_with_context(backend, device, self.options)?;
+    fn run<B: Backend>(mut self, backend: B, _: Option<&CudaDevice>) -> Result<Self::Output> {
+        let (model, mut context) = self.source.load_with_context(backend, self.options)?;
         let logits = match self.selection.positions {
             Positions::All => Logits::All,
             Positions::Last => Logits::Last,

@@ -200,7 +200,7 @@ impl Job for Gather<'_> {
     fn run<B: Backend>(self, backend: B, device: Option<&CudaDevice>) -> Result<Evidence> {
         let name = backend.name();
         let tokens = self.tokens;
-        let (model, mut plain) = self.source.load_with_context(backend, device, self.options)?;
+        let (model, mut plain) = self.source.load_with_context(backend, self.options)?;
         let mut traced = model.context(ContextOptions { trace: true, ..self.options })?;
         let one_by_one: Vec<&[u32]> = tokens.chunks(1).collect();
 

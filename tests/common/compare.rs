@@ -19,19 +19,24 @@ pub fn ok<T>(result: Result<T>) -> T {
 /// Equal in bits, NaNs too.
 #[track_caller]
 pub fn assert_bits(what: &str, got: &[f32], expected: &[f32]) {
-    assert_eq!(got.len(), expected.len(), "{what}: elements");
-    let differs = |&i: &usize| got[i].to_bits() != expected[i].to_bits();
-    if let Some(i) = (0..got.len()).find(differs) {
-        let count = (0..got.len()).filter(differs).count();
-        panic!(
-            "{what}: {count} of {} values differ, first [{i}]: got {:e} ({:#010x}), expected {:e} ({:#010x})",
-            got.len(),
-            got[i],
-            got[i].to_bits(),
-            expected[i],
-            expected[i].to_bits(),
-        );
+    if let Some(difference) = difference(got, expected) {
+        panic!("{what}: {difference}");
     }
+}
+
+/// How many values differ in bits, and the first one; `None` when none does.
+pub fn difference(got: &[f32], expected: &[f32]) -> Option<String> {
+    assert_eq!(got.len(), expected.len(), "elements");
+    let differs = |&i: &usize| got[i].to_bits() != expected[i].to_bits();
+    let first = (0..got.len()).find(differs)?;
+    let count = (0..got.len()).filter(differs).count();
+    let (got_bits, expected_bits) = (got[first].to_bits(), expected[first].to_bits());
+    Some(format!(
+        "{count} of {} values differ, first [{first}]: got {:e} ({got_bits:#010x}), expected {:e} ({expected_bits:#010x})",
+        got.len(),
+        got[first],
+        expected[first],
+    ))
 }
 
 /// Equal integers.

@@ -4,34 +4,59 @@ use std::cell::Cell;
 
 use kquant_moe::device::Device;
 use kquant_moe::{Result, sys};
-use kquant_moe_emulation as emulation;
+use kquant_moe_emulation::{self as emulation, Library};
 
 thread_local! {
     static LAUNCHES: Cell<u64> = const { Cell::new(0) };
 }
 
 /// A device whose launches run at once, on the calling thread. Allocations end at a guard page.
-#[derive(Clone, Debug)]
-pub struct EmulatedDevice(());
+#[derive(Clone)]
+pub struct EmulatedDevice {
+    /// Kernels with a planted fault; without them those of `cuda/`.
+    faulty: Option<&'static Library>,
+}
 
 impl EmulatedDevice {
     /// Fails where the emulation could not be compiled.
     pub fn new() -> Result<Self, &'static str> {
         emulation::available()?;
-        Ok(Self(()))
+        Ok(Self { faulty: None })
+    }
+
+    /// A device with other kernels, which stay loaded.
+    pub fn faulty(library: Library) -> Self {
+        Self { faulty: Some(Box::leak(Box::new(library))) }
+    }
+
+    /// The report of this thread's last launch; empty when it broke no rule.
+    pub fn report(&self) -> String {
+        self.faulty.map_or_else(emulation::last_error, Library::last_error)
     }
 }
 
 // SAFETY: memory lives until it is freed; work is done when a call returns. The alignment is 16, less than the trait
 // promises and all that kernels may demand, so that the guard page catches reads behind a buffer.
 unsafe impl Device for EmulatedDevice {
+    type Graph = std::convert::Infallible;
+
+    fn record(&self, _enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Self::Graph>> {
+        Ok(None)
+    }
+
+    unsafe fn replay(&self, graph: &mut Self::Graph) -> Result<()> {
+        match *graph {}
+    }
+
     fn name(&self) -> &'static str {
         "emulation"
     }
 
     fn kernels(&self) -> &'static sys::kqm_kernels {
-        // SAFETY: the table is a constant of this program, compiled from the header that the bindings were made of.
-        unsafe { emulation::table().cast::<sys::kqm_kernels>().as_ref() }.expect("the emulation has no kernels")
+        let table = self.faulty.map_or_else(emulation::table, |library| library.table().expect("a table"));
+        // SAFETY: the table is a constant of this program or of a library that stays loaded, compiled from the header that
+        // the bindings were made of.
+        unsafe { table.cast::<sys::kqm_kernels>().as_ref() }.expect("the emulation has no kernels")
     }
 
     fn stream(&self) -> sys::kqm_stream {
@@ -46,7 +71,7 @@ unsafe impl Device for EmulatedDevice {
     fn activate(&self) -> Result<()> {
         let launch = LAUNCHES.get();
         LAUNCHES.set(launch + 1);
-        emulation::set_schedule(launch);
+        self.faulty.map_or_else(|| emulation::set_schedule(launch), |library| library.set_schedule(launch));
         Ok(())
     }
 

@@ -3,19 +3,18 @@
 
 mod compare;
 mod data;
+mod devices;
 mod emulated;
 pub mod matvec;
 mod memory;
 pub mod moe;
+pub mod norm;
 
-pub use compare::{assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, ok};
+pub use compare::{assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, difference, ok};
 pub use data::{Activations, Random, Weights, fixed_blocks, has_non_finite};
+pub use devices::{cuda_device, emulated_device};
 pub use emulated::EmulatedDevice;
 pub use memory::{Output, input};
-
-use std::env;
-
-use kquant_moe::device::CudaDevice;
 
 /// How large the shapes may be: small for the emulation, full for a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,27 +65,3 @@ macro_rules! status_without_arguments {
     }};
 }
 pub(crate) use status_without_arguments;
-
-/// The emulation, or nothing where there is no C++ compiler.
-pub fn emulated_device() -> Option<EmulatedDevice> {
-    match EmulatedDevice::new() {
-        Ok(device) => Some(device),
-        Err(reason) => {
-            println!("skipped: {reason}");
-            None
-        }
-    }
-}
-
-/// The first GPU, or nothing where there is none and none is demanded.
-pub fn cuda_device() -> Option<CudaDevice> {
-    match CudaDevice::new(0) {
-        Ok(device) => Some(device),
-        Err(error) => {
-            let demanded = env::var("KQUANT_MOE_REQUIRE_GPU").is_ok_and(|value| value == "1");
-            assert!(!demanded, "KQUANT_MOE_REQUIRE_GPU=1, but {error}");
-            println!("skipped: {error}");
-            None
-        }
-    }
-}

@@ -1,6 +1,6 @@
 //! Device memory of operands.
 
-use kquant_moe::device::{Buffer, Device, Plain, SliceMut, bytes_of, bytes_of_mut};
+use kquant_moe::device::{Buffer, Device, Plain, Slice, SliceMut, bytes_of, bytes_of_mut};
 
 use super::compare::ok;
 
@@ -36,6 +36,11 @@ impl<D: Device, T: Plain + Default> Output<D, T> {
     /// All of it but what lies behind.
     pub fn slice(&mut self) -> SliceMut<'_, T> {
         self.buffer.part_mut(0, self.len).unwrap()
+    }
+
+    /// The same for another kernel to read.
+    pub fn for_reading(&self) -> Slice<'_, T> {
+        self.buffer.part(0, self.len).unwrap()
     }
 
     /// The same when it is wanted.

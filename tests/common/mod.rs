@@ -1,7 +1,12 @@
 //! The trained test model with its reference values, and the checks that every backend has to pass.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
+mod devices;
+mod emulated;
 pub mod random;
+
+pub use devices::{cuda_device, emulated_device};
+pub use emulated::EmulatedDevice;
 
 use std::fs::File;
 use std::io::BufReader;
@@ -9,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kquant_moe::gguf::Gguf;
+use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::{Backend, CacheType, Context, ContextOptions, LoadOptions, Logits, Model};
 use kquant_moe::trace::{Data, Record, Select, Selection, Stage};
 
@@ -55,8 +61,17 @@ pub fn prompts() -> Vec<Prompt> {
         .collect()
 }
 
+/// Logits of Hugging Face transformers, in f32 on the dequantized weights, `[tokens, vocab]`.
+pub fn hugging_face(name: &str) -> Vec<f32> {
+    npy(&format!("reference/{name}.hf-f32-logits.npy"))
+}
+
 pub fn model<B: Backend>(backend: B) -> Model<B> {
-    Model::load(gguf(), backend, LoadOptions::default(), &mut |_, _| {}).unwrap()
+    model_of(gguf(), backend)
+}
+
+pub fn model_of<B: Backend>(gguf: Arc<Gguf>, backend: B) -> Model<B> {
+    Model::load(gguf, backend, LoadOptions::default(), &mut |_, _| {}).unwrap()
 }
 
 pub fn options() -> ContextOptions {
@@ -201,4 +216,72 @@ pub fn traces_without_effect<B: Backend>(backend: B) {
     }
     expected.extend([(None, Stage::OutputNorm), (None, Stage::Logits)]);
     assert_eq!(seen, expected);
+}
+
+/// A record of a trace, its values as bits.
+#[derive(Debug, PartialEq)]
+pub struct Recorded {
+    pub stage: Stage,
+    pub layer: Option<usize>,
+    pub position: usize,
+    pub shape: Vec<usize>,
+    pub bits: Vec<u32>,
+}
+
+/// The logits of all tokens, with every stage of every layer.
+pub fn recorded<B: Backend>(model: &Model<B>, context: &mut Context<B>, tokens: &[u32]) -> (Vec<f32>, Vec<Recorded>) {
+    let mut records = Vec::new();
+    let mut sink = Select {
+        selection: Selection::default(),
+        record: |Record { stage, layer, position, shape, data }: Record<'_>| {
+            let bits = match data {
+                Data::F32(values) => bits(values),
+                Data::U32(values) => values.to_vec(),
+            };
+            records.push(Recorded { stage, layer, position, shape: shape.to_vec(), bits });
+            Ok(())
+        },
+    };
+    let logits = context.trace(model, tokens, Logits::All, &mut sink).unwrap();
+    (logits, records)
+}
+
+/// The same records with the same bits; the first that differ are named.
+#[track_caller]
+pub fn assert_same_records(what: &str, got: &[Recorded], expected: &[Recorded]) {
+    for (got, expected) in got.iter().zip(expected) {
+        let Recorded { stage, layer, position, .. } = expected;
+        let place = format!("{what}: {stage} of layer {layer:?} at position {position}");
+        assert_eq!((got.stage, got.layer, got.position), (*stage, *layer, *position), "{place}");
+        assert_eq!(got.shape, expected.shape, "{place}");
+        if let Some(i) = (0..got.bits.len()).find(|&i| got.bits[i] != expected.bits[i]) {
+            panic!("{place}: [{i}] is {:#010x}, expected {:#010x}", got.bits[i], expected.bits[i]);
+        }
+    }
+    assert_eq!(got.len(), expected.len(), "{what}: records");
+}
+
+/// Every stage of every layer has the bits of the CPU backend, for a prompt and for `steps` greedy tokens after it. The
+/// logits are those of a context that is not traced, and of one batch of all tokens.
+pub fn equals_the_cpu<B: Backend>(gguf: &Arc<Gguf>, backend: B, cache: CacheType, prompt: &[u32], steps: usize) {
+    let (cpu, gpu) = (model_of(gguf.clone(), Cpu::new()), model_of(gguf.clone(), backend));
+    let options = ContextOptions { cache, capacity: prompt.len() + steps + 3, ..options() };
+    let traced = ContextOptions { trace: true, ..options };
+    let (mut expected_context, mut context) = (cpu.context(traced).unwrap(), gpu.context(traced).unwrap());
+    let mut plain = gpu.context(options).unwrap();
+    let (mut tokens, mut logits) = (prompt.to_vec(), Vec::new());
+    for step in 0..=steps {
+        let what = if step == 0 { "prompt".into() } else { format!("token {step}") };
+        let new = if step == 0 { prompt } else { &tokens[tokens.len() - 1..] };
+        let (_, expected) = recorded(&cpu, &mut expected_context, new);
+        let (found, records) = recorded(&gpu, &mut context, new);
+        assert_same_records(&what, &records, &expected);
+        assert_eq!(bits(&plain.forward(&gpu, new, Logits::All).unwrap()), bits(&found), "{what}, not traced");
+        let next = argmax(&found[found.len() - gpu.config().vocab..]) as u32;
+        logits.extend(bits(&found));
+        if step < steps {
+            tokens.push(next);
+        }
+    }
+    assert_eq!(in_pieces(&gpu, &mut plain, &tokens, &[tokens.len()]), logits, "one batch");
 }

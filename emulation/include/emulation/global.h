@@ -82,6 +82,8 @@ static inline uint32_t kqm_load_streaming(const uint32_t *pointer, KQM_EMULATION
 static inline void kqm_prefetch_l2(const void *) {}
 static inline void kqm_wait_for_dependencies() {}
 static inline void kqm_release_dependents() {}
+template <class Arguments>
+static inline void kqm_touch_arguments(const Arguments &) {}
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}
 static inline void __threadfence_system() {}

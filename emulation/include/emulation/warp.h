@@ -58,6 +58,17 @@ static inline T __shfl_up_sync(unsigned int mask, T value, unsigned int lanes, i
   return kqm_emulation::shuffle(kqm_emulation::shuffle_mode::up, mask, value, int(lanes), width, file, line);
 }
 
+// The largest and the smallest of a number over the warp.
+static inline uint32_t kqm_reduce_max(uint32_t x, KQM_EMULATION_HERE) {
+  for (int step = 16; step; step /= 2) {
+    const uint32_t other =
+        kqm_emulation::shuffle(kqm_emulation::shuffle_mode::exclusive_or, ~0u, x, step, 32, file, line);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+static inline uint32_t kqm_reduce_min(uint32_t x, KQM_EMULATION_HERE) { return ~kqm_reduce_max(~x, file, line); }
+
 // D += A B, s8 x s8 -> s32 (wrapping), in the fragment layout of mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32.
 static inline void kqm_mma_m16n8k32(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                     uint32_t b1, KQM_EMULATION_HERE) {

@@ -1,0 +1,50 @@
+//! The header is C and C++, and the README's example in C compiles.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Compiles `source` without output, warnings being errors. `None` when there is no such compiler.
+fn compile(compiler: &str, language: &str, standard: &str, source: &str) -> Option<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("abi");
+    fs::write(&file, source).unwrap();
+    let mut command = Command::new(compiler);
+    command.args(["-x", language, standard, "-Wall", "-Wextra", "-pedantic", "-Werror", "-fsyntax-only", "-I"]);
+    let Ok(output) = command.arg(root.join("cuda")).arg(&file).output() else {
+        println!("skipped: no {compiler}");
+        return None;
+    };
+    assert!(output.status.success(), "{command:?}\n{}\n{source}", String::from_utf8_lossy(&output.stderr));
+    Some(())
+}
+
+/// The compiler that a variable names, or the usual one.
+fn compiler(variable: &str, usual: &str) -> String {
+    std::env::var(variable).ok().filter(|name| !name.is_empty()).unwrap_or_else(|| usual.to_owned())
+}
+
+#[test]
+fn the_example_of_the_readme_compiles() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let examples: Vec<&str> = readme.split("```c\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
+    assert!(!examples.is_empty(), "the README has no example in C");
+    for example in examples {
+        // C++ compilers compile C as well, and are what the kernels need anyway.
+        for standard in ["-std=c99", "-std=c17"] {
+            compile(&compiler("CC", "c++"), "c", standard, example);
+        }
+    }
+}
+
+#[test]
+fn the_header_is_c_and_cpp() {
+    let launcher =
+        "#include \"kquant_moe.h\"\nkqm_status (*repack)(const kqm_repack_args *, kqm_stream) = kqm_repack;\n";
+    // Layouts that the Rust bindings rely on.
+    let sizes = "typedef char fixed_block[sizeof(kqm_fixed_block) == 1104 ? 1 : -1];\n";
+    let source = format!("{launcher}{sizes}");
+    compile(&compiler("CC", "c++"), "c", "-std=c99", &source);
+    compile(&compiler("CXX", "c++"), "c++", "-std=c++17", &source);
+}
