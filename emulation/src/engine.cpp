@@ -328,6 +328,18 @@ bool prepare(engine &device, const launch_request &request) {
   return true;
 }
 
+// "kernel<Tile, 4>" of the text "(kernel<Tile, 4>)". When the launcher is a template, " with Tile = ..." follows.
+std::string kernel_name(const launch_request &request) {
+  std::string name = request.kernel;
+  if (name.size() > 1 && name.front() == '(' && name.back() == ')') name = name.substr(1, name.size() - 2);
+  const char *const parameters = strrchr(request.launcher, '[');
+  if (name.find('<') == std::string::npos || !parameters) return name;
+  // What compilers write: "[with Tile = A; kqm_status = B]" or "[Tile = A]"; aliases of the signature come last.
+  std::string values = parameters + 1;
+  if (values.compare(0, 5, "with ") == 0) values = values.substr(5);
+  return name + " with " + values.substr(0, std::min(values.find("; kqm_"), values.find(']')));
+}
+
 } // namespace
 
 void fail_thread(thread_state *thread, failure code, const char *file, int line, const char *format, ...) {
@@ -469,9 +481,7 @@ int32_t run(const launch_request &request) {
   if (current) fail(BAD_LAUNCH, request.file, request.line, "a kernel launches a kernel");
   engine &device = this_engine();
   device.request = &request;
-  device.kernel = request.kernel;
-  if (device.kernel.size() > 1 && device.kernel.front() == '(' && device.kernel.back() == ')')
-    device.kernel = device.kernel.substr(1, device.kernel.size() - 2);
+  device.kernel = kernel_name(request);
   device.status = 0;
   device.error.clear();
   const std::string place = text(" launched at %s:%d: ", base_name(request.file), request.line);

@@ -29,8 +29,9 @@ namespace {
 
 // What the bytes around a buffer hold.
 constexpr uint8_t CANARY = 0xc3;
+constexpr size_t LEAST_GUARD_BYTES = 1 << 20; // a multiple of every page size
 
-// guard page | canary | buffer | canary up to a multiple of 16 | guard page
+// guard | canary | buffer | canary up to a multiple of 16 | guard
 struct buffer {
   char *mapping;
   size_t mapping_bytes;
@@ -285,17 +286,20 @@ std::string overrun_buffer() {
 
 using namespace kqm_emulation;
 
-// Memory whose end lies at a guard page, as near as an alignment of 16 bytes allows; null when there is none left.
+// Memory whose end lies at guarded addresses, as near as an alignment of 16 bytes allows; null when there is none left.
 KQM_EMULATION_EXPORT void *kqm_emulation_alloc(size_t bytes, uint8_t fill) {
   const size_t page = size_t(sysconf(_SC_PAGESIZE));
   const size_t body = (bytes + 15) / 16 * 16;
   buffer b;
   b.page_bytes = body == 0 ? page : (body + page - 1) / page * page;
-  b.mapping_bytes = b.page_bytes + 2 * page;
+  // As wide as the buffer and more: a wrong row, tile or expert steps over a single page and into some other memory,
+  // and whether that is noticed would depend on what lies there. It takes addresses, no memory.
+  const size_t guard = b.page_bytes + LEAST_GUARD_BYTES;
+  b.mapping_bytes = b.page_bytes + 2 * guard;
   void *const mapping = mmap(nullptr, b.mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping == MAP_FAILED) return nullptr;
   b.mapping = static_cast<char *>(mapping);
-  b.pages = b.mapping + page;
+  b.pages = b.mapping + guard;
   if (mprotect(b.pages, b.page_bytes, PROT_READ | PROT_WRITE) != 0) {
     munmap(mapping, b.mapping_bytes);
     return nullptr;

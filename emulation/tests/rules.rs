@@ -185,6 +185,8 @@ fn asynchronous_copies_reach_others_after_a_barrier() {
 #[test]
 fn accesses_stay_in_buffers() {
     breaks("read_past_end", Failure::MemoryFault, &[], &["bytes past the end of the buffer of 1024 bytes"]);
+    breaks("read_far_past_end", Failure::MemoryFault, &[], &["past the end of the buffer of 1024 bytes"]);
+    breaks("read_far_before_begin", Failure::MemoryFault, &[], &["before the buffer of 1024 bytes"]);
     breaks("read_before_begin", Failure::MemoryFault, &[], &["before the buffer of 1024 bytes"]);
     if !SANITIZED {
         breaks("read_null", Failure::MemoryFault, &[], &["null"]);

@@ -12,6 +12,7 @@ namespace kqm_emulation {
 
 struct launch_request {
   const char *kernel;
+  const char *launcher; // with what its template parameters stand for, which the kernel's may be made of
   dim3 grid;
   dim3 block;
   size_t dynamic_shared_bytes;
@@ -34,11 +35,11 @@ template <class... P> struct closure {
 };
 
 template <class... P, class... A>
-static inline int32_t launch(const char *name, const char *file, int line, void (*kernel)(P...), dim3 grid, dim3 block,
+static inline int32_t launch(const char *name, const char *launcher, const char *file, int line, void (*kernel)(P...), dim3 grid, dim3 block,
                              size_t dynamic_shared_bytes, void *, A &&...arguments) {
   static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
   const closure<P...> thread{kernel, {static_cast<std::decay_t<P>>(std::forward<A>(arguments))...}};
-  return run({name, grid, block, dynamic_shared_bytes, &closure<P...>::call, &thread, file, line});
+  return run({name, launcher, grid, block, dynamic_shared_bytes, &closure<P...>::call, &thread, file, line});
 }
 
 } // namespace kqm_emulation
@@ -48,6 +49,7 @@ static inline unsigned kqm_multiprocessors() { return 3; }
 
 // KQM_LAUNCH(kernel, grid, block, dynamic_shared_bytes, stream, arguments...)
 #define KQM_LAUNCH(kernel, grid, block, dynamic_shared_bytes, ...)                                                      \
-  ::kqm_emulation::launch(#kernel, __FILE__, __LINE__, kernel, grid, block, dynamic_shared_bytes, __VA_ARGS__)
+  ::kqm_emulation::launch(#kernel, __PRETTY_FUNCTION__, __FILE__, __LINE__, kernel, grid, block, dynamic_shared_bytes,   \
+                          __VA_ARGS__)
 
 #endif

@@ -193,6 +193,9 @@ __global__ void copy_without_barrier(int *out, const int *in) {
 }
 
 __global__ void read_past_end(int *out, const int *in) { out[threadIdx.x] = in[256 + 4 * threadIdx.x]; }
+// Farther than a page: another row, tile or expert.
+__global__ void read_far_past_end(int *out, const int *in) { out[threadIdx.x] = in[200000 + threadIdx.x]; }
+__global__ void read_far_before_begin(int *out, const int *in) { out[threadIdx.x] = in[-200000 - int(threadIdx.x)]; }
 __global__ void read_before_begin(int *out, const int *in) { out[threadIdx.x] = __ldg(in - 1000 - threadIdx.x); }
 __global__ void read_null(int *out, const int *) { out[threadIdx.x] = *reinterpret_cast<const volatile int *>(blockDim.y - 1); }
 __global__ void write_past_end(int *out) { out[65 + threadIdx.x % 3] = 1; }
@@ -345,7 +348,8 @@ const rule RULES[] = {
     KQM_RULE(polling_within_block), KQM_RULE(atomics_on_shared), KQM_RULE(votes), KQM_RULE(shuffles),
     KQM_RULE(shared_elements), KQM_RULE_WITH_INPUT(copy_not_awaited), KQM_RULE_WITH_INPUT(newest_copy_not_awaited),
     KQM_RULE_WITH_INPUT(copy_without_barrier), KQM_RULE_WITH_INPUT(read_past_end),
-    KQM_RULE_WITH_INPUT(read_before_begin), KQM_RULE_WITH_INPUT(read_null), KQM_RULE_WITH_INPUT(global_misaligned),
+    KQM_RULE_WITH_INPUT(read_before_begin), KQM_RULE_WITH_INPUT(read_far_past_end),
+    KQM_RULE_WITH_INPUT(read_far_before_begin), KQM_RULE_WITH_INPUT(read_null), KQM_RULE_WITH_INPUT(global_misaligned),
     KQM_RULE_WITH_INPUT(division_by_zero),
 };
 
