@@ -69,6 +69,6 @@ __device__ __forceinline__ float kqm_inverse_root(double sum, double inverse_n, 
   const int exponent = int(bits >> 52);  // negative for a negative m
   if (exponent <= 0 || exponent >= 0x7ff) return __uint_as_float(0x7fc00000u);
   const int k = (exponent - 1023) >> 1;
-  const float within = float(__longlong_as_double(bits - ((long long)(2 * k) << 52)));
+  const float within = float(__longlong_as_double(bits - (long long)((unsigned long long)(2 * k) << 52)));
   return kqm_scale(__fdiv_rn(1.0f, __fsqrt_rn(within)), -k);
 }

@@ -97,7 +97,15 @@ pub fn batch_equals_single_tokens<D: Device>(device: &D, size: Size, kind: Tenso
 /// Arguments that the launcher and its wrapper refuse.
 pub fn refuses_bad_arguments<D: Device>(device: &D, kind: TensorType) {
     let other = if kind == TensorType::Q4K { TensorType::Q6K } else { TensorType::Q4K };
-    let matrix = |kind, experts| Matrix::uninitialised(device, kind, 16, 256, experts).unwrap();
+    let matrix = |kind, experts| {
+        let mut matrix = Matrix::uninitialised(device, kind, 16, 256, experts).unwrap();
+        for expert in 0..experts {
+            let tiles = matrix.expert_tiles(expert).unwrap();
+            // SAFETY: the range is the expert's.
+            ok(unsafe { device.clear(tiles.as_ptr() as u64, tiles.len()) });
+        }
+        matrix
+    };
     let (right, wrong, stack) = (matrix(kind, 1), matrix(other, 1), matrix(kind, 2));
     let x: Buffer<D, FixedBlock> = Buffer::zeroed(device, 4).unwrap();
     let y: Buffer<D, f32> = Buffer::zeroed(device, 64).unwrap();
