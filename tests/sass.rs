@@ -86,7 +86,7 @@ impl Tiles {
     }
 }
 
-/// The last `Li<N>E` of a mangled name; 1 when there is none.
+/// The first `Li<N>E` of a mangled name, which is the number of token pairs in every kernel; 1 when there is none.
 fn pairs(name: &str) -> u32 {
     name.match_indices("Li").find_map(|(at, _)| name[at + 2..].split_once('E')?.0.parse().ok()).unwrap_or(1)
 }
@@ -344,6 +344,9 @@ fn the_samples_resources_are_parsed() {
 fn pairs_are_read_from_names() {
     assert_eq!(pairs("_Z17kqm_matvec_kernelI10KqmTileQ4KLi4EEv15kqm_matvec_args"), 4);
     assert_eq!(pairs("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv10qkv_kernelILi1EEEv12kqm_qkv_args"), 1);
-    assert_eq!(pairs("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db617moe_swiglu_kernelI10KqmTileQ4KS1_Li4ELi8ELi1EEEv"), 4);
+    assert_eq!(
+        pairs("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db617moe_swiglu_kernelI10KqmTileQ4KS1_Li4ELi8ELi1EEEv"),
+        4
+    );
     assert_eq!(pairs("_Z5dummyPK5uint4PK5uint2Pfii"), 1);
 }
