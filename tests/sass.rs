@@ -91,6 +91,13 @@ fn pairs(name: &str) -> u32 {
     name.match_indices("Li").find_map(|(at, _)| name[at + 2..].split_once('E')?.0.parse().ok()).unwrap_or(1)
 }
 
+/// Whether the kernel also norms or quantizes a single token's row before its products (their last template argument says
+/// so). It has no inner loop: all of its code is counted once for its few tiles, and most of its fp64 is the norm's, once a
+/// block. The table shows it; what it means for cards with slow fp64 stands in docs/performance.md.
+fn has_prologue(function: &Function) -> bool {
+    matches!(function.unit.as_str(), "qkv" | "moe_down") && function.name.contains("Lb1E")
+}
+
 /// One product loop and what it costs per turn.
 struct Loop<'a> {
     function: &'a Function,
@@ -253,7 +260,7 @@ fn nothing_is_spilled() {
 #[test]
 fn fp64_is_rare() {
     let Some(library) = library() else { return };
-    for l in library.loops() {
+    for l in library.loops().iter().filter(|l| !has_prologue(l.function)) {
         let found = l.fp64_per_weight();
         let (name, arch) = (&l.function.name, &l.function.arch);
         assert!(found <= FP64_PER_WEIGHT, "{name} for {arch}: {found:.4} fp64 operations a weight");
@@ -289,7 +296,7 @@ fn instructions_keep_up_with_memory() {
         let ratio = l.headroom(card);
         println!(" {:>8.0} {:>8.0} {ratio:>6.2}  {unit}", rate(l.memory_cycles(card)), rate(compute));
         // More tokens are more work for the same bytes: there it is the instructions that are to be the bound.
-        if l.tiles.pairs == 1 && ratio < HEADROOM {
+        if l.tiles.pairs == 1 && ratio < HEADROOM && !has_prologue(l.function) {
             slow.push(format!("{} on {}: {ratio:.2}, bound by {unit}", l.function.name, card.name));
         }
     }

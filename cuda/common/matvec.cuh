@@ -66,7 +66,8 @@ __device__ __forceinline__ float kqm_row_sum(KQM_SHARED_ARG(double) part, int fi
 // this one is multiplied, those of the first one before the dependencies are waited for. store(row, token, value, fetched) gets
 // every result and what fetch(row, token) read before; shared memory holds two tiles' contributions so that one barrier a tile is enough. With eight tokens a tile is
 // multiplied long enough to hide less, and a second tile would not fit into the registers.
-template <int NP, class Tile, class Row, class Fetch, class Store>
+// ONE says that there is a single token and a warp for each super-block: the warp's activations then stay in registers.
+template <int NP, bool ONE, class Tile, class Row, class Fetch, class Store>
 __device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, int tokens, Fetch fetch, Store store) {
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
@@ -77,6 +78,14 @@ __device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, i
   next.load(data + (size_t(blockIdx.x) * blocks + warp) * Tile::bytes, lane);
   kqm_release_dependents();
   kqm_wait_for_dependencies();
+  typename Tile::Cached cached;
+  double unit = 0.0;
+  if (ONE) {
+    KqmActivations x;
+    x.set(lane < 16 ? row(0) + warp : nullptr, lane);
+    unit = row(0)[warp].unit;
+    cached.load(x);
+  }
   int buffer = 0;
   const int own_token = threadIdx.x / KQM_TILE_ROWS, own_row = threadIdx.x % KQM_TILE_ROWS;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, buffer ^= 1) {
@@ -90,7 +99,10 @@ __device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, i
       if (NP == 1) {
         const Tile current = next;
         if (next_tile < tiles) next.load(next_data, lane);
-        kqm_contribute<NP>(current, row, b, buffer * blocks + b, part);
+        if (ONE)
+          kqm_contribute_cached(current, cached, unit, buffer * blocks + b, part);
+        else
+          kqm_contribute<NP>(current, row, b, buffer * blocks + b, part);
       } else {
         kqm_contribute<NP>(next, row, b, buffer * blocks + b, part);
         if (next_tile < tiles) next.load(next_data, lane);
@@ -107,12 +119,12 @@ __device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, i
 }
 
 // q4_k_matvec and q6_k_gemv, but for the tile: grid (row tiles or fewer, groups of 2 NP tokens).
-template <class Tile, int NP>
+template <class Tile, int NP, bool ONE>
 __global__ void __launch_bounds__(KQM_MATVEC_WARPS(NP) * 32, 1) kqm_matvec_kernel(kqm_matvec_args a) {
   kqm_touch_arguments(a);
   const int blocks = a.w.cols / KQM_BLOCK, first = blockIdx.y * 2 * NP, tokens = min(2 * NP, int(a.tokens) - first);
   const kqm_fixed_block *x = a.x + size_t(first) * blocks;
-  kqm_matvec_tiles<NP, Tile>(
+  kqm_matvec_tiles<NP, ONE, Tile>(
       a.w, [=](int i) { return i < tokens ? x + size_t(i) * blocks : nullptr; }, tokens,
       [=](int r, int token) { return a.residual ? a.residual[size_t(first + token) * a.w.rows + r] : 0.0f; },
       [=](int r, int token, float value, float residual) {
@@ -139,6 +151,10 @@ inline kqm_status kqm_launch_matvec(const kqm_matvec_args *args, uint32_t type, 
   const unsigned at_once = kqm_multiprocessors() * (KQM_MATVEC_WARPS(np) / warps);
   const unsigned grid = kqm_ceil_div(tiles, kqm_ceil_div(tiles, at_once));
   const size_t shared = 2 * kqm_part_bytes(blocks, np);
-  if (wide) return KQM_LAUNCH((kqm_matvec_kernel<Tile, 4>), dim3(grid, groups), dim3(32 * warps), shared, stream, *args);
-  return KQM_LAUNCH((kqm_matvec_kernel<Tile, 1>), dim3(grid, groups), dim3(32 * warps), shared, stream, *args);
+  const dim3 blocks_of_grid(grid, groups), threads(32 * warps);
+  if (wide) return KQM_LAUNCH((kqm_matvec_kernel<Tile, 4, false>), blocks_of_grid, threads, shared, stream, *args);
+  // Worth it for blocks with several tiles; for one, the loads would come before its weights.
+  if (args->tokens == 1 && warps == blocks && tiles > grid)
+    return KQM_LAUNCH((kqm_matvec_kernel<Tile, 1, true>), blocks_of_grid, threads, shared, stream, *args);
+  return KQM_LAUNCH((kqm_matvec_kernel<Tile, 1, false>), blocks_of_grid, threads, shared, stream, *args);
 }
