@@ -249,9 +249,7 @@ __global__ void __launch_bounds__(threads, (Occupancy<HALF, DIM>::blocks)) atten
       const float p0 = 2 * lane < visible ? kqm_exp(__fsub_rn(s.x, m)) : 0.0f;
       const float p1 = 2 * lane + 1 < visible ? kqm_exp(__fsub_rn(s.y, m)) : 0.0f;
       kqm_shared_store<float2>(score, warp * chunk + 2 * lane, make_float2(p0, p1));
-      double l = double(p0) + double(p1);
-      KQM_UNROLL
-      for (int step = 1; step < 32; step *= 2) l = l + __shfl_xor_sync(~0u, l, step);
+      const double l = kqm_tree_warp(double(p0) + double(p1));
       if (lane == 0) {
         ws.m[(first_row + warp) * chunks + index] = m;
         ws.l[(first_row + warp) * chunks + index] = l;

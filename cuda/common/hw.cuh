@@ -20,8 +20,6 @@ using namespace kqm_emulated;
   extern __shared__ __align__(16) unsigned char kqm_dynamic_shared_[]; \
   type *name = reinterpret_cast<type *>(kqm_dynamic_shared_)
 #define KQM_UNROLL _Pragma("unroll")
-#define KQM_PRAGMA(text) _Pragma(#text)
-#define KQM_UNROLL_BY(n) KQM_PRAGMA(unroll n)
 
 // Elements index .. of a shared array, read or written as one vector.
 template <class V, class T>
@@ -70,11 +68,7 @@ __device__ __forceinline__ uint4 kqm_load_streaming(const uint4 *p) {
                : "l"(p));
   return v;
 }
-__device__ __forceinline__ uint2 kqm_load_streaming(const uint2 *p) {
-  uint2 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-  return v;
-}
+
 // Programmatic dependent launch: a kernel may start while the one before it in the stream still runs. It may read weights
 // at once; everything that earlier kernels write or read waits for kqm_wait_for_dependencies(). Every kernel of the
 // crate calls it, so that completion is transitive. Without the feature (before sm_90) launches are ordered anyway.

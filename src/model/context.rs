@@ -52,7 +52,6 @@ struct Sizes {
     tokens: usize,
     /// Rows whose logits are computed at once.
     rows: usize,
-    vocab: usize,
     hidden: usize,
     hidden_blocks: usize,
     q: usize,
@@ -89,7 +88,6 @@ impl Sizes {
         Ok(Self {
             tokens,
             rows,
-            vocab: config.vocab,
             hidden: tokens * config.hidden,
             hidden_blocks: tokens * config.hidden / BLOCK,
             q: tokens * config.q_width(),
@@ -478,7 +476,7 @@ impl<B: Backend> Context<B> {
         if count > capacity - used {
             return Err(Error::ContextOverflow { used, wanted: count, capacity });
         }
-        let Self { backend, sizes, state, step, .. } = self;
+        let Self { backend, config, state, step, .. } = self;
         backend.set_input(&mut state.input, &[token], used)?;
         for _ in 0..count {
             if let Step::Recorded(id, graph) = step
@@ -494,7 +492,7 @@ impl<B: Backend> Context<B> {
                 let mut tracer = Tracer { sink, layer: None, start: used, rows, capacity, last: true };
                 forward(model, backend, state, 1, &mut tracer)?;
                 head(model, backend, state, &(0..1), &mut tracer)?;
-                backend.feed_back(&state.logits, sizes.vocab, &mut state.input)
+                backend.feed_back(&state.logits, config.vocab, &mut state.input)
             };
             enqueue()?;
             if !matches!(step, Step::Unrecorded) {

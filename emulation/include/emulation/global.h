@@ -71,15 +71,11 @@ KQM_STORE(__stwt)
 static inline uint4 kqm_load_streaming(const uint4 *pointer, KQM_EMULATION_HERE) {
   return kqm_emulation::load(pointer, file, line);
 }
-static inline uint2 kqm_load_streaming(const uint2 *pointer, KQM_EMULATION_HERE) {
-  return kqm_emulation::load(pointer, file, line);
-}
 static inline uint32_t kqm_load_streaming(const uint32_t *pointer, KQM_EMULATION_HERE) {
   return kqm_emulation::load(pointer, file, line);
 }
 
-// A prefetch may touch any address, and grids do not overlap: nothing to do.
-static inline void kqm_prefetch_l2(const void *) {}
+// Grids do not overlap, and arguments are always at hand: nothing to do.
 static inline void kqm_wait_for_dependencies() {}
 static inline void kqm_release_dependents() {}
 template <class Arguments>

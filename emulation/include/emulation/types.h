@@ -64,6 +64,5 @@ struct dim3 {
 };
 
 #define KQM_UNROLL
-#define KQM_UNROLL_BY(n)
 
 #endif
