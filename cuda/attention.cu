@@ -5,30 +5,33 @@
 // Shapes: q [tokens, heads, head_dim], caches [capacity, kv_heads, head_dim] in f32 or f16, out [tokens, heads, head_dim].
 // Maths: positions are cut into chunks of 64 counted from 0, whatever the card or the batch. A chunk is reduced in f32, the
 // chunks are joined in f64 in ascending order (docs/arithmetic.md), so one query at a time and many give the same bits.
-// Launch: attention_chunks, one block of eight warps for a chunk, up to four query heads of a KV head, and a token. Blocks stride
-// over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph serves every
-// position. attention_join, one block for 256 outputs of a token, joins the chunks. (That the last block to finish joins them
-// was slower even for few chunks.) For a single token the first kernel can do the work of kqm_rope as well.
+// Launch: attention_chunks, one block of eight warps for a chunk, four or eight query heads of a KV head, and a token. Blocks
+// stride over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph serves every
+// position. While four heads a block leave no block a second chunk they do, for speed of one; beyond that the two blocks of
+// eight heads share the chunks instead of the heads, which halves what they read and convert. attention_join, one block for 256
+// outputs of a token, joins the chunks. (That the last block to finish joins them was slower even for few chunks.) For a single
+// token the first kernel can do the work of kqm_rope as well.
 // Scores: eight lanes share a key, each with an eighth of the dimensions; values: a warp has eight positions, a lane
 // head_dim / 32 dimensions. Both read the cache once, straight into registers.
-// Bound by: the cache's bytes for long contexts, latency for short ones.
+// Bound by: latency for short contexts, then issue slots: 2 x 64 x head_dim fma a head and chunk are two thirds of what a warp does.
 #include "common/exp.cuh"
 #include "common/fixed.cuh"
 #include "common/rope.cuh"
 
 namespace {
 
-const int chunk = KQM_ATTENTION_CHUNK, warps = 8, threads = 32 * warps, max_group = 16, block_heads = 4;
+const int chunk = KQM_ATTENTION_CHUNK, warps = 8, threads = 32 * warps, max_group = 16, quad_heads = 4;
 const int positions_per_warp = chunk / warps;
-// Chunks whose factors are made at once when they are joined, and those whose values a thread fetches at once.
-const int join_batch = 128, join_step = 32;
+// Chains over the chunks when they are joined, threads of a block that joins 256 outputs (four each), and the chunks whose factors
+// are joined at once.
+const int chains = 8, join_threads = 64 * chains, join_batch = 128;
 const uint64_t target_workspace = 64ull << 20;
 
 // Partial results, for `tokens` tokens at a time.
 struct Workspace {
+  float *o;   // [tokens, heads, chunks, head_dim]
   double *l;  // [tokens, heads, chunks]
   float *m;   // [tokens, heads, chunks]
-  float *o;   // [tokens, heads, chunks, head_dim]
 };
 
 uint64_t chunks_of(const kqm_attention_args &a) { return kqm_ceil_div(a.capacity, uint32_t(chunk)); }
@@ -38,10 +41,6 @@ uint64_t bytes_per_token(const kqm_attention_args &a) {
 }
 
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
-__device__ __forceinline__ float max_or_nan(float a, float b) {
-  return a != a || b != b ? __uint_as_float(0x7fc00000u) : fmaxf(a, b);
-}
-
 // N neighbouring elements of a cache row as they are stored, and element i of them as f32.
 template <bool HALF, int N>
 struct Elements {
@@ -83,278 +82,408 @@ struct Elements {
   }
 };
 
-// Blocks at once on a multiprocessor: what the registers for keys and values allow.
+// What a launch for a cache type and a head dimension looks like.
 template <bool HALF, int DIM>
-struct Occupancy {
-  static const int blocks = DIM > 128 || !HALF ? 1 : 2;
+struct Shape {
+  // Blocks at once on a multiprocessor: what the registers for keys and values allow.
+  static const int at_once = DIM > 128 || !HALF ? 1 : 2;
+  // Query heads of a block, at most. Shared memory holds eight warps' partial outputs of each.
+  static const int heads = DIM > 128 ? 4 : 8;
+  // Lanes that norm and rotate a head.
+  static const int lanes = DIM > 128 ? 32 : 16;
 };
 
-template <bool HALF, int DIM>
-__global__ void __launch_bounds__(threads, (Occupancy<HALF, DIM>::blocks)) attention_chunks(kqm_attention_args a, Workspace ws, uint32_t first_token) {
-  KQM_SHARED(float, query, block_heads *DIM);
-  KQM_SHARED(float, score, block_heads *chunk);
-  KQM_SHARED(float, partial, warps *block_heads *DIM);
-  // The newest k and v as they go to the cache: words of the fused launch's own token.
-  KQM_SHARED(uint32_t, newest, 2 * DIM);
-  const int group = a.heads / a.kv_heads, quads = (group + block_heads - 1) / block_heads;
-  const uint32_t t = first_token + blockIdx.z, kv_head = blockIdx.x / quads, quad = blockIdx.x % quads;
-  const int heads = min(block_heads, group - int(quad) * block_heads), warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  const size_t chunks = (a.capacity + chunk - 1) / chunk, row_stride = size_t(a.kv_heads) * DIM;
-  const size_t first_of_token = size_t(kv_head) * group + quad * block_heads;
-  const size_t first_head = size_t(t) * a.heads + first_of_token, first_row = size_t(blockIdx.z) * a.heads + first_of_token;
-  kqm_release_dependents();
-  kqm_touch_arguments(a);
-  kqm_wait_for_dependencies();
-  // A token past the capacity gives NaN and leaves the cache alone.
-  const uint32_t own_position = *a.start + t, position = min(own_position, a.capacity - 1), used = position / chunk + 1;
-
-  if (a.scores) {
-    for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity; at += gridDim.y * threads) {
-      for (int h = 0; h < heads; h++) a.scores[(first_head + h) * a.capacity + at] = minus_infinity();
-    }
+// N floats to shared memory, N even.
+template <int N>
+__device__ __forceinline__ void store_floats(KQM_SHARED_ARG(float) out, int at, const float (&x)[N]) {
+  KQM_UNROLL
+  for (int i = 0; i < N; i += N % 4 == 0 ? 4 : 2) {
+    if (N % 4 == 0)
+      kqm_shared_store<float4>(out, at + i, make_float4(x[i], x[i + 1], x[(i + 2) % N], x[(i + 3) % N]));
+    else
+      kqm_shared_store<float2>(out, at + i, make_float2(x[i], x[i + 1]));
   }
-  if (blockIdx.y >= used) return;
-  // In the fused launch the newest position is not in the cache yet; the block of its chunk has it.
-  const bool makes_newest = a.rope.q && (used - 1) % gridDim.y == blockIdx.y;
-  const auto cached_of = [&](uint32_t index) {
-    return index + 1 < used ? chunk : int(position - index * chunk) + (a.rope.q ? 0 : 1);
-  };
+}
 
-  // Values: warp w has positions 8 w .. 8 w + 7 of the chunk. Keys: lane 8 k + g has keys 8 w + k and 8 w + k + 4, and dimensions
-  // g S .. g S + S - 1 of them.
-  const int per_lane = DIM / 32, segment = DIM / 8, g = lane & 7;
+// Where a query's dimension d lies in shared memory. Lane g of the eight that share a key needs dimensions g S .. g S + S - 1; the eight
+// read four each, so those of one turn are neighbours.
+template <int DIM>
+__device__ __forceinline__ int query_place(int d) {
+  const int segment = DIM / 8;
+  return (d % segment / 4 * 8 + d / segment) * 4 + d % 4;
+}
+
+// The chunks that a block works on, and its query heads: `heads` of H, from row `row` of the partial results on.
+struct Work {
+  uint32_t kv_head, position, used, first, stride;
+  int heads;
+  size_t row, score_row;
+  bool has_newest;  // the newest position's k and v are in shared memory, not in the cache
+};
+
+// A warp's keys and values of a chunk. Values: warp w has positions 8 w .. 8 w + 7. Keys: lane 8 k + g has keys 8 w + k and
+// 8 w + k + 4, and dimensions g S .. g S + S - 1 of them.
+template <bool HALF, int DIM>
+struct Cached {
+  static const int per_lane = DIM / 32, segment = DIM / 8;
   Elements<HALF, per_lane> value[positions_per_warp];
   Elements<HALF, segment> key[2];
-  const auto load_values = [&](uint32_t index) {
-    const size_t from = index * chunk * row_stride + size_t(kv_head) * DIM + lane * per_lane;
-    const int cached = cached_of(index);
+
+  __device__ __forceinline__ static int present(const Work &work, uint32_t index) {
+    return index + 1 < work.used ? chunk : int(work.position - index * chunk) + (work.has_newest ? 0 : 1);
+  }
+  __device__ __forceinline__ void load_values(const kqm_attention_args &a, const Work &work, uint32_t index) {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, first = warp * positions_per_warp;
+    const size_t stride = size_t(a.kv_heads) * DIM;
+    size_t from = (index * size_t(chunk) + first) * stride + work.kv_head * DIM + lane * per_lane;
+    const int count = present(work, index) - first;
     KQM_UNROLL
-    for (int i = 0; i < positions_per_warp; i++) {
-      const int at = warp * positions_per_warp + i;
-      if (at < cached)
-        value[i].load(a.v_cache, from + at * row_stride);
+    for (int i = 0; i < positions_per_warp; i++, from += stride) {
+      if (i < count)
+        value[i].load(a.v_cache, from);
       else
         value[i].clear();
     }
-  };
-  const auto load_keys = [&](uint32_t index) {
-    const size_t from = index * chunk * row_stride + size_t(kv_head) * DIM + g * segment;
-    const int cached = cached_of(index);
+  }
+  __device__ __forceinline__ void load_keys(const kqm_attention_args &a, const Work &work, uint32_t index) {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, first = warp * positions_per_warp + (lane >> 3);
+    const size_t stride = size_t(a.kv_heads) * DIM;
+    const size_t from = (index * size_t(chunk) + first) * stride + work.kv_head * DIM + (lane & 7) * segment;
+    const int count = present(work, index) - first;
     KQM_UNROLL
     for (int i = 0; i < 2; i++) {
-      const int at = warp * positions_per_warp + 4 * i + (lane >> 3);
-      if (at < cached)
-        key[i].load(a.k_cache, from + at * row_stride);
+      if (4 * i < count)
+        key[i].load(a.k_cache, from + 4 * i * stride);
       else
         key[i].clear();
     }
-  };
-  load_keys(blockIdx.y);
-  load_values(blockIdx.y);
-
-  // Queries to shared memory. The fused launch makes them here; the blocks that have the newest position make its k and v, too,
-  // and one of them adds them to the cache.
-  if (a.rope.q) {
-    for (int i = warp; i < heads + (makes_newest ? 2 : 0); i += warps) {
-      const uint32_t head = i < heads ? first_of_token + i : a.heads + (i == heads ? 0 : a.kv_heads) + kv_head;
-      const KqmHeadRow row(a.rope, 0, head);
-      const bool writes = row.is_q ? blockIdx.y == 0 : quad == 0;
-      float y[8] = {};
-      if (row.is_v)
-        kqm_load_head(a.rope, row, y);
-      else
-        kqm_rope_head(a.rope, row, own_position, writes, 1.0 / DIM, kqm_shared_offset(partial, warp * DIM), y);
-      if (8 * lane >= DIM) continue;
-      if (row.is_q) {
-        kqm_shared_store<float4>(query, i * DIM + 8 * lane, make_float4(y[0], y[1], y[2], y[3]));
-        kqm_shared_store<float4>(query, i * DIM + 8 * lane + 4, make_float4(y[4], y[5], y[6], y[7]));
-        if (writes) kqm_store_eight(a.rope.q_out + row.at, lane, y);
-        continue;
-      }
-      if (writes) kqm_cache_head(a.rope, row, own_position, y);
-      if (writes && !row.is_v && a.rope.k_out) kqm_store_eight(a.rope.k_out + row.at, lane, y);
-      const int first = row.is_v ? DIM : 0;
-      KQM_UNROLL
-      for (int d = 0; d < 8; d += HALF ? 2 : 1)
-        newest[first + (8 * lane + d) / (HALF ? 2 : 1)] = Elements<HALF, 2>::word_of(y[d], y[d + (HALF ? 1 : 0)]);
-    }
-    for (int i = heads * DIM + threadIdx.x; i < block_heads * DIM; i += threads) query[i] = 0.0f;
-  } else {
-    for (int i = threadIdx.x; i < block_heads * DIM; i += threads) query[i] = i < heads * DIM ? a.q[first_head * DIM + i] : 0.0f;
   }
+};
+
+// The chunks of one block. Its first keys and values are loaded; queries, the newest k and v and the scores' zeros of absent heads
+// are on their way to shared memory.
+template <bool HALF, int DIM, int H>
+__device__ __forceinline__ void attend(const kqm_attention_args &a, const Workspace &ws, const Work &work, Cached<HALF, DIM> &cached,
+                                       KQM_SHARED_ARG(float) query, KQM_SHARED_ARG(float) score, KQM_SHARED_ARG(float) partial,
+                                       KQM_SHARED_ARG(uint32_t) newest) {
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane & 7;
+  const int per_lane = Cached<HALF, DIM>::per_lane, segment = Cached<HALF, DIM>::segment;
+  const size_t chunks = (a.capacity + chunk - 1) / chunk;
   __syncthreads();
 
-  for (uint32_t index = blockIdx.y; index < used; index += gridDim.y) {
-    const uint32_t begin = index * chunk, next = index + gridDim.y;
-    const int visible = min(int(position - begin) + 1, chunk), own = visible - 1 - warp * positions_per_warp;
-    if (a.rope.q && index == used - 1 && own >= 0 && own < positions_per_warp) {
+  for (uint32_t index = work.first; index < work.used; index += work.stride) {
+    const uint32_t begin = index * chunk, next = index + work.stride;
+    const int visible = min(int(work.position - begin) + 1, chunk), own = visible - 1 - warp * positions_per_warp;
+    if (work.has_newest && index == work.used - 1 && own >= 0 && own < positions_per_warp) {
       // Selected word by word: an index would put the arrays into memory.
       Elements<HALF, per_lane> newest_value;
       newest_value.load_shared(newest, DIM + lane * Elements<HALF, per_lane>::words);
       KQM_UNROLL
-      for (int i = 0; i < positions_per_warp; i++) value[i].select(i == own, newest_value);
+      for (int i = 0; i < positions_per_warp; i++) cached.value[i].select(i == own, newest_value);
       Elements<HALF, segment> newest_key;
       newest_key.load_shared(newest, g * Elements<HALF, segment>::words);
       KQM_UNROLL
-      for (int i = 0; i < 2; i++) key[i].select(4 * i + (lane >> 3) == own, newest_key);
+      for (int i = 0; i < 2; i++) cached.key[i].select(4 * i + (lane >> 3) == own, newest_key);
     }
 
-    // Scores of two keys and four heads.
-    float sum[2][block_heads];
+    // Scores of two keys and H heads.
+    float sum[2][H];
     KQM_UNROLL
     for (int d = 0; d < segment; d += 4) {
+      float k[2][4];
       KQM_UNROLL
-      for (int h = 0; h < block_heads; h++) {
-        const float4 q = kqm_shared_load<float4>(query, h * DIM + g * segment + d);
+      for (int i = 0; i < 8; i++) k[i / 4][i % 4] = cached.key[i / 4].get(d + i % 4);
+      KQM_UNROLL
+      for (int h = 0; h < H; h++) {
+        const float4 q = kqm_shared_load<float4>(query, h * DIM + (d / 4 * 8 + g) * 4);
         KQM_UNROLL
         for (int i = 0; i < 2; i++) {
-          sum[i][h] = d == 0 ? __fmul_rn(q.x, key[i].get(d)) : fmaf(q.x, key[i].get(d), sum[i][h]);
-          sum[i][h] = fmaf(q.y, key[i].get(d + 1), sum[i][h]);
-          sum[i][h] = fmaf(q.z, key[i].get(d + 2), sum[i][h]);
-          sum[i][h] = fmaf(q.w, key[i].get(d + 3), sum[i][h]);
+          sum[i][h] = d == 0 ? __fmul_rn(q.x, k[i][0]) : fmaf(q.x, k[i][0], sum[i][h]);
+          sum[i][h] = fmaf(q.y, k[i][1], sum[i][h]);
+          sum[i][h] = fmaf(q.z, k[i][2], sum[i][h]);
+          sum[i][h] = fmaf(q.w, k[i][3], sum[i][h]);
         }
       }
     }
     // The next chunk's keys arrive during the rest of this one, its values from the end of this one on.
-    if (next < used) load_keys(next);
+    if (next < work.used) cached.load_keys(a, work, next);
     // The tree over the eight lanes of a key. At each step a lane gives away half of its sums and keeps the other half.
     const bool bit0 = g & 1, bit1 = g & 2, bit2 = g & 4;
-    float four[4], two[2];
+    float one_key[H], half_heads[H / 2], dot[H / 4];
     KQM_UNROLL
-    for (int h = 0; h < 4; h++) {
+    for (int h = 0; h < H; h++) {
       const float received = __shfl_xor_sync(~0u, bit0 ? sum[0][h] : sum[1][h], 1);
-      four[h] = __fadd_rn(bit0 ? sum[1][h] : sum[0][h], received);
+      one_key[h] = __fadd_rn(bit0 ? sum[1][h] : sum[0][h], received);
     }
     KQM_UNROLL
-    for (int h = 0; h < 2; h++) {
-      const float received = __shfl_xor_sync(~0u, bit1 ? four[h] : four[2 + h], 2);
-      two[h] = __fadd_rn(bit1 ? four[2 + h] : four[h], received);
+    for (int h = 0; h < H / 2; h++) {
+      const float received = __shfl_xor_sync(~0u, bit1 ? one_key[h] : one_key[H / 2 + h], 2);
+      half_heads[h] = __fadd_rn(bit1 ? one_key[H / 2 + h] : one_key[h], received);
     }
-    const float received = __shfl_xor_sync(~0u, bit2 ? two[0] : two[1], 4);
-    const float dot = __fadd_rn(bit2 ? two[1] : two[0], received);
-    const int own_key = warp * positions_per_warp + (bit0 ? 4 : 0) + (lane >> 3), own_head = (bit1 ? 2 : 0) + (bit2 ? 1 : 0);
-    if (own_head < heads) {
-      const float s = kqm_canonical(__fmul_rn(dot, a.scale));
-      score[own_head * chunk + own_key] = own_key < visible ? s : minus_infinity();
-      if (a.scores && own_key < visible) a.scores[(first_head + own_head) * a.capacity + begin + own_key] = s;
+    KQM_UNROLL
+    for (int h = 0; h < H / 4; h++) {
+      const float received = __shfl_xor_sync(~0u, bit2 ? half_heads[h] : half_heads[H / 4 + h], 4);
+      dot[h] = __fadd_rn(bit2 ? half_heads[H / 4 + h] : half_heads[h], received);
+    }
+    const int own_key = warp * positions_per_warp + (bit0 ? 4 : 0) + (lane >> 3);
+    KQM_UNROLL
+    for (int h = 0; h < H / 4; h++) {
+      const int head = (bit1 ? H / 2 : 0) + (bit2 ? H / 4 : 0) + h;
+      if (head >= work.heads) continue;
+      const float s = kqm_canonical(__fmul_rn(dot[h], a.scale));
+      score[head * chunk + own_key] = own_key < visible ? s : minus_infinity();
+      if (a.scores && own_key < visible) a.scores[(work.score_row + head) * a.capacity + begin + own_key] = s;
     }
     __syncthreads();
 
     // Softmax of the chunk: a warp takes a head, lane l keys 2 l and 2 l + 1.
-    if (warp < heads) {
+    float m = 0.0f, p0 = 0.0f, p1 = 0.0f;
+    if (warp < work.heads) {
       const float2 s = kqm_shared_load<float2>(score, warp * chunk + 2 * lane);
-      float m = max_or_nan(s.x, s.y);
+      m = kqm_max_or_nan(s.x, s.y);
       KQM_UNROLL
-      for (int step = 16; step; step /= 2) m = max_or_nan(m, __shfl_xor_sync(~0u, m, step));
-      const float p0 = 2 * lane < visible ? kqm_exp(__fsub_rn(s.x, m)) : 0.0f;
-      const float p1 = 2 * lane + 1 < visible ? kqm_exp(__fsub_rn(s.y, m)) : 0.0f;
+      for (int step = 16; step; step /= 2) m = kqm_max_or_nan(m, __shfl_xor_sync(~0u, m, step));
+      p0 = 2 * lane < visible ? kqm_exp(__fsub_rn(s.x, m)) : 0.0f;
+      p1 = 2 * lane + 1 < visible ? kqm_exp(__fsub_rn(s.y, m)) : 0.0f;
       kqm_shared_store<float2>(score, warp * chunk + 2 * lane, make_float2(p0, p1));
-      const double l = kqm_tree_warp(double(p0) + double(p1));
-      if (lane == 0) {
-        ws.m[(first_row + warp) * chunks + index] = m;
-        ws.l[(first_row + warp) * chunks + index] = l;
-      }
     }
     __syncthreads();
 
     // Values: each warp's chain over its eight positions, then the tree over the warps.
+    float o[H][per_lane];
     KQM_UNROLL
-    for (int h = 0; h < block_heads; h++) {
-      if (h >= heads) continue;
-      const int at = h * chunk + warp * positions_per_warp;
-      const float4 p0 = kqm_shared_load<float4>(score, at), p1 = kqm_shared_load<float4>(score, at + 4);
-      const float p[8] = {p0.x, p0.y, p0.z, p0.w, p1.x, p1.y, p1.z, p1.w};
+    for (int i = 0; i < positions_per_warp; i += 4) {
+      float v[4][per_lane];
       KQM_UNROLL
-      for (int d = 0; d < per_lane; d++) {
-        float o = __fmul_rn(p[0], value[0].get(d));
+      for (int n = 0; n < 4; n++) {
         KQM_UNROLL
-        for (int i = 1; i < positions_per_warp; i++) o = fmaf(p[i], value[i].get(d), o);
-        partial[(warp * block_heads + h) * DIM + lane * per_lane + d] = o;
+        for (int d = 0; d < per_lane; d++) v[n][d] = cached.value[i + n].get(d);
+      }
+      KQM_UNROLL
+      for (int h = 0; h < H; h++) {
+        const float4 p = kqm_shared_load<float4>(score, h * chunk + warp * positions_per_warp + i);
+        KQM_UNROLL
+        for (int d = 0; d < per_lane; d++) {
+          o[h][d] = i == 0 ? __fmul_rn(p.x, v[0][d]) : fmaf(p.x, v[0][d], o[h][d]);
+          o[h][d] = fmaf(p.y, v[1][d], o[h][d]);
+          o[h][d] = fmaf(p.z, v[2][d], o[h][d]);
+          o[h][d] = fmaf(p.w, v[3][d], o[h][d]);
+        }
       }
     }
-    if (next < used) load_values(next);
+    if (next < work.used) cached.load_values(a, work, next);
+    KQM_UNROLL
+    for (int h = 0; h < H; h++) store_floats(partial, (warp * H + h) * DIM + lane * per_lane, o[h]);
+    if (warp < work.heads) {
+      const double l = kqm_tree_warp(double(p0) + double(p1));
+      if (lane == 0) {
+        ws.m[(work.row + warp) * chunks + index] = m;
+        ws.l[(work.row + warp) * chunks + index] = l;
+      }
+    }
     __syncthreads();
-    for (int i = threadIdx.x; i < heads * DIM; i += threads) {
-      float o[warps];
+    for (int i = 4 * threadIdx.x; i < work.heads * DIM; i += 4 * threads) {
+      float4 part[warps];
       KQM_UNROLL
-      for (int w = 0; w < warps; w++) o[w] = partial[w * block_heads * DIM + i];
-      const float low = __fadd_rn(__fadd_rn(o[0], o[1]), __fadd_rn(o[2], o[3]));
-      const float high = __fadd_rn(__fadd_rn(o[4], o[5]), __fadd_rn(o[6], o[7]));
-      ws.o[((first_row + i / DIM) * chunks + index) * DIM + i % DIM] = __fadd_rn(low, high);
+      for (int w = 0; w < warps; w++) part[w] = kqm_shared_load<float4>(partial, w * H * DIM + i);
+      KQM_UNROLL
+      for (int step = 1; step < warps; step *= 2) {
+        KQM_UNROLL
+        for (int w = 0; w < warps; w += 2 * step) {
+          part[w].x = __fadd_rn(part[w].x, part[w + step].x);
+          part[w].y = __fadd_rn(part[w].y, part[w + step].y);
+          part[w].z = __fadd_rn(part[w].z, part[w + step].z);
+          part[w].w = __fadd_rn(part[w].w, part[w + step].w);
+        }
+      }
+      *reinterpret_cast<float4 *>(ws.o + ((work.row + i / DIM) * chunks + index) * DIM + i % DIM) = part[0];
     }
   }
 }
 
-__global__ void __launch_bounds__(threads) attention_join(kqm_attention_args a, Workspace ws, uint32_t first_token) {
-  // Of each of the block's heads (256 outputs are of four at most) and chunk: the factor of what was joined before, that of the
-  // chunk's own values, and its weight.
-  const int most_heads = threads / 64;
-  KQM_SHARED(double, old_factor, most_heads *join_batch);
-  KQM_SHARED(double, new_factor, most_heads *join_batch);
-  KQM_SHARED(double, weight, most_heads *join_batch);
-  KQM_SHARED(float, result, threads);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, dim = a.head_dim, outputs = int(a.heads) * dim;
-  const int output = int(blockIdx.x) * threads + int(threadIdx.x), last_output = min(int(blockIdx.x + 1) * threads, outputs) - 1;
-  const bool active = output < outputs;
-  const int first_head = int(blockIdx.x) * threads / dim, heads = last_output / dim - first_head + 1;
-  const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(blockIdx.y) * a.heads;
-  const float *o = ws.o + (first_row + (active ? output : 0) / dim) * chunks * dim + output % dim;
-  const uint32_t t = first_token + blockIdx.y;
-  kqm_release_dependents();
-  kqm_touch_arguments(a);
-  kqm_wait_for_dependencies();
-  const int used = int(min(*a.start + t, a.capacity - 1) / chunk) + 1;
+template <bool HALF, int DIM>
+__global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once)) attention_chunks(kqm_attention_args a, Workspace ws, uint32_t first_token) {
+  const int most_heads = Shape<HALF, DIM>::heads, lanes = Shape<HALF, DIM>::lanes;
+  KQM_SHARED(float, query, most_heads *DIM);
+  KQM_SHARED(float, score, most_heads *chunk);
+  KQM_SHARED(float, partial, warps *most_heads *DIM);
+  // The newest k and v as they go to the cache: words of the fused launch's own token.
+  KQM_SHARED(uint32_t, newest, 2 * DIM);
+  const int group = a.heads / a.kv_heads, quads = (group + quad_heads - 1) / quad_heads;
+  const int quad = int(blockIdx.x) % quads, lane = threadIdx.x & 31;
+  // Queries are prepared for as many heads as a block may work on.
+  const int first_prepared = quad * quad_heads / most_heads * most_heads, prepared = min(most_heads, group - first_prepared);
+  const int offset = quad * quad_heads - first_prepared, quad_heads_present = min(quad_heads, prepared - offset);
+  const uint32_t t = first_token + blockIdx.z, kv_head = blockIdx.x / quads;
+  const size_t first_head = size_t(kv_head) * group + first_prepared;
+  const size_t token_head = size_t(t) * a.heads + first_head;
 
-  double total = 0.0, sum = 0.0;
-  float largest = minus_infinity();  // of warp h's head so far
-  for (int begin = 0; begin < used; begin += join_batch) {
-    const int count = min(join_batch, used - begin);
-    float value[join_step];
-    const auto fetch = [&](int from) {
-      KQM_UNROLL
-      for (int i = 0; i < join_step; i++) value[i] = from + i < count && active ? o[size_t(begin + from + i) * dim] : 0.0f;
-    };
-    fetch(0);
-    if (warp < heads) {
-      for (int from = 0; from < count; from += 32) {
-        // Running maximum over the chunks so far, including this lane's.
-        const size_t at = (first_row + first_head + warp) * chunks + begin + from + lane;
-        const bool present = from + lane < count;
-        const float mine = present ? ws.m[at] : minus_infinity();
-        const double own_weight = present ? ws.l[at] : 0.0;
-        float m = max_or_nan(largest, mine);
+  // The fused launch: a head of q, k or v for each `lanes` lanes, one row or two a warp.
+  const int row_lane = lane % lanes, row_index = int(threadIdx.x) / lanes;
+  const bool is_query = row_index < prepared, is_row = row_index < prepared + 2;
+  const uint32_t head = is_query ? uint32_t(first_head) + row_index : a.heads + (row_index == prepared ? 0 : a.kv_heads) + kv_head;
+  const KqmHeadRow row(a.rope, 0, head);
+  float x[8] = {}, weight[8] = {};
+  if (a.rope.q) kqm_load_head_weight(a.rope, row, row_lane, weight);
+  kqm_touch_arguments(a);
+  // What is settled is read at once.
+  if (!a.settled) kqm_wait_for_dependencies();
+  // A token past the capacity gives NaN and leaves the cache alone.
+  const uint32_t own_position = __ldcg(a.start) + t, position = min(own_position, a.capacity - 1), used = position / chunk + 1;
+  // One block for four heads, or, where that would be a second round, two blocks for eight.
+  const bool wide = most_heads > quad_heads && prepared > quad_heads && used > gridDim.y;
+  const uint32_t first = wide ? 2 * blockIdx.y + (offset != 0) : blockIdx.y, stride = wide ? 2 * gridDim.y : gridDim.y;
+  const int from = wide ? 0 : offset, heads = wide ? prepared : quad_heads_present;
+  const size_t work_row = size_t(blockIdx.z) * a.heads + first_head + from;
+  const Work work{kv_head, position, used, first, stride, heads, work_row, token_head + from, a.rope.q != nullptr};
+  Cached<HALF, DIM> cached;
+  if (first < used) {
+    cached.load_keys(a, work, first);
+    cached.load_values(a, work, first);
+  }
+  if (a.settled) kqm_wait_for_dependencies();
+  kqm_release_dependents();
+  if (a.rope.q) kqm_load_head(a.rope, row, row_lane, x);
+
+  if (a.scores) {
+    for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity; at += gridDim.y * threads) {
+      for (int h = 0; h < quad_heads_present; h++) a.scores[(token_head + offset + h) * a.capacity + at] = minus_infinity();
+    }
+  }
+  if (first >= used) return;
+  const bool makes_newest = a.rope.q && (used - 1 - first) % stride == 0;
+
+  // Queries to shared memory. The fused launch makes them here; the blocks that have the newest position make its k and v, too,
+  // and one of them adds them to the cache.
+  if (a.rope.q) {
+    const bool own_head = wide || (row_index >= offset && row_index < offset + quad_heads_present);
+    const bool writes = is_query ? first == 0 && own_head : is_row && makes_newest && first_prepared == 0 && (wide || offset == 0);
+    kqm_rope_head<lanes>(a.rope, DIM, row, row_lane, own_position, writes, 1.0 / DIM, weight, kqm_shared_offset(partial, row_index * DIM), x);
+    if (is_row && 8 * row_lane < DIM) {
+      if (is_query) {
         KQM_UNROLL
-        for (int step = 1; step < 32; step *= 2) {
-          const float lower = __shfl_up_sync(~0u, m, step);
-          if (lane >= step) m = max_or_nan(m, lower);
-        }
-        const float up = __shfl_up_sync(~0u, m, 1), last = lane == 0 ? largest : up;
-        const int slot = warp * join_batch + from + lane;
-        const double own_factor = double(kqm_exp(__fsub_rn(mine, m)));
-        old_factor[slot] = double(kqm_exp(__fsub_rn(last, m)));
-        new_factor[slot] = own_factor;
-        weight[slot] = own_weight * own_factor;
-        largest = __shfl_sync(~0u, m, 31);
+        for (int i = 0; i < 8; i += 4)
+          kqm_shared_store<float4>(query, row_index * DIM + query_place<DIM>(8 * row_lane + i), make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
+        if (writes) kqm_store_eight(a.rope.q_out + row.at, row_lane, x);
+      } else {
+        if (writes) kqm_cache_head(a.rope, row, row_lane, own_position, x);
+        if (writes && !row.is_v && a.rope.k_out) kqm_store_eight(a.rope.k_out + row.at, row_lane, x);
+        const int from = row.is_v ? DIM : 0;
+        KQM_UNROLL
+        for (int d = 0; d < 8; d += HALF ? 2 : 1)
+          newest[from + (8 * row_lane + d) / (HALF ? 2 : 1)] = Elements<HALF, 2>::word_of(x[d], x[d + (HALF ? 1 : 0)]);
       }
     }
-    __syncthreads();
-    const int first_slot = ((active ? output : 0) / dim - (active ? first_head : 0)) * join_batch;
-    for (int from = 0; from < count; from += join_step) {
-      if (from) fetch(from);
+  } else {
+    for (int i = threadIdx.x; i < prepared * DIM; i += threads) query[i / DIM * DIM + query_place<DIM>(i % DIM)] = a.q[token_head * DIM + i];
+  }
+  for (int i = prepared * DIM + threadIdx.x; i < most_heads * DIM; i += threads) query[i] = 0.0f;
+
+  for (int i = heads * chunk + threadIdx.x; i < most_heads * chunk; i += threads) score[i] = 0.0f;
+  if (wide)
+    attend<HALF, DIM, most_heads>(a, ws, work, cached, query, score, partial, newest);
+  else
+    attend<HALF, DIM, quad_heads>(a, ws, work, cached, kqm_shared_offset(query, from * DIM), score, partial, newest);
+}
+
+// A block for 256 outputs of a token: thread (chain, i) has chunks chain, chain + 8, ... of outputs 4 i .. 4 i + 3.
+__global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_args a, Workspace ws, uint32_t first_token) {
+  // Of the block's heads (256 outputs are of four at most): the largest score of each warp's chunks, and by chunk of a batch the
+  // factor exp(m_c - M) and l_c.
+  const int most_heads = 4, warps_per_head = join_batch / 32;
+  KQM_SHARED(float, largest, most_heads *warps_per_head);
+  KQM_SHARED(double, factor, most_heads *join_batch);
+  KQM_SHARED(double, weight, most_heads *join_batch);
+  KQM_SHARED(double, totals, join_threads);
+  KQM_SHARED(double, sums, 4 * join_threads);
+  KQM_SHARED(float, result, KQM_BLOCK);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, dim = a.head_dim, outputs = int(a.heads) * dim;
+  const int chain = threadIdx.x / 64, quad = threadIdx.x % 64, first_output = int(blockIdx.x) * KQM_BLOCK;
+  const bool active = first_output + 4 * quad < outputs;
+  const int output = active ? first_output + 4 * quad : first_output;
+  const int first_head = first_output / dim, heads = (min(first_output + KQM_BLOCK, outputs) - 1) / dim - first_head + 1;
+  const int own_head = output / dim - first_head;
+  const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(blockIdx.y) * a.heads + first_head;
+  const float *o = ws.o + (first_row + own_head) * chunks * dim + output % dim;
+  const uint32_t t = first_token + blockIdx.y;
+  // A thread makes the factor of one chunk of a batch and one head.
+  static_assert(most_heads * join_batch == join_threads, "a thread has one factor of a batch");
+  const int factor_head = int(threadIdx.x) / join_batch, factor_chunk = int(threadIdx.x) % join_batch;
+  const size_t factor_row = (first_row + factor_head) * chunks + factor_chunk;
+  kqm_touch_arguments(a);
+  // The launch before is attention_chunks, which waits before it releases and leaves the start alone.
+  const int used = int(min(__ldcg(a.start) + t, a.capacity - 1) / chunk) + 1;
+  kqm_wait_for_dependencies();
+  kqm_release_dependents();
+
+  // What is needed of a batch, all on its way at once: the chain's values, and the factor's operands.
+  float4 value[join_batch / chains];
+  float own_m = minus_infinity();
+  double own_l = 0.0;
+  const auto fetch = [&](int begin) {
+    if (factor_head < heads && begin + factor_chunk < used) own_m = ws.m[factor_row + begin], own_l = ws.l[factor_row + begin];
+    const float *from = o + size_t(begin + chain) * dim;
+    const int count = used - begin - chain;
+    KQM_UNROLL
+    for (int i = 0; i < join_batch / chains; i++, from += chains * dim) {
+      if (chains * i < count) value[i] = *reinterpret_cast<const float4 *>(from);
+    }
+  };
+  fetch(0);
+  if (factor_head < heads) {
+    float m = own_m;
+    for (int c = factor_chunk + join_batch; c < used; c += join_batch) m = kqm_max_or_nan(m, ws.m[factor_row - factor_chunk + c]);
+    KQM_UNROLL
+    for (int step = 16; step; step /= 2) m = kqm_max_or_nan(m, __shfl_xor_sync(~0u, m, step));
+    if (lane == 0) largest[warp] = m;
+  }
+  __syncthreads();
+
+  double total = 0.0, sum[4] = {};
+  for (int begin = 0; begin < used; begin += join_batch) {
+    if (begin) fetch(begin);
+    if (factor_head < heads) {
+      float m = minus_infinity();
       KQM_UNROLL
-      for (int i = 0; i < join_step; i++) {
-        if (from + i >= count || !active) continue;
-        const double old = old_factor[first_slot + from + i];
-        total = fma(total, old, double(weight[first_slot + from + i]));
-        sum = fma(sum, old, double(value[i]) * double(new_factor[first_slot + from + i]));
-      }
+      for (int w = 0; w < warps_per_head; w++) m = kqm_max_or_nan(m, largest[factor_head * warps_per_head + w]);
+      factor[threadIdx.x] = double(kqm_exp(__fsub_rn(own_m, m)));
+      weight[threadIdx.x] = own_l;
+    }
+    __syncthreads();
+    KQM_UNROLL
+    for (int i = 0; i < join_batch / chains; i++) {
+      const int c = chain + chains * i, slot = own_head * join_batch + c;
+      if (begin + c >= used) break;
+      const double f = factor[slot];
+      total = fma(double(weight[slot]), f, total);
+      sum[0] = fma(double(value[i].x), f, sum[0]);
+      sum[1] = fma(double(value[i].y), f, sum[1]);
+      sum[2] = fma(double(value[i].z), f, sum[2]);
+      sum[3] = fma(double(value[i].w), f, sum[3]);
     }
     __syncthreads();
   }
-  const float value = active ? kqm_canonical(float(sum * __ddiv_rn(1.0, total))) : 0.0f;
-  if (active && a.out) a.out[size_t(t) * outputs + output] = value;
+  totals[threadIdx.x] = total;
+  KQM_UNROLL
+  for (int i = 0; i < 4; i++) sums[chain * KQM_BLOCK + 64 * i + quad] = sum[i];
+  __syncthreads();
+
+  // The tree over the chains: thread 64 i + q has output 4 q + i.
+  if (threadIdx.x < KQM_BLOCK) {
+    double l[chains], y[chains];
+    KQM_UNROLL
+    for (int g = 0; g < chains; g++) l[g] = totals[64 * g + quad], y[g] = sums[KQM_BLOCK * g + threadIdx.x];
+    KQM_UNROLL
+    for (int step = 1; step < chains; step *= 2) {
+      KQM_UNROLL
+      for (int g = 0; g < chains; g += 2 * step) l[g] = l[g] + l[g + step], y[g] = y[g] + y[g + step];
+    }
+    const int within = 4 * quad + chain, own = first_output + within;
+    const float y_own = own < outputs ? kqm_canonical(float(y[0] * __ddiv_rn(1.0, l[0]))) : 0.0f;
+    if (own < outputs && a.out) a.out[size_t(t) * outputs + own] = y_own;
+    result[within] = y_own;
+  }
   if (!a.fixed) return;
-  result[threadIdx.x] = value;
   __syncthreads();
   if (warp != 0) return;
   const float4 x0 = kqm_shared_load<float4>(result, 8 * lane), x1 = kqm_shared_load<float4>(result, 8 * lane + 4);
@@ -366,21 +495,22 @@ template <bool HALF, int DIM>
 kqm_status launch(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
   const uint64_t chunks = chunks_of(a);
   const uint32_t group = a.heads / a.kv_heads, row = a.heads * a.head_dim;
-  const uint32_t blocks = a.kv_heads * kqm_ceil_div(group, uint32_t(block_heads));
+  const uint32_t blocks = a.kv_heads * kqm_ceil_div(group, uint32_t(quad_heads));
   // As many blocks as run at once; they stride over the chunks, low ones first.
   const uint64_t strides =
-      kqm_ceil_div(Occupancy<HALF, DIM>::blocks * uint64_t(kqm_multiprocessors()), uint64_t(blocks) * a.tokens);
+      kqm_ceil_div(Shape<HALF, DIM>::at_once * uint64_t(kqm_multiprocessors()), uint64_t(blocks) * a.tokens);
   const uint32_t grid_chunks = uint32_t(chunks < strides ? chunks : strides);
   Workspace ws;
-  ws.l = static_cast<double *>(a.workspace);
+  // Widest vectors first.
+  ws.o = static_cast<float *>(a.workspace);
+  ws.l = reinterpret_cast<double *>(ws.o + at_once * a.heads * chunks * a.head_dim);
   ws.m = reinterpret_cast<float *>(ws.l + at_once * a.heads * chunks);
-  ws.o = ws.m + at_once * a.heads * chunks;
   for (uint64_t t = 0; t < a.tokens; t += at_once) {
     const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once);
     const dim3 grid(blocks, grid_chunks, count);
     KQM_TRY(KQM_LAUNCH((attention_chunks<HALF, DIM>), grid, dim3(threads), 0, stream, a, ws, uint32_t(t)));
-    KQM_TRY(KQM_LAUNCH(attention_join, dim3(kqm_ceil_div(row, uint32_t(threads)), count), dim3(threads), 0, stream, a, ws,
-                       uint32_t(t)));
+    KQM_TRY(KQM_LAUNCH(attention_join, dim3(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), count), dim3(join_threads), 0, stream, a,
+                       ws, uint32_t(t)));
   }
   return KQM_OK;
 }
@@ -425,6 +555,7 @@ kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream) {
                   args->heads / args->kv_heads <= uint32_t(max_group) && args->head_dim > 0 && args->head_dim % 64 == 0 &&
                   args->head_dim <= uint32_t(kqm_max_head_dim),
               KQM_BAD_SHAPE);
+  KQM_REQUIRE(!args->settled || args->rope.q != nullptr, KQM_BAD_SHAPE);
   KQM_REQUIRE(args->fixed == nullptr || args->heads * args->head_dim % KQM_BLOCK == 0, KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->q, 16) && kqm_aligned(args->k_cache, 16) && kqm_aligned(args->v_cache, 16) &&
                   kqm_aligned(args->workspace, 16) && kqm_aligned(args->fixed, 16),

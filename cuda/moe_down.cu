@@ -28,7 +28,7 @@ __device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, u
 }
 
 template <class Tile, bool FUSED>
-__global__ void __launch_bounds__(one_token_warps * 32) moe_down_one_token(kqm_moe_down_args a) {
+__global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token(kqm_moe_down_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   KQM_SHARED(float, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
   KQM_SHARED(float, weight, KQM_MAX_TOP_K);
@@ -44,6 +44,9 @@ __global__ void __launch_bounds__(one_token_warps * 32) moe_down_one_token(kqm_m
   for (uint32_t i = threadIdx.x; i < a.top_k; i += blockDim.x) weight[i] = a.weights[i];
   for (int u = warp; u < units; u += warps) {
     const int rank = u / blocks, b = u % blocks;
+    // Activations first: they need no index, and quantizing them passes while the tile is on its way.
+    float x[8];
+    if (FUSED) kqm_load_eight(a.swiglu + size_t(u) * KQM_BLOCK, lane, x);
     Tile tile;
     tile.load(kqm_expert_tile<Tile>(a.down, a.indices[rank], blockIdx.x) + size_t(b) * Tile::bytes, lane);
     typename Tile::Cached cached;
@@ -51,18 +54,14 @@ __global__ void __launch_bounds__(one_token_warps * 32) moe_down_one_token(kqm_m
     if (FUSED) {
       // One unit for a warp: it quantizes its own part of the activations.
       KQM_SHARED(uint32_t, fixed, (FUSED ? one_token_warps : 1) * kqm_fixed_words);
-      float x[8];
-      kqm_load_eight(a.swiglu + size_t(u) * KQM_BLOCK, lane, x);
       KQM_SHARED_ARG(uint32_t) block = kqm_shared_offset(fixed, warp * kqm_fixed_words);
       unit = kqm_fixed_warp(x, KqmSharedBlock{block});
       __syncwarp();
       cached.load(KqmSharedActivations(block, lane));
     } else {
       const kqm_fixed_block *block = a.x + u;
-      KqmActivations x;
-      x.set(lane < 16 ? block : nullptr, lane);
       unit = block->unit;
-      cached.load(x);
+      cached.load(KqmOneToken(block, lane));
     }
     kqm_contribute_cached(tile, cached, unit, u, part);
   }

@@ -16,7 +16,7 @@ namespace {
 
 const int max_warps = 16, group_tokens = 8;
 
-__global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_router_args a) {
+__global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_router_args a, double inverse_cols) {
   KQM_SHARED(double, run_sum, group_tokens *kqm_max_cols / KQM_BLOCK);
   KQM_SHARED(uint32_t, is_last, 1);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, runs = a.cols / KQM_BLOCK;
@@ -26,15 +26,14 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
 
   // Weights depend on nothing.
   float4 w0 = w[64 * warp], w1 = w[64 * warp + 1];
-  kqm_release_dependents();
   kqm_touch_arguments(a);
   if (a.norm.x) {
     const float4 *weight = reinterpret_cast<const float4 *>(a.norm.weight) + 64 * warp + 2 * lane;
     const float4 n0 = weight[0], n1 = weight[1];
-    const double inverse_n = __ddiv_rn(1.0, double(a.cols));
     kqm_wait_for_dependencies();
+    kqm_release_dependents();
     float x[8];
-    kqm_fused_norm_eight(a.norm, n0, n1, inverse_n, run_sum, x);
+    kqm_fused_norm_eight(a.norm, n0, n1, inverse_cols, run_sum, x);
     // The run of this warp is written by one block.
     if (warp % gridDim.x == blockIdx.x) {
       if (a.norm.out) kqm_store_eight(a.norm.out + warp * KQM_BLOCK, lane, x);
@@ -46,6 +45,7 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
     if (lane == 0) run_sum[warp] = sum;
   } else {
     kqm_wait_for_dependencies();
+    kqm_release_dependents();
     for (int run = warp; run < runs; run += warps) {
       if (run != warp) w0 = w[64 * run], w1 = w[64 * run + 1];
       for (int t = 0; t < tokens; t++) {
@@ -94,6 +94,6 @@ kqm_status kqm_moe_router(const kqm_moe_router_args *args, kqm_stream stream) {
   if (args->norm.x) KQM_TRY(kqm_check_fused_norm(args->norm, args->tokens, args->cols));
   const unsigned runs = args->cols / KQM_BLOCK, warps = kqm_even_warps(runs, max_warps);
   return KQM_LAUNCH(moe_router_kernel, dim3(args->experts, kqm_ceil_div(args->tokens, uint32_t(group_tokens))),
-                    dim3(32 * warps), 0, stream, *args);
+                    dim3(32 * warps), 0, stream, *args, 1.0 / double(args->cols));
 }
 KQM_ABI_END

@@ -19,6 +19,12 @@ __global__ void __launch_bounds__(32 * WARPS, PER_SM) moe_swiglu_kernel(kqm_moe_
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
+  // A single token's activations are on their way while its experts are chosen, and wait for the weights in shared memory.
+  const bool one = NP == 1 && a.tokens == 1;
+  KQM_SHARED(uint32_t, fixed, NP == 1 ? WARPS * kqm_fixed_words : 4);
+  KQM_SHARED_ARG(uint32_t) own_block = kqm_shared_offset(fixed, NP == 1 ? warp * kqm_fixed_words : 0);
+  KqmBlockOnItsWay on_its_way;
+  if (one) on_its_way.load(a.x + warp);
   KqmItem item;
   uint32_t of_lane = 0;
   if (NP == 1 && a.logits) {
@@ -29,6 +35,7 @@ __global__ void __launch_bounds__(32 * WARPS, PER_SM) moe_swiglu_kernel(kqm_moe_
     item = kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
   }
   if (item.count == 0) return;
+  if (one) on_its_way.store(own_block);
   const uint8_t *gate_data = kqm_expert_tile<Gate>(a.gate, item.expert, blockIdx.x);
   const uint8_t *up_data = kqm_expert_tile<Up>(a.up, item.expert, blockIdx.x);
 
@@ -42,17 +49,12 @@ __global__ void __launch_bounds__(32 * WARPS, PER_SM) moe_swiglu_kernel(kqm_moe_
       Up up;
       gate.load(gate_data + size_t(b) * Gate::bytes, lane);
       up.load(up_data + size_t(b) * Up::bytes, lane);
-      if (NP == 1 && item.count == 1) {
-        const kqm_fixed_block *block = row(0) + b;
-        KqmActivations x;
-        x.set(lane < 16 ? block : nullptr, lane);
-        const double unit = block->unit;
-        typename Gate::Cached gate_x;
-        gate_x.load(x);
-        kqm_contribute_cached(gate, gate_x, unit, b, part);
-        typename Up::Cached up_x;
-        up_x.load(x);
-        kqm_contribute_cached(up, up_x, unit, blocks + b, part);
+      if (one) {
+        if (b != warp) on_its_way.load(a.x + b), on_its_way.store(own_block);
+        const KqmSharedActivations x(own_block, lane);
+        const double unit = a.x[b].unit;
+        kqm_contribute_cached(gate, x, unit, b, part);
+        kqm_contribute_cached(up, x, unit, blocks + b, part);
       } else {
         kqm_contribute<NP>(gate, row, b, b, part);
         kqm_contribute<NP>(up, row, b, blocks + b, part);

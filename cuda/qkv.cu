@@ -13,7 +13,8 @@ namespace {
 
 // T neighbouring row tiles of one matrix, from `tile` on.
 template <class Tile, int NP, int WARPS, int T, bool NORM>
-__device__ __forceinline__ void project(const kqm_qkv_args &a, const kqm_matrix &w, float *y, int tile, int first, int tokens) {
+__device__ __forceinline__ void project(const kqm_qkv_args &a, const kqm_matrix &w, float *y, int tile, int first, int tokens,
+                                        double inverse_cols) {
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = w.cols / KQM_BLOCK;
   const int tiles = (w.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS, present = min(T, tiles - tile);
@@ -24,7 +25,6 @@ __device__ __forceinline__ void project(const kqm_qkv_args &a, const kqm_matrix 
   for (int s = 0; s < T; s++) {
     if (s < present) current[s].load(data + s * tile_bytes + size_t(warp) * Tile::bytes, lane);
   }
-  kqm_release_dependents();
   kqm_touch_arguments(a);
   if (NORM) {
     // One warp for a super-block: it norms and quantizes its own part of the row.
@@ -32,10 +32,10 @@ __device__ __forceinline__ void project(const kqm_qkv_args &a, const kqm_matrix 
     KQM_SHARED(uint32_t, fixed, NORM ? WARPS * kqm_fixed_words : 1);
     const float4 *weight = reinterpret_cast<const float4 *>(a.norm.weight) + 64 * warp + 2 * lane;
     const float4 w0 = weight[0], w1 = weight[1];
-    const double inverse_n = __ddiv_rn(1.0, double(w.cols));
     kqm_wait_for_dependencies();
+    kqm_release_dependents();
     float x[8];
-    kqm_fused_norm_eight(a.norm, w0, w1, inverse_n, run_sum, x);
+    kqm_fused_norm_eight(a.norm, w0, w1, inverse_cols, run_sum, x);
     if (blockIdx.x == 0 && a.norm.out) kqm_store_eight(a.norm.out + warp * KQM_BLOCK, lane, x);
     KQM_SHARED_ARG(uint32_t) block = kqm_shared_offset(fixed, warp * kqm_fixed_words);
     const double unit = kqm_fixed_warp(x, KqmSharedBlock{block});
@@ -48,6 +48,7 @@ __device__ __forceinline__ void project(const kqm_qkv_args &a, const kqm_matrix 
     }
   } else {
     kqm_wait_for_dependencies();
+    kqm_release_dependents();
     const auto row = [=](int i) { return i < tokens ? a.x + size_t(first + i) * blocks : nullptr; };
     KQM_UNROLL
     for (int s = 0; s < T; s++) {
@@ -68,7 +69,7 @@ __device__ __forceinline__ void project(const kqm_qkv_args &a, const kqm_matrix 
 
 // Up to WARPS warps, T row tiles a block; PER_SM blocks at once on a multiprocessor, which limits the registers.
 template <int NP, int WARPS, int T, int PER_SM, bool NORM>
-__global__ void __launch_bounds__(32 * WARPS, PER_SM) qkv_kernel(kqm_qkv_args a) {
+__global__ void __launch_bounds__(32 * WARPS, PER_SM) qkv_kernel(kqm_qkv_args a, double inverse_cols) {
   const int first = blockIdx.y * 2 * NP, tokens = min(2 * NP, int(a.tokens) - first);
   const int blocks0 = int(a.w[0].rows + T * KQM_TILE_ROWS - 1) / (T * KQM_TILE_ROWS);
   const int blocks1 = int(a.w[1].rows + T * KQM_TILE_ROWS - 1) / (T * KQM_TILE_ROWS);
@@ -86,9 +87,9 @@ __global__ void __launch_bounds__(32 * WARPS, PER_SM) qkv_kernel(kqm_qkv_args a)
     y = a.y[1];
   }
   if (w.type == KQM_TYPE_Q4_K)
-    project<KqmTileQ4K, NP, WARPS, T, NORM>(a, w, y, block * T, first, tokens);
+    project<KqmTileQ4K, NP, WARPS, T, NORM>(a, w, y, block * T, first, tokens, inverse_cols);
   else
-    project<KqmTileQ6K, NP, WARPS, T, NORM>(a, w, y, block * T, first, tokens);
+    project<KqmTileQ6K, NP, WARPS, T, NORM>(a, w, y, block * T, first, tokens, inverse_cols);
 }
 
 // Row tiles of a block for few tokens: half the blocks of one each, and so half the norms.
@@ -122,13 +123,14 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
   for (const kqm_matrix &w : args->w) grid_x += kqm_ceil_div(w.rows, tiles * KQM_TILE_ROWS);
   const size_t shared = tiles * kqm_part_bytes(blocks, np);
   const dim3 grid(grid_x, groups), block(32 * warps);
-  if (wide) return KQM_LAUNCH((qkv_kernel<4, 8, 1, 1, false>), grid, block, shared, stream, *args);
+  const double inverse_cols = 1.0 / double(cols);
+  if (wide) return KQM_LAUNCH((qkv_kernel<4, 8, 1, 1, false>), grid, block, shared, stream, *args, inverse_cols);
   const int t = few_tokens_tiles;
   if (args->norm.x) {
-    if (warps <= 8) return KQM_LAUNCH((qkv_kernel<1, 8, t, 2, true>), grid, block, shared, stream, *args);
-    return KQM_LAUNCH((qkv_kernel<1, 16, 1, 1, true>), grid, block, shared, stream, *args);
+    if (warps <= 8) return KQM_LAUNCH((qkv_kernel<1, 8, t, 2, true>), grid, block, shared, stream, *args, inverse_cols);
+    return KQM_LAUNCH((qkv_kernel<1, 16, 1, 1, true>), grid, block, shared, stream, *args, inverse_cols);
   }
-  if (warps <= 8) return KQM_LAUNCH((qkv_kernel<1, 8, t, 2, false>), grid, block, shared, stream, *args);
-  return KQM_LAUNCH((qkv_kernel<1, 16, 1, 1, false>), grid, block, shared, stream, *args);
+  if (warps <= 8) return KQM_LAUNCH((qkv_kernel<1, 8, t, 2, false>), grid, block, shared, stream, *args, inverse_cols);
+  return KQM_LAUNCH((qkv_kernel<1, 16, 1, 1, false>), grid, block, shared, stream, *args, inverse_cols);
 }
 KQM_ABI_END

@@ -21,19 +21,16 @@ __global__ void __launch_bounds__(32 * warps_per_block) rope_kernel(kqm_rope_arg
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   if (index >= a.heads + 2 * a.kv_heads) return;
-  const bool active = 8 * lane < int(a.head_dim);
   const uint32_t position = *a.start + blockIdx.y;
   const KqmHeadRow row(a, blockIdx.y, index);
-  float y[8] = {};
-  if (row.is_v) {
-    kqm_load_head(a, row, y);
-    kqm_cache_head(a, row, position, y);
-    return;
-  }
-  kqm_rope_head(a, row, position, true, __ddiv_rn(1.0, double(a.head_dim)), kqm_shared_offset(exchange, warp * kqm_max_head_dim), y);
-  float *out = row.is_q ? a.q_out : a.k_out;
-  if (out && active) kqm_store_eight(out + row.at, lane, y);
-  if (!row.is_q) kqm_cache_head(a, row, position, y);
+  float x[8] = {}, weight[8] = {};
+  kqm_load_head(a, row, lane, x);
+  kqm_load_head_weight(a, row, lane, weight);
+  kqm_rope_head<32>(a, int(a.head_dim), row, lane, position, true, __ddiv_rn(1.0, double(a.head_dim)), weight,
+                    kqm_shared_offset(exchange, warp * kqm_max_head_dim), x);
+  float *out = row.is_q ? a.q_out : row.is_v ? nullptr : a.k_out;
+  if (out && 8 * lane < int(a.head_dim)) kqm_store_eight(out + row.at, lane, x);
+  if (!row.is_q) kqm_cache_head(a, row, lane, position, x);
 }
 
 }  // namespace

@@ -473,10 +473,13 @@ pub struct kqm_attention_args {
     /** \[optional: rope.q NULL\] a single token: do what kqm_rope does first, in the same launch; its
     shapes, start and caches are those above*/
     pub rope: kqm_rope_args,
+    /** 1: the launch right before this one in the stream writes neither start nor the caches. They are read
+    while it still runs, then*/
+    pub settled: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_attention_args"][::core::mem::size_of::<kqm_attention_args>() - 240usize];
+    ["Size of kqm_attention_args"][::core::mem::size_of::<kqm_attention_args>() - 248usize];
     ["Alignment of kqm_attention_args"][::core::mem::align_of::<kqm_attention_args>() - 8usize];
     ["Offset of field: kqm_attention_args::q"][::core::mem::offset_of!(kqm_attention_args, q) - 0usize];
     ["Offset of field: kqm_attention_args::k_cache"][::core::mem::offset_of!(kqm_attention_args, k_cache) - 8usize];
@@ -498,6 +501,7 @@ const _: () = {
     ["Offset of field: kqm_attention_args::head_dim"][::core::mem::offset_of!(kqm_attention_args, head_dim) - 92usize];
     ["Offset of field: kqm_attention_args::scale"][::core::mem::offset_of!(kqm_attention_args, scale) - 96usize];
     ["Offset of field: kqm_attention_args::rope"][::core::mem::offset_of!(kqm_attention_args, rope) - 104usize];
+    ["Offset of field: kqm_attention_args::settled"][::core::mem::offset_of!(kqm_attention_args, settled) - 240usize];
 };
 impl Default for kqm_attention_args {
     fn default() -> Self {

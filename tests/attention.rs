@@ -436,7 +436,8 @@ impl Token {
             eps: norm::EPS,
         };
         let queries = if fused {
-            Queries::Fused(rope)
+            // Nothing is under way before it: settled or not is the same.
+            Queries::Fused { rope, settled: with_taps }
         } else {
             ok(rope.launch(device));
             Queries::Rotated(q_out.for_reading())
@@ -614,7 +615,7 @@ fn refuses_bad_rotations<D: Device>(device: &D, _: Size) {
         };
         change(&mut rope);
         Attention {
-            q: Queries::Fused(rope),
+            q: Queries::Fused { rope, settled: true },
             k_cache: k_seen,
             v_cache: v_seen,
             cache_kind: TensorType::F32,

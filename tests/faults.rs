@@ -169,15 +169,15 @@ fn a_row_off_by_one_in_moe_down() {
 
 #[test]
 fn a_row_too_many_in_q4_k_matvec() {
-    let (find, replace) = ("if (r >= int(w.rows)) continue;", "if (r > int(w.rows)) continue;");
+    let (find, replace) = ("KQM_TILE_ROWS && r < a.w.rows;", "KQM_TILE_ROWS && r <= a.w.rows;");
     let found =
-        Found::Report(&[Failure::MemoryFault], &["kernel kqm_matvec_kernel", "thread (", "past the end of the buffer"]);
+        Found::Report(&[Failure::MemoryFault], &["kernel kqm_matvec_tile_kernel", "thread (", "past the end of the buffer"]);
     check(q4_k_matvec, "q4_k_matvec.cu", "common/matvec.cuh", find, replace, found);
 }
 
 #[test]
 fn a_row_too_few_in_q6_k_gemv() {
-    let (find, replace) = ("if (r >= int(w.rows)) continue;", "if (r + 1 >= int(w.rows)) continue;");
+    let (find, replace) = ("KQM_TILE_ROWS && r < a.w.rows;", "KQM_TILE_ROWS && r + 1 < a.w.rows;");
     check(q6_k_gemv, "q6_k_gemv.cu", "common/matvec.cuh", find, replace, Found::Values(&["1 of 28", "first [27]"]));
 }
 
@@ -192,10 +192,9 @@ fn a_dropped_barrier_in_moe_router() {
 
 #[test]
 fn a_dropped_barrier_in_the_matvec() {
-    let find = "    __syncthreads();\n    for (int i = threadIdx.x; i < tokens * KQM_TILE_ROWS";
-    let replace = "    for (int i = threadIdx.x; i < tokens * KQM_TILE_ROWS";
+    let (find, replace) = ("  __syncthreads();\n  if (!finishes) return;", "  if (!finishes) return;");
     let failures = &[Failure::Race, Failure::Uninitialised];
-    let found = Found::Report(failures, &["kernel kqm_matvec_kernel", "block (", "thread (", "part["]);
+    let found = Found::Report(failures, &["kernel kqm_matvec_tile_kernel", "block (", "thread (", "part["]);
     check(q4_k_matvec, "q4_k_matvec.cu", "common/matvec.cuh", find, replace, found);
 }
 

@@ -105,3 +105,28 @@ __device__ __forceinline__ void kqm_quantize_warp(const float (&x)[8], kqm_fixed
     out->reserved = 0.0;
   }
 }
+
+// A block on its way from memory to a warp's part of shared memory, but for its unit.
+struct KqmBlockOnItsWay {
+  uint4 part[3];
+
+  __device__ __forceinline__ void load(const kqm_fixed_block *block) {
+    KQM_UNROLL
+    for (int i = 0; i < 3; i++) {
+      if (present(i)) part[i] = reinterpret_cast<const uint4 *>(block)[at(i)];
+    }
+  }
+  // Every lane of the warp may read the block on return.
+  __device__ __forceinline__ void store(KQM_SHARED_ARG(uint32_t) words) const {
+    __syncwarp();
+    KQM_UNROLL
+    for (int i = 0; i < 3; i++) {
+      if (present(i)) kqm_shared_store<uint4>(words, 4 * at(i), part[i]);
+    }
+    __syncwarp();
+  }
+
+ private:
+  __device__ __forceinline__ static int at(int i) { return 32 * i + (threadIdx.x & 31); }
+  __device__ __forceinline__ static bool present(int i) { return 4 * at(i) < kqm_fixed_words; }
+};

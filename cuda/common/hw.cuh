@@ -60,6 +60,13 @@ __device__ __forceinline__ void kqm_mma_m16n8k16(int32_t (&d)[4], uint32_t a0, u
 __device__ __forceinline__ uint32_t kqm_reduce_max(uint32_t x) { return __reduce_max_sync(~0u, x); }
 __device__ __forceinline__ uint32_t kqm_reduce_min(uint32_t x) { return __reduce_min_sync(~0u, x); }
 
+// The larger one; a NaN when either is one.
+__device__ __forceinline__ float kqm_max_or_nan(float a, float b) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+}
+
 // Loads of data that is read once: weights. They do not displace what L1 holds.
 __device__ __forceinline__ uint4 kqm_load_streaming(const uint4 *p) {
   uint4 v;
@@ -72,6 +79,9 @@ __device__ __forceinline__ uint4 kqm_load_streaming(const uint4 *p) {
 // Programmatic dependent launch: a kernel may start while the one before it in the stream still runs. It may read weights
 // at once; everything that earlier kernels write or read waits for kqm_wait_for_dependencies(). Every kernel of the
 // crate calls it, so that completion is transitive. Without the feature (before sm_90) launches are ordered anyway.
+// A kernel that waits before it releases promises more: when its successor starts, everything before the two is complete, and may
+// be read at once, too, through L2. qkv and attention_chunks do so for the sake of the kernels behind them; where nothing depends on
+// it, the order is the faster one of the two in the decode step.
 __device__ __forceinline__ void kqm_wait_for_dependencies() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

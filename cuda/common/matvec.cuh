@@ -34,7 +34,7 @@ __device__ __forceinline__ void kqm_contribute(const Tile &tile, Row row, int b,
   KQM_UNROLL
   for (int p = 0; p < NP; p++) {
     const kqm_fixed_block *of_lane = row(2 * p + (lane >> 4));
-    x[p].set(of_lane ? of_lane + b : nullptr, lane);
+    x[p] = KqmActivations{of_lane ? of_lane + b : nullptr, lane};
   }
   double v[NP];
   tile.template multiply<NP>(x, lane, v);
@@ -46,9 +46,9 @@ __device__ __forceinline__ void kqm_contribute(const Tile &tile, Row row, int b,
   }
 }
 
-// The same for a single token whose activations are in registers.
-template <class Tile>
-__device__ __forceinline__ void kqm_contribute_cached(const Tile &tile, const typename Tile::Cached &x, double unit, int slot,
+// The same for a single token whose activations are in registers or in shared memory.
+template <class Tile, class Activations>
+__device__ __forceinline__ void kqm_contribute_cached(const Tile &tile, const Activations &x, double unit, int slot,
                                                       KQM_SHARED_ARG(double) part) {
   double v[1];
   tile.template multiply<1>(&x, threadIdx.x & 31, v);
@@ -81,10 +81,8 @@ __device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, i
   typename Tile::Cached cached;
   double unit = 0.0;
   if (ONE) {
-    KqmActivations x;
-    x.set(lane < 16 ? row(0) + warp : nullptr, lane);
     unit = row(0)[warp].unit;
-    cached.load(x);
+    cached.load(KqmOneToken(row(0) + warp, lane));
   }
   int buffer = 0;
   const int own_token = threadIdx.x / KQM_TILE_ROWS, own_row = threadIdx.x % KQM_TILE_ROWS;
@@ -134,6 +132,32 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(NP) * 32, 1) kqm_matvec_kerne
       });
 }
 
+// The same for a single token and one row tile a block, with a warp for each super-block. Registers for one tile only, so that two
+// blocks fit on a multiprocessor and one of the next launch can fetch its weights while this one ends.
+template <class Tile>
+__global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, Tile::matvec_blocks) kqm_matvec_tile_kernel(kqm_matvec_args a) {
+  KQM_DYNAMIC_SHARED(double, part);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = a.w.cols / KQM_BLOCK;
+  const uint32_t r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
+  const bool finishes = threadIdx.x < KQM_TILE_ROWS && r < a.w.rows;
+  Tile tile;
+  tile.load(static_cast<const uint8_t *>(a.w.tiles) + (size_t(blockIdx.x) * blocks + warp) * Tile::bytes, lane);
+  kqm_release_dependents();
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  const kqm_fixed_block *block = a.x + warp;
+  typename Tile::Cached cached;
+  cached.load(KqmOneToken(block, lane));
+  const double unit = block->unit;
+  const float residual = finishes && a.residual ? a.residual[r] : 0.0f;
+  kqm_contribute_cached(tile, cached, unit, warp, part);
+  __syncthreads();
+  if (!finishes) return;
+  const float value = kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x);
+  if (a.product) a.product[r] = value;
+  a.y[r] = a.residual ? kqm_canonical(__fadd_rn(residual, value)) : value;
+}
+
 template <class Tile>
 inline kqm_status kqm_launch_matvec(const kqm_matvec_args *args, uint32_t type, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr, KQM_NULL_POINTER);
@@ -153,8 +177,9 @@ inline kqm_status kqm_launch_matvec(const kqm_matvec_args *args, uint32_t type, 
   const size_t shared = 2 * kqm_part_bytes(blocks, np);
   const dim3 blocks_of_grid(grid, groups), threads(32 * warps);
   if (wide) return KQM_LAUNCH((kqm_matvec_kernel<Tile, 4, false>), blocks_of_grid, threads, shared, stream, *args);
-  // Worth it for blocks with several tiles; for one, the loads would come before its weights.
-  if (args->tokens == 1 && warps == blocks && tiles > grid)
+  if (args->tokens == 1 && warps == blocks) {
+    if (tiles == grid) return KQM_LAUNCH(kqm_matvec_tile_kernel<Tile>, dim3(tiles), threads, kqm_part_bytes(blocks, 1), stream, *args);
     return KQM_LAUNCH((kqm_matvec_kernel<Tile, 1, true>), blocks_of_grid, threads, shared, stream, *args);
+  }
   return KQM_LAUNCH((kqm_matvec_kernel<Tile, 1, false>), blocks_of_grid, threads, shared, stream, *args);
 }

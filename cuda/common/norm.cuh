@@ -18,7 +18,7 @@ __device__ __forceinline__ void kqm_scale_eight(float4 x0, float4 x1, float4 w0,
 }
 
 // The fused norm: warp w makes elements 256 w + 8 lane ... of the normed row; every thread of the block calls it. w0 and w1 are
-// the lane's norm weights and inverse_n is 1 / cols, which the caller had ready before it waited for its dependencies.
+// the lane's norm weights, which the caller loaded before it waited for its dependencies, and inverse_n is 1 / cols.
 __device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm, float4 w0, float4 w1, double inverse_n,
                                                      KQM_SHARED_ARG(double) run_sum, float (&y)[8]) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, runs = blockDim.x >> 5;

@@ -1,5 +1,5 @@
-// One head of q or k: RMSNorm and RoPE, by one warp. Lane l works on dimensions 8 l .. 8 l + 7; lanes past the head bring zeros.
-// rope.cu runs it for a batch, attention.cu for a single token inside its own launch.
+// One head of q, k or v: RMSNorm and RoPE. Lane l of those that share a head works on dimensions 8 l .. 8 l + 7; lanes past the
+// head bring zeros. rope.cu runs it for a batch, attention.cu for a single token inside its own launch.
 #pragma once
 
 #include "check.cuh"
@@ -35,59 +35,81 @@ struct KqmHeadRow {
 };
 
 // The lane's part of a head. Values that reach the cache or a tap unchanged are stored as they are but for NaNs.
-__device__ __forceinline__ void kqm_load_head(const kqm_rope_args &a, const KqmHeadRow &row, float (&x)[8]) {
-  const int lane = threadIdx.x & 31;
+__device__ __forceinline__ void kqm_load_head(const kqm_rope_args &a, const KqmHeadRow &row, int lane, float (&x)[8]) {
   if (8 * lane < int(a.head_dim)) kqm_load_eight((row.is_q ? a.q : row.is_v ? a.v : a.k) + row.at, lane, x);
-  KQM_UNROLL
-  for (int i = 0; i < 8; i++) x[i] = kqm_canonical(x[i]);
 }
 
-// Normalises and rotates a head of q or k; exchange holds head_dim floats of this warp, inverse_n is
-// 1 / head_dim. Positions past the capacity have no
-// angle and give NaN.
-__device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, const KqmHeadRow &row, uint32_t position, bool taps,
-                                              double inverse_n, KQM_SHARED_ARG(float) exchange, float (&y)[8]) {
-  const int lane = threadIdx.x & 31, dim = a.head_dim, half = dim / 2;
-  const bool active = 8 * lane < dim, fits = position < a.capacity;
-  float x[8] = {};
-  kqm_load_head(a, row, x);
+// The lane's norm weights, where there is a norm.
+__device__ __forceinline__ void kqm_load_head_weight(const kqm_rope_args &a, const KqmHeadRow &row, int lane, float (&w)[8]) {
   const float *weight = row.is_q ? a.q_weight : a.k_weight;
-  if (weight) {
-    const float4 x0 = make_float4(x[0], x[1], x[2], x[3]), x1 = make_float4(x[4], x[5], x[6], x[7]);
-    const double sum = kqm_tree_warp(kqm_tree_leaves(x0, x1, x0, x1));
-    const float r = kqm_inverse_root(sum, inverse_n, a.eps);
-    float w[8] = {};
-    if (active) kqm_load_eight(weight, lane, w);
+  if (weight && 8 * lane < int(a.head_dim)) kqm_load_eight(weight, lane, w);
+}
+
+// Normalises and rotates a head of q or k, in place; a head of v passes unchanged but for its NaNs. LANES lanes (16 for up to 128
+// dimensions, or 32) have a head of their own; all lanes of the warp call it. dim is a.head_dim, which callers may know when they
+// are compiled, exchange holds as many floats for these lanes, and inverse_n is 1 / dim. Positions past the capacity have no angle
+// and give NaN.
+template <int LANES>
+__device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, int dim, const KqmHeadRow &row, int lane, uint32_t position,
+                                              bool taps, double inverse_n, const float (&weight)[8], KQM_SHARED_ARG(float) exchange,
+                                              float (&x)[8]) {
+  const int half = dim / 2;
+  const bool active = 8 * lane < dim, fits = position < a.capacity;
+  const float nan = __uint_as_float(0x7fc00000u);
+  // Half a head is a multiple of four dimensions: four neighbours are in the same half, and so are their partners.
+  float cosine[8], sine[8];
+  KQM_UNROLL
+  for (int i = 0; i < 8; i += 4) {
+    const int d = 8 * lane + i;
+    float4 two[2] = {make_float4(nan, nan, nan, nan), make_float4(nan, nan, nan, nan)};
+    if (active && fits) {
+      const float *angles = a.table + 2 * (size_t(position) * half + (d < half ? d : d - half));
+      two[0] = reinterpret_cast<const float4 *>(angles)[0], two[1] = reinterpret_cast<const float4 *>(angles)[1];
+    }
     KQM_UNROLL
-    for (int i = 0; i < 8; i++) x[i] = kqm_canonical(__fmul_rn(__fmul_rn(x[i], r), w[i]));
+    for (int n = 0; n < 2; n++) {
+      cosine[i + 2 * n] = two[n].x, sine[i + 2 * n] = two[n].y;
+      cosine[i + 2 * n + 1] = two[n].z, sine[i + 2 * n + 1] = two[n].w;
+    }
+  }
+  float y[8];
+  KQM_UNROLL
+  for (int i = 0; i < 8; i++) y[i] = x[i] = kqm_canonical(x[i]);
+  if (row.is_q ? a.q_weight != nullptr : a.k_weight != nullptr) {
+    const float4 x0 = make_float4(x[0], x[1], x[2], x[3]), x1 = make_float4(x[4], x[5], x[6], x[7]);
+    const float r = kqm_inverse_root(kqm_tree_lanes<LANES>(kqm_tree_leaves(x0, x1, x0, x1)), inverse_n, a.eps);
+    KQM_UNROLL
+    for (int i = 0; i < 8; i++) y[i] = kqm_canonical(__fmul_rn(__fmul_rn(x[i], r), weight[i]));
   }
   float *normed = row.is_q ? a.q_normed : a.k_normed;
-  if (taps && normed && active) kqm_store_eight(normed + row.at, lane, x);
+  if (taps && normed && active && !row.is_v) kqm_store_eight(normed + row.at, lane, y);
 
-  // The other half of a pair is in another lane. The warp may still read what it exchanged for its last head.
-  __syncwarp();
+  // The other half of a pair is in another lane.
   if (active) {
     KQM_UNROLL
-    for (int i = 0; i < 8; i++) exchange[8 * lane + i] = x[i];
+    for (int i = 0; i < 8; i += 4) kqm_shared_store<float4>(exchange, 8 * lane + i, make_float4(y[i], y[i + 1], y[i + 2], y[i + 3]));
   }
   __syncwarp();
+  if (row.is_v) return;
   KQM_UNROLL
-  for (int i = 0; i < 8; i++) {
+  for (int i = 0; i < 8; i += 4) {
     const int d = 8 * lane + i;
     const bool low = d < half;
-    const float other = active ? float(exchange[low ? d + half : d - half]) : 0.0f;
-    const float2 angle =
-        active && fits ? reinterpret_cast<const float2 *>(a.table)[size_t(position) * half + (low ? d : d - half)]
-                       : make_float2(__uint_as_float(0x7fc00000u), __uint_as_float(0x7fc00000u));
-    y[i] = kqm_canonical(low ? fmaf(x[i], angle.x, -__fmul_rn(other, angle.y))
-                             : fmaf(other, angle.y, __fmul_rn(x[i], angle.x)));
+    const float4 partner = active ? kqm_shared_load<float4>(exchange, low ? d + half : d - half) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    const float other[4] = {partner.x, partner.y, partner.z, partner.w};
+    KQM_UNROLL
+    for (int n = 0; n < 4; n++) {
+      // y cos - other sin, or other sin + y cos: the first product is fused, the second one rounded.
+      const float c = cosine[i + n], s = sine[i + n];
+      const float rounded = low ? -__fmul_rn(other[n], s) : __fmul_rn(y[i + n], c);
+      x[i + n] = kqm_canonical(fmaf(low ? y[i + n] : other[n], low ? c : s, rounded));
+    }
   }
 }
 
 // Writes a rotated k, or a v, to the cache.
-__device__ __forceinline__ void kqm_cache_head(const kqm_rope_args &a, const KqmHeadRow &row, uint32_t position,
+__device__ __forceinline__ void kqm_cache_head(const kqm_rope_args &a, const KqmHeadRow &row, int lane, uint32_t position,
                                                const float (&x)[8]) {
-  const int lane = threadIdx.x & 31;
   if (8 * lane >= int(a.head_dim) || position >= a.capacity) return;
   kqm_store_cache(row.is_v ? a.v_cache : a.k_cache, a.cache_type,
                   (size_t(position) * a.kv_heads + row.kv_head) * a.head_dim, lane, x);
@@ -102,6 +124,6 @@ inline kqm_status kqm_check_rope(const kqm_rope_args &a) {
   const void *vectors[] = {a.q,        a.k,        a.v,     a.q_weight, a.k_weight, a.q_out,
                            a.q_normed, a.k_normed, a.k_out, a.k_cache,  a.v_cache};
   for (const void *p : vectors) KQM_REQUIRE(kqm_aligned(p, 16), KQM_MISALIGNED);
-  KQM_REQUIRE(kqm_aligned(a.table, 8), KQM_MISALIGNED);
+  KQM_REQUIRE(kqm_aligned(a.table, 16), KQM_MISALIGNED);
   return KQM_OK;
 }

@@ -22,53 +22,51 @@
 
 #include "hw.cuh"
 
-// The activations' fragments of one super-block and one pair of tokens, from memory. Lane 4 n + c reads column n, which is
-// plane n % 4 of token n / 4; lanes of an absent token read nothing and bring zeros.
-struct KqmActivations {
-  const kqm_fixed_block *block;  // of the lane's token; NULL: absent
+// The activations' fragments of one super-block, from memory. Lane 4 n + c reads column n: plane n % 4 of the lane's token. For a
+// single token all lanes read the same block: columns 4..7 repeat columns 0..3, and nobody looks at them.
+struct KqmOneToken {
+  const kqm_fixed_block *block;
   int plane, c;
 
-  __device__ __forceinline__ void set(const kqm_fixed_block *of_lane, int lane) {
-    block = of_lane;
-    plane = (lane >> 2) & 3;
-    c = lane & 3;
-  }
+  __device__ __forceinline__ KqmOneToken(const kqm_fixed_block *of_lane, int lane) : block(of_lane), plane((lane >> 2) & 3), c(lane & 3) {}
 
   // Digits 8 c .. 8 c + 7 of 32-weight sub-block j: the order of k inside a sub-block is free, as long as weights and
   // activations agree.
-  __device__ __forceinline__ uint2 eight(int j) const {
-    return block ? *reinterpret_cast<const uint2 *>(&block->digit[j][plane][8 * c]) : make_uint2(0u, 0u);
-  }
+  __device__ __forceinline__ uint2 eight(int j) const { return *reinterpret_cast<const uint2 *>(&block->digit[j][plane][8 * c]); }
   // Digits 4 c .. 4 c + 3 of 16-weight sub-block j.
   __device__ __forceinline__ uint32_t four(int j) const {
-    return block ? *reinterpret_cast<const uint32_t *>(&block->digit[j / 2][plane][16 * (j % 2) + 4 * c]) : 0u;
+    return *reinterpret_cast<const uint32_t *>(&block->digit[j / 2][plane][16 * (j % 2) + 4 * c]);
   }
-  // Sums of the plane's digits over sub-blocks 4 c .. 4 c + 3, as k = 4 c .. 4 c + 3 of a 16-deep product (c < 2).
-  __device__ __forceinline__ uint32_t sum_low() const {
-    return block && c < 2 ? *reinterpret_cast<const uint32_t *>(&block->sum_low[plane][4 * c]) : 0u;
-  }
-  __device__ __forceinline__ uint32_t sum_high() const {
-    return block && c < 2 ? *reinterpret_cast<const uint32_t *>(&block->sum_high[plane][4 * c]) : 0u;
-  }
+  // Sums of the plane's digits over sub-blocks 4 c .. 4 c + 3, as k = 4 c .. 4 c + 3 of a 16-deep product whose weights are zero from
+  // c = 2 on: there any sums will do.
+  __device__ __forceinline__ uint32_t sum_low() const { return *reinterpret_cast<const uint32_t *>(&block->sum_low[plane][4 * (c & 1)]); }
+  __device__ __forceinline__ uint32_t sum_high() const { return *reinterpret_cast<const uint32_t *>(&block->sum_high[plane][4 * (c & 1)]); }
 };
 
-// The same from a block in shared memory, for a single token.
+// The same of a pair of tokens, of which the lanes of columns 4..7 have the second one. Lanes of an absent token read nothing and
+// bring zeros.
+struct KqmActivations {
+  const kqm_fixed_block *block;  // of the lane's token; NULL: absent
+  int lane;
+
+  __device__ __forceinline__ uint2 eight(int j) const { return block ? KqmOneToken(block, lane).eight(j) : make_uint2(0u, 0u); }
+  __device__ __forceinline__ uint32_t four(int j) const { return block ? KqmOneToken(block, lane).four(j) : 0u; }
+  __device__ __forceinline__ uint32_t sum_low() const { return block ? KqmOneToken(block, lane).sum_low() : 0u; }
+  __device__ __forceinline__ uint32_t sum_high() const { return block ? KqmOneToken(block, lane).sum_high() : 0u; }
+};
+
+// KqmOneToken from a block in shared memory.
 struct KqmSharedActivations {
   KQM_SHARED_ARG(uint32_t) words;  // kqm_fixed_words of them
   int plane, c;
-  bool present;  // lanes of the absent second token bring zeros
 
   __device__ __forceinline__ KqmSharedActivations(KQM_SHARED_ARG(uint32_t) block, int lane)
-      : words(block), plane((lane >> 2) & 3), c(lane & 3), present(lane < 16) {}
+      : words(block), plane((lane >> 2) & 3), c(lane & 3) {}
 
-  __device__ __forceinline__ uint2 eight(int j) const {
-    return present ? kqm_shared_load<uint2>(words, (j * 4 + plane) * 8 + 2 * c) : make_uint2(0u, 0u);
-  }
-  __device__ __forceinline__ uint32_t four(int j) const {
-    return present ? uint32_t(words[(j / 2 * 4 + plane) * 8 + 4 * (j % 2) + c]) : 0u;
-  }
-  __device__ __forceinline__ uint32_t sum_low() const { return present && c < 2 ? uint32_t(words[256 + 2 * plane + c]) : 0u; }
-  __device__ __forceinline__ uint32_t sum_high() const { return present && c < 2 ? uint32_t(words[264 + 2 * plane + c]) : 0u; }
+  __device__ __forceinline__ uint2 eight(int j) const { return kqm_shared_load<uint2>(words, (j * 4 + plane) * 8 + 2 * c); }
+  __device__ __forceinline__ uint32_t four(int j) const { return words[(j / 2 * 4 + plane) * 8 + 4 * (j % 2) + c]; }
+  __device__ __forceinline__ uint32_t sum_low() const { return words[256 + 2 * plane + (c & 1)]; }
+  __device__ __forceinline__ uint32_t sum_high() const { return words[264 + 2 * plane + (c & 1)]; }
 };
 
 // Exchanges halves with the neighbouring lane: of (row r, row r + 8), each lane holding two of four planes, an even lane
@@ -80,7 +78,8 @@ __device__ __forceinline__ long long kqm_join_planes(long long row0, long long r
 }
 
 struct KqmTileQ4K {
-  static const int bytes = KQM_TILE_BYTES_Q4_K;
+  // matvec_blocks: blocks of 16 warps at once on a multiprocessor, of a matrix with one row tile a block.
+  static const int bytes = KQM_TILE_BYTES_Q4_K, matvec_blocks = 2;
   uint4 q[4], head0, head8;
 
   // The lane's activations in registers: loaded while the weights are still on their way.
@@ -159,7 +158,7 @@ struct KqmTileQ4K {
 };
 
 struct KqmTileQ6K {
-  static const int bytes = KQM_TILE_BYTES_Q6_K;
+  static const int bytes = KQM_TILE_BYTES_Q6_K, matvec_blocks = 1;
   uint4 ql[4], qh[2], scale0, scale8;
   uint16_t d_bits;
 

@@ -30,13 +30,15 @@ __device__ __forceinline__ double kqm_tree_leaves(float4 a0, float4 a1, float4 b
   return first + second;
 }
 
-// The balanced tree over the warp's lanes, neighbours first. Every lane gets the sum: both sides of each exchange add the
-// same two numbers.
-__device__ __forceinline__ double kqm_tree_warp(double x) {
+// The balanced tree over each LANES neighbouring lanes, neighbours first. Every lane gets the sum: both sides of each exchange
+// add the same two numbers.
+template <int LANES>
+__device__ __forceinline__ double kqm_tree_lanes(double x) {
   KQM_UNROLL
-  for (int step = 1; step < 32; step *= 2) x = x + __shfl_xor_sync(~0u, x, step);
+  for (int step = 1; step < LANES; step *= 2) x = x + __shfl_xor_sync(~0u, x, step);
   return x;
 }
+__device__ __forceinline__ double kqm_tree_warp(double x) { return kqm_tree_lanes<32>(x); }
 
 // The sum of `count` numbers at first, first + stride, ..., ascending. Eight at a time are loaded together.
 __device__ __forceinline__ double kqm_ascending_sum(KQM_SHARED_ARG(double) numbers, int first, int stride, int count) {

@@ -42,7 +42,13 @@ pub enum Queries<'a> {
     /// `[tokens, heads, head_dim]`, rotated; the cache has the tokens' k and v.
     Rotated(Slice<'a, f32>),
     /// A single token: what [`super::Rope`] does is done in the same launch, on the same caches.
-    Fused(super::Rope<'a>),
+    Fused {
+        /// The operands.
+        rope: super::Rope<'a>,
+        /// The launch right before this one on the queue writes neither `start` nor the caches. The kernel reads them while
+        /// that launch still runs, then; where it is not true, what it reads may be old.
+        settled: bool,
+    },
 }
 
 impl Attention<'_> {
@@ -77,12 +83,12 @@ impl Attention<'_> {
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
         let q_shape = [self.tokens, self.heads, self.head_dim];
         let cache_shape = [self.capacity, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
-        let (q, rope) = match self.q {
+        let (q, rope, settled) = match self.q {
             Queries::Rotated(q) => {
                 at_least(Self::NAME, "q", q.len(), &q_shape)?;
-                (q.as_ptr(), sys::kqm_rope_args::default())
+                (q.as_ptr(), sys::kqm_rope_args::default(), false)
             }
-            Queries::Fused(rope) => (std::ptr::null(), rope.args()?),
+            Queries::Fused { rope, settled } => (std::ptr::null(), rope.args()?, settled),
         };
         at_least(Self::NAME, "k_cache", self.k_cache.len(), &cache_shape)?;
         at_least(Self::NAME, "v_cache", self.v_cache.len(), &cache_shape)?;
@@ -117,6 +123,7 @@ impl Attention<'_> {
                 kv_heads: count(Self::NAME, "kv_heads", self.kv_heads)?,
                 head_dim: count(Self::NAME, "head_dim", self.head_dim)?,
                 scale: self.scale,
+                settled: settled.into(),
             }
         )
     }

@@ -362,7 +362,8 @@ impl<D: Device> Backend for Gpu<D> {
             eps,
         };
         let queries = if tokens == 1 {
-            Queries::Fused(rope)
+            // The launch before is qkv.
+            Queries::Fused { rope, settled: true }
         } else {
             rope.launch(&self.device)?;
             Queries::Rotated(rotated.slice())

@@ -8,7 +8,7 @@ use super::tree::tree_sum;
 use crate::sys;
 
 const CHUNK: usize = sys::KQM_ATTENTION_CHUNK as usize;
-/// Chains of fma in a sum over dimensions, and in one over the positions of a chunk.
+/// Chains of fma in a sum over dimensions, over the positions of a chunk, and over chunks.
 const CHAINS: usize = 8;
 
 /// An element of the cache.
@@ -62,8 +62,7 @@ pub fn scale(head_dim: usize) -> f32 {
 /// `out = softmax(q k * scale) v` over the positions `0..seen`, at least one. `q` and `out` are `[head_dim]`. `scores`
 /// gets the scaled scores of the positions seen, and minus infinity behind them.
 ///
-/// Source: Vaswani et al., "Attention Is All You Need" (2017); the chunks are joined as in Milakov, Gimelshein, "Online
-/// normalizer calculation for softmax" (2018).
+/// Source: Vaswani et al., "Attention Is All You Need" (2017). Chunks are joined as their softmax over the common maximum.
 #[inline(always)]
 pub fn attention<T: Element>(
     q: &[f32],
@@ -78,7 +77,8 @@ pub fn attention<T: Element>(
         scores.fill(f32::NEG_INFINITY);
     }
     let masked = vec![T::from_f32(0.0); head_dim];
-    let (mut m, mut l, mut o) = (f32::NEG_INFINITY, 0.0_f64, vec![0.0_f64; head_dim]);
+    // Of each chunk: its largest score, the sum of its weights, and its weighted values.
+    let mut parts = Vec::with_capacity(seen.div_ceil(CHUNK));
     for first in (0..seen).step_by(CHUNK) {
         let count = CHUNK.min(seen - first);
         let mut s = [0.0_f32; CHUNK];
@@ -107,18 +107,22 @@ pub fn attention<T: Element>(
                 }
             }
         }
-        let o_c = (0..head_dim).map(|d| tree_of_eight(std::array::from_fn(|g| chains[g * head_dim + d])));
-        let m_new = maximum(m, m_c);
-        let (a, b) = (f64::from(exp(m - m_new)), f64::from(exp(m_c - m_new)));
-        l = l.mul_add(a, l_c * b);
-        for (o, o_c) in o.iter_mut().zip(o_c) {
-            *o = o.mul_add(a, f64::from(o_c) * b);
-        }
-        m = m_new;
+        let o_c: Vec<_> =
+            (0..head_dim).map(|d| tree_of_eight(std::array::from_fn(|g| chains[g * head_dim + d]))).collect();
+        parts.push((m_c, l_c, o_c));
     }
-    let inverse = 1.0 / l;
+    let m = parts.iter().map(|&(m_c, ..)| m_c).fold(f32::NEG_INFINITY, maximum);
+    let (mut l, mut o) = ([0.0_f64; CHAINS], vec![[0.0_f64; CHAINS]; head_dim]);
+    for (c, (m_c, l_c, o_c)) in parts.iter().enumerate() {
+        let (chain, factor) = (c % CHAINS, f64::from(exp(m_c - m)));
+        l[chain] = l_c.mul_add(factor, l[chain]);
+        for (o, &o_c) in o.iter_mut().zip(o_c) {
+            o[chain] = f64::from(o_c).mul_add(factor, o[chain]);
+        }
+    }
+    let inverse = 1.0 / tree_of_eight(l);
     for (out, o) in out.iter_mut().zip(o) {
-        *out = canonical((o * inverse) as f32);
+        *out = canonical((tree_of_eight(o) * inverse) as f32);
     }
 }
 
@@ -138,7 +142,7 @@ fn dot<T: Element>(q: &[f32], k: &[T]) -> f32 {
 
 /// Balanced tree, neighbours first.
 #[inline(always)]
-fn tree_of_eight(x: [f32; CHAINS]) -> f32 {
+fn tree_of_eight<T: Copy + std::ops::Add<Output = T>>(x: [T; CHAINS]) -> T {
     ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]))
 }
 
