@@ -368,6 +368,43 @@ fn a_trace_has_every_stage_and_a_manifest() {
     fails_with(&["trace", TINY, "--tokens", "1", "--layers", "4", "--out", &new], &["no layer 4"]);
 }
 
+/// The last line of a trace, and what its manifest says about time and memory.
+fn cost_of_a_trace(dir: &TempDir, name: &str, model: &str, tokens: &str, more: &[&str]) -> (String, Json) {
+    let out = path(dir, name);
+    let text = succeeds(&[&["trace", model, "--tokens", tokens, "--backend", "cpu", "--out", &out], more].concat());
+    let manifest: Json = serde_json::from_slice(&fs::read(Path::new(&out).join("manifest.json")).unwrap()).unwrap();
+    (text.lines().last().unwrap().to_owned(), manifest)
+}
+
+#[test]
+fn a_trace_says_what_it_costs() {
+    let dir = TempDir::new().unwrap();
+    let began = Instant::now();
+    let (line, manifest) = cost_of_a_trace(&dir, "few", TINY, "766,306,598", &[]);
+    let seconds = |name: &str| manifest["seconds"][name].as_f64().unwrap();
+    let (load, trace, total) = (seconds("load"), seconds("trace"), seconds("total"));
+    assert!(0.0 < load && 0.0 < trace && load + trace <= total, "{manifest}");
+    assert!(total <= began.elapsed().as_secs_f64(), "{manifest}");
+    assert!(
+        line.contains(&format!(": 91 stages in {total:.2} s ({load:.2} s to load the model, {trace:.2} s")),
+        "{line}"
+    );
+    if !cfg!(target_os = "linux") {
+        assert!(manifest["memory_beyond_model"].is_null());
+        return;
+    }
+    assert!(line.ends_with(" of memory beyond the model"), "{line}");
+    let few = manifest["memory_beyond_model"].as_u64().unwrap();
+    assert!(few < 64 << 20, "{few} bytes");
+
+    // Keys and values of 4 layers, 512 positions, 2 heads of 128: 4 MiB. The scores of a batch of 64: half a MiB.
+    let tokens = vec!["7"; 512].join(",");
+    let (_, manifest) = cost_of_a_trace(&dir, "many", TINY, &tokens, &["--stages", "attn_scores", "--layers", "3"]);
+    assert_eq!(manifest["stages"][0]["shape"], serde_json::json!([512, 4, 512]));
+    let many = manifest["memory_beyond_model"].as_u64().unwrap();
+    assert!(many > few && (9 << 19..64 << 20).contains(&many), "{many} bytes");
+}
+
 #[test]
 fn diff_names_the_stage_where_traces_part() {
     let dir = TempDir::new().unwrap();
