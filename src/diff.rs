@@ -243,8 +243,8 @@ impl Sums {
 
 impl Comparison {
     /// Compares the values of a stage in two traces. Shapes may differ as long as the number of values is the same:
-    /// programs differ in the dimensions that they keep apart. Values that are not equal match when their cosine, and the
-    /// quotient of their lengths, is at least `min_cosine`; with infinity nothing but equal bits agrees.
+    /// programs differ in the dimensions that they keep apart. Values that are not equal match when their cosine, and
+    /// the quotient of their lengths, is at least `min_cosine`; with infinity nothing but equal bits agrees.
     pub fn new(a: Option<&Array>, b: Option<&Array>, min_cosine: f64) -> Self {
         let side = |array: &Array| (array.shape.clone(), array.values.summary());
         let mut result = Self {
@@ -349,9 +349,9 @@ impl Report {
         self.rows.iter().find(|(_, row)| row.verdict.diverges())
     }
 
-    /// The first stage, in forward order, that is in both traces and is not equal in bits. Between two runs that promise the
-    /// same bits, this is the stage that broke the promise: values a little off are a match, and what comes of them may
-    /// diverge only layers later, where another expert is chosen, or nowhere.
+    /// The first stage, in forward order, that is in both traces and is not equal in bits. Between two runs that
+    /// promise the same bits, this is the stage that broke the promise: values a little off are a match, and what comes
+    /// of them may diverge only layers later, where another expert is chosen, or nowhere.
     pub fn first_difference(&self) -> Option<&(Point, Comparison)> {
         self.rows.iter().find(|(_, row)| !matches!(row.verdict, Verdict::Equal | Verdict::Missing))
     }

@@ -461,7 +461,8 @@ fn diff_names_the_stage_where_traces_part() {
 fn trace_and_diff_lead_to_the_tensor_that_is_wrong() {
     let dir = TempDir::new().unwrap();
     let good = trace(&dir, "good", &[]);
-    // Q4_K in layer 1 and Q6_K in layer 3; the factor of the first block of row 9, of the expert that the first token prefers.
+    // Q4_K in layer 1 and Q6_K in layer 3; the factor of the first block of row 9, of the expert that the first token
+    // prefers.
     for (layer, part, stage, before, bytes, factor) in [
         (1, "ffn_gate_exps", "moe_expert_gate", "moe_router_indices", 144, 0),
         (3, "ffn_down_exps", "moe_expert_out", "moe_expert_swiglu", 210, 208),

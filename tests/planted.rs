@@ -1,6 +1,7 @@
-//! Faults planted in weights and in the cache, one at a time: a test of `diff`. It must name the layer and the stage in which
-//! a fault shows first, the value there, and the stage before as the last that agrees. The truth is the CPU's trace without
-//! the fault; the other trace is the CPU's own, that of the emulated kernels, or that of a GPU where there is one.
+//! Faults planted in weights and in the cache, one at a time: a test of `diff`. It must name the layer and the stage in
+//! which a fault shows first, the value there, and the stage before as the last that agrees. The truth is the CPU's
+//! trace without the fault; the other trace is the CPU's own, that of the emulated kernels, or that of a GPU where
+//! there is one.
 
 mod common;
 
@@ -46,8 +47,8 @@ fn factors(kind: TensorType) -> &'static [usize] {
     if kind == Q4K { &[0, 2] } else { &[208] }
 }
 
-/// A small model whose matrices are all of one type. Read as the other type their bytes are finite weights, too, so that no
-/// check of a loader can tell.
+/// A small model whose matrices are all of one type. Read as the other type their bytes are finite weights, too, so
+/// that no check of a loader can tell.
 fn model_file(kind: TensorType) -> Arc<Gguf> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("small.gguf");
@@ -85,8 +86,8 @@ fn trace<B: Backend>(gguf: &Arc<Gguf>, backend: B) -> Vec<Recorded> {
     common::recorded(&model, &mut context, &TOKENS).1
 }
 
-/// The report names this point as the first that diverges, with the verdict and the value, and the one before as the last
-/// that agrees; everything before is equal in bits.
+/// The report names this point as the first that diverges, with the verdict and the value, and the one before as the
+/// last that agrees; everything before is equal in bits.
 #[track_caller]
 fn assert_found(what: &str, report: &Report, layer: usize, stage: Stage, verdict: Verdict, index: Option<usize>) {
     let at = |stage| Point { layer: Some(layer), stage };
@@ -210,7 +211,8 @@ fn a_mislabelled_type_on_a_gpu() {
     }
 }
 
-/// Trained weights are no finite ones of another type: the file is refused, and where that is not checked, `diff` says NaN.
+/// Trained weights are no finite ones of another type: the file is refused, and where that is not checked, `diff` says
+/// NaN.
 #[test]
 fn a_mislabelled_type_of_trained_weights() {
     let good = common::gguf();
@@ -240,8 +242,8 @@ const HEAD_DIM: usize = 128;
 const HEADS: usize = 4;
 const SHARED: usize = 2;
 
-/// A NaN at `POSITION` of one layer's cache, behind which `rows` tokens are traced, has come to the scores of the heads that
-/// see it, or to one dimension of their outputs.
+/// A NaN at `POSITION` of one layer's cache, behind which `rows` tokens are traced, has come to the scores of the heads
+/// that see it, or to one dimension of their outputs.
 #[track_caller]
 fn assert_nan_found(report: &Report, layer: usize, spoiled: Spoiled, rows: usize) {
     let head = ELEMENT / HEAD_DIM * SHARED;
@@ -307,8 +309,8 @@ fn a_nan_in_the_cache_on_a_gpu() {
     }
 }
 
-/// The cache of a backend cannot be reached from outside. A model with a NaN among the weights of one layer's keys or values
-/// computes one token of the context, which is not traced; the right model goes on from there.
+/// The cache of a backend cannot be reached from outside. A model with a NaN among the weights of one layer's keys or
+/// values computes one token of the context, which is not traced; the right model goes on from there.
 fn a_nan_projected_into_the_cache_is_found<B: Backend + Clone>(backend: &B) {
     let good = model_file(Q4K);
     let (cpu, right_model) = (load(&good, Cpu::new()), load(&good, backend.clone()));

@@ -1,5 +1,5 @@
-//! What a trace costs a forward that is not traced: nothing. Tracing adds outputs to the kernels that run anyway; no kernel
-//! runs, and none is replaced by another, because of it.
+//! What a trace costs a forward that is not traced: nothing. Tracing adds outputs to the kernels that run anyway; no
+//! kernel runs, and none is replaced by another, because of it.
 
 mod common;
 
@@ -41,8 +41,8 @@ fn outputs_added(plain: &Launch, traced: &Launch) -> Vec<String> {
         .collect()
 }
 
-/// A forward, one with a sink that wants nothing, and one that is traced throughout make the same launches. The first two
-/// also make them with the same arguments, to the last pointer, and read the same back; the third has outputs more.
+/// A forward, one with a sink that wants nothing, and one that is traced throughout make the same launches. The first
+/// two also make them with the same arguments, to the last pointer, and read the same back; the third has outputs more.
 fn traces_add_no_launch<D: Device>(device: &D) {
     let model = common::model(Gpu::new(Noted(device.clone())));
     let context = |trace| model.context(ContextOptions { trace, ..common::options() }).unwrap();

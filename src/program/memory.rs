@@ -9,9 +9,9 @@ use std::time::Duration;
 /// Time between two looks.
 const PERIOD: Duration = Duration::from_millis(2);
 
-/// Bytes of the process that are in memory and are no file's: the heap, stacks, copies. The pages of a mapped model file
-/// do not count, since the system takes them back when it needs them; so the peak that it keeps (`VmHWM`), in which they
-/// do, says little. `None` where the system is not Linux.
+/// Bytes of the process that are in memory and are no file's: the heap, stacks, copies. The pages of a mapped model
+/// file do not count, since the system takes them back when it needs them; so the peak that it keeps (`VmHWM`), in
+/// which they do, says little. `None` where the system is not Linux.
 fn anonymous() -> Option<u64> {
     parse(&fs::read_to_string("/proc/self/status").ok()?)
 }

@@ -23,8 +23,8 @@ use super::{capture, machine, npy};
 /// Tokens that are computed at once: values do not depend on it, and what the host holds of them does.
 const BATCH: usize = 64;
 
-/// Writes the values of every stage: `embedding.npy`, `layer00.attn_norm.npy` and so on, and `manifest.json`. Says how long
-/// it took, and how much memory of the host it had at most, beyond what there was when the model was loaded.
+/// Writes the values of every stage: `embedding.npy`, `layer00.attn_norm.npy` and so on, and `manifest.json`. Says how
+/// long it took, and how much memory of the host it had at most, beyond what there was when the model was loaded.
 #[derive(clap::Args)]
 pub struct Args {
     /// GGUF file
