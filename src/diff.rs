@@ -243,7 +243,8 @@ impl Sums {
 
 impl Comparison {
     /// Compares the values of a stage in two traces. Shapes may differ as long as the number of values is the same:
-    /// programs differ in the dimensions that they keep apart.
+    /// programs differ in the dimensions that they keep apart. Values that are not equal match when their cosine, and
+    /// the quotient of their lengths, is at least `min_cosine`; with infinity nothing but equal bits agrees.
     pub fn new(a: Option<&Array>, b: Option<&Array>, min_cosine: f64) -> Self {
         let side = |array: &Array| (array.shape.clone(), array.values.summary());
         let mut result = Self {
@@ -346,6 +347,13 @@ impl Report {
     /// The first stage, in forward order, whose values do not agree.
     pub fn first_divergence(&self) -> Option<&(Point, Comparison)> {
         self.rows.iter().find(|(_, row)| row.verdict.diverges())
+    }
+
+    /// The first stage, in forward order, that is in both traces and is not equal in bits. Between two runs that
+    /// promise the same bits, this is the stage that broke the promise: values a little off are a match, and what comes
+    /// of them may diverge only layers later, where another expert is chosen, or nowhere.
+    pub fn first_difference(&self) -> Option<&(Point, Comparison)> {
+        self.rows.iter().find(|(_, row)| !matches!(row.verdict, Verdict::Equal | Verdict::Missing))
     }
 
     /// The last stage before the first divergence whose values agree; the last one of all when nothing diverges.
@@ -498,8 +506,16 @@ mod tests {
         assert_eq!(report.first_divergence().unwrap().0.to_string(), "layer01.q");
         assert_eq!(report.last_agreement().unwrap().0.to_string(), "layer00.ffn_residual");
         assert_eq!(report.compared(), 4);
+        assert_eq!(report.first_difference(), report.first_divergence());
         let report = Report::new(vec![row("logits", one, one), row("embedding", one, None)]);
-        assert!(report.first_divergence().is_none());
+        assert!(report.first_divergence().is_none() && report.first_difference().is_none());
         assert_eq!(report.last_agreement().unwrap().0.to_string(), "logits");
+        // A match is no divergence, and not equal.
+        let near: Option<&[f32]> = Some(&[1.0, 2.0_f32.next_up()]);
+        let report =
+            Report::new(vec![row("logits", one, two), row("output_norm", one, near), row("embedding", one, one)]);
+        assert_eq!(report.first_difference().unwrap().0.to_string(), "output_norm");
+        assert_eq!(report.last_agreement().unwrap().0.to_string(), "output_norm");
+        assert_eq!(report.first_divergence().unwrap().0.to_string(), "logits");
     }
 }

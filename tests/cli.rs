@@ -368,6 +368,43 @@ fn a_trace_has_every_stage_and_a_manifest() {
     fails_with(&["trace", TINY, "--tokens", "1", "--layers", "4", "--out", &new], &["no layer 4"]);
 }
 
+/// The last line of a trace, and what its manifest says about time and memory.
+fn cost_of_a_trace(dir: &TempDir, name: &str, model: &str, tokens: &str, more: &[&str]) -> (String, Json) {
+    let out = path(dir, name);
+    let text = succeeds(&[&["trace", model, "--tokens", tokens, "--backend", "cpu", "--out", &out], more].concat());
+    let manifest: Json = serde_json::from_slice(&fs::read(Path::new(&out).join("manifest.json")).unwrap()).unwrap();
+    (text.lines().last().unwrap().to_owned(), manifest)
+}
+
+#[test]
+fn a_trace_says_what_it_costs() {
+    let dir = TempDir::new().unwrap();
+    let began = Instant::now();
+    let (line, manifest) = cost_of_a_trace(&dir, "few", TINY, "766,306,598", &[]);
+    let seconds = |name: &str| manifest["seconds"][name].as_f64().unwrap();
+    let (load, trace, total) = (seconds("load"), seconds("trace"), seconds("total"));
+    assert!(0.0 < load && 0.0 < trace && load + trace <= total, "{manifest}");
+    assert!(total <= began.elapsed().as_secs_f64(), "{manifest}");
+    assert!(
+        line.contains(&format!(": 91 stages in {total:.2} s ({load:.2} s to load the model, {trace:.2} s")),
+        "{line}"
+    );
+    if !cfg!(target_os = "linux") {
+        assert!(manifest["memory_beyond_model"].is_null());
+        return;
+    }
+    assert!(line.ends_with(" of memory beyond the model"), "{line}");
+    let few = manifest["memory_beyond_model"].as_u64().unwrap();
+    assert!(few < 64 << 20, "{few} bytes");
+
+    // Keys and values of 4 layers, 512 positions, 2 heads of 128: 4 MiB. The scores of a batch of 64: half a MiB.
+    let tokens = vec!["7"; 512].join(",");
+    let (_, manifest) = cost_of_a_trace(&dir, "many", TINY, &tokens, &["--stages", "attn_scores", "--layers", "3"]);
+    assert_eq!(manifest["stages"][0]["shape"], serde_json::json!([512, 4, 512]));
+    let many = manifest["memory_beyond_model"].as_u64().unwrap();
+    assert!(many > few && (9 << 19..64 << 20).contains(&many), "{many} bytes");
+}
+
 #[test]
 fn diff_names_the_stage_where_traces_part() {
     let dir = TempDir::new().unwrap();
@@ -393,9 +430,11 @@ fn diff_names_the_stage_where_traces_part() {
     let last = text.lines().last().unwrap();
     assert!(last.contains("the first that diverges is layer02.attn_norm (Diverge)"), "{last}");
     assert!(last.contains("agrees is layer01.ffn_residual (Equal)"), "{last}");
+    assert!(last.ends_with("; the first whose bits differ is layer01.v (Match)"), "{last}");
     let (code, json) = diff(&a, &b, &["--json"]);
     let report: Json = serde_json::from_str(&json).unwrap();
     assert_eq!((code, &report["first_divergence"]), (1, &Json::from("layer02.attn_norm")));
+    assert_eq!(report["first_difference"], "layer01.v");
     let row = report["stages"].as_array().unwrap().iter().find(|row| row["name"] == "layer01.v").unwrap();
     assert_eq!((&row["max_ulps"], &row["first_bad"]), (&Json::from(1), &Json::from(5)));
 
@@ -404,8 +443,70 @@ fn diff_names_the_stage_where_traces_part() {
     // A stricter bound.
     fs::remove_file(b.join("layer02.attn_norm.npy")).unwrap();
     fs::remove_file(b.join("layer02.q.npy")).unwrap();
-    assert_eq!(diff(&a, &b, &[]).0, 0);
-    assert_eq!(diff(&a, &b, &["--min-cosine", "2"]).0, 1);
+    let (code, text) = diff(&a, &b, &[]);
+    assert_eq!(code, 0, "{text}");
+    assert!(
+        text.ends_with(
+            "88 stages compared, all agree (3 in one trace only); the first whose bits differ is layer01.v (Match)\n"
+        ),
+        "{text}"
+    );
+    let (code, text) = diff(&a, &b, &["--exact"]);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("the first that diverges is layer01.v (Diverge)"), "{text}");
+}
+
+/// From a file with one wrong block, or with a wrong type, to its name.
+#[test]
+fn trace_and_diff_lead_to_the_tensor_that_is_wrong() {
+    let dir = TempDir::new().unwrap();
+    let good = trace(&dir, "good", &[]);
+    // Q4_K in layer 1 and Q6_K in layer 3; the factor of the first block of row 9, of the expert that the first token
+    // prefers.
+    for (layer, part, stage, before, bytes, factor) in [
+        (1, "ffn_gate_exps", "moe_expert_gate", "moe_router_indices", 144, 0),
+        (3, "ffn_down_exps", "moe_expert_out", "moe_expert_swiglu", 210, 208),
+        (0, "attn_output", "attn_proj", "attn_out", 144, 0),
+    ] {
+        let expert = match part {
+            "attn_output" => 0,
+            _ => npy::<u32>(good.join(format!("layer{layer:02}.moe_router_indices.npy"))).1[0] as usize,
+        };
+        let name = format!("blk.{layer}.{part}.weight");
+        for (lowest_bit, more) in [(false, &[][..]), (true, &["--exact"][..])] {
+            let spoil = |part: &mut Part| {
+                if part.name == name {
+                    let row = expert * part.dims[1] as usize + 9;
+                    let at = row * (part.dims[0] as usize / 256) * bytes + factor;
+                    // The lowest bit of a factor, or its exponent: 2^4 times as much.
+                    if lowest_bit { part.data[at] ^= 1 } else { part.data[at + 1] += 4 << 2 }
+                }
+                true
+            };
+            let out = path(&dir, &format!("{part}-{lowest_bit}"));
+            let model = changed(&dir, spoil, &[]);
+            succeeds(&["trace", &model, "--tokens", "766,306,598", "--backend", "cpu", "--out", &out]);
+            let output = run(&[&["diff", good.to_str().unwrap(), &out], more].concat());
+            assert_eq!(output.status.code(), Some(1), "{name}");
+            assert_eq!(String::from_utf8(output.stderr).unwrap(), "note: the manifests differ in model_sha256\n");
+            let text = String::from_utf8(output.stdout).unwrap();
+            let expected = format!(
+                "the first that diverges is layer{layer:02}.{stage} (Diverge); \
+                 the last stage before it that agrees is layer{layer:02}.{before} (Equal)\n"
+            );
+            assert!(text.ends_with(&expected), "{text}");
+        }
+    }
+    let name = "blk.2.ffn_up_exps.weight";
+    let mislabel = |part: &mut Part| {
+        if part.name == name {
+            part.kind = GgmlType::from_number(14).unwrap();
+            part.data.resize(part.data.len() / 144 * 210, 0);
+        }
+        true
+    };
+    let out = path(&dir, "mislabelled");
+    fails_with(&["trace", &changed(&dir, mislabel, &[]), "--tokens", "1", "--out", &out], &[name, "not finite"]);
 }
 
 #[test]

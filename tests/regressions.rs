@@ -4,9 +4,9 @@ mod common;
 
 use common::changed::{changed, tensor};
 use common::random::Random;
-use common::{Recorded, cuda_device, emulated_device};
+use common::{cuda_device, emulated_device};
 use kquant_moe::blocks::TensorType::{self, Q4K, Q6K};
-use kquant_moe::diff::{Array, Comparison, Point, Report, Values, Verdict};
+use kquant_moe::diff::Verdict;
 use kquant_moe::gguf::Gguf;
 use kquant_moe::model::backend::Backend;
 use kquant_moe::model::cpu::Cpu;
@@ -82,18 +82,6 @@ fn a_file_without_dense_ffn_tensors_loads() {
     assert!(logits.iter().all(|logit| logit.is_finite()));
 }
 
-/// A trace as `diff` takes it.
-fn arrays(records: Vec<Recorded>) -> Vec<(Point, Array)> {
-    let array = |Recorded { stage, layer, shape, bits, .. }| {
-        let values = match stage {
-            Stage::MoeRouterIndices => Values::Int(bits.into_iter().map(i64::from).collect()),
-            _ => Values::F32(bits.into_iter().map(f32::from_bits).collect()),
-        };
-        (Point { layer, stage }, Array { shape, values })
-    };
-    records.into_iter().map(array).collect()
-}
-
 /// Logits that are all NaN say nothing; the report names the stage, the layer and the value where it began.
 #[test]
 fn nan_logits_are_reported_with_the_first_bad_stage() {
@@ -108,14 +96,9 @@ fn nan_logits_are_reported_with_the_first_bad_stage() {
         let options = LoadOptions { check_blocks: false };
         let model = Model::load(gguf, Cpu::new(), options, &mut |_, _| {}).unwrap();
         let mut context = model.context(ContextOptions { trace: true, ..common::options() }).unwrap();
-        arrays(common::recorded(&model, &mut context, &[1, 2, 3]).1)
+        common::recorded(&model, &mut context, &[1, 2, 3]).1
     };
-    let (good, bad) = (trace(common::gguf()), trace(spoiled));
-    let rows = good.iter().zip(&bad).map(|((point, a), (other, b))| {
-        assert_eq!(point, other);
-        (*point, Comparison::new(Some(a), Some(b), 0.99))
-    });
-    let report = Report::new(rows.collect());
+    let report = common::compared(&trace(common::gguf()), &trace(spoiled), 0.99);
     let (last, logits) = &report.rows[report.rows.len() - 1];
     assert_eq!((last.stage, logits.verdict), (Stage::Logits, Verdict::NanB));
     let (shape, summary) = logits.b.as_ref().unwrap();

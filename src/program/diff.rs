@@ -23,6 +23,9 @@ pub struct Args {
     /// Stages with a smaller cosine diverge
     #[arg(long, value_name = "COSINE", default_value_t = 0.99)]
     min_cosine: f64,
+    /// Stages diverge unless all their bits are equal
+    #[arg(long, conflicts_with = "min_cosine")]
+    exact: bool,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -34,10 +37,11 @@ pub fn diff(args: &Args, out: &mut Out) -> Result<Outcome> {
     let mut points: Vec<Point> = a.keys().chain(b.keys()).copied().collect();
     points.sort_unstable();
     points.dedup();
+    let min_cosine = if args.exact { f64::INFINITY } else { args.min_cosine };
     // One stage at a time: traces can be larger than memory.
     let rows = points.into_iter().map(|point| {
         let read = |files: &BTreeMap<Point, PathBuf>| files.get(&point).map(|path| npy::read(path)).transpose();
-        Ok((point, Comparison::new(read(&a)?.as_ref(), read(&b)?.as_ref(), args.min_cosine)))
+        Ok((point, Comparison::new(read(&a)?.as_ref(), read(&b)?.as_ref(), min_cosine)))
     });
     let report = Report::new(rows.collect::<Result<_>>()?);
     if report.compared() == 0 {
@@ -128,10 +132,17 @@ pub fn conclusion(report: &Report) -> String {
     let agreed = report.last_agreement().map_or("nothing before it agrees".into(), |(point, row)| {
         format!("the last stage before it that agrees is {point} ({})", row.verdict)
     });
-    match report.first_divergence() {
-        None => format!("{count} stages compared, all agree{missing}"),
+    let diverges = report.first_divergence();
+    let inexact = report.first_difference().filter(|first| Some(*first) != diverges);
+    let inexact = inexact
+        .map_or(String::new(), |(point, row)| format!("; the first whose bits differ is {point} ({})", row.verdict));
+    match diverges {
+        None => format!("{count} stages compared, all agree{missing}{inexact}"),
         Some((point, row)) => {
-            format!("{count} stages compared{missing}: the first that diverges is {point} ({}); {agreed}", row.verdict)
+            let verdict = row.verdict;
+            format!(
+                "{count} stages compared{missing}: the first that diverges is {point} ({verdict}); {agreed}{inexact}"
+            )
         }
     }
 }
@@ -170,6 +181,7 @@ pub fn json_report(report: &Report) -> Value {
         "compared": report.compared(),
         "diverges": diverges.is_some(),
         "first_divergence": diverges.map(|(point, _)| point.to_string()),
+        "first_difference": report.first_difference().map(|(point, _)| point.to_string()),
         "last_agreement": report.last_agreement().map(|(point, _)| point.to_string()),
     })
 }

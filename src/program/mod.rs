@@ -8,6 +8,7 @@ mod info;
 mod input;
 mod logits;
 mod machine;
+mod memory;
 mod npy;
 mod output;
 mod run;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kquant_moe::device::CudaDevice;
 use kquant_moe::diff::Point;
@@ -15,10 +16,15 @@ use sha2::{Digest, Sha256};
 use super::Outcome;
 use super::backend::{self, Choice, Job, Kv};
 use super::input::{Source, TokenList};
-use super::output::{Out, Progress, io_error};
+use super::memory::Peak;
+use super::output::{self, Out, Progress, io_error};
 use super::{capture, machine, npy};
 
-/// Writes the values of every stage: `embedding.npy`, `layer00.attn_norm.npy` and so on, and `manifest.json`.
+/// Tokens that are computed at once: values do not depend on it, and what the host holds of them does.
+const BATCH: usize = 64;
+
+/// Writes the values of every stage: `embedding.npy`, `layer00.attn_norm.npy` and so on, and `manifest.json`. Says how
+/// long it took, and how much memory of the host it had at most, beyond what there was when the model was loaded.
 #[derive(clap::Args)]
 pub struct Args {
     /// GGUF file
@@ -57,6 +63,7 @@ enum Rows {
 
 /// Runs the command.
 pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
+    let began = Instant::now();
     let source = Source::open(Some(&args.model))?;
     let TokenList(tokens) = &args.tokens;
     source.check_tokens(tokens)?;
@@ -65,7 +72,7 @@ pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
         return Err(Error::Invalid(format!("--layers: there is no layer {layer} (layers: {layers})")));
     }
     let capacity = source.capacity(tokens.len(), None)?;
-    let options = ContextOptions { capacity, cache: args.kv.cache_type(), trace: true, ..ContextOptions::default() };
+    let options = ContextOptions { capacity, cache: args.kv.cache_type(), max_batch: BATCH, trace: true };
     let device = args.backend.device()?;
     empty_dir(&args.out)?;
     let (positions, rows) = match args.positions {
@@ -73,10 +80,10 @@ pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
         Rows::Last => (Positions::Last, 1),
     };
     let selection = Selection { stages: args.stages.clone(), layers: args.layers.clone(), positions };
-    let files = Files { dir: &args.out, rows, positions: tokens.len(), written: BTreeMap::new() };
-    let written = backend::run(device.as_ref(), Trace { source: &source, tokens, options, selection, files })?;
+    let files = Files { dir: &args.out, rows, positions: tokens.len(), memory: None, written: BTreeMap::new() };
+    let traced = backend::run(device.as_ref(), Trace { source: &source, tokens, options, selection, files })?;
 
-    let stages = written.iter().map(|(point, (shape, dtype))| {
+    let stages = traced.written.iter().map(|(point, (shape, dtype))| {
         json!({
             "file": format!("{point}.npy"),
             "stage": point.stage.name(),
@@ -85,21 +92,31 @@ pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
             "shape": shape,
         })
     });
+    let sha256 = sha256(&args.model)?;
+    let [load, trace, total] = [traced.load, traced.trace, began.elapsed()].map(|time| time.as_secs_f64());
     let manifest = json!({
         "crate": format!("kquant-moe {}", machine::VERSION),
         "model": source.name(),
         "model_bytes": source.gguf.file_len(),
-        "model_sha256": sha256(&args.model)?,
+        "model_sha256": sha256,
         "tokens": tokens,
         "positions": if positions == Positions::Last { "last" } else { "all" },
         "backend": if device.is_some() { "cuda" } else { "cpu" },
         "device": device.as_ref().map_or_else(|| Ok(machine::cpu()), CudaDevice::describe)?,
         "kv": args.kv.name(),
+        "seconds": { "load": load, "trace": trace, "total": total },
+        "memory_beyond_model": traced.memory,
         "stages": stages.collect::<Vec<Value>>(),
     });
     let path = args.out.join("manifest.json");
     fs::write(&path, format!("{manifest:#}\n")).map_err(|source| io_error(path, source))?;
-    out.line(format_args!("{}: {} stages", args.out.display(), written.len()))?;
+    let memory = traced.memory.map(|bytes| format!(", {} of memory beyond the model", output::bytes(bytes)));
+    out.line(format_args!(
+        "{}: {} stages in {total:.2} s ({load:.2} s to load the model, {trace:.2} s to trace){}",
+        args.out.display(),
+        traced.written.len(),
+        memory.unwrap_or_default()
+    ))?;
     Ok(Outcome::Ok)
 }
 
@@ -140,6 +157,8 @@ struct Files<'a> {
     rows: usize,
     /// Positions that the last token sees.
     positions: usize,
+    /// What memory is in use, from when the model is loaded; nothing where the system does not say.
+    memory: Option<Peak>,
     /// Shape and type of what was begun.
     written: BTreeMap<Point, (Vec<usize>, &'static str)>,
 }
@@ -168,6 +187,10 @@ impl Files<'_> {
             npy::create::<T>(&path, &shape)?;
             self.written.insert(point, (shape, T::DESCR));
         }
+        // The values are here, and in the context's buffers: more than between two records.
+        if let Some(memory) = &self.memory {
+            memory.sample();
+        }
         npy::append(&path, values)
     }
 }
@@ -180,17 +203,37 @@ struct Trace<'a> {
     files: Files<'a>,
 }
 
-impl Job for Trace<'_> {
-    type Output = BTreeMap<Point, (Vec<usize>, &'static str)>;
+/// What a trace comes to.
+struct Traced {
+    /// Shape and type of each stage.
+    written: BTreeMap<Point, (Vec<usize>, &'static str)>,
+    /// Until the model was loaded.
+    load: Duration,
+    /// From then until everything was written.
+    trace: Duration,
+    /// Most bytes of memory in use meanwhile, beyond those when the model was loaded.
+    memory: Option<u64>,
+}
 
-    fn run<B: Backend>(mut self, backend: B, _: Option<&CudaDevice>) -> Result<Self::Output> {
-        let (model, mut context) = self.source.load_with_context(backend, self.options)?;
-        let logits = match self.selection.positions {
-            Positions::All => Logits::All,
-            Positions::Last => Logits::Last,
+impl Job for Trace<'_> {
+    type Output = Traced;
+
+    fn run<B: Backend>(mut self, backend: B, _: Option<&CudaDevice>) -> Result<Traced> {
+        let began = Instant::now();
+        let model = self.source.load(backend, &self.options)?;
+        let loaded = Instant::now();
+        self.files.memory = Peak::watch();
+        let mut context = model.context(self.options)?;
+        let (logits, call) = match self.selection.positions {
+            // A call returns logits that were written when they were recorded: short calls keep few of them.
+            Positions::All => (Logits::All, context.max_batch()),
+            Positions::Last => (Logits::Last, self.tokens.len()),
         };
         let mut sink = Select { selection: self.selection, record: |record: Record<'_>| self.files.record(record) };
-        context.trace(&model, self.tokens, logits, &mut sink)?;
-        Ok(self.files.written)
+        for tokens in self.tokens.chunks(call) {
+            context.trace(&model, tokens, logits, &mut sink)?;
+        }
+        let memory = self.files.memory.take().map(Peak::bytes);
+        Ok(Traced { written: self.files.written, load: loaded - began, trace: loaded.elapsed(), memory })
     }
 }

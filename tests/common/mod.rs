@@ -4,6 +4,7 @@
 pub mod changed;
 mod devices;
 mod emulated;
+pub mod launches;
 pub mod random;
 
 pub use devices::{cuda_device, emulated_device};
@@ -14,6 +15,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kquant_moe::diff::{Array, Comparison, Point, Report, Values};
 use kquant_moe::gguf::Gguf;
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::{Backend, CacheType, Context, ContextOptions, LoadOptions, Logits, Model};
@@ -245,6 +247,24 @@ pub fn recorded<B: Backend>(model: &Model<B>, context: &mut Context<B>, tokens: 
     };
     let logits = context.trace(model, tokens, Logits::All, &mut sink).unwrap();
     (logits, records)
+}
+
+/// The comparison of two traces of the same calls, as the program's `diff` makes it.
+pub fn compared(a: &[Recorded], b: &[Recorded], min_cosine: f64) -> Report {
+    let array = |record: &Recorded| {
+        let values = match record.stage {
+            Stage::MoeRouterIndices => Values::Int(record.bits.iter().map(|&index| index.into()).collect()),
+            _ => Values::F32(record.bits.iter().map(|&bits| f32::from_bits(bits)).collect()),
+        };
+        Array { shape: record.shape.clone(), values }
+    };
+    let point = |record: &Recorded| Point { layer: record.layer, stage: record.stage };
+    assert_eq!(a.len(), b.len());
+    let rows = a.iter().zip(b).map(|(a, b)| {
+        assert_eq!((point(a), a.position), (point(b), b.position));
+        (point(a), Comparison::new(Some(&array(a)), Some(&array(b)), min_cosine))
+    });
+    Report::new(rows.collect())
 }
 
 /// The same records with the same bits; the first that differ are named.
