@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use kquant_moe::gguf::Gguf;
+use kquant_moe::model::gpu::weight_reads;
 use kquant_moe::model::{Backend, Config, Context, ContextOptions, LoadOptions, MemoryPlan, Model, Tensors};
 use kquant_moe::{Error, Result};
 
@@ -77,17 +78,9 @@ impl Source {
         Ok((model, context))
     }
 
-    /// Bytes of weights that one decoded token reads: all matrices and vectors, of the experts those that the token uses,
-    /// of the embedding table one row.
+    /// Bytes of weights that one decoded token reads.
     pub fn bytes_per_token(&self) -> u64 {
-        let Config { top_k, vocab, .. } = self.config;
-        let bytes = |tensor: &kquant_moe::model::Tensor| {
-            let bytes = tensor.bytes().len() as u64;
-            if tensor.experts() > 1 { bytes / tensor.experts() as u64 * top_k as u64 } else { bytes }
-        };
-        let layers: u64 = self.tensors.layers.iter().flat_map(|layer| layer.iter()).map(bytes).sum();
-        let row = self.tensors.embedding.bytes().len() as u64 / vocab as u64;
-        layers + bytes(&self.tensors.output_norm) + bytes(&self.tensors.output) + row
+        weight_reads(&self.config, &self.tensors).values().sum()
     }
 
     /// Checks tokens before anything large is loaded, with the errors that the model would give.
