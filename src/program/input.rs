@@ -10,6 +10,7 @@ use kquant_moe::model::gpu::weight_reads;
 use kquant_moe::model::{Backend, Config, Context, ContextOptions, LoadOptions, MemoryPlan, Model, Tensors};
 use kquant_moe::{Error, Result};
 
+use super::backend::{Choice, Kv};
 use super::output::Progress;
 use super::tokenizer::Tokenizer;
 
@@ -118,6 +119,42 @@ impl FromStr for TokenList {
             return Ok(Self(Vec::new()));
         }
         text.split(',').map(|token| token.trim().parse()).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// What is computed, of commands that write values to files: a model's values for given tokens.
+#[derive(clap::Args)]
+pub struct Sequence {
+    /// GGUF file
+    pub model: PathBuf,
+    /// Token ids, separated by commas
+    #[arg(long, value_name = "IDS")]
+    tokens: TokenList,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: Choice,
+    /// Element type of the KV cache
+    #[arg(long, value_enum, default_value_t)]
+    pub kv: Kv,
+}
+
+impl Sequence {
+    /// Opens the model and checks that it has the tokens.
+    pub fn open(&self) -> Result<Source> {
+        let source = Source::open(Some(&self.model))?;
+        source.check_tokens(self.tokens())?;
+        Ok(source)
+    }
+
+    /// At least one, once the model is open.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens.0
+    }
+
+    /// A context with room for the tokens and no more.
+    pub fn options(&self, source: &Source, trace: bool) -> Result<ContextOptions> {
+        let capacity = source.capacity(self.tokens().len(), None)?;
+        Ok(ContextOptions { capacity, cache: self.kv.cache_type(), trace, ..ContextOptions::default() })
     }
 }
 

@@ -13,25 +13,16 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Outcome;
-use super::backend::{self, Choice, Job, Kv};
-use super::input::{Source, TokenList};
+use super::backend::{self, Job};
+use super::input::{Sequence, Source};
 use super::output::{Out, Progress, io_error};
 use super::{capture, machine, npy};
 
 /// Writes the values of every stage: `embedding.npy`, `layer00.attn_norm.npy` and so on, and `manifest.json`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// GGUF file
-    model: PathBuf,
-    /// Token ids, separated by commas
-    #[arg(long, value_name = "IDS")]
-    tokens: TokenList,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t)]
-    backend: Choice,
-    /// Element type of the KV cache
-    #[arg(long, value_enum, default_value_t)]
-    kv: Kv,
+    #[command(flatten)]
+    sequence: Sequence,
     /// Stages to write, separated by commas; all when not given
     #[arg(long, value_name = "STAGES", value_delimiter = ',')]
     stages: Option<Vec<Stage>>,
@@ -57,16 +48,14 @@ enum Rows {
 
 /// Runs the command.
 pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
-    let source = Source::open(Some(&args.model))?;
-    let TokenList(tokens) = &args.tokens;
-    source.check_tokens(tokens)?;
+    let sequence = &args.sequence;
+    let (source, tokens) = (sequence.open()?, sequence.tokens());
     let layers = source.config.layers;
     if let Some(&layer) = args.layers.iter().flatten().find(|&&layer| layer >= layers) {
         return Err(Error::Invalid(format!("--layers: there is no layer {layer} (layers: {layers})")));
     }
-    let capacity = source.capacity(tokens.len(), None)?;
-    let options = ContextOptions { capacity, cache: args.kv.cache_type(), trace: true, ..ContextOptions::default() };
-    let device = args.backend.device()?;
+    let options = sequence.options(&source, true)?;
+    let device = sequence.backend.device()?;
     empty_dir(&args.out)?;
     let (positions, rows) = match args.positions {
         Rows::All => (Positions::All, tokens.len()),
@@ -89,12 +78,12 @@ pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
         "crate": format!("kquant-moe {}", machine::VERSION),
         "model": source.name(),
         "model_bytes": source.gguf.file_len(),
-        "model_sha256": sha256(&args.model)?,
+        "model_sha256": sha256(&sequence.model)?,
         "tokens": tokens,
         "positions": if positions == Positions::Last { "last" } else { "all" },
         "backend": if device.is_some() { "cuda" } else { "cpu" },
         "device": device.as_ref().map_or_else(|| Ok(machine::cpu()), CudaDevice::describe)?,
-        "kv": args.kv.name(),
+        "kv": sequence.kv.name(),
         "stages": stages.collect::<Vec<Value>>(),
     });
     let path = args.out.join("manifest.json");
