@@ -8,8 +8,10 @@ use std::marker::PhantomData;
 use crate::{Error, Result, sys};
 
 mod cuda;
+mod probe;
 
-pub use cuda::{CudaDevice, CudaGraph};
+pub use cuda::{CudaDevice, CudaGraph, CudaMark};
+pub use probe::Probe;
 
 /// Memory and a queue of one device. Clones share the queue; [`Device::fork`] makes another one.
 ///
@@ -30,6 +32,12 @@ pub unsafe trait Device: Clone + Send + Sync + 'static {
     fn fork(&self) -> Result<Self>;
     /// Makes the device current for the calling thread; called before every launch.
     fn activate(&self) -> Result<()>;
+    /// Whether a launch of this kernel is made, asked once before each one. A device that measures leaves launches out, see
+    /// [`Probe`].
+    #[inline]
+    fn wants(&self, _kernel: &'static str) -> bool {
+        true
+    }
     /// Free and total bytes.
     fn memory(&self) -> Result<(u64, u64)>;
     /// Allocates `bytes` bytes with unspecified contents.

@@ -201,9 +201,10 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             (3, 10, 2, 192, 3, 6),
             (2, 16, 1, 256, 64, 70),
             (2, 26, 2, 64, 1, 100),
-            // More chunks than a warp has lanes.
+            // More chunks than a warp has lanes, and than are joined at once.
             (2, 32, 2, 128, 66, 70),
             (1, 2, 1, 64, 2100, 2200),
+            (1, 1, 1, 64, 8300, 8310),
         ],
         &[
             (1, 32, 4, 128, 511, 1024),
@@ -532,7 +533,8 @@ fn takes_in_the_rotation<D: Device>(device: &D, size: Size) {
         &[(32, 4, 128), (32, 2, 256)],
     );
     for (case, (heads, kv_heads, head_dim)) in heads.into_iter().enumerate() {
-        for start in size.shapes(&[0, 1, 63, 64, 65, 130], &[1000, 2100]) {
+        // At full size more chunks than blocks at once, too.
+        for start in size.shapes(&[0, 1, 63, 64, 65, 130], &[1000, 2100, 6000]) {
             for (kind, cache) in CACHES.into_iter().enumerate() {
                 // Up to the last position of the capacity.
                 let capacity = start + 1 + [0, 3, 64][(case + start + kind) % 3];

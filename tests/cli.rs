@@ -288,8 +288,15 @@ fn bench_reports_rates_and_the_machine() {
     let small = ["bench", "--tokens", "3", "--runs", "3", "--depth", "5", "--prefill", "7"];
     let text = succeeds(&small);
     assert!(text.contains("3 tokens at depth 5") && text.contains("GB/s") && text.contains("7 tokens\n"), "{text}");
+    // What only a GPU has is left out.
+    let starts: Vec<&str> = text.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(starts, ["decode", "weights", "prefill"], "{text}");
     let report: Json = serde_json::from_str(&succeeds(&[&small[..], &["--json"]].concat())).unwrap();
     assert_eq!(report["backend"], "cpu");
+    for key in ["memory", "step"] {
+        assert!(report.as_object().unwrap().contains_key(key) && report[key].is_null(), "{key}: {report}");
+    }
+    assert!(report["decode"]["device_runs"].is_null() && report["decode"]["copy_bytes_per_second"].is_null());
     assert_eq!(report["decode"]["runs"].as_array().unwrap().len(), 3);
     assert!(report["decode"]["tokens_per_second"].as_f64().unwrap() > 0.0);
     assert!(report["prefill"]["tokens_per_second"].as_f64().unwrap() > 0.0);

@@ -170,8 +170,10 @@ fn a_row_off_by_one_in_moe_down() {
 #[test]
 fn a_row_too_many_in_q4_k_matvec() {
     let (find, replace) = ("KQM_TILE_ROWS && r < a.w.rows;", "KQM_TILE_ROWS && r <= a.w.rows;");
-    let found =
-        Found::Report(&[Failure::MemoryFault], &["kernel kqm_matvec_tile_kernel", "thread (", "past the end of the buffer"]);
+    let found = Found::Report(
+        &[Failure::MemoryFault],
+        &["kernel kqm_matvec_tile_kernel", "thread (", "past the end of the buffer"],
+    );
     check(q4_k_matvec, "q4_k_matvec.cu", "common/matvec.cuh", find, replace, found);
 }
 

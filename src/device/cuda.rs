@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys as driver};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys as driver};
 
 use super::Device;
 use crate::{Error, Result, sys};
@@ -103,16 +103,18 @@ impl CudaDevice {
 
     /// Seconds between the start and the end of the work that `enqueue` puts on the stream, by the device's clock.
     pub fn time(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<f64> {
-        let flags = Some(driver::CUevent_flags::CU_EVENT_DEFAULT);
-        let start = self.stream.record_event(flags)?;
+        let start = self.mark()?;
         enqueue()?;
-        let end = self.stream.record_event(flags)?;
-        end.synchronize()?;
-        Ok(f64::from(start.elapsed_ms(&end)?) / 1e3)
+        self.mark()?.seconds_since(&start)
     }
 
-    /// Captures the work that `enqueue` puts on the stream as a graph. The work may not allocate, copy from or to the host,
-    /// or wait.
+    /// A mark on the stream: the work that is on it now lies before the mark.
+    pub fn mark(&self) -> Result<CudaMark> {
+        Ok(CudaMark { event: self.stream.record_event(Some(driver::CUevent_flags::CU_EVENT_DEFAULT))? })
+    }
+
+    /// Captures the work that `enqueue` puts on the stream as a graph, which goes to the device at once, so that the first
+    /// launch is not slower than the others. The work may not allocate, copy from or to the host, or wait.
     pub fn capture(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
         self.stream.begin_capture(driver::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
         let enqueued = enqueue();
@@ -121,7 +123,24 @@ impl CudaDevice {
             self.stream.end_capture(driver::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
         enqueued?;
         let graph = graph?.ok_or_else(|| Error::Cuda("the captured graph is empty".into()))?;
+        graph.upload()?;
         Ok(CudaGraph { graph })
+    }
+}
+
+/// A place in the work of a stream, and the device's time when the work got there.
+#[derive(Debug)]
+pub struct CudaMark {
+    event: CudaEvent,
+}
+
+impl CudaMark {
+    /// Seconds from an earlier mark to this one, by the device's clock. Waits until the work has got here.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], also for what failed on the way.
+    pub fn seconds_since(&self, earlier: &Self) -> Result<f64> {
+        Ok(f64::from(earlier.event.elapsed_ms(&self.event)?) / 1e3)
     }
 }
 
@@ -132,7 +151,7 @@ pub struct CudaGraph {
 
 // SAFETY: a graph may move between threads; the driver only forbids concurrent use, which `&mut self` in `launch` excludes.
 unsafe impl Send for CudaGraph {}
-// SAFETY: nothing that takes a shared reference touches the graph.
+// SAFETY: what takes a shared reference does not touch the executable graph, and only counts the nodes of the other one.
 unsafe impl Sync for CudaGraph {}
 
 impl std::fmt::Debug for CudaGraph {
@@ -148,6 +167,17 @@ impl CudaGraph {
     /// [`Error::Cuda`].
     pub fn launch(&mut self) -> Result<()> {
         Ok(self.graph.launch()?)
+    }
+
+    /// What was captured, as a number of kernel launches: a launcher of this crate's may make several.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn launches(&self) -> Result<usize> {
+        let mut nodes = 0;
+        // SAFETY: the graph is alive; without an array of nodes the driver writes their number only.
+        unsafe { driver::cuGraphGetNodes(self.graph.cu_graph(), std::ptr::null_mut(), &mut nodes) }.result()?;
+        Ok(nodes)
     }
 }
 

@@ -218,22 +218,26 @@ fn optional<T>(slice: Option<SliceMut<'_, T>>) -> *mut T {
     slice.map_or(std::ptr::null_mut(), |slice| slice.as_ptr())
 }
 
-/// Calls one launcher of the device's table with checked arguments.
+/// Calls one launcher of the device's table with checked arguments, unless the device does not want the kernel.
 macro_rules! launch {
     ($device:expr, $kernel:ident, $args:expr) => {{
         let device = $device;
-        device.activate()?;
         let name = stringify!($kernel);
-        let launcher = device.kernels().$kernel.ok_or(Error::Kernel {
-            kernel: name,
-            status: sys::KQM_NULL_POINTER,
-            message: "the table has no launcher".into(),
-        })?;
-        let args = $args;
-        // SAFETY: the wrapper checked every operand's length against the shapes; operands are borrowed device memory, which
-        // work enqueued earlier on the same queue wrote.
-        let status = unsafe { launcher(&args, device.stream()) };
-        check_launch(device, name, status)
+        if device.wants(name) {
+            device.activate()?;
+            let launcher = device.kernels().$kernel.ok_or(Error::Kernel {
+                kernel: name,
+                status: sys::KQM_NULL_POINTER,
+                message: "the table has no launcher".into(),
+            })?;
+            let args = $args;
+            // SAFETY: the wrapper checked every operand's length against the shapes; operands are borrowed device memory,
+            // which work enqueued earlier on the same queue wrote.
+            let status = unsafe { launcher(&args, device.stream()) };
+            check_launch(device, name, status)
+        } else {
+            Ok(())
+        }
     }};
 }
 use launch;

@@ -1,5 +1,6 @@
 //! A sequence in progress: its cache, its position and the buffers of a forward, allocated once.
 
+use std::marker::PhantomData;
 use std::ops::{ControlFlow, Range};
 
 use super::Model;
@@ -468,16 +469,30 @@ impl<B: Backend> Context<B> {
     /// # Errors
     /// Those of [`Self::forward`]. The position stays as it was then.
     pub fn decode(&mut self, model: &Model<B>, token: u32, count: usize) -> Result<Vec<u32>> {
+        self.decode_marked(model, token, count, |_| Ok(()))
+    }
+
+    /// [`Self::decode`], for measurements: `mark` gets the backend directly before the first step is enqueued and directly
+    /// after the last one.
+    ///
+    /// # Errors
+    /// Those of [`Self::decode`], and those of `mark`.
+    pub fn decode_marked(
+        &mut self,
+        model: &Model<B>,
+        token: u32,
+        count: usize,
+        mut mark: impl FnMut(&B) -> Result<()>,
+    ) -> Result<Vec<u32>> {
         if count == 0 {
             return Ok(Vec::new());
         }
         self.check(model, &[token])?;
-        let (used, capacity) = (self.position, self.sizes.cache.capacity);
-        if count > capacity - used {
-            return Err(Error::ContextOverflow { used, wanted: count, capacity });
-        }
-        let Self { backend, config, state, step, .. } = self;
+        self.check_room(count)?;
+        let used = self.position;
+        let Self { backend, state, step, .. } = self;
         backend.set_input(&mut state.input, &[token], used)?;
+        mark(backend)?;
         for _ in 0..count {
             if let Step::Recorded(id, graph) = step
                 && *id == model.id
@@ -487,22 +502,36 @@ impl<B: Backend> Context<B> {
                 unsafe { backend.replay(graph)? };
                 continue;
             }
-            let mut enqueue = || {
-                let (sink, rows) = (&mut NoTrace, 1);
-                let mut tracer = Tracer { sink, layer: None, start: used, rows, capacity, last: true };
-                forward(model, backend, state, 1, &mut tracer)?;
-                head(model, backend, state, &(0..1), &mut tracer)?;
-                backend.feed_back(&state.logits, config.vocab, &mut state.input)
-            };
-            enqueue()?;
+            decode_step(model, backend, state)?;
             if !matches!(step, Step::Unrecorded) {
-                let graph = backend.record(enqueue)?;
+                let graph = backend.record(|| decode_step(model, backend, state))?;
                 *step = graph.map_or(Step::Unrecorded, |graph| Step::Recorded(model.id, graph));
             }
         }
+        mark(backend)?;
         let tokens = backend.read_choices(&state.input, used, count)?;
         self.position = used + count;
         Ok(tokens)
+    }
+
+    /// Records the decode step anew, `steps` times in a row, to be measured: without the launches that the backend leaves out
+    /// at the time, see [`Probe`](crate::device::Probe). `None` unless [`Self::decode`] has recorded a step of this model.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for no steps, [`Error::ContextOverflow`] for more than there are positions left, and what the
+    /// backend reports.
+    pub fn record_steps<'a>(&'a mut self, model: &'a Model<B>, steps: usize) -> Result<Option<RecordedSteps<'a, B>>> {
+        if !matches!(self.step, Step::Recorded(id, _) if id == model.id) {
+            return Ok(None);
+        }
+        if steps == 0 {
+            return Err(Error::Invalid("a recording needs at least one step".into()));
+        }
+        self.check_room(steps)?;
+        let Self { backend, state, position, sizes, .. } = self;
+        let graph = backend.record(|| (0..steps).try_for_each(|_| decode_step(model, backend, state)))?;
+        let (position, room) = (*position, sizes.cache.capacity - *position);
+        Ok(graph.map(|graph| RecordedSteps { backend, state, graph, steps, position, room, model: PhantomData }))
     }
 
     /// Everything that a forward does: checks, micro-batches, and the logits in groups of rows. `take` gets the buffer
@@ -550,11 +579,69 @@ impl<B: Backend> Context<B> {
         if let Some(position) = tokens.iter().position(|&token| token as usize >= vocab) {
             return Err(Error::TokenOutOfRange { token: tokens[position], position, vocab });
         }
-        let (used, wanted, capacity) = (self.position, tokens.len(), self.capacity());
+        self.check_room(tokens.len())
+    }
+
+    /// Fails unless that many positions are left.
+    fn check_room(&self, wanted: usize) -> Result<()> {
+        let (used, capacity) = (self.position, self.capacity());
         if wanted > capacity - used {
             return Err(Error::ContextOverflow { used, wanted, capacity });
         }
         Ok(())
+    }
+}
+
+/// Enqueues a decode step: the forward of the input's one token, and its most probable token as the next input.
+fn decode_step<B: Backend>(model: &Model<B>, backend: &B, state: &mut State<B>) -> Result<()> {
+    // Nothing is traced, so that the position, which only the input has, does not matter.
+    let mut tracer = Tracer { sink: &mut NoTrace, layer: None, start: 0, rows: 1, capacity: 0, last: true };
+    forward(model, backend, state, 1, &mut tracer)?;
+    head(model, backend, state, &(0..1), &mut tracer)?;
+    backend.feed_back(&state.logits, model.config().vocab, &mut state.input)
+}
+
+/// Decode steps that were recorded in a row, see [`Context::record_steps`].
+pub struct RecordedSteps<'a, B: Backend> {
+    backend: &'a B,
+    state: &'a mut State<B>,
+    graph: B::Graph,
+    steps: usize,
+    position: usize,
+    /// Positions from there on.
+    room: usize,
+    /// The graph uses the weights.
+    model: PhantomData<&'a Model<B>>,
+}
+
+impl<B: Backend> RecordedSteps<'_, B> {
+    /// What the backend recorded.
+    pub fn graph(&self) -> &B::Graph {
+        &self.graph
+    }
+
+    /// Does the recorded steps `times` times in a row, from the context's position and the same token on every call, and waits.
+    /// `mark` gets the backend directly before and directly after they are enqueued. The context stays at its position:
+    /// what is computed here lies behind it.
+    ///
+    /// # Errors
+    /// [`Error::ContextOverflow`] for more steps than there are positions left, those of `mark`, and what the backend
+    /// reports.
+    pub fn replay(&mut self, times: usize, mut mark: impl FnMut(&B) -> Result<()>) -> Result<()> {
+        let wanted = self.steps.saturating_mul(times);
+        if wanted > self.room {
+            let (used, capacity) = (self.position, self.position + self.room);
+            return Err(Error::ContextOverflow { used, wanted, capacity });
+        }
+        self.backend.set_input(&mut self.state.input, &[0], self.position)?;
+        mark(self.backend)?;
+        for _ in 0..times {
+            // SAFETY: the graph was recorded on the state that is borrowed mutably and on the weights of the model that is
+            // borrowed, and every step starts at a position that fits.
+            unsafe { self.backend.replay(&mut self.graph)? };
+        }
+        mark(self.backend)?;
+        self.backend.synchronize()
     }
 }
 

@@ -1,7 +1,10 @@
 //! The GPU backend: the forward's operations as kernel launches on a [`Device`].
 
+use std::collections::BTreeMap;
+
 use super::backend::{Attention, Backend, CacheShape, CacheType, Down, NormQkv, NormRouter, RoutingShape, Swiglu};
-use super::weights::Tensor;
+use super::config::Config;
+use super::weights::{Tensor, Tensors};
 use crate::blocks::{BLOCK, TensorType};
 use crate::device::{Buffer, Device, Slice};
 use crate::kernels::{
@@ -120,6 +123,40 @@ fn stage(tensor: &Tensor) -> (usize, usize) {
     let kind = tensor.kind();
     let expert_bytes = tensor.rows() * (tensor.cols() / kind.block_len()) * kind.block_bytes();
     (expert_bytes, (STAGE_BYTES / expert_bytes).clamp(1, tensor.experts()))
+}
+
+/// Bytes of weights that one decoded token reads, by the kernel that reads them: all matrices and vectors, of the experts
+/// those that the token uses, of the embedding table one row.
+pub fn weight_reads(config: &Config, tensors: &Tensors) -> BTreeMap<&'static str, u64> {
+    let mut reads = BTreeMap::new();
+    let mut add = |kernel: &'static str, tensor: &Tensor, part: usize, of: usize| {
+        *reads.entry(kernel).or_default() += tensor.bytes().len() as u64 / of as u64 * part as u64;
+    };
+    let fused = config.hidden <= FusedNorm::MAX_COLS;
+    let norm_in = |kernel| if fused { kernel } else { "rms_norm" };
+    add("embedding", &tensors.embedding, 1, config.vocab);
+    for layer in &tensors.layers {
+        add(norm_in("qkv"), &layer.attn_norm, 1, 1);
+        for matrix in [&layer.q, &layer.k, &layer.v] {
+            add("qkv", matrix, 1, 1);
+        }
+        add("attention", &layer.q_norm, 1, 1);
+        add("attention", &layer.k_norm, 1, 1);
+        add(product_kernel(&layer.attn_output), &layer.attn_output, 1, 1);
+        add(norm_in("moe_router"), &layer.ffn_norm, 1, 1);
+        add("moe_router", &layer.router, 1, 1);
+        for (kernel, matrices) in [("moe_swiglu", &layer.gate), ("moe_swiglu", &layer.up), ("moe_down", &layer.down)] {
+            add(kernel, matrices, config.top_k, config.experts);
+        }
+    }
+    add("rms_norm", &tensors.output_norm, 1, 1);
+    add(product_kernel(&tensors.output), &tensors.output, 1, 1);
+    reads
+}
+
+/// The kernel that multiplies a plain matrix: the other one of `Gpu::product`'s only two types is Q4_K.
+fn product_kernel(matrix: &Tensor) -> &'static str {
+    if matrix.kind() == TensorType::Q6K { "q6_k_gemv" } else { "q4_k_matvec" }
 }
 
 fn element_kind(element: CacheType) -> TensorType {

@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use backend::{Backend, CacheType};
 pub use config::Config;
-pub use context::{Context, ContextOptions, Logits, MemoryPlan};
+pub use context::{Context, ContextOptions, Logits, MemoryPlan, RecordedSteps};
 pub use weights::{Tensor, Tensors, Weights};
 
 use crate::Result;

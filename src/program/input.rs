@@ -6,9 +6,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use kquant_moe::gguf::Gguf;
+use kquant_moe::model::gpu::weight_reads;
 use kquant_moe::model::{Backend, Config, Context, ContextOptions, LoadOptions, MemoryPlan, Model, Tensors};
 use kquant_moe::{Error, Result};
 
+use super::backend::{Choice, Kv};
 use super::output::Progress;
 use super::tokenizer::Tokenizer;
 
@@ -77,17 +79,9 @@ impl Source {
         Ok((model, context))
     }
 
-    /// Bytes of weights that one decoded token reads: all matrices and vectors, of the experts those that the token uses,
-    /// of the embedding table one row.
+    /// Bytes of weights that one decoded token reads.
     pub fn bytes_per_token(&self) -> u64 {
-        let Config { top_k, vocab, .. } = self.config;
-        let bytes = |tensor: &kquant_moe::model::Tensor| {
-            let bytes = tensor.bytes().len() as u64;
-            if tensor.experts() > 1 { bytes / tensor.experts() as u64 * top_k as u64 } else { bytes }
-        };
-        let layers: u64 = self.tensors.layers.iter().flat_map(|layer| layer.iter()).map(bytes).sum();
-        let row = self.tensors.embedding.bytes().len() as u64 / vocab as u64;
-        layers + bytes(&self.tensors.output_norm) + bytes(&self.tensors.output) + row
+        weight_reads(&self.config, &self.tensors).values().sum()
     }
 
     /// Checks tokens before anything large is loaded, with the errors that the model would give.
@@ -125,6 +119,42 @@ impl FromStr for TokenList {
             return Ok(Self(Vec::new()));
         }
         text.split(',').map(|token| token.trim().parse()).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// What is computed, of commands that write values to files: a model's values for given tokens.
+#[derive(clap::Args)]
+pub struct Sequence {
+    /// GGUF file
+    pub model: PathBuf,
+    /// Token ids, separated by commas
+    #[arg(long, value_name = "IDS")]
+    tokens: TokenList,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    pub backend: Choice,
+    /// Element type of the KV cache
+    #[arg(long, value_enum, default_value_t)]
+    pub kv: Kv,
+}
+
+impl Sequence {
+    /// Opens the model and checks that it has the tokens.
+    pub fn open(&self) -> Result<Source> {
+        let source = Source::open(Some(&self.model))?;
+        source.check_tokens(self.tokens())?;
+        Ok(source)
+    }
+
+    /// At least one, once the model is open.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens.0
+    }
+
+    /// A context with room for the tokens and no more.
+    pub fn options(&self, source: &Source, trace: bool) -> Result<ContextOptions> {
+        let capacity = source.capacity(self.tokens().len(), None)?;
+        Ok(ContextOptions { capacity, cache: self.kv.cache_type(), trace, ..ContextOptions::default() })
     }
 }
 

@@ -8,24 +8,15 @@ use kquant_moe::model::{Backend, ContextOptions, Logits};
 use kquant_moe::trace::{Data, Positions, Record, Select, Selection, Stage};
 
 use super::Outcome;
-use super::backend::{self, Choice, Job, Kv};
-use super::input::{Source, TokenList};
+use super::backend::{self, Job};
+use super::input::{Sequence, Source};
 use super::npy;
 
 /// Computes the logits of every token and writes them as NumPy files.
 #[derive(clap::Args)]
 pub struct Args {
-    /// GGUF file
-    model: PathBuf,
-    /// Token ids, separated by commas
-    #[arg(long, value_name = "IDS")]
-    tokens: TokenList,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t)]
-    backend: Choice,
-    /// Element type of the KV cache
-    #[arg(long, value_enum, default_value_t)]
-    kv: Kv,
+    #[command(flatten)]
+    sequence: Sequence,
     /// File for the logits, f32 `[tokens, vocabulary]`
     #[arg(long, value_name = "L.npy")]
     out: PathBuf,
@@ -36,13 +27,10 @@ pub struct Args {
 
 /// Runs the command.
 pub fn logits(args: &Args) -> Result<Outcome> {
-    let source = Source::open(Some(&args.model))?;
-    let TokenList(tokens) = &args.tokens;
-    source.check_tokens(tokens)?;
-    let capacity = source.capacity(tokens.len(), None)?;
-    let trace = args.routers.is_some();
-    let options = ContextOptions { capacity, cache: args.kv.cache_type(), trace, ..ContextOptions::default() };
-    let device = args.backend.device()?;
+    let sequence = &args.sequence;
+    let (source, tokens) = (sequence.open()?, sequence.tokens());
+    let options = sequence.options(&source, args.routers.is_some())?;
+    let device = sequence.backend.device()?;
     let (logits, routers) = backend::run(device.as_ref(), Compute { source: &source, tokens, options })?;
     let config = &source.config;
     npy::write(&args.out, &[tokens.len(), config.vocab], &logits)?;

@@ -6,6 +6,7 @@ mod capture;
 mod diff;
 mod info;
 mod input;
+mod kernels;
 mod logits;
 mod machine;
 mod memory;

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Outcome;
-use super::backend::{self, Choice, Job, Kv};
-use super::input::{Source, TokenList};
+use super::backend::{self, Job};
+use super::input::{Sequence, Source};
 use super::memory::Peak;
 use super::output::{self, Out, Progress, io_error};
 use super::{capture, machine, npy};
@@ -27,17 +27,8 @@ const BATCH: usize = 64;
 /// long it took, and how much memory of the host it had at most, beyond what there was when the model was loaded.
 #[derive(clap::Args)]
 pub struct Args {
-    /// GGUF file
-    model: PathBuf,
-    /// Token ids, separated by commas
-    #[arg(long, value_name = "IDS")]
-    tokens: TokenList,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t)]
-    backend: Choice,
-    /// Element type of the KV cache
-    #[arg(long, value_enum, default_value_t)]
-    kv: Kv,
+    #[command(flatten)]
+    sequence: Sequence,
     /// Stages to write, separated by commas; all when not given
     #[arg(long, value_name = "STAGES", value_delimiter = ',')]
     stages: Option<Vec<Stage>>,
@@ -64,16 +55,14 @@ enum Rows {
 /// Runs the command.
 pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
     let began = Instant::now();
-    let source = Source::open(Some(&args.model))?;
-    let TokenList(tokens) = &args.tokens;
-    source.check_tokens(tokens)?;
+    let sequence = &args.sequence;
+    let (source, tokens) = (sequence.open()?, sequence.tokens());
     let layers = source.config.layers;
     if let Some(&layer) = args.layers.iter().flatten().find(|&&layer| layer >= layers) {
         return Err(Error::Invalid(format!("--layers: there is no layer {layer} (layers: {layers})")));
     }
-    let capacity = source.capacity(tokens.len(), None)?;
-    let options = ContextOptions { capacity, cache: args.kv.cache_type(), max_batch: BATCH, trace: true };
-    let device = args.backend.device()?;
+    let options = ContextOptions { max_batch: BATCH, ..sequence.options(&source, true)? };
+    let device = sequence.backend.device()?;
     empty_dir(&args.out)?;
     let (positions, rows) = match args.positions {
         Rows::All => (Positions::All, tokens.len()),
@@ -92,7 +81,7 @@ pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
             "shape": shape,
         })
     });
-    let sha256 = sha256(&args.model)?;
+    let sha256 = sha256(&sequence.model)?;
     let [load, trace, total] = [traced.load, traced.trace, began.elapsed()].map(|time| time.as_secs_f64());
     let manifest = json!({
         "crate": format!("kquant-moe {}", machine::VERSION),
@@ -103,7 +92,7 @@ pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
         "positions": if positions == Positions::Last { "last" } else { "all" },
         "backend": if device.is_some() { "cuda" } else { "cpu" },
         "device": device.as_ref().map_or_else(|| Ok(machine::cpu()), CudaDevice::describe)?,
-        "kv": args.kv.name(),
+        "kv": sequence.kv.name(),
         "seconds": { "load": load, "trace": trace, "total": total },
         "memory_beyond_model": traced.memory,
         "stages": stages.collect::<Vec<Value>>(),

@@ -8,6 +8,8 @@ use kquant_moe_emulation::{self as emulation, Library};
 
 thread_local! {
     static LAUNCHES: Cell<u64> = const { Cell::new(0) };
+    /// While a device that counts records: launches so far.
+    static RECORDED: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
 /// A device whose launches run at once, on the calling thread. Allocations end at a guard page.
@@ -15,18 +17,25 @@ thread_local! {
 pub struct EmulatedDevice {
     /// Kernels with a planted fault; without them those of `cuda/`.
     faulty: Option<&'static Library>,
+    /// Whether it records launches, only to count them: a replay does nothing.
+    counts: bool,
 }
 
 impl EmulatedDevice {
     /// Fails where the emulation could not be compiled.
     pub fn new() -> Result<Self, &'static str> {
         emulation::available()?;
-        Ok(Self { faulty: None })
+        Ok(Self { faulty: None, counts: false })
+    }
+
+    /// The same device, which records: a recording is the number of its launches, and to replay it does nothing.
+    pub fn counting(self) -> Self {
+        Self { counts: true, ..self }
     }
 
     /// A device with other kernels, which stay loaded.
     pub fn faulty(library: Library) -> Self {
-        Self { faulty: Some(Box::leak(Box::new(library))) }
+        Self { faulty: Some(Box::leak(Box::new(library))), counts: false }
     }
 
     /// The report of this thread's last launch; empty when it broke no rule.
@@ -38,14 +47,28 @@ impl EmulatedDevice {
 // SAFETY: memory lives until it is freed; work is done when a call returns. The alignment is 16, less than the trait
 // promises and all that kernels may demand, so that the guard page catches reads behind a buffer.
 unsafe impl Device for EmulatedDevice {
-    type Graph = std::convert::Infallible;
+    type Graph = usize;
 
-    fn record(&self, _enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Self::Graph>> {
-        Ok(None)
+    fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<usize>> {
+        if !self.counts {
+            return Ok(None);
+        }
+        RECORDED.set(Some(0));
+        let enqueued = enqueue();
+        let launches = RECORDED.take();
+        enqueued.map(|()| launches)
     }
 
-    unsafe fn replay(&self, graph: &mut Self::Graph) -> Result<()> {
-        match *graph {}
+    unsafe fn replay(&self, _graph: &mut usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn wants(&self, _kernel: &'static str) -> bool {
+        match RECORDED.get() {
+            Some(launches) => RECORDED.set(Some(launches + 1)),
+            None => return true,
+        }
+        false
     }
 
     fn name(&self) -> &'static str {
