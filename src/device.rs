@@ -10,7 +10,9 @@ use crate::{Error, Result, sys};
 mod cuda;
 mod probe;
 
-pub use cuda::{CudaDevice, CudaGraph, CudaMark};
+pub use cuda::{CudaDevice, CudaGraph, CudaMark, kernels};
+/// The crate whose streams [`CudaDevice::from_stream`] takes, in the version that it takes them of.
+pub use cudarc;
 pub use probe::Probe;
 
 /// Memory and a queue of one device. Clones share the queue; [`Device::fork`] makes another one.
@@ -73,12 +75,12 @@ pub unsafe trait Device: Clone + Send + Sync + 'static {
     /// launches must have been made once before; `enqueue` may not allocate, copy from or to the host, or wait.
     ///
     /// # Errors
-    /// Those of `enqueue`, and [`Error::Cuda`].
+    /// Those of `enqueue`, [`Error::Cuda`] and [`Error::DeviceLost`].
     fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Self::Graph>>;
     /// Enqueues recorded launches. The memory that they use must still be there.
     ///
     /// # Errors
-    /// [`Error::Cuda`].
+    /// [`Error::Cuda`], [`Error::DeviceLost`].
     ///
     /// # Safety
     /// Every buffer that the recorded launches use is alive, and nothing else uses those that they write.
@@ -301,5 +303,10 @@ pub(crate) fn check_launch<D: Device>(device: &D, kernel: &'static str, status: 
         Some(text) => unsafe { std::ffi::CStr::from_ptr(text(status)) }.to_string_lossy().into_owned(),
         None => "unknown status".into(),
     };
-    Err(Error::Kernel { kernel, status, message })
+    match u32::try_from(status) {
+        Ok(code) if Error::is_device_lost(code) => {
+            Err(Error::DeviceLost { code, message: format!("{message}, found by the launch of {kernel}") })
+        }
+        _ => Err(Error::Kernel { kernel, status, message }),
+    }
 }

@@ -82,10 +82,23 @@ pub enum Error {
         /// Bytes that the device has free.
         free: u64,
     },
-    /// The CUDA driver reported an error.
+    /// The CUDA driver refused a call. What is on the device is as it was before the call.
     #[error("CUDA: {0}")]
     Cuda(String),
-    /// A launcher refused its arguments or its launch failed.
+    /// Work on the device failed in a way that leaves its CUDA context unusable: a kernel that crashed, memory that failed, a
+    /// device that is gone. It shows at whatever call comes next, and every later call fails as well.
+    ///
+    /// Drop the models, contexts and buffers of the device: that neither panics nor waits. What was computed since the last
+    /// call that gave a result is lost, and so is everything in the device's memory. The CPU backend and other devices go on
+    /// in the same process. For this device CUDA promises no way back but a new process.
+    #[error("CUDA device lost: {message} (error {code})")]
+    DeviceLost {
+        /// The driver's number of the error (`CUresult`, the same as `cudaError_t`).
+        code: u32,
+        /// Its text.
+        message: String,
+    },
+    /// A launcher refused its arguments or its launch failed, and the device can be used as before.
     #[error("kernel {kernel}: {message} (status {status})")]
     Kernel {
         /// The kernel's name.
@@ -95,6 +108,34 @@ pub enum Error {
         /// Its text.
         message: String,
     },
+}
+
+impl Error {
+    /// Whether an error that CUDA gives this number to is a [`Self::DeviceLost`]: one after which the context does no more
+    /// work. Numbers are those of `CUresult`, which `cudaError_t` shares.
+    pub(crate) fn is_device_lost(code: u32) -> bool {
+        matches!(
+            code,
+            4 // deinitialised: the driver shuts down
+            | 214 // uncorrectable error in memory
+            | 220 // uncorrectable error of NVLink
+            | 226 // contained error in memory
+            | 700 // illegal address
+            | 702 // launch timed out
+            | 709 // context destroyed
+            | 710 // assertion of a kernel
+            | 714 // hardware stack error
+            | 715 // illegal instruction
+            | 716 // misaligned address
+            | 717 // invalid address space
+            | 718 // invalid program counter
+            | 719 // launch failed
+            | 721 // tensor memory not freed
+            | 810 // the server that shares the device ended this client
+            | 911 // failure of an external device
+            | 999 // unknown: nothing says that the context survived
+        )
+    }
 }
 
 /// The crate's result.

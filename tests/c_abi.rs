@@ -1,8 +1,10 @@
-//! The header is C and C++, and the README's example in C compiles.
+//! The header is C and C++, the README's example in C compiles, and the table of launchers is complete.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+
+use kquant_moe::{Error, device, sys};
 
 /// Compiles `source` without output, warnings being errors. `None` when there is no such compiler.
 fn compile(compiler: &str, language: &str, standard: &str, source: &str) -> Option<()> {
@@ -47,4 +49,22 @@ fn the_header_is_c_and_cpp() {
     let source = format!("{launcher}{sizes}");
     compile(&compiler("CC", "c++"), "c", "-std=c99", &source);
     compile(&compiler("CXX", "c++"), "c++", "-std=c++17", &source);
+}
+
+/// The table of launchers is there for who has a build with kernels, and needs no device for it.
+#[test]
+fn the_table_has_every_launcher() {
+    let table = match device::kernels() {
+        Ok(table) => table,
+        Err(Error::NoCuda(reason)) => return println!("skipped: {reason}"),
+        Err(error) => panic!("{error}"),
+    };
+    let text = format!("{table:?}");
+    assert!(text.contains("argmax: Some") && !text.contains("None"), "{text}");
+    // Arguments are checked before anything is done with a device.
+    let args =
+        sys::kqm_residual_add_args { a: std::ptr::null(), b: std::ptr::null(), y: std::ptr::null_mut(), count: 1 };
+    // SAFETY: the arguments are refused.
+    let status = unsafe { table.residual_add.unwrap()(&args, std::ptr::null_mut()) };
+    assert_eq!(status, sys::KQM_NULL_POINTER);
 }

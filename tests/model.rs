@@ -8,7 +8,7 @@ use common::changed::{Tensor, tensor};
 use kquant_moe::blocks::TensorType;
 use kquant_moe::gguf::{GgmlType, Gguf, Value};
 use kquant_moe::model::cpu::Cpu;
-use kquant_moe::model::{LoadOptions, Model};
+use kquant_moe::model::{ContextOptions, LoadOptions, Logits, Model};
 use kquant_moe::{Error, Result};
 
 /// The test model with changes.
@@ -93,6 +93,24 @@ fn tensors_must_be_there_with_their_shape_and_type() {
     assert!(matches!(&error, Error::Model(text) if text.contains("blk.0.attn_q.bias")), "{error}");
 }
 
+/// Text of a file comes into messages escaped and cut, wherever it stands.
+#[test]
+fn messages_stay_short_lines() {
+    let long = "long\n".repeat(1 << 20);
+    let stray = |tensors: &mut Vec<Tensor>| {
+        let (name, kind) = ("blk.0.\nattn_q\u{1b}[31m.bias".into(), TensorType::F32.into());
+        tensors.push(Tensor { name, kind, dims: vec![512], data: vec![0; 2048] });
+    };
+    for error in [
+        refused(&[("general.architecture", Some(Value::String(&long)))], |_| {}),
+        refused(&[("qwen3moe.rope.scaling.type", Some(Value::String(&long)))], |_| {}),
+        refused(&[], stray),
+    ] {
+        let message = error.to_string();
+        assert!(message.len() < 300 && !message.contains(char::is_control), "{} bytes: {error:.300}", message.len());
+    }
+}
+
 #[test]
 fn weights_must_be_finite() {
     let nan = half::f16::NAN.to_le_bytes();
@@ -110,6 +128,17 @@ fn weights_must_be_finite() {
     spoil("blk.0.ffn_norm.weight", 8, f32::NAN.to_le_bytes().to_vec());
     let options = LoadOptions { check_blocks: false };
     Model::load(unchecked, Cpu::new(), options, &mut |_, _| {}).unwrap();
+}
+
+/// What the fuzzer starts from gets past every check; it would find little otherwise.
+#[test]
+fn the_seed_of_the_fuzzer_is_a_model() {
+    let mut bytes = include_bytes!("../fuzz/seeds/qwen3moe-header").to_vec();
+    bytes.resize(bytes.len() + (512 << 10), 0);
+    let model = load(Arc::new(Gguf::from_vec("seed", bytes).unwrap())).unwrap();
+    let mut context = model.context(ContextOptions { capacity: 16, ..common::options() }).unwrap();
+    // Weights of zeros, and a vocabulary of four tokens.
+    assert_eq!(context.forward(&model, &[1, 2], Logits::All).unwrap(), [0.0; 8]);
 }
 
 #[test]

@@ -2,19 +2,23 @@
 
 mod common;
 
-use std::fs;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::{env, fs, thread};
 
-use kquant_moe::device::{CudaDevice, Device};
-use kquant_moe::gguf::Gguf;
+use kquant_moe::device::cudarc::driver::{CudaContext, DevicePtr, DevicePtrMut};
+use kquant_moe::device::{Buffer, CudaDevice, Device, Slice, SliceMut};
+use kquant_moe::gguf::{Gguf, Value};
+use kquant_moe::kernels::ResidualAdd;
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::gpu::Gpu;
 use kquant_moe::model::{
     Backend, Config, Context, ContextOptions, LoadOptions, Logits, MemoryPlan, Model, Tensor, Tensors, Weights,
 };
 use kquant_moe::{Error, Result, sys};
+
+use common::hooked::{Call, Hook, Hooked};
 
 const TINY: &[u8] = include_bytes!("data/tiny-qwen3moe-q4_k_m.gguf");
 
@@ -94,10 +98,7 @@ fn two_threads_on_the_gpu() {
 
 /// One life of a model: file, weights, context, a token.
 fn live<B: Backend>(backend: B) {
-    let gguf = Arc::new(Gguf::from_static("tiny", TINY).unwrap());
-    // The check reads all weights, which takes longer than all the rest, and keeps nothing.
-    let options = LoadOptions { check_blocks: false };
-    let model = Model::load(gguf, backend, options, &mut |_, _| {}).unwrap();
+    let model = load(backend).unwrap();
     let mut context = model.context(ContextOptions { capacity: 8, ..common::options() }).unwrap();
     context.next_token(&model, &[1]).unwrap();
 }
@@ -138,179 +139,351 @@ fn a_thousand_loads_on_the_gpu_leave_nothing() {
     assert_eq!(free(), before, "free bytes after {LIVES} loads");
 }
 
-/// A device of host memory without kernels, which counts what is allocated.
-#[derive(Clone)]
-struct Small(Arc<Memory>);
-
-struct Memory {
-    /// What the device says is free.
-    free: AtomicU64,
-    allocated: AtomicU64,
-    calls: AtomicU64,
+/// How a device fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// One call is refused; the device goes on.
+    Refused,
+    /// From one call on every one fails.
+    Lost,
 }
 
-impl Small {
-    fn with(free: u64) -> Self {
-        Self(Arc::new(Memory { free: free.into(), allocated: 0.into(), calls: 0.into() }))
-    }
+/// The number of an access to memory that is not there.
+const ILLEGAL_ADDRESS: u32 = 700;
 
-    /// Bytes and calls.
-    fn allocated(&self) -> (u64, u64) {
-        (self.0.allocated.load(Ordering::Relaxed), self.0.calls.load(Ordering::Relaxed))
-    }
-}
-
-const WORKSPACE: u64 = 12_345 * 16;
-
-static KERNELS: sys::kqm_kernels = {
-    unsafe extern "C" fn repack(_: *const sys::kqm_repack_args, _: sys::kqm_stream) -> sys::kqm_status {
-        sys::KQM_OK
-    }
-    unsafe extern "C" fn workspace(_: *const sys::kqm_attention_args) -> u64 {
-        WORKSPACE
-    }
-    unsafe extern "C" fn items(_: u32, _: u32, _: u32) -> u32 {
-        1
-    }
-    sys::kqm_kernels {
-        repack: Some(repack),
-        attention_workspace: Some(workspace),
-        moe_max_items: Some(items),
-        quantize: None,
-        q4_k_matvec: None,
-        q6_k_gemv: None,
-        qkv: None,
-        embedding: None,
-        rms_norm: None,
-        rope: None,
-        attention: None,
-        moe_router: None,
-        moe_group: None,
-        moe_swiglu: None,
-        moe_down: None,
-        residual_add: None,
-        argmax: None,
-        status_text: None,
-    }
-};
-
-// SAFETY: allocations are vectors of 256-byte aligned pages that live until they are freed; nothing is asynchronous.
-unsafe impl Device for Small {
-    type Graph = std::convert::Infallible;
-
-    fn record(&self, _enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Self::Graph>> {
-        Ok(None)
-    }
-
-    unsafe fn replay(&self, graph: &mut Self::Graph) -> Result<()> {
-        match *graph {}
-    }
-
-    fn name(&self) -> &'static str {
-        "small"
-    }
-    fn kernels(&self) -> &'static sys::kqm_kernels {
-        &KERNELS
-    }
-    fn stream(&self) -> sys::kqm_stream {
-        std::ptr::null_mut()
-    }
-    fn fork(&self) -> Result<Self> {
-        Ok(self.clone())
-    }
-    fn activate(&self) -> Result<()> {
-        Ok(())
-    }
-    fn memory(&self) -> Result<(u64, u64)> {
-        let free = self.0.free.load(Ordering::Relaxed);
-        Ok((free, free))
-    }
-    fn allocate(&self, bytes: usize) -> Result<u64> {
-        self.0.calls.fetch_add(1, Ordering::Relaxed);
-        self.0.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
-        let layout = std::alloc::Layout::from_size_align(bytes + 256, 256).unwrap();
-        // SAFETY: the size is not zero.
-        let start = unsafe { std::alloc::alloc_zeroed(layout) };
-        assert!(!start.is_null());
-        // SAFETY: the first 256 bytes are there for the size.
-        unsafe { start.cast::<usize>().write(bytes) };
-        Ok(start as u64 + 256)
-    }
-    unsafe fn free(&self, address: u64) {
-        let start = (address - 256) as *mut u8;
-        // SAFETY: the address comes from `allocate`, which left the size before it.
-        unsafe {
-            let bytes = start.cast::<usize>().read();
-            self.0.allocated.fetch_sub(bytes as u64, Ordering::Relaxed);
-            std::alloc::dealloc(start, std::alloc::Layout::from_size_align_unchecked(bytes + 256, 256));
+impl Failure {
+    /// What takes the place of a call. A launcher returns the status; whatever comes of it is for the crate to say.
+    fn error(self, call: Call) -> Error {
+        let (message, kernel) = ("as the test wants it".to_owned(), "any");
+        match (self, call) {
+            (Self::Refused, Call::Launch) => Error::Kernel { kernel, status: sys::KQM_BAD_SHAPE, message },
+            (Self::Refused, _) => Error::Cuda(message),
+            (Self::Lost, Call::Launch) => Error::Kernel { kernel, status: ILLEGAL_ADDRESS as i32, message },
+            (Self::Lost, _) => Error::DeviceLost { code: ILLEGAL_ADDRESS, message },
         }
     }
-    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
-        // SAFETY: the caller vouches for the range.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
-        Ok(())
-    }
-    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
-        // SAFETY: the caller vouches for the range.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
-        Ok(())
-    }
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        // SAFETY: the caller vouches for both ranges.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
-        Ok(())
-    }
-    unsafe fn clear(&self, address: u64, bytes: usize) -> Result<()> {
-        // SAFETY: the caller vouches for the range.
-        unsafe { std::ptr::write_bytes(address as *mut u8, 0, bytes) };
-        Ok(())
-    }
-    fn synchronize(&self) -> Result<()> {
-        Ok(())
+
+    fn is_behind(self, error: &Error) -> bool {
+        match (self, error) {
+            (Self::Refused, Error::Cuda(_) | Error::Kernel { status: sys::KQM_BAD_SHAPE, .. }) => true,
+            (Self::Lost, Error::DeviceLost { code, .. }) => *code == ILLEGAL_ADDRESS,
+            _ => false,
+        }
     }
 }
 
-fn load(device: &Small) -> Result<Model<Gpu<Small>>> {
-    let options = LoadOptions { check_blocks: false };
-    Model::load(common::gguf(), Gpu::new(device.clone()), options, &mut |_, _| {})
+/// A card that says how much is free, counts what is allocated, and fails when it should.
+#[derive(Default)]
+struct Card {
+    free: AtomicU64,
+    allocated: AtomicU64,
+    allocations: AtomicU64,
+    calls: AtomicU64,
+    /// The number of the call that fails, and how.
+    plan: Mutex<Option<(u64, Failure)>>,
+}
+
+impl Card {
+    fn with(free: u64) -> Self {
+        Self { free: free.into(), ..Self::default() }
+    }
+
+    /// Bytes and allocations.
+    fn allocated(&self) -> (u64, u64) {
+        (self.allocated.load(Ordering::Relaxed), self.allocations.load(Ordering::Relaxed))
+    }
+
+    /// The calls of `work` are numbered from 0; number `at` fails.
+    fn failing<T>(&self, at: u64, failure: Failure, work: impl FnOnce() -> T) -> T {
+        self.calls.store(0, Ordering::Relaxed);
+        *self.plan.lock().unwrap() = Some((at, failure));
+        let result = work();
+        *self.plan.lock().unwrap() = None;
+        result
+    }
+}
+
+impl Hook for Card {
+    fn before(&self, call: Call) -> Result<()> {
+        // Memory can be given back whatever the card's state.
+        if let Call::Free(bytes) = call {
+            self.allocated.fetch_sub(bytes as u64, Ordering::Relaxed);
+            return Ok(());
+        }
+        let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        match *self.plan.lock().unwrap() {
+            Some((at, failure)) if number == at || number > at && failure == Failure::Lost => {
+                return Err(failure.error(call));
+            }
+            _ => {}
+        }
+        if let Call::Allocate(bytes) = call {
+            self.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
+            self.allocations.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn free(&self) -> u64 {
+        self.free.load(Ordering::Relaxed)
+    }
+}
+
+fn load_from<B: Backend>(gguf: Arc<Gguf>, backend: B) -> Result<Model<B>> {
+    // The check reads all weights, which takes longer than all the rest, and keeps nothing.
+    Model::load(gguf, backend, LoadOptions { check_blocks: false }, &mut |_, _| {})
+}
+
+fn load<B: Backend>(backend: B) -> Result<Model<B>> {
+    load_from(Arc::new(Gguf::from_static("tiny", TINY).unwrap()), backend)
+}
+
+/// The test model with its first layer only: every operation of a forward is in it once.
+fn one_layer() -> Arc<Gguf> {
+    let layers = [("qwen3moe.block_count", Some(Value::U32(1)))];
+    common::changed::changed(&common::gguf(), &layers, |tensors| {
+        tensors.retain(|tensor| !tensor.name.starts_with("blk.") || tensor.name.starts_with("blk.0."));
+    })
 }
 
 #[test]
 fn too_little_memory_is_said_before_anything_is_allocated() {
     let _alone = alone();
+    let Some(emulation) = common::emulated_device() else { return };
+    let with = |free: u64| Hooked::new(emulation.clone(), Card::with(free));
     let gguf = common::gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let tensors = Tensors::find(&gguf, &config).unwrap();
     for trace in [false, true] {
         let options = ContextOptions { trace, ..common::options() };
-        let plan = MemoryPlan::on(&Gpu::new(Small::with(u64::MAX)), &config, &tensors, &options).unwrap();
-        assert_eq!(plan.workspace, WORKSPACE);
+        let plan = MemoryPlan::on(&Gpu::new(with(u64::MAX)), &config, &tensors, &options).unwrap();
+        assert!(plan.workspace > 0);
 
         // Not even the weights fit.
-        let device = Small::with(plan.weights);
-        let Err(Error::OutOfMemory { needed, free }) = load(&device) else { panic!("the weights were loaded") };
+        let device = with(plan.weights);
+        let Err(Error::OutOfMemory { needed, free }) = load(Gpu::new(device.clone())) else {
+            panic!("the weights were loaded")
+        };
         assert!(needed > plan.weights && free == plan.weights, "{needed} needed, {free} free");
-        assert_eq!(device.allocated(), (0, 0));
+        assert_eq!(device.hook().allocated(), (0, 0));
 
         // They fit to the byte, with what it takes to load them.
-        let device = Small::with(needed);
-        let model = load(&device).unwrap();
-        let (weights, calls) = device.allocated();
+        let device = with(needed);
+        let model = load(Gpu::new(device.clone())).unwrap();
+        let (weights, calls) = device.hook().allocated();
         assert!(weights <= plan.weights && plan.weights - weights < plan.weights / 100, "{weights} of {plan:?}");
 
         // The context does not, by one byte.
         let rest = plan.total() - plan.weights;
-        device.0.free.store(rest - 1, Ordering::Relaxed);
+        device.hook().free.store(rest - 1, Ordering::Relaxed);
         let Err(Error::OutOfMemory { needed, free }) = model.context(options) else { panic!("a context was made") };
         assert_eq!((needed, free), (rest, rest - 1));
-        assert_eq!(device.allocated(), (weights, calls));
+        assert_eq!(device.hook().allocated(), (weights, calls));
 
         // Now it does, and takes no more than that.
-        device.0.free.store(rest, Ordering::Relaxed);
+        device.hook().free.store(rest, Ordering::Relaxed);
         let context = model.context(options).unwrap();
-        let taken = device.allocated().0 - weights;
+        let taken = device.hook().allocated().0 - weights;
         assert!(taken <= rest && rest - taken < rest / 20, "{taken} taken of {rest} planned");
         drop((context, model));
-        assert_eq!(device.allocated().0, 0, "bytes left");
+        assert_eq!(device.hook().allocated().0, 0, "bytes left");
     }
+}
+
+/// A piece of work whose bits are known.
+type Work<B> = fn(&Model<B>, &mut Context<B>) -> Result<Vec<u32>>;
+
+const PROMPT: [u32; 3] = [766, 306, 598];
+
+fn prefill<B: Backend>(model: &Model<B>, context: &mut Context<B>) -> Result<Vec<u32>> {
+    Ok(common::bits(&context.forward(model, &PROMPT, Logits::All)?))
+}
+
+fn step<B: Backend>(model: &Model<B>, context: &mut Context<B>) -> Result<Vec<u32>> {
+    Ok(common::bits(&context.forward(model, &[284], Logits::Last)?))
+}
+
+/// Two tokens that the device feeds back to itself.
+fn decode<B: Backend>(model: &Model<B>, context: &mut Context<B>) -> Result<Vec<u32>> {
+    context.decode(model, 284, 2)
+}
+
+/// A context with a sequence of one token.
+fn started<B: Backend>(model: &Model<B>) -> Context<B> {
+    let mut context = model.context(ContextOptions { capacity: 8, ..common::options() }).unwrap();
+    context.forward(model, &[280], Logits::None).unwrap();
+    context
+}
+
+/// Every call of some work fails once, in every way: the error says so, the position stays as it was, nothing stays allocated,
+/// and the process goes on: on the CPU, on a new card, and on this one when it is not lost.
+fn any_call_may_fail(work: Work<Gpu<Hooked<Card>>>, on_cpu: Work<Cpu>) {
+    let Some(emulation) = common::emulated_device() else { return };
+    let gguf = one_layer();
+    let cpu = load_from(gguf.clone(), Cpu::new()).unwrap();
+    let cpu_works = || on_cpu(&cpu, &mut started(&cpu)).unwrap();
+    let expected = cpu_works();
+    let load_card = || {
+        let device = Hooked::new(emulation.clone(), Card::with(1 << 30));
+        (load_from(gguf.clone(), Gpu::new(device.clone())).unwrap(), device)
+    };
+    for failure in [Failure::Refused, Failure::Lost] {
+        let (model, device) = load_card();
+        let mut context = started(&model);
+        let allocated = device.hook().allocated().0;
+        let mut calls = 0;
+        loop {
+            let error = match device.hook().failing(calls, failure, || work(&model, &mut context)) {
+                Err(error) => error,
+                Ok(found) => {
+                    assert!(found == expected, "{failure:?}: without a failure");
+                    break;
+                }
+            };
+            assert!(failure.is_behind(&error), "{failure:?} at call {calls}: {error}");
+            assert_eq!(context.position(), 1, "{failure:?} at call {calls}");
+            assert_eq!(device.hook().allocated().0, allocated, "{failure:?} at call {calls}: bytes");
+            assert!(cpu_works() == expected, "{failure:?} at call {calls}: the CPU");
+            let (new, _) = load_card();
+            assert!(work(&new, &mut started(&new)).unwrap() == expected, "{failure:?} at call {calls}: a new card");
+            if failure == Failure::Refused {
+                assert!(work(&model, &mut context).unwrap() == expected, "call {calls} again");
+                context.truncate(1);
+            }
+            calls += 1;
+        }
+        println!("{failure:?}: at {calls} calls");
+        assert!(calls > 10, "{calls} calls");
+        // What is left is dropped while nothing works on the card any more.
+        device.hook().failing(0, failure, || drop((context, model)));
+        assert_eq!(device.hook().allocated().0, 0, "{failure:?}: bytes");
+    }
+}
+
+#[test]
+fn any_call_of_a_prefill_may_fail() {
+    let _alone = alone();
+    any_call_may_fail(prefill, prefill);
+}
+
+#[test]
+fn any_call_of_a_step_may_fail() {
+    let _alone = alone();
+    any_call_may_fail(step, step);
+}
+
+#[test]
+fn any_call_of_a_decode_may_fail() {
+    let _alone = alone();
+    any_call_may_fail(decode, decode);
+}
+
+/// An engine's own stream, of cudarc or raw: kernels run in order with its work, and a model on it has the bits of the CPU.
+#[test]
+fn an_engine_brings_its_own_cuda_stream() {
+    let _alone = alone();
+    if common::cuda_device().is_none() {
+        return;
+    }
+    let cpu = load(Cpu::new()).unwrap();
+    let expected = prefill(&cpu, &mut started(&cpu)).unwrap();
+    let context = CudaContext::new(0).unwrap();
+    for stream in [context.new_stream().unwrap(), context.default_stream()] {
+        let raw: sys::kqm_stream = stream.cu_stream().cast();
+        // SAFETY: the stream outlives what is made with it here.
+        let borrowed = unsafe { CudaDevice::from_raw_stream(0, raw) }.unwrap();
+        for device in [CudaDevice::from_stream(stream.clone()).unwrap(), borrowed] {
+            assert_eq!(device.stream(), raw);
+            // Nobody waits between the engine's copy, the kernel and the copy back.
+            let a = stream.clone_htod(&[1.0_f32; 1000]).unwrap();
+            let mut y = stream.alloc_zeros::<f32>(1000).unwrap();
+            {
+                let ((from, _reads), (to, _writes)) = (a.device_ptr(&stream), y.device_ptr_mut(&stream));
+                // SAFETY: 1,000 floats each, which nothing else uses until the guards are gone.
+                let (a, y) = unsafe { (Slice::from_raw(from, 1000), SliceMut::from_raw(to, 1000)) };
+                ResidualAdd { a, b: a, y }.launch(&device).unwrap();
+            }
+            assert_eq!(stream.clone_dtoh(&y).unwrap(), [2.0; 1000]);
+
+            let model = load(Gpu::new(device)).unwrap();
+            assert!(prefill(&model, &mut started(&model)).unwrap() == expected, "a model on the stream");
+        }
+        stream.synchronize().unwrap();
+    }
+    if CudaContext::device_count().unwrap() > 1 {
+        let other = CudaContext::new(1).unwrap().new_stream().unwrap();
+        // SAFETY: the stream is valid for as long as it is looked at.
+        let error = unsafe { CudaDevice::from_raw_stream(0, other.cu_stream().cast()) }.unwrap_err();
+        assert!(matches!(error, Error::Invalid(_)), "{error}");
+    }
+}
+
+/// Set for the process whose GPU is lost.
+const LOSER: &str = "KQUANT_MOE_TEST_LOSES_THE_GPU";
+
+/// An access out of bounds ends the CUDA context of a process; the process itself goes on.
+#[test]
+fn a_lost_cuda_device_is_said_and_the_process_goes_on() {
+    let _alone = alone();
+    if env::var_os(LOSER).is_some() {
+        return lose_the_gpu();
+    }
+    if common::cuda_device().is_none() {
+        return;
+    }
+    let output = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "a_lost_cuda_device_is_said_and_the_process_goes_on", "--nocapture"])
+        .env(LOSER, "1")
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success() && stdout.contains("went on"), "{}\n{stdout}\n{stderr}", output.status);
+    println!("{}", stdout.lines().filter(|line| line.contains("lost")).collect::<Vec<_>>().join("\n"));
+}
+
+fn lose_the_gpu() {
+    let cpu = load(Cpu::new()).unwrap();
+    let expected = decode(&cpu, &mut started(&cpu)).unwrap();
+    let device = CudaDevice::new(0).unwrap();
+    let model = load(Gpu::new(device.clone())).unwrap();
+    let mut context = started(&model);
+    // With a recorded step, which is dropped with the context.
+    for _ in 0..2 {
+        assert_eq!(decode(&model, &mut context).unwrap(), expected);
+        context.truncate(1);
+    }
+
+    let x = Buffer::from_slice(&device, &[1.0_f32; 1000]).unwrap();
+    // SAFETY: nothing is there, so that nothing but the kernel comes to harm.
+    let nowhere = || unsafe { SliceMut::from_raw(1 << 40, 1000) };
+    let launch = || ResidualAdd { a: x.slice(), b: x.slice(), y: nowhere() }.launch(&device);
+    launch().unwrap();
+    let lost = |what: &str, result: Result<()>| match result {
+        Err(error @ Error::DeviceLost { code: ILLEGAL_ADDRESS, .. }) => println!("lost: {what}: {error}"),
+        other => panic!("{what}: {other:?}"),
+    };
+    lost("synchronize", device.synchronize());
+    lost("a prefill", prefill(&model, &mut context).map(drop));
+    lost("a decode", decode(&model, &mut context).map(drop));
+    assert_eq!(context.position(), 1);
+    lost("a launch", launch());
+    lost("a context", model.context(common::options()).map(drop));
+    lost("a buffer", Buffer::<_, f32>::zeroed(&device, 1).map(drop));
+    lost("free memory", device.memory().map(drop));
+    drop((context, model, x, device));
+    // Whether the card can be opened anew is CUDA's business; asking does no harm.
+    match CudaDevice::new(0) {
+        Ok(_) => println!("lost, and opened anew"),
+        Err(error) => println!("lost: the card anew: {error}"),
+    }
+
+    // Another card, where there is one, and the CPU.
+    if CudaContext::device_count().unwrap() > 1 {
+        let model = load(Gpu::new(CudaDevice::new(1).unwrap())).unwrap();
+        assert_eq!(decode(&model, &mut started(&model)).unwrap(), expected);
+        println!("not lost: device 1");
+    }
+    assert_eq!(decode(&cpu, &mut started(&cpu)).unwrap(), expected);
+    println!("went on");
 }

@@ -9,10 +9,14 @@ use crate::{Error, Result, sys};
 
 impl From<DriverError> for Error {
     fn from(error: DriverError) -> Self {
-        let text =
-            error.error_string().map_or_else(|_| format!("{error:?}"), |text| text.to_string_lossy().into_owned());
-        Self::Cuda(text)
+        let (code, message) = (error.0 as u32, text(error));
+        if Self::is_device_lost(code) { Self::DeviceLost { code, message } } else { Self::Cuda(message) }
     }
+}
+
+/// The driver's words for an error.
+fn text(error: DriverError) -> String {
+    error.error_string().map_or_else(|_| format!("{error:?}"), |text| text.to_string_lossy().into_owned())
 }
 
 /// A CUDA device and one of its streams.
@@ -41,37 +45,123 @@ fn driver_is_present() -> bool {
     }
 }
 
-/// The launchers of this build.
-#[cfg(kqm_cuda)]
-fn kernel_table() -> Result<&'static sys::kqm_kernels> {
-    // SAFETY: the function returns the address of a constant.
-    Ok(unsafe { &*sys::kqm_kernel_table() })
+/// The launchers of this build: the C ABI of `cuda/kquant_moe.h` for engines that hold pointers and streams of their own and
+/// want none of this crate's types. No launcher is missing. Getting the table touches no device.
+///
+/// A launcher enqueues its work on the stream it is given, in the CUDA context that is current on the calling thread; calling
+/// one is `unsafe`, since it trusts the pointers in its arguments. It returns `KQM_OK`, a negative `KQM_` code for arguments
+/// that it refuses, or the positive `cudaError_t` of the launch.
+///
+/// ```no_run
+/// use kquant_moe::sys;
+///
+/// /// `y = a + b`, for `len` floats in device memory.
+/// ///
+/// /// # Safety
+/// /// The pointers are good for `len` floats in the context that is current, and so is the stream.
+/// unsafe fn add(a: *const f32, b: *const f32, y: *mut f32, len: u64, stream: sys::kqm_stream) -> kquant_moe::Result<i32> {
+///     let residual_add = kquant_moe::device::kernels()?.residual_add.expect("no launcher is missing");
+///     // SAFETY: the caller's promise is the launcher's.
+///     Ok(unsafe { residual_add(&sys::kqm_residual_add_args { a, b, y, count: len }, stream) })
+/// }
+/// ```
+///
+/// # Errors
+/// [`Error::NoCuda`] when the build has no kernels.
+pub fn kernels() -> Result<&'static sys::kqm_kernels> {
+    #[cfg(kqm_cuda)]
+    {
+        // SAFETY: the function returns the address of a constant.
+        Ok(unsafe { &*sys::kqm_kernel_table() })
+    }
+    #[cfg(not(kqm_cuda))]
+    {
+        Err(Error::NoCuda("this build has no CUDA kernels (no nvcc was found when it was compiled)".into()))
+    }
 }
 
-#[cfg(not(kqm_cuda))]
-fn kernel_table() -> Result<&'static sys::kqm_kernels> {
-    Err(Error::NoCuda("this build has no CUDA kernels (no nvcc was found when it was compiled)".into()))
+/// The context of device `ordinal`: its primary one, which the CUDA runtime and other users of cudarc share.
+fn open(ordinal: usize) -> Result<Arc<CudaContext>> {
+    if !driver_is_present() {
+        return Err(Error::NoCuda("the driver library is not installed".into()));
+    }
+    let count = result::init().and_then(|()| result::device::get_count()).map_err(|e| Error::NoCuda(text(e)))?;
+    if ordinal >= usize::try_from(count).unwrap_or(0) {
+        return Err(Error::NoCuda(format!("there is no device {ordinal} (devices: {count})")));
+    }
+    Ok(CudaContext::new(ordinal)?)
 }
 
 impl CudaDevice {
     /// Opens device `ordinal` with a stream of its own.
     ///
     /// # Errors
-    /// [`Error::NoCuda`] when the build has no kernels or the machine no driver or no such device.
+    /// [`Error::NoCuda`] when the build has no kernels or the machine no driver or no such device; what the driver reports.
     pub fn new(ordinal: usize) -> Result<Self> {
-        let kernels = kernel_table()?;
-        if !driver_is_present() {
-            return Err(Error::NoCuda("the driver library is not installed".into()));
-        }
-        let count = result::init().and_then(|()| result::device::get_count()).map_err(|e| {
-            let Error::Cuda(text) = Error::from(e) else { return Error::NoCuda("the driver does not start".into()) };
-            Error::NoCuda(text)
-        })?;
-        if ordinal >= usize::try_from(count).unwrap_or(0) {
-            return Err(Error::NoCuda(format!("there is no device {ordinal} (devices: {count})")));
-        }
-        let context = CudaContext::new(ordinal)?;
+        let kernels = kernels()?;
+        let context = open(ordinal)?;
         let stream = context.new_stream()?;
+        Ok(Self { context, stream, kernels })
+    }
+
+    /// The device of an engine's own stream, with the engine's context. Kernels, copies and fills of this value go to that
+    /// stream, in order with the engine's own work; what the engine allocates in the context comes in as
+    /// [`Slice::from_raw`](super::Slice::from_raw). Contexts of a model have streams of their own, and their results are
+    /// there when a call returns.
+    ///
+    /// The legacy default stream will do, except for [`Self::capture`]: CUDA captures no work on it.
+    ///
+    /// ```no_run
+    /// use kquant_moe::device::{Buffer, CudaDevice, SliceMut, cudarc::driver::{CudaContext, DevicePtrMut}};
+    /// use kquant_moe::kernels::ResidualAdd;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // What the engine has.
+    /// let stream = CudaContext::new(0)?.new_stream()?;
+    /// let mut y = stream.alloc_zeros::<f32>(256)?;
+    ///
+    /// let device = CudaDevice::from_stream(stream.clone())?;
+    /// let a = Buffer::from_slice(&device, &[1.0; 256])?;
+    /// let (address, _guard) = y.device_ptr_mut(&stream);
+    /// // SAFETY: 256 floats, which nothing else uses while the guard is there.
+    /// let out = unsafe { SliceMut::from_raw(address, 256) };
+    /// ResidualAdd { a: a.slice(), b: a.slice(), y: out }.launch(&device)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoCuda`] when the build has no kernels.
+    pub fn from_stream(stream: Arc<CudaStream>) -> Result<Self> {
+        Ok(Self { context: stream.context().clone(), stream, kernels: kernels()? })
+    }
+
+    /// [`Self::from_stream`] for an engine that does not use cudarc: `stream` is a `CUstream` or `cudaStream_t` of the primary
+    /// context of device `ordinal`, which is the one that the CUDA runtime uses, or null for its default stream. Dropping the
+    /// device does not destroy the stream.
+    ///
+    /// # Safety
+    /// The stream is valid, and stays so until this device, its clones, and the buffers, models and graphs made with them are
+    /// gone.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`], and [`Error::Invalid`] for a stream of another context.
+    pub unsafe fn from_raw_stream(ordinal: usize, stream: sys::kqm_stream) -> Result<Self> {
+        let kernels = kernels()?;
+        let context = open(ordinal)?;
+        let stream: driver::CUstream = stream.cast();
+        if !stream.is_null() {
+            let mut owner = std::ptr::null_mut();
+            // SAFETY: the caller vouches for the stream; the pointer is valid for one handle.
+            unsafe { driver::cuStreamGetCtx(stream, &mut owner) }.result()?;
+            if owner != context.cu_ctx() {
+                return Err(Error::Invalid(format!(
+                    "the stream is not one of the primary context of device {ordinal}"
+                )));
+            }
+        }
+        // SAFETY: it is a stream of this context, which the caller keeps; the engine orders its own work on it.
+        let stream = unsafe { context.wrap_borrowed_stream(stream) };
         Ok(Self { context, stream, kernels })
     }
 
@@ -164,7 +254,7 @@ impl CudaGraph {
     /// Enqueues the captured launches on the stream they were captured from.
     ///
     /// # Errors
-    /// [`Error::Cuda`].
+    /// [`Error::Cuda`], [`Error::DeviceLost`].
     pub fn launch(&mut self) -> Result<()> {
         Ok(self.graph.launch()?)
     }

@@ -284,8 +284,8 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// Text from a file, made fit for one line of a message: quoted, escaped and cut.
-pub(super) struct Quoted<'a>(pub(super) &'a str);
+/// Text from a file, made fit for one line of a message: quoted, escaped and cut after 100 characters.
+pub struct Quoted<'a>(pub &'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -21,7 +21,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use error::{GgufError, Place, Rule};
+pub use error::{GgufError, Place, Quoted, Rule};
 pub use types::GgmlType;
 pub use value::{Array, FromValue, Mismatch, ToValue, Value, ValueType};
 pub use writer::{Header, Writer};

@@ -1,7 +1,7 @@
 //! Hyperparameters of a Qwen3-MoE model, from the metadata of its GGUF file.
 
 use crate::blocks::BLOCK;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Quoted};
 use crate::{Error, Result, sys};
 
 /// The architecture's name in `general.architecture`, and the prefix of its keys.
@@ -53,14 +53,16 @@ impl Config {
         let architecture = gguf.string("general.architecture")?;
         if architecture != ARCHITECTURE {
             return Err(Error::Model(format!(
-                "architecture {architecture:?} is not supported (supported: {ARCHITECTURE:?})"
+                "architecture {} is not supported (supported: {ARCHITECTURE:?})",
+                Quoted(architecture)
             )));
         }
         let key = |name: &str| format!("{ARCHITECTURE}.{name}");
         let count = |name: &str| gguf.u32(&key(name)).map(|value| value as usize);
         let scaling = gguf.get::<&str>(&key("rope.scaling.type"))?;
         if let Some(scaling) = scaling.filter(|&scaling| scaling != "none") {
-            return Err(Error::Model(format!("{}: {scaling:?} is not supported", key("rope.scaling.type"))));
+            let scaling = Quoted(scaling);
+            return Err(Error::Model(format!("{}: {scaling} is not supported", key("rope.scaling.type"))));
         }
         let hidden = count("embedding_length")?;
         let heads = count("attention.head_count")?;

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::backend::Backend;
 use super::config::Config;
 use crate::blocks::{self, BlockQ4K, BlockQ6K, TensorType};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Quoted};
 use crate::{Error, Result, sys};
 
 /// A tensor of an open file: a handle that is cheap to clone and keeps the file open.
@@ -266,7 +266,7 @@ impl Tensors {
         };
         let known: std::collections::HashSet<&str> = tensors.iter().map(Tensor::name).collect();
         match gguf.tensors().find(|tensor| !known.contains(tensor.name())) {
-            Some(tensor) => Err(Error::Model(format!("tensor {} has no place in the model", tensor.name()))),
+            Some(tensor) => Err(Error::Model(format!("tensor {} has no place in the model", Quoted(tensor.name())))),
             None => Ok(tensors),
         }
     }

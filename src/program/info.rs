@@ -103,7 +103,7 @@ pub fn info(args: &Args, out: &mut Out) -> Result<Outcome> {
 }
 
 fn tokenizer(source: &Source) -> String {
-    match super::tokenizer::Tokenizer::from_gguf(&source.gguf) {
+    match super::tokenizer::Tokenizer::from_gguf(&source.gguf, source.config.vocab) {
         Ok(Some(_)) => "tokenizer gpt2/qwen2".into(),
         Ok(None) => "no tokenizer".into(),
         Err(error) => error.to_string(),

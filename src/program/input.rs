@@ -180,7 +180,7 @@ pub struct Start {
 impl Prompt {
     /// The tokens. Without a prompt those of `default_text`, or a few ids when the file has no tokenizer.
     pub fn resolve(&self, source: &Source, default_text: &str) -> Result<Start> {
-        let tokenizer = Tokenizer::from_gguf(&source.gguf);
+        let tokenizer = Tokenizer::from_gguf(&source.gguf, source.config.vocab);
         let (tokens, tokenizer) = match (&self.tokens, &self.prompt) {
             (Some(TokenList(tokens)), _) => (tokens.clone(), tokenizer.unwrap_or_default()),
             (None, Some(text)) => {

@@ -1,6 +1,6 @@
 //! The tokenizer in a GGUF file: byte-level BPE with Qwen2's rules for splitting text.
 
-use kquant_moe::gguf::Gguf;
+use kquant_moe::gguf::{Gguf, Quoted};
 use kquant_moe::{Error, Result};
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::unicode::NFC;
@@ -32,41 +32,48 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Builds the tokenizer from a file's vocabulary and merges; `None` when the file has none.
+    /// Builds the tokenizer from a file's vocabulary, which is at most the model's `vocab` tokens, and merges; `None` when
+    /// the file has none.
     ///
     /// # Errors
     /// [`Error::Gguf`] for keys of the wrong type, [`Error::Model`] for another kind of tokenizer, or a vocabulary that
     /// cannot be one.
-    pub fn from_gguf(gguf: &Gguf) -> Result<Option<Self>> {
+    pub fn from_gguf(gguf: &Gguf, vocab: usize) -> Result<Option<Self>> {
         let model = gguf.get::<&str>("tokenizer.ggml.model")?;
         let Some(model) = model.filter(|&model| model != "none" && model != "no_vocab") else { return Ok(None) };
         let pre = gguf.get::<&str>("tokenizer.ggml.pre")?.unwrap_or("none");
         if (model, pre) != ("gpt2", "qwen2") {
             let message = format!(
-                "tokenizer: {model:?} with pre-tokenizer {pre:?} is not supported (supported: \"gpt2\" with \"qwen2\")"
+                "tokenizer: {} with pre-tokenizer {} is not supported (supported: \"gpt2\" with \"qwen2\")",
+                Quoted(model),
+                Quoted(pre)
             );
             return Err(Error::Model(message));
         }
         let tokens = gguf.strings("tokenizer.ggml.tokens")?;
+        if tokens.len() > vocab {
+            let message = format!("tokenizer: {} tokens, but the model has a vocabulary of {vocab}", tokens.len());
+            return Err(Error::Model(message));
+        }
         let types = gguf.get::<Vec<i32>>("tokenizer.ggml.token_type")?.unwrap_or_default();
         let kind = |id: usize| types.get(id).copied().unwrap_or(1);
         let ids = || (0_u32..).zip(&tokens).map(|(id, &token)| (id, id as usize, token));
 
-        let vocab: Vocab = ids().map(|(id, _, token)| (token.to_owned(), id)).collect();
+        let words: Vocab = ids().map(|(id, _, token)| (token.to_owned(), id)).collect();
         // Without one of them, text with that byte in it would silently lose it.
         if let Some(byte) =
-            (0..=255).find(|&byte| !vocab.contains_key(byte_char(byte).encode_utf8(&mut [0; 4]) as &str))
+            (0..=255).find(|&byte| !words.contains_key(byte_char(byte).encode_utf8(&mut [0; 4]) as &str))
         {
             return Err(Error::Model(format!("tokenizer: no token stands for the byte {byte:#04x}")));
         }
         let merges = gguf.strings("tokenizer.ggml.merges")?.into_iter().map(|merge| {
             let parts = merge.split_once(' ').filter(|(_, right)| !right.contains(' '));
             let (left, right) =
-                parts.ok_or_else(|| Error::Model(format!("tokenizer: {merge:?} does not merge two tokens")))?;
+                parts.ok_or_else(|| Error::Model(format!("tokenizer: {} does not merge two tokens", Quoted(merge))))?;
             Ok((left.to_owned(), right.to_owned()))
         });
         let merges = merges.collect::<Result<Vec<_>>>()?;
-        let bpe = BPE::builder().vocab_and_merges(vocab, merges).build();
+        let bpe = BPE::builder().vocab_and_merges(words, merges).build();
         let mut encoder = tokenizers::Tokenizer::new(bpe.map_err(failed)?);
         let split = Split::new(SplitPattern::Regex(QWEN2_SPLIT.into()), SplitDelimiterBehavior::Isolated, false);
         let bytes = ByteLevel::new(false, false, false);
@@ -196,7 +203,7 @@ mod tests {
     fn tiny() -> Tokenizer {
         let bytes = include_bytes!("../../tests/data/tiny-qwen3moe-q4_k_m.gguf");
         let gguf = Gguf::from_static("tiny", bytes).unwrap();
-        Tokenizer::from_gguf(&gguf).unwrap().unwrap()
+        Tokenizer::from_gguf(&gguf, 2048).unwrap().unwrap()
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod changed;
 mod devices;
 mod emulated;
+pub mod hooked;
 pub mod launches;
 pub mod random;
 
