@@ -117,7 +117,7 @@ __device__ __forceinline__ int query_place(int d) {
 struct Work {
   uint32_t kv_head, position, used, first, stride;
   int heads;
-  size_t row, score_row;
+  uint32_t row, score_row;
   bool has_newest;  // the newest position's k and v are in shared memory, not in the cache
 };
 
@@ -232,7 +232,7 @@ __device__ __forceinline__ void attend(const kqm_attention_args &a, const Worksp
       if (head >= work.heads) continue;
       const float s = kqm_canonical(__fmul_rn(dot[h], a.scale));
       score[head * chunk + own_key] = own_key < visible ? s : minus_infinity();
-      if (a.scores && own_key < visible) a.scores[(work.score_row + head) * a.capacity + begin + own_key] = s;
+      if (a.scores && own_key < visible) a.scores[size_t(work.score_row + head) * a.capacity + begin + own_key] = s;
     }
     __syncthreads();
 
@@ -277,8 +277,8 @@ __device__ __forceinline__ void attend(const kqm_attention_args &a, const Worksp
     if (warp < work.heads) {
       const double l = kqm_tree_warp(double(p0) + double(p1));
       if (lane == 0) {
-        ws.m[(work.row + warp) * chunks + index] = m;
-        ws.l[(work.row + warp) * chunks + index] = l;
+        ws.m[size_t(work.row + warp) * chunks + index] = m;
+        ws.l[size_t(work.row + warp) * chunks + index] = l;
       }
     }
     __syncthreads();
@@ -296,7 +296,7 @@ __device__ __forceinline__ void attend(const kqm_attention_args &a, const Worksp
           part[w].w = __fadd_rn(part[w].w, part[w + step].w);
         }
       }
-      *reinterpret_cast<float4 *>(ws.o + ((work.row + i / DIM) * chunks + index) * DIM + i % DIM) = part[0];
+      *reinterpret_cast<float4 *>(ws.o + (size_t(work.row + i / DIM) * chunks + index) * DIM + i % DIM) = part[0];
     }
   }
 }
@@ -315,13 +315,12 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once)) attentio
   const int first_prepared = quad * quad_heads / most_heads * most_heads, prepared = min(most_heads, group - first_prepared);
   const int offset = quad * quad_heads - first_prepared, quad_heads_present = min(quad_heads, prepared - offset);
   const uint32_t t = first_token + blockIdx.z, kv_head = blockIdx.x / quads;
-  const size_t first_head = size_t(kv_head) * group + first_prepared;
-  const size_t token_head = size_t(t) * a.heads + first_head;
+  const uint32_t first_head = kv_head * group + first_prepared, token_head = t * a.heads + first_head;
 
   // The fused launch: a head of q, k or v for each `lanes` lanes, one row or two a warp.
   const int row_lane = lane % lanes, row_index = int(threadIdx.x) / lanes;
   const bool is_query = row_index < prepared, is_row = row_index < prepared + 2;
-  const uint32_t head = is_query ? uint32_t(first_head) + row_index : a.heads + (row_index == prepared ? 0 : a.kv_heads) + kv_head;
+  const uint32_t head = is_query ? first_head + row_index : a.heads + (row_index == prepared ? 0 : a.kv_heads) + kv_head;
   const KqmHeadRow row(a.rope, 0, head);
   float x[8] = {}, weight[8] = {};
   if (a.rope.q) kqm_load_head_weight(a.rope, row, row_lane, weight);
@@ -334,7 +333,7 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once)) attentio
   const bool wide = most_heads > quad_heads && prepared > quad_heads && used > gridDim.y;
   const uint32_t first = wide ? 2 * blockIdx.y + (offset != 0) : blockIdx.y, stride = wide ? 2 * gridDim.y : gridDim.y;
   const int from = wide ? 0 : offset, heads = wide ? prepared : quad_heads_present;
-  const size_t work_row = size_t(blockIdx.z) * a.heads + first_head + from;
+  const uint32_t work_row = blockIdx.z * a.heads + first_head + from;
   const Work work{kv_head, position, used, first, stride, heads, work_row, token_head + from, a.rope.q != nullptr};
   Cached<HALF, DIM> cached;
   if (first < used) {
@@ -347,7 +346,7 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once)) attentio
 
   if (a.scores) {
     for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity; at += gridDim.y * threads) {
-      for (int h = 0; h < quad_heads_present; h++) a.scores[(token_head + offset + h) * a.capacity + at] = minus_infinity();
+      for (int h = 0; h < quad_heads_present; h++) a.scores[size_t(token_head + offset + h) * a.capacity + at] = minus_infinity();
     }
   }
   if (first >= used) return;
@@ -375,7 +374,7 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once)) attentio
       }
     }
   } else {
-    for (int i = threadIdx.x; i < prepared * DIM; i += threads) query[i / DIM * DIM + query_place<DIM>(i % DIM)] = a.q[token_head * DIM + i];
+    for (int i = threadIdx.x; i < prepared * DIM; i += threads) query[i / DIM * DIM + query_place<DIM>(i % DIM)] = a.q[size_t(token_head) * DIM + i];
   }
   for (int i = prepared * DIM + threadIdx.x; i < most_heads * DIM; i += threads) query[i] = 0.0f;
 

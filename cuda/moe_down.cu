@@ -3,13 +3,13 @@
 // Shapes: W_down [experts][rows, K], Q4_K or Q6_K; x [pairs, K / 256] blocks; expert_out [pairs, rows]; y [tokens, rows].
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; the weighted sum in f64 over ranks ascending,
 // rounded to f32; one f32 addition of the residual.
-// Launch: one token: a block has all experts of 16 rows, one warp for a super-block of one of them (24 warps at full size),
-// and ends with the weighted sum; each warp can quantize its part of the activations itself, which saves a launch. More tokens: one block for 16 rows of a work item, so that an expert's weights are read
-// once for up to eight of its pairs; a second kernel makes the weighted sums.
+// Launch: one token: a block has all experts of 16 rows, one warp for a super-block of one of them (24 warps at full size), and
+// ends with the weighted sum; in moe_down_one_token_rows each warp quantizes its part of the activations itself, which saves a
+// launch. More tokens: one block for 16 rows of a work item, so that an expert's weights are read once for up to eight of its pairs;
+// a second kernel makes the weighted sums.
 // Bound by: the weights' bytes. At full size a token reads 7 to 10 MB in 128 blocks.
 #include "common/items.cuh"
 #include "common/tree.cuh"
-
 
 namespace {
 
@@ -27,7 +27,63 @@ __device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, u
   a.y[at] = a.residual ? kqm_canonical(__fadd_rn(residual, sum)) : sum;
 }
 
-template <class Tile, bool FUSED>
+// What the end of a block for a single token needs, on its way while the tiles are multiplied.
+struct End {
+  uint32_t row;   // of this thread
+  bool finishes;  // this thread's row exists
+  float residual;
+
+  __device__ __forceinline__ End(const kqm_moe_down_args &a, KQM_SHARED_ARG(float) weight) {
+    row = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
+    finishes = threadIdx.x < KQM_TILE_ROWS && row < a.down.rows;
+    residual = finishes && a.residual ? a.residual[row] : 0.0f;
+    for (uint32_t i = threadIdx.x; i < a.top_k; i += blockDim.x) weight[i] = a.weights[i];
+  }
+};
+
+// The row sums of all experts of a tile, and their weighted sum.
+__device__ __forceinline__ void finish_tile(const kqm_moe_down_args &a, const End &end, int blocks, KQM_SHARED_ARG(double) part,
+                                            KQM_SHARED_ARG(float) product, KQM_SHARED_ARG(float) weight) {
+  for (int i = threadIdx.x; i < int(a.top_k) * KQM_TILE_ROWS; i += blockDim.x) {
+    const int rank = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS;
+    const uint32_t r = blockIdx.x * KQM_TILE_ROWS + tile_row;
+    const float value = kqm_row_sum<1>(part, rank * blocks, blocks, 0, tile_row);
+    product[i] = value;
+    if (r < a.down.rows) a.expert_out[size_t(rank) * a.down.rows + r] = value;
+  }
+  __syncthreads();
+  if (end.finishes)
+    finish(
+        a, 0, end.row, end.residual, [&](uint32_t i) { return float(weight[i]); },
+        [&](uint32_t i) { return float(product[i * KQM_TILE_ROWS + threadIdx.x]); });
+}
+
+// A single token whose rows are still to be quantized: each warp has one unit, and quantizes its own part of the activations.
+template <class Tile>
+__global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token_rows(kqm_moe_down_args a) {
+  KQM_DYNAMIC_SHARED(double, part);
+  KQM_SHARED(float, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
+  KQM_SHARED(float, weight, KQM_MAX_TOP_K);
+  KQM_SHARED(uint32_t, fixed, one_token_warps *kqm_fixed_words);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = a.down.cols / KQM_BLOCK, rank = warp / blocks, b = warp % blocks;
+  KQM_SHARED_ARG(uint32_t) block = kqm_shared_offset(fixed, warp * kqm_fixed_words);
+  kqm_release_dependents();
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  // Activations need no index, and are quantized while the tile is on its way.
+  float x[8];
+  kqm_load_eight(a.swiglu + size_t(warp) * KQM_BLOCK, lane, x);
+  Tile tile;
+  tile.load(kqm_expert_tile<Tile>(a.down, a.indices[rank], blockIdx.x) + size_t(b) * Tile::bytes, lane);
+  const End end(a, weight);
+  const double unit = kqm_fixed_warp(x, KqmSharedBlock{block});
+  __syncwarp();
+  kqm_contribute_cached(tile, KqmSharedActivations(block, lane), unit, warp, part);
+  __syncthreads();
+  finish_tile(a, end, blocks, part, product, weight);
+}
+
+template <class Tile>
 __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token(kqm_moe_down_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   KQM_SHARED(float, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
@@ -37,47 +93,15 @@ __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token(kq
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
-  // What the end needs arrives while the tiles are multiplied.
-  const uint32_t own_row = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
-  const bool finishes = threadIdx.x < KQM_TILE_ROWS && own_row < a.down.rows;
-  const float residual = finishes && a.residual ? a.residual[own_row] : 0.0f;
-  for (uint32_t i = threadIdx.x; i < a.top_k; i += blockDim.x) weight[i] = a.weights[i];
+  const End end(a, weight);
   for (int u = warp; u < units; u += warps) {
     const int rank = u / blocks, b = u % blocks;
-    // Activations first: they need no index, and quantizing them passes while the tile is on its way.
-    float x[8];
-    if (FUSED) kqm_load_eight(a.swiglu + size_t(u) * KQM_BLOCK, lane, x);
     Tile tile;
     tile.load(kqm_expert_tile<Tile>(a.down, a.indices[rank], blockIdx.x) + size_t(b) * Tile::bytes, lane);
-    typename Tile::Cached cached;
-    double unit;
-    if (FUSED) {
-      // One unit for a warp: it quantizes its own part of the activations.
-      KQM_SHARED(uint32_t, fixed, (FUSED ? one_token_warps : 1) * kqm_fixed_words);
-      KQM_SHARED_ARG(uint32_t) block = kqm_shared_offset(fixed, warp * kqm_fixed_words);
-      unit = kqm_fixed_warp(x, KqmSharedBlock{block});
-      __syncwarp();
-      cached.load(KqmSharedActivations(block, lane));
-    } else {
-      const kqm_fixed_block *block = a.x + u;
-      unit = block->unit;
-      cached.load(KqmOneToken(block, lane));
-    }
-    kqm_contribute_cached(tile, cached, unit, u, part);
+    kqm_contribute_cached(tile, KqmOneToken(a.x + u, lane), a.x[u].unit, u, part);
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < int(a.top_k) * KQM_TILE_ROWS; i += blockDim.x) {
-    const int rank = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS;
-    const uint32_t r = blockIdx.x * KQM_TILE_ROWS + tile_row;
-    const float value = kqm_row_sum<1>(part, rank * blocks, blocks, 0, tile_row);
-    product[i] = value;
-    if (r < a.down.rows) a.expert_out[size_t(rank) * a.down.rows + r] = value;
-  }
-  __syncthreads();
-  if (finishes)
-    finish(
-        a, 0, own_row, residual, [&](uint32_t i) { return float(weight[i]); },
-        [&](uint32_t i) { return float(product[i * KQM_TILE_ROWS + threadIdx.x]); });
+  finish_tile(a, end, blocks, part, product, weight);
 }
 
 template <class Tile, int NP>
@@ -131,9 +155,9 @@ kqm_status launch(const kqm_moe_down_args &a, kqm_stream stream) {
   const size_t one_token_shared = kqm_part_bytes(units, 1);
   const dim3 one_token_block(32 * kqm_even_warps(units, one_token_warps));
   if (a.swiglu)
-    return KQM_LAUNCH((moe_down_one_token<Tile, true>), dim3(tiles), one_token_block, one_token_shared, stream, a);
+    return KQM_LAUNCH(moe_down_one_token_rows<Tile>, dim3(tiles), one_token_block, one_token_shared, stream, a);
   if (a.tokens == 1 && one_token_shared + KQM_MAX_TOP_K * KQM_TILE_ROWS * sizeof(float) <= max_shared)
-    return KQM_LAUNCH((moe_down_one_token<Tile, false>), dim3(tiles), one_token_block, one_token_shared, stream, a);
+    return KQM_LAUNCH(moe_down_one_token<Tile>, dim3(tiles), one_token_block, one_token_shared, stream, a);
   const bool wide = a.tokens > 1 && blocks <= KQM_WIDE_BLOCKS;
   const unsigned np = wide ? 4 : 1, warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(np));
   const dim3 grid(tiles, kqm_launch_items(a.tokens, a.down.experts, a.top_k));

@@ -4,38 +4,86 @@
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; silu and the product in f32 (common/exp.cuh).
 // For a single token the kernel can choose the experts itself, from the router's logits.
 // Launch: one block for 16 rows of one work item, i.e. of up to eight pairs of one expert, so that its weights are read once
-// for all of them; one warp for a super-block of gate and of up.
+// for all of them; one warp for a super-block of gate and of up. moe_swiglu_one_token is that for a single token of up to eight
+// super-blocks, without loops.
 // Bound by: the weights' bytes for few tokens. At full size a token reads 14 MB in 384 blocks.
 #include "common/choose.cuh"
 #include "common/items.cuh"
 
 namespace {
 
-// Up to WARPS warps; PER_SM blocks at once on a multiprocessor, which limits the registers.
-template <class Gate, class Up, int NP, int WARPS, int PER_SM>
-__global__ void __launch_bounds__(32 * WARPS, PER_SM) moe_swiglu_kernel(kqm_moe_swiglu_args a) {
+const int one_token_warps = 8;
+
+// The row sums of a tile, one thread for a row and token of the item's `count` from `first` on: silu(gate) * up.
+template <int NP>
+__device__ __forceinline__ void finish(const kqm_moe_swiglu_args &a, const KqmItem &item, int first, int count, int blocks,
+                                       KQM_SHARED_ARG(double) part) {
+  for (int i = threadIdx.x; i < count * KQM_TILE_ROWS; i += blockDim.x) {
+    const int token = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS, r = blockIdx.x * KQM_TILE_ROWS + tile_row;
+    if (r >= int(a.gate.rows)) continue;
+    const float gate = kqm_row_sum<NP>(part, 0, blocks, token, tile_row);
+    const float up = kqm_row_sum<NP>(part, blocks, blocks, token, tile_row);
+    const size_t at = size_t(item.pair(first + token)) * a.gate.rows + r;
+    if (a.gate_out) a.gate_out[at] = gate;
+    if (a.up_out) a.up_out[at] = up;
+    a.out[at] = kqm_canonical(__fmul_rn(kqm_silu(gate), up));
+  }
+}
+
+// The item of a block. A single token's is chosen by every warp for itself, down to the rank of its block: its index.
+template <bool CHOOSE>
+__device__ __forceinline__ KqmItem item_of_block(const kqm_moe_swiglu_args &a, uint32_t &of_lane) {
+  if (CHOOSE && a.logits)
+    return KqmItem{kqm_choose<false>(a.logits, a.gate.experts, blockIdx.y, of_lane), nullptr, blockIdx.y, 1};
+  return kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
+}
+
+// The block of the last rank has chosen all experts and writes the choice down for moe_down.
+__device__ __forceinline__ void write_choice(const kqm_moe_swiglu_args &a, uint32_t of_lane) {
+  if (a.logits && blockIdx.x == 0 && blockIdx.y == gridDim.y - 1 && threadIdx.x < 32)
+    kqm_weigh_experts(a.logits, a.top_k, of_lane, a.indices, a.weights);
+}
+
+// A single token, a warp for each super-block; PER_SM blocks at once on a multiprocessor, which limits the registers.
+template <class Gate, class Up, int PER_SM>
+__global__ void __launch_bounds__(32 * one_token_warps, PER_SM) moe_swiglu_one_token(kqm_moe_swiglu_args a) {
+  KQM_DYNAMIC_SHARED(double, part);
+  KQM_SHARED(uint32_t, fixed, one_token_warps *kqm_fixed_words);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = blockDim.x >> 5;
+  KQM_SHARED_ARG(uint32_t) own_block = kqm_shared_offset(fixed, warp * kqm_fixed_words);
+  kqm_release_dependents();
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  // The activations are on their way while the expert is chosen, and wait for the weights in shared memory.
+  KqmBlockOnItsWay on_its_way;
+  on_its_way.load(a.x + warp);
+  uint32_t of_lane = 0;
+  const KqmItem item = item_of_block<true>(a, of_lane);
+  on_its_way.store(own_block);
+  Gate gate;
+  Up up;
+  gate.load(kqm_expert_tile<Gate>(a.gate, item.expert, blockIdx.x) + size_t(warp) * Gate::bytes, lane);
+  up.load(kqm_expert_tile<Up>(a.up, item.expert, blockIdx.x) + size_t(warp) * Up::bytes, lane);
+  const KqmSharedActivations x(own_block, lane);
+  const double unit = a.x[warp].unit;
+  kqm_contribute_cached(gate, x, unit, warp, part);
+  kqm_contribute_cached(up, x, unit, blocks + warp, part);
+  __syncthreads();
+  finish<1>(a, item, 0, 1, blocks, part);
+  write_choice(a, of_lane);
+}
+
+// Everything else: the pairs of an item, 2 NP at a time.
+template <class Gate, class Up, int NP, int WARPS>
+__global__ void __launch_bounds__(32 * WARPS, 1) moe_swiglu_kernel(kqm_moe_swiglu_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
-  // A single token's activations are on their way while its experts are chosen, and wait for the weights in shared memory.
-  const bool one = NP == 1 && a.tokens == 1;
-  KQM_SHARED(uint32_t, fixed, NP == 1 ? WARPS * kqm_fixed_words : 4);
-  KQM_SHARED_ARG(uint32_t) own_block = kqm_shared_offset(fixed, NP == 1 ? warp * kqm_fixed_words : 0);
-  KqmBlockOnItsWay on_its_way;
-  if (one) on_its_way.load(a.x + warp);
-  KqmItem item;
   uint32_t of_lane = 0;
-  if (NP == 1 && a.logits) {
-    // A single token: every warp chooses for itself, down to the rank of its block; the block of the last rank has all of
-    // them and writes the choice down for moe_down.
-    item = KqmItem{kqm_choose<false>(a.logits, a.gate.experts, blockIdx.y, of_lane), nullptr, blockIdx.y, 1};
-  } else {
-    item = kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
-  }
+  const KqmItem item = item_of_block<NP == 1>(a, of_lane);
   if (item.count == 0) return;
-  if (one) on_its_way.store(own_block);
   const uint8_t *gate_data = kqm_expert_tile<Gate>(a.gate, item.expert, blockIdx.x);
   const uint8_t *up_data = kqm_expert_tile<Up>(a.up, item.expert, blockIdx.x);
 
@@ -49,32 +97,14 @@ __global__ void __launch_bounds__(32 * WARPS, PER_SM) moe_swiglu_kernel(kqm_moe_
       Up up;
       gate.load(gate_data + size_t(b) * Gate::bytes, lane);
       up.load(up_data + size_t(b) * Up::bytes, lane);
-      if (one) {
-        if (b != warp) on_its_way.load(a.x + b), on_its_way.store(own_block);
-        const KqmSharedActivations x(own_block, lane);
-        const double unit = a.x[b].unit;
-        kqm_contribute_cached(gate, x, unit, b, part);
-        kqm_contribute_cached(up, x, unit, blocks + b, part);
-      } else {
-        kqm_contribute<NP>(gate, row, b, b, part);
-        kqm_contribute<NP>(up, row, b, blocks + b, part);
-      }
+      kqm_contribute<NP>(gate, row, b, b, part);
+      kqm_contribute<NP>(up, row, b, blocks + b, part);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < count * KQM_TILE_ROWS; i += blockDim.x) {
-      const int token = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS, r = blockIdx.x * KQM_TILE_ROWS + tile_row;
-      if (r >= int(a.gate.rows)) continue;
-      const float gate = kqm_row_sum<NP>(part, 0, blocks, token, tile_row);
-      const float up = kqm_row_sum<NP>(part, blocks, blocks, token, tile_row);
-      const size_t at = size_t(item.pair(first + token)) * a.gate.rows + r;
-      if (a.gate_out) a.gate_out[at] = gate;
-      if (a.up_out) a.up_out[at] = up;
-      a.out[at] = kqm_canonical(__fmul_rn(kqm_silu(gate), up));
-    }
+    finish<NP>(a, item, first, count, blocks, part);
     __syncthreads();
   }
-  if (NP == 1 && a.logits && blockIdx.x == 0 && blockIdx.y == gridDim.y - 1 && warp == 0)
-    kqm_weigh_experts(a.logits, a.top_k, of_lane, a.indices, a.weights);
+  if (NP == 1) write_choice(a, of_lane);
 }
 
 template <class Gate, class Up>
@@ -84,12 +114,12 @@ kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
   const unsigned np = wide ? 4 : 1, warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(np));
   const dim3 grid(tiles, kqm_launch_items(a.tokens, a.gate.experts, a.top_k));
   const size_t shared = 2 * kqm_part_bytes(blocks, np);
-  if (wide) return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 4, 8, 1>), grid, dim3(32 * warps), shared, stream, a);
+  if (wide) return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 4, 8>), grid, dim3(32 * warps), shared, stream, a);
   // At full size three blocks on each multiprocessor take all of a token's tiles at once; Q6_K tiles need more registers.
   const int per_sm = Gate::bytes == KQM_TILE_BYTES_Q4_K && Up::bytes == KQM_TILE_BYTES_Q4_K ? 3 : 2;
-  if (warps <= 8)
-    return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 1, 8, per_sm>), grid, dim3(32 * warps), shared, stream, a);
-  return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 1, 16, 1>), grid, dim3(32 * warps), shared, stream, a);
+  if (a.tokens == 1 && blocks <= unsigned(one_token_warps))
+    return KQM_LAUNCH((moe_swiglu_one_token<Gate, Up, per_sm>), grid, dim3(32 * blocks), shared, stream, a);
+  return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 1, 16>), grid, dim3(32 * warps), shared, stream, a);
 }
 
 }  // namespace

@@ -40,6 +40,12 @@ pub unsafe trait Device: Clone + Send + Sync + 'static {
     fn wants(&self, _kernel: &'static str) -> bool {
         true
     }
+    /// Whether fp64 is so slow, as on consumer cards, that the norm of a single token is better made once, by a kernel of its own,
+    /// than by every block that needs it. Values do not depend on it.
+    #[inline]
+    fn slow_fp64(&self) -> bool {
+        false
+    }
     /// Free and total bytes.
     fn memory(&self) -> Result<(u64, u64)>;
     /// Allocates `bytes` bytes with unspecified contents.

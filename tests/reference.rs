@@ -5,7 +5,8 @@ mod common;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::{cuda_device, emulated_device};
+use common::launches::{self, Event, Launch, Noted};
+use common::{EmulatedDevice, cuda_device, emulated_device};
 use kquant_moe::Error;
 use kquant_moe::gguf::Gguf;
 use kquant_moe::model::cpu::Cpu;
@@ -131,4 +132,25 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     ] {
         assert!(matches!(model.context(options), Err(Error::Invalid(_))));
     }
+}
+
+/// Where fp64 is slow, norms are kernels of their own, and the bits are the same.
+#[test]
+fn slow_fp64_changes_launches_and_no_bits() {
+    let Some(device) = common::emulated_device() else { return };
+    let decoded = |device: EmulatedDevice| {
+        let model = common::model(Gpu::new(Noted(device)));
+        let mut context = model.context(common::options()).unwrap();
+        launches::take();
+        let logits: Vec<u32> = [766, 306, 598]
+            .iter()
+            .flat_map(|&token| common::bits(&context.forward(&model, &[token], Logits::Last).unwrap()))
+            .collect();
+        let norm = |event: &Event| matches!(event, Event::Launch(Launch { kernel: "rms_norm", .. }));
+        (logits, launches::take().iter().filter(|event| norm(event)).count())
+    };
+    let (fast, slow) = (decoded(device.clone()), decoded(device.with_slow_fp64()));
+    assert!(fast.0 == slow.0);
+    let layers = common::model(Cpu::new()).config().layers;
+    assert_eq!((fast.1, slow.1), (3, 3 * (1 + 2 * layers)), "launches of rms_norm");
 }

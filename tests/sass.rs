@@ -86,16 +86,20 @@ impl Tiles {
     }
 }
 
-/// The first `Li<N>E` of a mangled name, which is the number of token pairs in every kernel; 1 when there is none.
+/// The first `Li<N>E` of a mangled name, which is the number of token pairs in every kernel; 1 when there is none, and in kernels
+/// for one token.
 fn pairs(name: &str) -> u32 {
+    if name.contains("one_token") {
+        return 1;
+    }
     name.match_indices("Li").find_map(|(at, _)| name[at + 2..].split_once('E')?.0.parse().ok()).unwrap_or(1)
 }
 
-/// Whether the kernel also norms or quantizes a single token's row before its products (their last template argument says
-/// so). It has no inner loop: all of its code is counted once for its few tiles, and most of its fp64 is the norm's, once a
-/// block. The table shows it; what it means for cards with slow fp64 stands in docs/performance.md.
+/// Whether the kernel also norms a single token's row before its products (its last template argument says so). It has no inner
+/// loop: the norm is counted for its few tiles, and most of its fp64 is the norm's, which every block makes for itself. So it is not
+/// launched on cards whose fp64 is slow (`Device::slow_fp64`); the table shows it for what it would cost there.
 fn has_prologue(function: &Function) -> bool {
-    matches!(function.unit.as_str(), "qkv" | "moe_down") && function.name.contains("Lb1E")
+    function.unit == "qkv" && function.name.contains("Lb1E")
 }
 
 /// One product loop and what it costs per turn.
@@ -330,11 +334,15 @@ fn the_sample_is_parsed() {
 }
 
 #[test]
-fn code_without_a_loop_is_taken_whole() {
+fn code_without_a_loop_is_taken_up_to_its_barrier() {
     let mut function = analysis::parse(SAMPLE).remove(0);
     function.code.retain(|i| i.base() != "BRA");
     let code = function.product_loops();
     assert_eq!((code.len(), code[0].len()), (1, function.code.len()));
+    let last = function.code.iter().rposition(Instruction::is_mma).unwrap();
+    let mut barrier = function.clone();
+    barrier.code[last + 2].opcode = "BAR.SYNC.DEFER_BLOCKING".to_owned();
+    assert_eq!(barrier.product_loops()[0].len(), last + 2);
     function.code.retain(|i| !i.is_mma());
     assert!(function.product_loops().is_empty());
 }
@@ -352,8 +360,12 @@ fn pairs_are_read_from_names() {
     assert_eq!(pairs("_Z17kqm_matvec_kernelI10KqmTileQ4KLi4EEv15kqm_matvec_args"), 4);
     assert_eq!(pairs("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv10qkv_kernelILi1EEEv12kqm_qkv_args"), 1);
     assert_eq!(
-        pairs("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db617moe_swiglu_kernelI10KqmTileQ4KS1_Li4ELi8ELi1EEEv"),
+        pairs("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db617moe_swiglu_kernelI10KqmTileQ4KS1_Li4ELi8EEEv"),
         4
+    );
+    assert_eq!(
+        pairs("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db620moe_swiglu_one_tokenI10KqmTileQ4KS1_Li3EEEv"),
+        1
     );
     assert_eq!(pairs("_Z5dummyPK5uint4PK5uint2Pfii"), 1);
 }

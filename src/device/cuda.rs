@@ -25,7 +25,11 @@ pub struct CudaDevice {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     kernels: &'static sys::kqm_kernels,
+    slow_fp64: bool,
 }
+
+/// From how many f32 operations on in the time of an fp64 one fp64 counts as slow: data-centre cards have 2, others 32 or 64.
+const SLOW_FP64: i32 = 8;
 
 /// Whether the driver's library can be loaded. cudarc panics when it is asked for a device without one.
 fn driver_is_present() -> bool {
@@ -101,7 +105,7 @@ impl CudaDevice {
         let kernels = kernels()?;
         let context = open(ordinal)?;
         let stream = context.new_stream()?;
-        Ok(Self { context, stream, kernels })
+        Self::with(context, stream, kernels)
     }
 
     /// The device of an engine's own stream, with the engine's context. Kernels, copies and fills of this value go to that
@@ -131,9 +135,9 @@ impl CudaDevice {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoCuda`] when the build has no kernels.
+    /// [`Error::NoCuda`] when the build has no kernels; what the driver reports.
     pub fn from_stream(stream: Arc<CudaStream>) -> Result<Self> {
-        Ok(Self { context: stream.context().clone(), stream, kernels: kernels()? })
+        Self::with(stream.context().clone(), stream, kernels()?)
     }
 
     /// [`Self::from_stream`] for an engine that does not use cudarc: `stream` is a `CUstream` or `cudaStream_t` of the primary
@@ -162,7 +166,13 @@ impl CudaDevice {
         }
         // SAFETY: it is a stream of this context, which the caller keeps; the engine orders its own work on it.
         let stream = unsafe { context.wrap_borrowed_stream(stream) };
-        Ok(Self { context, stream, kernels })
+        Self::with(context, stream, kernels)
+    }
+
+    fn with(context: Arc<CudaContext>, stream: Arc<CudaStream>, kernels: &'static sys::kqm_kernels) -> Result<Self> {
+        let ratio = driver::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO;
+        let slow_fp64 = context.attribute(ratio)? >= SLOW_FP64;
+        Ok(Self { context, stream, kernels, slow_fp64 })
     }
 
     /// Name, compute capability, memory and driver version, for reports.
@@ -293,6 +303,10 @@ unsafe impl Device for CudaDevice {
 
     fn activate(&self) -> Result<()> {
         Ok(self.context.bind_to_thread()?)
+    }
+
+    fn slow_fp64(&self) -> bool {
+        self.slow_fp64
     }
 
     fn memory(&self) -> Result<(u64, u64)> {

@@ -86,6 +86,10 @@ unsafe impl<D: Device> Device for Probe<D> {
         self.device.wants(kernel)
     }
 
+    fn slow_fp64(&self) -> bool {
+        self.device.slow_fp64()
+    }
+
     fn memory(&self) -> Result<(u64, u64)> {
         self.device.memory()
     }

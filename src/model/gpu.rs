@@ -92,6 +92,11 @@ impl<D: Device> Gpu<D> {
         &self.device
     }
 
+    /// Whether the kernels that need a norm make it themselves.
+    fn fuses_norm(&self, tokens: usize, cols: usize) -> bool {
+        tokens == 1 && cols <= FusedNorm::MAX_COLS && !self.device.slow_fp64()
+    }
+
     fn product(
         &self,
         w: &Matrix<D>,
@@ -346,7 +351,7 @@ impl<D: Device> Backend for Gpu<D> {
 
     fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
         let NormQkv { hidden, weight, eps, mut normed, fixed, w, y } = operands;
-        let fused = tokens == 1 && weight.len() <= FusedNorm::MAX_COLS;
+        let fused = self.fuses_norm(tokens, weight.len());
         if !fused {
             self.rms_norm(hidden, weight, eps, tokens, normed.as_deref_mut(), Some(&mut *fixed))?;
         }
@@ -445,7 +450,7 @@ impl<D: Device> Backend for Gpu<D> {
         let NormRouter { hidden, weight, eps, router, normed, fixed } = operands;
         let cols = weight.len();
         // The pairs of a single token are its experts: nothing has to be grouped, and the choice can wait for moe_swiglu.
-        let fused = tokens == 1 && cols <= FusedNorm::MAX_COLS;
+        let fused = self.fuses_norm(tokens, cols);
         if !fused {
             self.rms_norm(hidden, weight, eps, tokens, Some(&mut *normed), Some(&mut *fixed))?;
         }

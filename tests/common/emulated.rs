@@ -19,13 +19,14 @@ pub struct EmulatedDevice {
     faulty: Option<&'static Library>,
     /// Whether it records launches, only to count them: a replay does nothing.
     counts: bool,
+    slow_fp64: bool,
 }
 
 impl EmulatedDevice {
     /// Fails where the emulation could not be compiled.
     pub fn new() -> Result<Self, &'static str> {
         emulation::available()?;
-        Ok(Self { faulty: None, counts: false })
+        Ok(Self { faulty: None, counts: false, slow_fp64: false })
     }
 
     /// The same device, which records: a recording is the number of its launches, and to replay it does nothing.
@@ -33,9 +34,14 @@ impl EmulatedDevice {
         Self { counts: true, ..self }
     }
 
+    /// The same device, which says that its fp64 is slow.
+    pub fn with_slow_fp64(self) -> Self {
+        Self { slow_fp64: true, ..self }
+    }
+
     /// A device with other kernels, which stay loaded.
     pub fn faulty(library: Library) -> Self {
-        Self { faulty: Some(Box::leak(Box::new(library))), counts: false }
+        Self { faulty: Some(Box::leak(Box::new(library))), counts: false, slow_fp64: false }
     }
 
     /// The report of this thread's last launch; empty when it broke no rule.
@@ -69,6 +75,10 @@ unsafe impl Device for EmulatedDevice {
             None => return true,
         }
         false
+    }
+
+    fn slow_fp64(&self) -> bool {
+        self.slow_fp64
     }
 
     fn name(&self) -> &'static str {

@@ -139,6 +139,10 @@ unsafe impl<H: Hook> Device for Hooked<H> {
         self.device.activate()
     }
 
+    fn slow_fp64(&self) -> bool {
+        self.device.slow_fp64()
+    }
+
     fn memory(&self) -> Result<(u64, u64)> {
         Ok((self.hook.free(), self.hook.free()))
     }

@@ -160,6 +160,10 @@ unsafe impl<D: Device> Device for Noted<D> {
         self.0.activate()
     }
 
+    fn slow_fp64(&self) -> bool {
+        self.0.slow_fp64()
+    }
+
     fn memory(&self) -> Result<(u64, u64)> {
         self.0.memory()
     }

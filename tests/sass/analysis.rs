@@ -240,7 +240,8 @@ impl Instruction {
 }
 
 impl Function {
-    /// The innermost loops that contain a tensor-core product; the whole code when no loop does but the code has some.
+    /// The innermost loops that contain a tensor-core product. When no loop does but the code has some: the code up to the barrier
+    /// behind the last one, where, as behind a loop, the sums begin.
     ///
     /// A loop is the code from a branch target to the last branch back to it.
     pub fn product_loops(&self) -> Vec<&[Instruction]> {
@@ -260,8 +261,9 @@ impl Function {
             .filter(|a| !loops.iter().any(|b| b != *a && a.0 <= b.0 && b.1 <= a.1))
             .map(|&span| self.between(span))
             .collect();
-        if innermost.is_empty() && self.code.iter().any(Instruction::is_mma) {
-            return vec![&self.code];
+        if let (true, Some(last)) = (innermost.is_empty(), self.code.iter().rposition(Instruction::is_mma)) {
+            let barrier = self.code[last..].iter().position(|instruction| instruction.base() == "BAR");
+            return vec![&self.code[..barrier.map_or(self.code.len(), |at| last + at)]];
         }
         innermost
     }
