@@ -455,8 +455,8 @@ fn lose_the_gpu() {
     }
 
     let x = Buffer::from_slice(&device, &[1.0_f32; 1000]).unwrap();
-    // SAFETY: nothing is there, so that nothing but the kernel comes to harm.
-    let nowhere = || unsafe { SliceMut::from_raw(1 << 40, 1000) };
+    // SAFETY: nothing is there, in the page behind the null pointer's, so that nothing but the kernel comes to harm.
+    let nowhere = || unsafe { SliceMut::from_raw(1 << 12, 1000) };
     let launch = || ResidualAdd { a: x.slice(), b: x.slice(), y: nowhere() }.launch(&device);
     launch().unwrap();
     let lost = |what: &str, result: Result<()>| match result {
