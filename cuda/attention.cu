@@ -10,10 +10,10 @@
 // position. While four heads a block leave no block a second chunk they do, for speed of one; beyond that the two blocks of
 // eight heads share the chunks instead of the heads, which halves what they read and convert. attention_join, one block for 256
 // outputs of a token, joins the chunks. (That the last block to finish joins them was slower even for few chunks.) For a single
-// token the first kernel can do the work of kqm_rope as well.
+// token the first kernel can do the work of kqm_rope as well, and read position, keys and values while qkv before it still runs.
 // Scores: eight lanes share a key, each with an eighth of the dimensions; values: a warp has eight positions, a lane
 // head_dim / 32 dimensions. Both read the cache once, straight into registers.
-// Bound by: latency for short contexts, then issue slots: 2 x 64 x head_dim fma a head and chunk are two thirds of what a warp does.
+// Bound by: latency for short contexts, then issue slots: 2 x 64 x head_dim fma a head and chunk are half of what a warp does.
 #include "common/exp.cuh"
 #include "common/fixed.cuh"
 #include "common/rope.cuh"

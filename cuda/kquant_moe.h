@@ -225,8 +225,8 @@ typedef struct kqm_attention_args {
   float scale;       /* 1 / sqrt(head_dim) */
   kqm_rope_args rope; /* [optional: rope.q NULL] a single token: do what kqm_rope does first, in the same launch; its
                        * shapes, start and caches are those above */
-  uint32_t settled;   /* 1: the launch right before this one in the stream writes neither start nor the caches. They are read
-                       * while it still runs, then */
+  uint32_t settled;   /* 1, with rope: the launch right before this one in the stream is kqm_qkv, or a kernel that does not let its
+                       * successor start early. start and caches, which it does not write, are read while it still runs */
 } kqm_attention_args;
 /* Bytes of workspace for these shapes (pointers are ignored). */
 uint64_t kqm_attention_workspace(const kqm_attention_args *args);

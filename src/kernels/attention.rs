@@ -45,8 +45,9 @@ pub enum Queries<'a> {
     Fused {
         /// The operands.
         rope: super::Rope<'a>,
-        /// The launch right before this one on the queue writes neither `start` nor the caches. The kernel reads them while
-        /// that launch still runs, then; where it is not true, what it reads may be old.
+        /// The launch right before this one on the queue is [`super::Qkv`], or a kernel that does not let its successor start
+        /// early, and writes neither `start` nor the caches: they are read while it still runs. Where that is not true, what is
+        /// read may be old.
         settled: bool,
     },
 }
