@@ -105,8 +105,8 @@ __device__ __forceinline__ void store_floats(KQM_SHARED_ARG(float) out, int at, 
   }
 }
 
-// Where a query's dimension d lies in shared memory. Lane g of the eight that share a key needs dimensions g S .. g S + S - 1; the eight
-// read four each, so those of one turn are neighbours.
+// Where a query's dimension d lies in shared memory. Lane g of the eight that share a key needs dimensions g S .. g S + S - 1;
+// the eight read four each at a time, and what they read together is together.
 template <int DIM>
 __device__ __forceinline__ int query_place(int d) {
   const int segment = DIM / 8;
@@ -163,9 +163,9 @@ struct Cached {
 // The chunks of one block. Its first keys and values are loaded; queries, the newest k and v and the scores' zeros of absent heads
 // are on their way to shared memory.
 template <bool HALF, int DIM, int H>
-__device__ __forceinline__ void attend(const kqm_attention_args &a, const Workspace &ws, const Work &work, Cached<HALF, DIM> &cached,
-                                       KQM_SHARED_ARG(float) query, KQM_SHARED_ARG(float) score, KQM_SHARED_ARG(float) partial,
-                                       KQM_SHARED_ARG(uint32_t) newest) {
+__device__ __forceinline__ void attend(const kqm_attention_args &a, const Workspace &ws, const Work &work,
+                                       Cached<HALF, DIM> &cached, KQM_SHARED_ARG(float) query, KQM_SHARED_ARG(float) score,
+                                       KQM_SHARED_ARG(float) partial, KQM_SHARED_ARG(uint32_t) newest) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane & 7;
   const int per_lane = Cached<HALF, DIM>::per_lane, segment = Cached<HALF, DIM>::segment;
   const size_t chunks = (a.capacity + chunk - 1) / chunk;
@@ -302,7 +302,8 @@ __device__ __forceinline__ void attend(const kqm_attention_args &a, const Worksp
 }
 
 template <bool HALF, int DIM>
-__global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once)) attention_chunks(kqm_attention_args a, Workspace ws, uint32_t first_token) {
+__global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
+    attention_chunks(kqm_attention_args a, Workspace ws, uint32_t first_token) {
   const int most_heads = Shape<HALF, DIM>::heads, lanes = Shape<HALF, DIM>::lanes;
   KQM_SHARED(float, query, most_heads *DIM);
   KQM_SHARED(float, score, most_heads *chunk);
@@ -357,12 +358,14 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once)) attentio
   if (a.rope.q) {
     const bool own_head = wide || (row_index >= offset && row_index < offset + quad_heads_present);
     const bool writes = is_query ? first == 0 && own_head : is_row && makes_newest && first_prepared == 0 && (wide || offset == 0);
-    kqm_rope_head<lanes>(a.rope, DIM, row, row_lane, own_position, writes, 1.0 / DIM, weight, kqm_shared_offset(partial, row_index * DIM), x);
+    kqm_rope_head<lanes>(a.rope, DIM, row, row_lane, own_position, writes, 1.0 / DIM, weight,
+                         kqm_shared_offset(partial, row_index * DIM), x);
     if (is_row && 8 * row_lane < DIM) {
       if (is_query) {
         KQM_UNROLL
         for (int i = 0; i < 8; i += 4)
-          kqm_shared_store<float4>(query, row_index * DIM + query_place<DIM>(8 * row_lane + i), make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
+          kqm_shared_store<float4>(query, row_index * DIM + query_place<DIM>(8 * row_lane + i),
+                                   make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
         if (writes) kqm_store_eight(a.rope.q_out + row.at, row_lane, x);
       } else {
         if (writes) kqm_cache_head(a.rope, row, row_lane, own_position, x);
@@ -374,7 +377,8 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once)) attentio
       }
     }
   } else {
-    for (int i = threadIdx.x; i < prepared * DIM; i += threads) query[i / DIM * DIM + query_place<DIM>(i % DIM)] = a.q[size_t(token_head) * DIM + i];
+    for (int i = threadIdx.x; i < prepared * DIM; i += threads)
+      query[i / DIM * DIM + query_place<DIM>(i % DIM)] = a.q[size_t(token_head) * DIM + i];
   }
   for (int i = prepared * DIM + threadIdx.x; i < most_heads * DIM; i += threads) query[i] = 0.0f;
 

@@ -5,8 +5,8 @@
 // rounded to f32; one f32 addition of the residual.
 // Launch: one token: a block has all experts of 16 rows, one warp for a super-block of one of them (24 warps at full size), and
 // ends with the weighted sum; in moe_down_one_token_rows each warp quantizes its part of the activations itself, which saves a
-// launch. More tokens: one block for 16 rows of a work item, so that an expert's weights are read once for up to eight of its pairs;
-// a second kernel makes the weighted sums.
+// launch. More tokens: one block for 16 rows of a work item, so that an expert's weights are read once for up to eight of its
+// pairs; a second kernel makes the weighted sums.
 // Bound by: the weights' bytes. At full size a token reads 7 to 10 MB in 128 blocks.
 #include "common/items.cuh"
 #include "common/tree.cuh"
@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token_ro
   KQM_SHARED(float, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
   KQM_SHARED(float, weight, KQM_MAX_TOP_K);
   KQM_SHARED(uint32_t, fixed, one_token_warps *kqm_fixed_words);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = a.down.cols / KQM_BLOCK, rank = warp / blocks, b = warp % blocks;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = a.down.cols / KQM_BLOCK;
+  const int rank = warp / blocks, b = warp % blocks;
   KQM_SHARED_ARG(uint32_t) block = kqm_shared_offset(fixed, warp * kqm_fixed_words);
   kqm_release_dependents();
   kqm_touch_arguments(a);

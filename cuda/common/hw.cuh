@@ -79,9 +79,9 @@ __device__ __forceinline__ uint4 kqm_load_streaming(const uint4 *p) {
 // Programmatic dependent launch: a kernel may start while the one before it in the stream still runs. It may read weights
 // at once; everything that earlier kernels write or read waits for kqm_wait_for_dependencies(). Every kernel of the
 // crate calls it, so that completion is transitive. Without the feature (before sm_90) launches are ordered anyway.
-// A kernel that waits before it releases promises more: when its successor starts, everything before the two is complete, and may
-// be read at once, too, through L2. qkv and attention_chunks do so for the sake of the kernels behind them; where nothing depends on
-// it, the order is the faster one of the two in the decode step.
+// A kernel that waits before it releases promises more: its successor's launch comes after everything before the two, which the
+// successor may read at once, too. qkv and attention_chunks do so for the sake of the kernels behind them; where nothing depends
+// on it, the order is the one that is faster in a decode step.
 __device__ __forceinline__ void kqm_wait_for_dependencies() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -2,7 +2,8 @@
 //!
 //! Each kernel is a structure of its operands with a method `launch`, which checks every length against the shapes, enqueues
 //! the kernel on the device's queue and returns. Launches do not wait; when the work itself fails, the device is lost, and the
-//! next call that notices says so ([`Error::DeviceLost`]). Values are defined in `docs/arithmetic.md`, and the oracle of the same name computes the same bits.
+//! next call that notices says so ([`Error::DeviceLost`]). Values are defined in `docs/arithmetic.md`, and the oracle of the
+//! same name computes the same bits.
 
 use crate::blocks::{BLOCK, TensorType};
 use crate::device::{Buffer, Device, Slice, SliceMut, check_launch};

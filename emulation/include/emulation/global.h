@@ -71,9 +71,6 @@ KQM_STORE(__stwt)
 static inline uint4 kqm_load_streaming(const uint4 *pointer, KQM_EMULATION_HERE) {
   return kqm_emulation::load(pointer, file, line);
 }
-static inline uint32_t kqm_load_streaming(const uint32_t *pointer, KQM_EMULATION_HERE) {
-  return kqm_emulation::load(pointer, file, line);
-}
 
 // Grids do not overlap, and arguments are always at hand: nothing to do.
 static inline void kqm_wait_for_dependencies() {}
