@@ -108,17 +108,21 @@ __device__ __forceinline__ void kqm_touch_arguments(const Arguments &arguments) 
   for (unsigned i = 0; i < sizeof(Arguments) / 4; i += 16) asm volatile("" ::"r"(words[i]));
 }
 
-// Whether the current device overlaps dependent launches. Asked once for each device and thread.
-inline bool kqm_has_dependent_launch() {
+// Whether dependent launches may overlap on the current device: it can, and the code that runs there waits for its dependencies.
+// PTX for an older architecture that the driver compiled for a newer card does not. Asked once for each device and thread; all
+// kernels are compiled alike.
+inline bool kqm_has_dependent_launch(const void *kernel) {
   static thread_local int known_device = -1;
   static thread_local bool known = false;
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return false;
   if (device != known_device) {
     int major = 0;
+    cudaFuncAttributes code{};
     if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return false;
+    if (cudaFuncGetAttributes(&code, kernel) != cudaSuccess) return false;
     known_device = device;
-    known = major >= 9;
+    known = major >= 9 && code.ptxVersion >= 90;
   }
   return known;
 }
@@ -148,7 +152,7 @@ inline kqm_status kqm_launch(void (*kernel)(Parameters...), dim3 grid, dim3 bloc
   config.dynamicSmemBytes = dynamic_shared;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
-  config.numAttrs = kqm_has_dependent_launch() ? 1 : 0;
+  config.numAttrs = kqm_has_dependent_launch(reinterpret_cast<const void *>(kernel)) ? 1 : 0;
   return static_cast<kqm_status>(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
