@@ -44,9 +44,16 @@ __device__ __forceinline__ void write_choice(const kqm_moe_swiglu_args &a, uint3
     kqm_weigh_experts(a.logits, a.top_k, of_lane, a.indices, a.weights);
 }
 
-// A single token, a warp for each super-block; PER_SM blocks at once on a multiprocessor, which limits the registers.
-template <class Gate, class Up, int PER_SM>
-__global__ void __launch_bounds__(32 * one_token_warps, PER_SM) moe_swiglu_one_token(kqm_moe_swiglu_args a) {
+// Blocks of moe_swiglu_one_token at once on a multiprocessor, which limits the registers. At full size three of them take all of a
+// token's tiles at once; Q6_K tiles need more registers.
+template <class Gate, class Up>
+struct AtOnce {
+  static const int blocks = Gate::bytes == KQM_TILE_BYTES_Q4_K && Up::bytes == KQM_TILE_BYTES_Q4_K ? 3 : 2;
+};
+
+// A single token, a warp for each super-block.
+template <class Gate, class Up>
+__global__ void __launch_bounds__(32 * one_token_warps, (AtOnce<Gate, Up>::blocks)) moe_swiglu_one_token(kqm_moe_swiglu_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   KQM_SHARED(uint32_t, fixed, one_token_warps *kqm_fixed_words);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = blockDim.x >> 5;
@@ -115,10 +122,8 @@ kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
   const dim3 grid(tiles, kqm_launch_items(a.tokens, a.gate.experts, a.top_k));
   const size_t shared = 2 * kqm_part_bytes(blocks, np);
   if (wide) return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 4, 8>), grid, dim3(32 * warps), shared, stream, a);
-  // At full size three blocks on each multiprocessor take all of a token's tiles at once; Q6_K tiles need more registers.
-  const int per_sm = Gate::bytes == KQM_TILE_BYTES_Q4_K && Up::bytes == KQM_TILE_BYTES_Q4_K ? 3 : 2;
   if (a.tokens == 1 && blocks <= unsigned(one_token_warps))
-    return KQM_LAUNCH((moe_swiglu_one_token<Gate, Up, per_sm>), grid, dim3(32 * blocks), shared, stream, a);
+    return KQM_LAUNCH((moe_swiglu_one_token<Gate, Up>), grid, dim3(32 * blocks), shared, stream, a);
   return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 1, 16>), grid, dim3(32 * warps), shared, stream, a);
 }
 

@@ -7,7 +7,7 @@ use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType::*};
 use kquant_moe::device::{Buffer, Device, Slice};
 use kquant_moe::kernels::{DownInput, FixedBlock, Groups, Matrix, MoeDown};
-use kquant_moe::{oracle, sys};
+use kquant_moe::{Result, oracle, sys};
 use rayon::prelude::*;
 
 on_devices!(equals_the_oracle, batch_equals_single_tokens, quantizes_rows, refuses_bad_arguments, refuses_bad_rows,);
@@ -171,31 +171,42 @@ fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
     }
 }
 
+/// A launch whose operands, but for `x` and the weights, are good for four tokens of four experts each.
+fn launch<D: Device>(
+    device: &D,
+    down: &Matrix<D>,
+    x: DownInput<'_>,
+    weights: Slice<'_, f32>,
+    tokens: usize,
+    top_k: usize,
+) -> Result<()> {
+    let indices: Buffer<D, u32> = Buffer::zeroed(device, 64).unwrap();
+    let mut expert_out: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
+    let mut y: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
+    MoeDown {
+        down,
+        x,
+        indices: indices.slice(),
+        weights,
+        groups: &ok(Groups::new(device, 4, down.experts(), 4)),
+        expert_out: expert_out.slice_mut(),
+        sum: None,
+        y: y.slice_mut(),
+        tokens,
+        top_k,
+    }
+    .launch(device)
+}
+
 fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let down = Matrix::uninitialised(device, Q6K, 16, 256, 4).unwrap();
     let x: Buffer<D, FixedBlock> = Buffer::zeroed(device, 32).unwrap();
-    let indices: Buffer<D, u32> = Buffer::zeroed(device, 64).unwrap();
     let weights: Buffer<D, f32> = Buffer::zeroed(device, 64).unwrap();
-    let mut expert_out: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
-    let mut y: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
-    let groups = ok(Groups::new(device, 4, 4, 4));
     let (x_at, weights_at) = (x.slice().as_ptr() as u64, weights.slice().as_ptr() as u64);
-    let mut run = |x: u64, weights: u64, tokens, top_k| {
+    let run = |x: u64, weights: u64, tokens, top_k| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
         let (x, weights) = unsafe { (Slice::from_raw(x, 32), Slice::from_raw(weights, 64)) };
-        MoeDown {
-            down: &down,
-            x: DownInput::Fixed(x),
-            indices: indices.slice(),
-            weights,
-            groups: &groups,
-            expert_out: expert_out.slice_mut(),
-            sum: None,
-            y: y.slice_mut(),
-            tokens,
-            top_k,
-        }
-        .launch(device)
+        launch(device, &down, DownInput::Fixed(x), weights, tokens, top_k)
     };
     assert_status(run(0, weights_at, 1, 2), sys::KQM_NULL_POINTER);
     assert_status(run(x_at, 0, 1, 2), sys::KQM_NULL_POINTER);
@@ -248,28 +259,12 @@ fn refuses_bad_rows<D: Device>(device: &D, _: Size) {
     let matrix = |cols| Matrix::uninitialised(device, Q6K, 16, cols, 8).unwrap();
     let (good, long) = (matrix(cols), matrix(cols + BLOCK));
     let x: Buffer<D, f32> = Buffer::zeroed(device, 8 * cols).unwrap();
-    let indices: Buffer<D, u32> = Buffer::zeroed(device, 64).unwrap();
     let weights: Buffer<D, f32> = Buffer::zeroed(device, 64).unwrap();
-    let mut expert_out: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
-    let mut y: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
-    let groups = ok(Groups::new(device, 4, 8, 4));
     let x_at = x.slice().as_ptr() as u64;
-    let mut run = |down, (at, len): (u64, usize), tokens, top_k| {
+    let run = |down, (at, len): (u64, usize), tokens, top_k| {
         // SAFETY: as long as the buffer says, or refused before anything is read.
         let x = DownInput::Rows(unsafe { Slice::from_raw(at, len) });
-        MoeDown {
-            down,
-            x,
-            indices: indices.slice(),
-            weights: weights.slice(),
-            groups: &groups,
-            expert_out: expert_out.slice_mut(),
-            sum: None,
-            y: y.slice_mut(),
-            tokens,
-            top_k,
-        }
-        .launch(device)
+        launch(device, down, x, weights.slice(), tokens, top_k)
     };
     let whole = (x_at, 8 * cols);
     assert_status(run(&long, whole, 1, 4), sys::KQM_BAD_SHAPE);

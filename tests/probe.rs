@@ -81,10 +81,17 @@ fn the_kernels_of_a_step_are_its_parts() {
     assert_eq!((kernels[0].0, kernels[kernels.len() - 1].0), ("embedding", "argmax"), "not in the order of the step");
 
     // The weights are read by kernels of the step, by all of them but one.
-    let reads = weight_reads(&config, &Tensors::find(&gguf, &config).unwrap());
+    let tensors = Tensors::find(&gguf, &config).unwrap();
+    let reads = weight_reads(&config, &tensors, false);
     let readers: Vec<_> = expected.into_keys().filter(|&kernel| kernel != "argmax").collect();
     assert_eq!(reads.keys().copied().collect::<Vec<_>>(), readers);
     assert!(reads.values().all(|&bytes| bytes > 0), "{reads:?}");
+
+    // Norms that are kernels of their own read their weights there.
+    let apart = weight_reads(&config, &tensors, true);
+    let norms = (2 * layers * config.hidden * size_of::<f32>()) as u64;
+    assert_eq!(apart["rms_norm"], reads["rms_norm"] + norms);
+    assert_eq!(apart.values().sum::<u64>(), reads.values().sum::<u64>());
 }
 
 #[test]

@@ -86,12 +86,8 @@ impl Tiles {
     }
 }
 
-/// The first `Li<N>E` of a mangled name, which is the number of token pairs in every kernel; 1 when there is none, and in kernels
-/// for one token.
+/// The first `Li<N>E` of a mangled name, which is the number of token pairs in every kernel; 1 when there is none.
 fn pairs(name: &str) -> u32 {
-    if name.contains("one_token") {
-        return 1;
-    }
     name.match_indices("Li").find_map(|(at, _)| name[at + 2..].split_once('E')?.0.parse().ok()).unwrap_or(1)
 }
 
@@ -364,7 +360,7 @@ fn pairs_are_read_from_names() {
         4
     );
     assert_eq!(
-        pairs("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db620moe_swiglu_one_tokenI10KqmTileQ4KS1_Li3EEEv"),
+        pairs("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db620moe_swiglu_one_tokenI10KqmTileQ4KS1_EEv"),
         1
     );
     assert_eq!(pairs("_Z5dummyPK5uint4PK5uint2Pfii"), 1);

@@ -92,9 +92,8 @@ impl<D: Device> Gpu<D> {
         &self.device
     }
 
-    /// Whether the kernels that need a norm make it themselves.
     fn fuses_norm(&self, tokens: usize, cols: usize) -> bool {
-        tokens == 1 && cols <= FusedNorm::MAX_COLS && !self.device.slow_fp64()
+        tokens == 1 && fuses_norm(cols, self.device.slow_fp64())
     }
 
     fn product(
@@ -130,14 +129,20 @@ fn stage(tensor: &Tensor) -> (usize, usize) {
     (expert_bytes, (STAGE_BYTES / expert_bytes).clamp(1, tensor.experts()))
 }
 
+/// Whether the kernels that need the norm of a single token make it themselves.
+fn fuses_norm(cols: usize, slow_fp64: bool) -> bool {
+    cols <= FusedNorm::MAX_COLS && !slow_fp64
+}
+
 /// Bytes of weights that one decoded token reads, by the kernel that reads them: all matrices and vectors, of the experts
-/// those that the token uses, of the embedding table one row.
-pub fn weight_reads(config: &Config, tensors: &Tensors) -> BTreeMap<&'static str, u64> {
+/// those that the token uses, of the embedding table one row. Which kernel reads the weights of norms depends on
+/// [`Device::slow_fp64`].
+pub fn weight_reads(config: &Config, tensors: &Tensors, slow_fp64: bool) -> BTreeMap<&'static str, u64> {
     let mut reads = BTreeMap::new();
     let mut add = |kernel: &'static str, tensor: &Tensor, part: usize, of: usize| {
         *reads.entry(kernel).or_default() += tensor.bytes().len() as u64 / of as u64 * part as u64;
     };
-    let fused = config.hidden <= FusedNorm::MAX_COLS;
+    let fused = fuses_norm(config.hidden, slow_fp64);
     let norm_in = |kernel| if fused { kernel } else { "rms_norm" };
     add("embedding", &tensors.embedding, 1, config.vocab);
     for layer in &tensors.layers {

@@ -3,7 +3,7 @@
 //! A step is recorded again with the launches of one kernel only, over the weights of all layers, and replayed. What comes
 //! between the kernels of a whole step is then not in it, and launches of one kernel overlap where they depend on nothing.
 
-use kquant_moe::device::{CudaDevice, Probe};
+use kquant_moe::device::{CudaDevice, Device as _, Probe};
 use kquant_moe::model::gpu::{Gpu, weight_reads};
 use kquant_moe::model::{Context, Model};
 use kquant_moe::{Error, Result};
@@ -65,7 +65,7 @@ impl Kernels {
         let (launches, replayed) = time(model, context, [1, STEPS], runs)?;
         let kernels = probe.take_counts();
         let (_, joined) = time(model, context, [STEPS, 1], runs)?;
-        let mut reads = weight_reads(&source.config, &source.tensors);
+        let mut reads = weight_reads(&source.config, &source.tensors, probe.slow_fp64());
         *reads.entry("attention").or_default() += cache_bytes;
         let mut rows = Vec::new();
         for (kernel, _) in kernels {

@@ -23,10 +23,12 @@ pub struct EmulatedDevice {
 }
 
 impl EmulatedDevice {
+    const PLAIN: Self = Self { faulty: None, counts: false, slow_fp64: false };
+
     /// Fails where the emulation could not be compiled.
     pub fn new() -> Result<Self, &'static str> {
         emulation::available()?;
-        Ok(Self { faulty: None, counts: false, slow_fp64: false })
+        Ok(Self::PLAIN)
     }
 
     /// The same device, which records: a recording is the number of its launches, and to replay it does nothing.
@@ -41,7 +43,7 @@ impl EmulatedDevice {
 
     /// A device with other kernels, which stay loaded.
     pub fn faulty(library: Library) -> Self {
-        Self { faulty: Some(Box::leak(Box::new(library))), counts: false, slow_fp64: false }
+        Self { faulty: Some(Box::leak(Box::new(library))), ..Self::PLAIN }
     }
 
     /// The report of this thread's last launch; empty when it broke no rule.

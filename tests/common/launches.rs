@@ -160,6 +160,10 @@ unsafe impl<D: Device> Device for Noted<D> {
         self.0.activate()
     }
 
+    fn wants(&self, kernel: &'static str) -> bool {
+        self.0.wants(kernel)
+    }
+
     fn slow_fp64(&self) -> bool {
         self.0.slow_fp64()
     }
