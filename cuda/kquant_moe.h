@@ -74,14 +74,15 @@ typedef void *kqm_stream;
 #define KQM_EXP_C6 0.0013888889225199819
 #define KQM_EXP_C7 0.00019841270113829523
 
-/* 256 activations as block fixed point: x[k] = X[k] * unit, X an integer of |X| <= 2^30 written as four balanced
- * base-256 digits ("planes"): X = d0 + 256 d1 + 65536 d2 + 16777216 d3, each digit in -128..127. */
+/* 256 activations as block fixed point: x[k] = X[k] * unit, X an integer of |X| <= 2^38 written as five balanced
+ * base-256 digits ("planes"): X = sum of 256^p digit_p, each digit in -128..127. */
+#define KQM_PLANES 5
 typedef struct kqm_fixed_block {
-  int8_t digit[8][4][32]; /* [sub-block][plane][k]: plane p of activation 32 * sub-block + k */
-  int8_t sum_low[4][8];   /* [plane][sub-block]: low balanced base-256 digit of the sum of the plane's 32 digits */
-  int8_t sum_high[4][8];  /* [plane][sub-block]: (sum - low) / 256 */
-  double unit;            /* 2^(e - 30); NaN when the block holds a non-finite activation (its digits are 0 then) */
-  double reserved;        /* 0; keeps blocks 16-byte aligned */
+  int8_t digit[8][KQM_PLANES][32]; /* [sub-block][plane][k]: plane p of activation 32 * sub-block + k */
+  int8_t sum_low[KQM_PLANES][8];   /* [plane][sub-block]: low balanced base-256 digit of the sum of the plane's 32 digits */
+  int8_t sum_high[KQM_PLANES][8];  /* [plane][sub-block]: (sum - low) / 256 */
+  double unit;                     /* 2^(e - 38); NaN when the block holds a non-finite activation (its digits are 0 then) */
+  double reserved;                 /* 0; keeps blocks 16-byte aligned */
 } kqm_fixed_block;
 
 /* A quantized matrix [rows, cols], or a stack of `experts` of them, in tile layout (see kqm_repack). */

@@ -1,7 +1,7 @@
 // moe_down: y[t] = residual[t] + sum over ranks of weights[t, rank] * (W_down[e] x[pair]), pair = (t, rank), e its expert.
 //
 // Shapes: W_down [experts][rows, K], Q4_K or Q6_K; x [pairs, K / 256] blocks; expert_out [pairs, rows]; y [tokens, rows].
-// Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; the weighted sum in f64 over ranks ascending,
+// Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; the weighted sum in f64, a tree over ranks,
 // rounded to f32; one f32 addition of the residual.
 // Launch: one token: a block has all experts of 16 rows, one warp for a super-block of one of them (24 warps at full size), and
 // ends with the weighted sum; in moe_down_one_token_rows each warp quantizes its part of the activations itself, which saves a
@@ -15,55 +15,54 @@ namespace {
 
 const unsigned one_token_warps = KQM_FUSED_UNITS, max_shared = 48 * 1024;
 
-// The weighted sum of one value, from the experts' weights and products in rank order, and its residual.
-template <class Weight, class Product>
-__device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, uint32_t r, float residual, Weight weight,
-                                       Product product) {
-  double s = 0.0;
-  for (uint32_t i = 0; i < a.top_k; i++) s = fma(double(weight(i)), double(product(i)), s);
-  const float sum = kqm_canonical(float(s));
+// One value of a token, from its weighted sum and its residual.
+__device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, uint32_t r, float residual, double weighted) {
+  const float sum = kqm_canonical(float(weighted));
   const size_t at = size_t(t) * a.down.rows + r;
   if (a.sum) a.sum[at] = sum;
   a.y[at] = a.residual ? kqm_canonical(__fadd_rn(residual, sum)) : sum;
 }
 
-// What the end of a block for a single token needs, on its way while the tiles are multiplied.
+// A product of two f32, exact.
+__device__ __forceinline__ double weigh(float weight, float value) { return double(weight) * double(value); }
+
+// What the end of a block for a single token needs, asked for before the tiles: what is asked for later arrives after them.
 struct End {
   uint32_t row;   // of this thread
   bool finishes;  // this thread's row exists
   float residual;
+  float weight;  // of the rank whose product this thread makes first
 
-  __device__ __forceinline__ End(const kqm_moe_down_args &a, KQM_SHARED_ARG(float) weight) {
+  __device__ __forceinline__ explicit End(const kqm_moe_down_args &a) {
     row = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
     finishes = threadIdx.x < KQM_TILE_ROWS && row < a.down.rows;
     residual = finishes && a.residual ? a.residual[row] : 0.0f;
-    for (uint32_t i = threadIdx.x; i < a.top_k; i += blockDim.x) weight[i] = a.weights[i];
+    const uint32_t rank = threadIdx.x / KQM_TILE_ROWS;
+    weight = rank < a.top_k ? a.weights[rank] : 0.0f;
   }
 };
 
 // The row sums of all experts of a tile, and their weighted sum.
 __device__ __forceinline__ void finish_tile(const kqm_moe_down_args &a, const End &end, int blocks, KQM_SHARED_ARG(double) part,
-                                            KQM_SHARED_ARG(float) product, KQM_SHARED_ARG(float) weight) {
+                                            KQM_SHARED_ARG(double) product) {
+  KQM_LOOP
   for (int i = threadIdx.x; i < int(a.top_k) * KQM_TILE_ROWS; i += blockDim.x) {
     const int rank = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS;
     const uint32_t r = blockIdx.x * KQM_TILE_ROWS + tile_row;
-    const float value = kqm_row_sum<1>(part, rank * blocks, blocks, 0, tile_row);
-    product[i] = value;
+    const float value = kqm_row_sum<1, 3>(part, rank * blocks, blocks, 0, tile_row);
+    product[i] = weigh(i == int(threadIdx.x) ? end.weight : a.weights[rank], value);
     if (r < a.down.rows) a.expert_out[size_t(rank) * a.down.rows + r] = value;
   }
   __syncthreads();
   if (end.finishes)
-    finish(
-        a, 0, end.row, end.residual, [&](uint32_t i) { return float(weight[i]); },
-        [&](uint32_t i) { return float(product[i * KQM_TILE_ROWS + threadIdx.x]); });
+    finish(a, 0, end.row, end.residual, kqm_tree_sum<8>(product, threadIdx.x, KQM_TILE_ROWS, int(a.top_k)));
 }
 
 // A single token whose rows are still to be quantized: each warp has one unit, and quantizes its own part of the activations.
 template <class Tile>
 __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token_rows(kqm_moe_down_args a) {
   KQM_DYNAMIC_SHARED(double, part);
-  KQM_SHARED(float, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
-  KQM_SHARED(float, weight, KQM_MAX_TOP_K);
+  KQM_SHARED(double, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
   KQM_SHARED(uint32_t, fixed, one_token_warps *kqm_fixed_words);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = a.down.cols / KQM_BLOCK;
   const int rank = warp / blocks, b = warp % blocks;
@@ -71,42 +70,42 @@ __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token_ro
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
-  // Activations need no index, and are quantized while the tile is on its way.
+  // The index first: the tile waits for it. Activations are quantized while the tile is on its way.
+  const uint32_t expert = a.indices[rank];
   float x[8];
   kqm_load_eight(a.swiglu + size_t(warp) * KQM_BLOCK, lane, x);
+  const End end(a);
   Tile tile;
-  tile.load(kqm_expert_tile<Tile>(a.down, a.indices[rank], blockIdx.x) + size_t(b) * Tile::bytes, lane);
-  const End end(a, weight);
+  tile.load(kqm_expert_tile<Tile>(a.down, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane);
   const double unit = kqm_fixed_warp(x, KqmSharedBlock{block});
   __syncwarp();
-  kqm_contribute_cached(tile, KqmSharedActivations(block, lane), unit, warp, part);
+  kqm_contribute_one(tile, KqmSharedToken(block, lane), unit, warp, part);
   __syncthreads();
-  finish_tile(a, end, blocks, part, product, weight);
+  finish_tile(a, end, blocks, part, product);
 }
 
 template <class Tile>
 __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token(kqm_moe_down_args a) {
   KQM_DYNAMIC_SHARED(double, part);
-  KQM_SHARED(float, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
-  KQM_SHARED(float, weight, KQM_MAX_TOP_K);
+  KQM_SHARED(double, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
   const int blocks = a.down.cols / KQM_BLOCK, units = int(a.top_k) * blocks;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
-  const End end(a, weight);
+  const End end(a);
   for (int u = warp; u < units; u += warps) {
     const int rank = u / blocks, b = u % blocks;
     Tile tile;
     tile.load(kqm_expert_tile<Tile>(a.down, a.indices[rank], blockIdx.x) + size_t(b) * Tile::bytes, lane);
-    kqm_contribute_cached(tile, KqmOneToken(a.x + u, lane), a.x[u].unit, u, part);
+    kqm_contribute_one(tile, KqmOneToken(a.x + u, lane), a.x[u].unit, u, part);
   }
   __syncthreads();
-  finish_tile(a, end, blocks, part, product, weight);
+  finish_tile(a, end, blocks, part, product);
 }
 
-template <class Tile, int NP>
-__global__ void __launch_bounds__(KQM_MATVEC_WARPS(NP) * 32, 1) moe_down_items(kqm_moe_down_args a) {
+template <class Tile, int TOKENS>
+__global__ void __launch_bounds__(KQM_MATVEC_WARPS(TOKENS) * 32, 1) moe_down_items(kqm_moe_down_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.down.cols / KQM_BLOCK;
   kqm_release_dependents();
@@ -115,13 +114,13 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(NP) * 32, 1) moe_down_items(k
   const KqmItem item = kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
   if (item.count == 0) return;
   const uint8_t *data = kqm_expert_tile<Tile>(a.down, item.expert, blockIdx.x);
-  for (int first = 0; first < item.count; first += 2 * NP) {
-    const int count = min(2 * NP, item.count - first);
+  for (int first = 0; first < item.count; first += TOKENS) {
+    const int count = min(TOKENS, item.count - first);
     const auto row = [=](int i) { return i < count ? a.x + size_t(item.pair(first + i)) * blocks : nullptr; };
     for (int b = warp; b < blocks; b += warps) {
       Tile tile;
       tile.load(data + size_t(b) * Tile::bytes, lane);
-      kqm_contribute<NP>(tile, row, b, b, part);
+      KqmContribute<TOKENS>::call(tile, row, b, b, part);
     }
     __syncthreads();
     for (int i = threadIdx.x; i < count * KQM_TILE_ROWS; i += blockDim.x) {
@@ -129,7 +128,7 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(NP) * 32, 1) moe_down_items(k
       const uint32_t r = blockIdx.x * KQM_TILE_ROWS + tile_row;
       if (r < a.down.rows)
         a.expert_out[size_t(item.pair(first + token)) * a.down.rows + r] =
-            kqm_row_sum<NP>(part, 0, blocks, token, tile_row);
+            kqm_row_sum<TOKENS, 3>(part, 0, blocks, token, tile_row);
     }
     __syncthreads();
   }
@@ -143,9 +142,9 @@ __global__ void __launch_bounds__(256) moe_down_sum(kqm_moe_down_args a) {
   if (r >= a.down.rows) return;
   const float *products = a.expert_out + size_t(t) * a.top_k * a.down.rows + r;
   const float residual = a.residual ? a.residual[size_t(t) * a.down.rows + r] : 0.0f;
-  finish(
-      a, t, r, residual, [=](uint32_t i) { return a.weights[size_t(t) * a.top_k + i]; },
-      [=](uint32_t i) { return products[size_t(i) * a.down.rows]; });
+  KqmTreeSum sum;
+  for (uint32_t i = 0; i < a.top_k; i++) sum.add(weigh(a.weights[size_t(t) * a.top_k + i], products[size_t(i) * a.down.rows]));
+  finish(a, t, r, residual, sum.sum());
 }
 
 template <class Tile>
@@ -157,14 +156,14 @@ kqm_status launch(const kqm_moe_down_args &a, kqm_stream stream) {
   const dim3 one_token_block(32 * kqm_even_warps(units, one_token_warps));
   if (a.swiglu)
     return KQM_LAUNCH(moe_down_one_token_rows<Tile>, dim3(tiles), one_token_block, one_token_shared, stream, a);
-  if (a.tokens == 1 && one_token_shared + KQM_MAX_TOP_K * KQM_TILE_ROWS * sizeof(float) <= max_shared)
+  if (a.tokens == 1 && one_token_shared + KQM_MAX_TOP_K * KQM_TILE_ROWS * sizeof(double) <= max_shared)
     return KQM_LAUNCH(moe_down_one_token<Tile>, dim3(tiles), one_token_block, one_token_shared, stream, a);
   const bool wide = a.tokens > 1 && blocks <= KQM_WIDE_BLOCKS;
-  const unsigned np = wide ? 4 : 1, warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(np));
+  const unsigned at_a_time = wide ? 8 : 1, warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(at_a_time));
   const dim3 grid(tiles, kqm_launch_items(a.tokens, a.down.experts, a.top_k));
-  const size_t shared = kqm_part_bytes(blocks, np);
+  const size_t shared = kqm_part_bytes(blocks, at_a_time);
   if (wide)
-    KQM_TRY(KQM_LAUNCH((moe_down_items<Tile, 4>), grid, dim3(32 * warps), shared, stream, a));
+    KQM_TRY(KQM_LAUNCH((moe_down_items<Tile, 8>), grid, dim3(32 * warps), shared, stream, a));
   else
     KQM_TRY(KQM_LAUNCH((moe_down_items<Tile, 1>), grid, dim3(32 * warps), shared, stream, a));
   return KQM_LAUNCH(moe_down_sum, dim3(kqm_ceil_div(a.down.rows, 256u), a.tokens), dim3(256), 0, stream, a);

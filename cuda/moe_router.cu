@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
     kqm_wait_for_dependencies();
     kqm_release_dependents();
     float x[8];
-    kqm_fused_norm_eight(a.norm, n0, n1, inverse_cols, run_sum, x);
+    kqm_fused_norm_eight(a.norm, warp, warps, n0, n1, inverse_cols, run_sum, x);
     // The run of this warp is written by one block.
     if (warp % gridDim.x == blockIdx.x) {
       if (a.norm.out) kqm_store_eight(a.norm.out + warp * KQM_BLOCK, lane, x);
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
   __syncthreads();
   if (int(threadIdx.x) < tokens) {
     const int t = threadIdx.x;
-    const double sum = kqm_ascending_sum(run_sum, t * runs, 1, runs);
+    const double sum = kqm_tree_sum<8>(run_sum, t * runs, 1, runs);
     a.logits[size_t(first + t) * a.experts + expert] = kqm_canonical(__fadd_rn(float(sum), 0.0f));
     if (a.indices) __threadfence();
   }
@@ -71,9 +71,7 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
   for (int t = warp; t < tokens; t += warps) {
     const size_t token = first + t;
     const float *logits = a.logits + token * a.experts;
-    uint32_t of_lane;
-    kqm_choose<true>(logits, a.experts, a.top_k - 1, of_lane);
-    kqm_weigh_experts(logits, a.top_k, of_lane, a.indices + token * a.top_k, a.weights + token * a.top_k);
+    kqm_weigh_experts(kqm_choose<true>(logits, a.experts, a.top_k - 1), a.top_k, a.indices + token * a.top_k, a.weights + token * a.top_k);
   }
   if (threadIdx.x == 0) a.done[first] = 0;
 }

@@ -15,14 +15,14 @@ namespace {
 const int one_token_warps = 8;
 
 // The row sums of a tile, one thread for a row and token of the item's `count` from `first` on: silu(gate) * up.
-template <int NP>
+template <int TOKENS>
 __device__ __forceinline__ void finish(const kqm_moe_swiglu_args &a, const KqmItem &item, int first, int count, int blocks,
                                        KQM_SHARED_ARG(double) part) {
   for (int i = threadIdx.x; i < count * KQM_TILE_ROWS; i += blockDim.x) {
     const int token = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS, r = blockIdx.x * KQM_TILE_ROWS + tile_row;
     if (r >= int(a.gate.rows)) continue;
-    const float gate = kqm_row_sum<NP>(part, 0, blocks, token, tile_row);
-    const float up = kqm_row_sum<NP>(part, blocks, blocks, token, tile_row);
+    const float gate = kqm_row_sum<TOKENS, 8>(part, 0, blocks, token, tile_row);
+    const float up = kqm_row_sum<TOKENS, 8>(part, blocks, blocks, token, tile_row);
     const size_t at = size_t(item.pair(first + token)) * a.gate.rows + r;
     if (a.gate_out) a.gate_out[at] = gate;
     if (a.up_out) a.up_out[at] = up;
@@ -32,16 +32,19 @@ __device__ __forceinline__ void finish(const kqm_moe_swiglu_args &a, const KqmIt
 
 // The item of a block. A single token's is chosen by every warp for itself, down to the rank of its block: its index.
 template <bool CHOOSE>
-__device__ __forceinline__ KqmItem item_of_block(const kqm_moe_swiglu_args &a, uint32_t &of_lane) {
-  if (CHOOSE && a.logits)
-    return KqmItem{kqm_choose<false>(a.logits, a.gate.experts, blockIdx.y, of_lane), nullptr, blockIdx.y, 1};
+__device__ __forceinline__ KqmItem item_of_block(const kqm_moe_swiglu_args &a, KqmChoice &choice) {
+  if (CHOOSE && a.logits) {
+    choice = kqm_choose<false>(a.logits, a.gate.experts, blockIdx.y);
+    return KqmItem{choice.last, nullptr, blockIdx.y, 1};
+  }
   return kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
 }
 
-// The block of the last rank has chosen all experts and writes the choice down for moe_down.
-__device__ __forceinline__ void write_choice(const kqm_moe_swiglu_args &a, uint32_t of_lane) {
-  if (a.logits && blockIdx.x == 0 && blockIdx.y == gridDim.y - 1 && threadIdx.x < 32)
-    kqm_weigh_experts(a.logits, a.top_k, of_lane, a.indices, a.weights);
+// The block of the last rank has chosen all experts and writes the choice down for moe_down. Its last warp does: the first one has the
+// row sums to make.
+__device__ __forceinline__ void write_choice(const kqm_moe_swiglu_args &a, const KqmChoice &choice) {
+  if (a.logits && blockIdx.x == 0 && blockIdx.y == gridDim.y - 1 && threadIdx.x >= blockDim.x - 32)
+    kqm_weigh_experts(choice, a.top_k, a.indices, a.weights);
 }
 
 // Blocks of moe_swiglu_one_token at once on a multiprocessor, which limits the registers. At full size three of them take all of a
@@ -64,38 +67,37 @@ __global__ void __launch_bounds__(32 * one_token_warps, (AtOnce<Gate, Up>::block
   // The activations are on their way while the expert is chosen, and wait for the weights in shared memory.
   KqmBlockOnItsWay on_its_way;
   on_its_way.load(a.x + warp);
-  uint32_t of_lane = 0;
-  const KqmItem item = item_of_block<true>(a, of_lane);
+  KqmChoice choice{};
+  const KqmItem item = item_of_block<true>(a, choice);
   on_its_way.store(own_block);
   Gate gate;
   Up up;
   gate.load(kqm_expert_tile<Gate>(a.gate, item.expert, blockIdx.x) + size_t(warp) * Gate::bytes, lane);
   up.load(kqm_expert_tile<Up>(a.up, item.expert, blockIdx.x) + size_t(warp) * Up::bytes, lane);
-  const KqmSharedActivations x(own_block, lane);
-  const double unit = a.x[warp].unit;
-  kqm_contribute_cached(gate, x, unit, warp, part);
-  kqm_contribute_cached(up, x, unit, blocks + warp, part);
+  const KqmSharedToken x(own_block, lane);
+  kqm_contribute_one(gate, x, x.unit(), warp, part);
+  kqm_contribute_one(up, x, x.unit(), blocks + warp, part);
   __syncthreads();
   finish<1>(a, item, 0, 1, blocks, part);
-  write_choice(a, of_lane);
+  write_choice(a, choice);
 }
 
-// Everything else: the pairs of an item, 2 NP at a time.
-template <class Gate, class Up, int NP, int WARPS>
+// Everything else: the pairs of an item, TOKENS at a time.
+template <class Gate, class Up, int TOKENS, int WARPS>
 __global__ void __launch_bounds__(32 * WARPS, 1) moe_swiglu_kernel(kqm_moe_swiglu_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
-  uint32_t of_lane = 0;
-  const KqmItem item = item_of_block<NP == 1>(a, of_lane);
+  KqmChoice choice{};
+  const KqmItem item = item_of_block<TOKENS == 1>(a, choice);
   if (item.count == 0) return;
   const uint8_t *gate_data = kqm_expert_tile<Gate>(a.gate, item.expert, blockIdx.x);
   const uint8_t *up_data = kqm_expert_tile<Up>(a.up, item.expert, blockIdx.x);
 
-  for (int first = 0; first < item.count; first += 2 * NP) {
-    const int count = min(2 * NP, item.count - first);
+  for (int first = 0; first < item.count; first += TOKENS) {
+    const int count = min(TOKENS, item.count - first);
     const auto row = [=](int i) {
       return i < count ? a.x + size_t(item.pair(first + i) / a.top_k) * blocks : nullptr;
     };
@@ -104,24 +106,24 @@ __global__ void __launch_bounds__(32 * WARPS, 1) moe_swiglu_kernel(kqm_moe_swigl
       Up up;
       gate.load(gate_data + size_t(b) * Gate::bytes, lane);
       up.load(up_data + size_t(b) * Up::bytes, lane);
-      kqm_contribute<NP>(gate, row, b, b, part);
-      kqm_contribute<NP>(up, row, b, blocks + b, part);
+      KqmContribute<TOKENS>::call(gate, row, b, b, part);
+      KqmContribute<TOKENS>::call(up, row, b, blocks + b, part);
     }
     __syncthreads();
-    finish<NP>(a, item, first, count, blocks, part);
+    finish<TOKENS>(a, item, first, count, blocks, part);
     __syncthreads();
   }
-  if (NP == 1) write_choice(a, of_lane);
+  if (TOKENS == 1) write_choice(a, choice);
 }
 
 template <class Gate, class Up>
 kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
   const unsigned blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
   const bool wide = a.tokens > 1 && blocks <= KQM_WIDE_BLOCKS;
-  const unsigned np = wide ? 4 : 1, warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(np));
+  const unsigned at_a_time = wide ? 8 : 1, warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(at_a_time));
   const dim3 grid(tiles, kqm_launch_items(a.tokens, a.gate.experts, a.top_k));
-  const size_t shared = 2 * kqm_part_bytes(blocks, np);
-  if (wide) return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 4, 8>), grid, dim3(32 * warps), shared, stream, a);
+  const size_t shared = 2 * kqm_part_bytes(blocks, at_a_time);
+  if (wide) return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 8, 8>), grid, dim3(32 * warps), shared, stream, a);
   if (a.tokens == 1 && blocks <= unsigned(one_token_warps))
     return KQM_LAUNCH((moe_swiglu_one_token<Gate, Up>), grid, dim3(32 * blocks), shared, stream, a);
   return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 1, 16>), grid, dim3(32 * warps), shared, stream, a);

@@ -1,8 +1,8 @@
 // quantize: f32 activations to block fixed point (common/fixed.cuh).
 //
-// Shapes: x [tokens, cols], out [tokens, cols / 256] blocks of 1,104 bytes: four planes of 256 digits, their sums, the unit.
+// Shapes: x [tokens, cols], out [tokens, cols / 256] blocks of 1,376 bytes: five planes of 256 digits, their sums, the unit.
 // Launch: one warp for a block of 256 activations, eight warps a thread block.
-// Bound by: bytes, 4 in and 4.3 out for an activation; by latency for a single token.
+// Bound by: bytes, 4 in and 5.4 out for an activation; by latency for a single token.
 #include "common/check.cuh"
 #include "common/fixed.cuh"
 

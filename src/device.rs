@@ -110,7 +110,7 @@ unsafe impl Plain for u64 {}
 unsafe impl Plain for f32 {}
 // SAFETY: as above.
 unsafe impl Plain for sys::kqm_fixed_block {}
-const _: () = assert!(size_of::<sys::kqm_fixed_block>() == 1024 + 64 + 16);
+const _: () = assert!(size_of::<sys::kqm_fixed_block>() == 1280 + 80 + 16);
 
 /// `values` as bytes.
 pub fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {

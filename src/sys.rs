@@ -30,37 +30,36 @@ pub const KQM_EXP_C4: f64 = 0.0416666679084301;
 pub const KQM_EXP_C5: f64 = 0.008333333767950535;
 pub const KQM_EXP_C6: f64 = 0.0013888889225199819;
 pub const KQM_EXP_C7: f64 = 0.00019841270113829523;
+pub const KQM_PLANES: u32 = 5;
 pub const KQM_FUSED_COLS: u32 = 4096;
 pub const KQM_FUSED_UNITS: u32 = 24;
 /// 0: success. Negative: one of the codes below. Positive: a cudaError_t of the launch.
 pub type kqm_status = i32;
 /// cudaStream_t / CUstream.
 pub type kqm_stream = *mut ::core::ffi::c_void;
-/** 256 activations as block fixed point: x\[k\] = X\[k\] \* unit, X an integer of |X| \<= 2^30 written as four balanced
-base-256 digits ("planes"): X = d0 + 256 d1 + 65536 d2 + 16777216 d3, each digit in -128..127.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct kqm_fixed_block {
     /// \[sub-block\]\[plane\]\[k\]: plane p of activation 32 \* sub-block + k
-    pub digit: [[[i8; 32usize]; 4usize]; 8usize],
+    pub digit: [[[i8; 32usize]; 5usize]; 8usize],
     /// \[plane\]\[sub-block\]: low balanced base-256 digit of the sum of the plane's 32 digits
-    pub sum_low: [[i8; 8usize]; 4usize],
+    pub sum_low: [[i8; 8usize]; 5usize],
     /// \[plane\]\[sub-block\]: (sum - low) / 256
-    pub sum_high: [[i8; 8usize]; 4usize],
-    /// 2^(e - 30); NaN when the block holds a non-finite activation (its digits are 0 then)
+    pub sum_high: [[i8; 8usize]; 5usize],
+    /// 2^(e - 38); NaN when the block holds a non-finite activation (its digits are 0 then)
     pub unit: f64,
     /// 0; keeps blocks 16-byte aligned
     pub reserved: f64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_fixed_block"][::core::mem::size_of::<kqm_fixed_block>() - 1104usize];
+    ["Size of kqm_fixed_block"][::core::mem::size_of::<kqm_fixed_block>() - 1376usize];
     ["Alignment of kqm_fixed_block"][::core::mem::align_of::<kqm_fixed_block>() - 8usize];
     ["Offset of field: kqm_fixed_block::digit"][::core::mem::offset_of!(kqm_fixed_block, digit) - 0usize];
-    ["Offset of field: kqm_fixed_block::sum_low"][::core::mem::offset_of!(kqm_fixed_block, sum_low) - 1024usize];
-    ["Offset of field: kqm_fixed_block::sum_high"][::core::mem::offset_of!(kqm_fixed_block, sum_high) - 1056usize];
-    ["Offset of field: kqm_fixed_block::unit"][::core::mem::offset_of!(kqm_fixed_block, unit) - 1088usize];
-    ["Offset of field: kqm_fixed_block::reserved"][::core::mem::offset_of!(kqm_fixed_block, reserved) - 1096usize];
+    ["Offset of field: kqm_fixed_block::sum_low"][::core::mem::offset_of!(kqm_fixed_block, sum_low) - 1280usize];
+    ["Offset of field: kqm_fixed_block::sum_high"][::core::mem::offset_of!(kqm_fixed_block, sum_high) - 1320usize];
+    ["Offset of field: kqm_fixed_block::unit"][::core::mem::offset_of!(kqm_fixed_block, unit) - 1360usize];
+    ["Offset of field: kqm_fixed_block::reserved"][::core::mem::offset_of!(kqm_fixed_block, reserved) - 1368usize];
 };
 /// A quantized matrix \[rows, cols\], or a stack of `experts` of them, in tile layout (see kqm_repack).
 #[repr(C)]

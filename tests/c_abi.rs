@@ -45,7 +45,7 @@ fn the_header_is_c_and_cpp() {
     let launcher =
         "#include \"kquant_moe.h\"\nkqm_status (*repack)(const kqm_repack_args *, kqm_stream) = kqm_repack;\n";
     // Layouts that the Rust bindings rely on.
-    let sizes = "typedef char fixed_block[sizeof(kqm_fixed_block) == 1104 ? 1 : -1];\n";
+    let sizes = "typedef char fixed_block[sizeof(kqm_fixed_block) == 1376 ? 1 : -1];\n";
     let source = format!("{launcher}{sizes}");
     compile(&compiler("CC", "c++"), "c", "-std=c99", &source);
     compile(&compiler("CXX", "c++"), "c++", "-std=c++17", &source);

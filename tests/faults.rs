@@ -216,7 +216,7 @@ fn a_step_of_a_reduction_left_out() {
 
 #[test]
 fn a_swapped_nibble_in_the_q4_k_tile() {
-    let (find, replace) = ("nibble = 4 * (j % 2);", "nibble = 4 * (1 - j % 2);");
+    let (find, replace) = ("j % 2 ? 0xf0f0f0f0u : 0x0f0f0f0fu", "j % 2 ? 0x0f0f0f0fu : 0xf0f0f0f0u");
     check(
         q4_k_matvec,
         "q4_k_matvec.cu",
@@ -229,6 +229,6 @@ fn a_swapped_nibble_in_the_q4_k_tile() {
 
 #[test]
 fn a_row_pair_swapped_in_the_q6_k_tile() {
-    let (find, replace) = ("n % 2 ? ql[n / 2].y : ql[n / 2].x", "n % 2 ? ql[n / 2].w : ql[n / 2].x");
+    let (find, replace) = ("m % 2 ? low.y : low.x", "m % 2 ? low.w : low.x");
     check(q6_k_gemv, "q6_k_gemv.cu", "common/tiles.cuh", find, replace, Found::Values(&["first [0]"]));
 }

@@ -43,56 +43,69 @@ const TILE_WEIGHTS: u32 = 16 * 256;
 const TILE_BYTES_Q4_K: u32 = 16 * 144;
 const TILE_BYTES_Q6_K: u32 = 16 * 210;
 
-/// The tiles that one turn of a product loop multiplies, each by the planes of `pairs` pairs of tokens.
+/// Digit planes of an activation.
+const PLANES: u32 = 5;
+
+/// The tiles that one turn of a product loop multiplies with the planes of `tokens` tokens.
 ///
 /// They follow from the number of tensor-core products (common/tiles.cuh). Counting 16 x 32 weights for each would be
-/// wrong: those for further tokens multiply the same weights again, and those of the mins multiply none. Per tile and
-/// pair of tokens it takes
+/// wrong: those for further tokens or planes multiply the same weights again, and those of the mins multiply none. One and two tokens
+/// take a product each where eight take five, one a plane; and of such products a tile takes
 ///
 /// | | m16n8k32 | m16n8k16 |
 /// |---|---|---|
 /// | Q4_K | 8: one a sub-block of 32 | 2: mins times the low and high digits of the sums |
-/// | Q6_K | | 16: one a sub-block of 16 |
+/// | Q6_K | | 16: one a sub-block of 16; a turn may be half a tile |
 ///
-/// and `pairs` is the last integer among the template arguments in the kernel's name. A kernel of another shape does not
+/// `tokens` is the first integer among the template arguments in the kernel's name. A kernel of another shape does not
 /// divide evenly and fails here; then this is the place to describe it.
 #[derive(Debug, PartialEq)]
 struct Tiles {
     q4_k: u32,
-    q6_k: u32,
-    pairs: u32,
+    q6_k_halves: u32,
+    tokens: u32,
 }
 
 impl Tiles {
     fn of(name: &str, code: &[Instruction]) -> Self {
         let count = |k| code.iter().filter(|i| i.mma_k() == Some(k)).count() as u32;
-        let (k32, k16, pairs) = (count(32), count(16), pairs(name));
-        let q4_k = k32 / (8 * pairs);
-        let q6_k = k16.saturating_sub(2 * pairs * q4_k) / (16 * pairs);
-        let tiles = Self { q4_k, q6_k, pairs };
+        let (k32, k16, tokens) = (count(32), count(16), tokens(name));
+        let products = if tokens == 8 { PLANES } else { tokens };
+        let q4_k = k32 / (8 * products);
+        let q6_k_halves = k16.saturating_sub(2 * products * q4_k) / (8 * products);
+        let tiles = Self { q4_k, q6_k_halves, tokens };
         assert!(
-            k32 == 8 * pairs * q4_k && k16 == pairs * (2 * q4_k + 16 * q6_k) && q4_k + q6_k > 0,
+            k32 == 8 * products * q4_k && k16 == products * (2 * q4_k + 8 * q6_k_halves) && q4_k + q6_k_halves > 0,
             "{name}: {k32} m16n8k32 and {k16} m16n8k16 are not those of {tiles:?}; describe the kernel in tests/sass.rs"
         );
         tiles
     }
 
+    fn count(&self) -> f64 {
+        f64::from(self.q4_k) + f64::from(self.q6_k_halves) / 2.0
+    }
+
     fn weights(&self) -> f64 {
-        f64::from(TILE_WEIGHTS * (self.q4_k + self.q6_k))
+        f64::from(TILE_WEIGHTS) * self.count()
     }
 
     fn bytes(&self) -> f64 {
-        f64::from(TILE_BYTES_Q4_K * self.q4_k + TILE_BYTES_Q6_K * self.q6_k)
+        f64::from(TILE_BYTES_Q4_K * self.q4_k) + f64::from(TILE_BYTES_Q6_K * self.q6_k_halves) / 2.0
+    }
+
+    /// Pairs of tokens; a single token counts as one.
+    fn pairs(&self) -> f64 {
+        f64::from(self.tokens.div_ceil(2))
     }
 }
 
-/// The first `Li<N>E` of a mangled name, which is the number of token pairs in every kernel; 1 when there is none.
-fn pairs(name: &str) -> u32 {
+/// The first `Li<N>E` of a mangled name, which is how many tokens a kernel takes at a time; 1 when there is none.
+fn tokens(name: &str) -> u32 {
     name.match_indices("Li").find_map(|(at, _)| name[at + 2..].split_once('E')?.0.parse().ok()).unwrap_or(1)
 }
 
-/// Whether the kernel also norms a single token's row before its products (its last template argument says so). It has no inner
-/// loop: the norm is counted for its few tiles, and most of its fp64 is the norm's, which every block makes for itself. So it is not
+/// Whether the kernel also norms a single token's row before its products (its template argument says so). Most of its fp64 is the
+/// norm's, which every block makes for itself. So it is not
 /// launched on cards whose fp64 is slow (`Device::slow_fp64`); the table shows it for what it would cost there.
 fn has_prologue(function: &Function) -> bool {
     function.unit == "qkv" && function.name.contains("Lb1E")
@@ -105,15 +118,15 @@ struct Loop<'a> {
     code: &'a [Instruction],
 }
 
-/// The sum over super-blocks is another loop, unrolled, whose turn is a load from shared memory, an fp64 addition and at
-/// most one instruction more; per tile and pair of tokens a warp does one turn (two tokens, 16 rows).
+/// The sum over super-blocks is elsewhere: for each, a load from shared memory, an fp64 addition and at most one instruction more;
+/// per tile and pair of tokens a warp does that once (two tokens, 16 rows).
 const ROW_SUM: [(Class, Pipe, f64); 3] =
     [(Class::Fp64, Pipe::Fp64, 16.0), (Class::LoadStore, Pipe::Memory, 2.0), (Class::Integer, Pipe::Alu, 0.5)];
 
 impl Loop<'_> {
-    /// Turns of the row sum that one turn of this loop brings.
+    /// Additions of the row sum that one turn of this loop brings.
     fn row_sums(&self) -> f64 {
-        f64::from((self.tiles.q4_k + self.tiles.q6_k) * self.tiles.pairs)
+        self.tiles.count() * self.tiles.pairs()
     }
 
     /// Warp instructions of a class.
@@ -130,7 +143,7 @@ impl Loop<'_> {
     /// fp64 arithmetic, without conversions, for each weight and pair of tokens.
     fn fp64_per_weight(&self) -> f64 {
         let own = self.code.iter().filter(|i| i.is_fp64_arithmetic()).count() as f64;
-        32.0 * (own + self.row_sums()) / (self.tiles.weights() * f64::from(self.tiles.pairs))
+        32.0 * (own + self.row_sums()) / (self.tiles.weights() * self.tiles.pairs())
     }
 
     /// The busiest unit of a multiprocessor and the cycles that a turn keeps it busy.
@@ -282,12 +295,12 @@ fn instructions_keep_up_with_memory() {
     let mut slow = Vec::new();
     for l in library.loops() {
         let Some(card) = CARDS.iter().find(|card| card.arch == l.function.arch) else { continue };
-        let types = match (l.tiles.q4_k, l.tiles.q6_k) {
+        let types = match (l.tiles.q4_k, l.tiles.q6_k_halves) {
             (_, 0) => "Q4_K",
             (0, _) => "Q6_K",
             _ => "both",
         };
-        print!("{:<12} {:<9} {types:<7} {:>6}", l.function.unit, card.name, 2 * l.tiles.pairs);
+        print!("{:<12} {:<9} {types:<7} {:>6}", l.function.unit, card.name, l.tiles.tokens);
         for class in Class::ALL {
             print!(" {:>10.4}", l.per_weight(class));
         }
@@ -296,7 +309,7 @@ fn instructions_keep_up_with_memory() {
         let ratio = l.headroom(card);
         println!(" {:>8.0} {:>8.0} {ratio:>6.2}  {unit}", rate(l.memory_cycles(card)), rate(compute));
         // More tokens are more work for the same bytes: there it is the instructions that are to be the bound.
-        if l.tiles.pairs == 1 && ratio < HEADROOM && !has_prologue(l.function) {
+        if l.tiles.tokens <= 2 && ratio < HEADROOM && !has_prologue(l.function) {
             slow.push(format!("{} on {}: {ratio:.2}, bound by {unit}", l.function.name, card.name));
         }
     }
@@ -352,16 +365,17 @@ fn the_samples_resources_are_parsed() {
 }
 
 #[test]
-fn pairs_are_read_from_names() {
-    assert_eq!(pairs("_Z17kqm_matvec_kernelI10KqmTileQ4KLi4EEv15kqm_matvec_args"), 4);
-    assert_eq!(pairs("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv10qkv_kernelILi1EEEv12kqm_qkv_args"), 1);
+fn tokens_are_read_from_names() {
+    assert_eq!(tokens("_Z17kqm_matvec_kernelI10KqmTileQ4KLi8ELb0EEv15kqm_matvec_args"), 8);
+    assert_eq!(tokens("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv10qkv_kernelILi2EEEv12kqm_qkv_args"), 2);
+    assert_eq!(tokens("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv13qkv_one_tokenILb1EEEv12kqm_qkv_args"), 1);
     assert_eq!(
-        pairs("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db617moe_swiglu_kernelI10KqmTileQ4KS1_Li4ELi8EEEv"),
-        4
+        tokens("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db617moe_swiglu_kernelI10KqmTileQ4KS1_Li8ELi8EEEv"),
+        8
     );
     assert_eq!(
-        pairs("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db620moe_swiglu_one_tokenI10KqmTileQ4KS1_EEv"),
+        tokens("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db620moe_swiglu_one_tokenI10KqmTileQ4KS1_EEv"),
         1
     );
-    assert_eq!(pairs("_Z5dummyPK5uint4PK5uint2Pfii"), 1);
+    assert_eq!(tokens("_Z5dummyPK5uint4PK5uint2Pfii"), 1);
 }

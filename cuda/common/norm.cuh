@@ -1,4 +1,4 @@
-// RMSNorm of one row by a thread block with one warp for each run of 256: rms_norm.cu, and the kernels that take it in.
+// RMSNorm of one row with one warp for each run of 256: rms_norm.cu, and the kernels that take it in.
 #pragma once
 
 #include "check.cuh"
@@ -6,7 +6,7 @@
 
 // 1 / sqrt(mean(x^2) + eps) from the runs' sums.
 __device__ __forceinline__ float kqm_inverse_rms(KQM_SHARED_ARG(double) run_sum, int runs, double inverse_n, float eps) {
-  return kqm_inverse_root(kqm_ascending_sum(run_sum, 0, 1, runs), inverse_n, eps);
+  return kqm_inverse_root(kqm_tree_sum<8>(run_sum, 0, 1, runs), inverse_n, eps);
 }
 
 // y = (x * r) * weight for eight neighbours.
@@ -17,16 +17,17 @@ __device__ __forceinline__ void kqm_scale_eight(float4 x0, float4 x1, float4 w0,
   for (int i = 0; i < 8; i++) y[i] = kqm_canonical(__fmul_rn(__fmul_rn(x[i], r), w[i]));
 }
 
-// The fused norm: warp w makes elements 256 w + 8 lane ... of the normed row; every thread of the block calls it. w0 and w1 are
-// the lane's norm weights, which the caller loaded before it waited for its dependencies, and inverse_n is 1 / cols.
-__device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm, float4 w0, float4 w1, double inverse_n,
-                                                     KQM_SHARED_ARG(double) run_sum, float (&y)[8]) {
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, runs = blockDim.x >> 5;
-  const float4 *x = reinterpret_cast<const float4 *>(norm.x) + 64 * warp + 2 * lane;
+// The fused norm: the `runs` warps that call it make the normed row, warp `run` elements 256 run + 8 lane .... All other warps of the
+// block come to kqm_meet(1). w0 and w1 are the lane's norm weights, which the caller loaded before it waited for its dependencies, and
+// inverse_n is 1 / cols.
+__device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm, int run, int runs, float4 w0, float4 w1,
+                                                     double inverse_n, KQM_SHARED_ARG(double) run_sum, float (&y)[8]) {
+  const int lane = threadIdx.x & 31;
+  const float4 *x = reinterpret_cast<const float4 *>(norm.x) + 64 * run + 2 * lane;
   const float4 x0 = x[0], x1 = x[1];
   const double sum = kqm_tree_warp(kqm_tree_leaves(x0, x1, x0, x1));
-  if (lane == 0) run_sum[warp] = sum;
-  __syncthreads();
+  if (lane == 0) run_sum[run] = sum;
+  kqm_meet(1);
   kqm_scale_eight(x0, x1, w0, w1, kqm_inverse_rms(run_sum, runs, inverse_n, norm.eps), y);
 }
 

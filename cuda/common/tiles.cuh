@@ -1,5 +1,5 @@
-// Quantized weights on tensor cores: one warp multiplies a tile of 16 rows x one super-block (256 weights) by the four
-// digit planes of 2 NP tokens, exactly, and gives each lane the f64 contribution of one row and token per pair.
+// Quantized weights on tensor cores: one warp multiplies a tile of 16 rows x one super-block (256 weights) by the five
+// digit planes of one, two or eight tokens, exactly, and gives its lanes the f64 contributions of rows and tokens.
 //
 // Tile layout: a permutation of the bytes of 16 rows' blocks such that every lane's fragments are whole 16-byte words and
 // a warp reads 512 contiguous bytes at a time. Lane 4 r + c (r = 0..8, c = 0..4) works on rows r and r + 8.
@@ -15,87 +15,196 @@
 //
 // A matrix is [row tiles][super-blocks] tiles; a stack of experts is [experts] of those.
 //
-// Columns of the product are the planes of two tokens (0..3 the first, 4..7 the second), so lane 4 r + c receives planes
-// 2 (c % 2) and 2 (c % 2) + 1 of token c / 2 for both rows. After one exchange between neighbours, lane c even holds all of
-// row r, lane c odd all of row r + 8.
+// The eight columns of a product are used in one of two ways:
+//
+//   one or two tokens: a product each, whose columns are the token's planes (5 to 7 repeat 4). Lane 4 r + c receives planes 2 c and
+//   2 c + 1 for both rows. Neighbours exchange halves, and lane c = 0 ends with all of row r, lane c = 1 with all of row r + 8.
+//
+//   eight tokens: five products, one a plane, whose columns are the tokens. Lane 4 r + c receives every plane of tokens 2 c and
+//   2 c + 1 for both rows: nothing is left to exchange.
 #pragma once
 
+#include "fixed.cuh"
 #include "hw.cuh"
 
-// The activations' fragments of one super-block, from memory. Lane 4 n + c reads column n: plane n % 4 of the lane's token. For a
-// single token all lanes read the same block: columns 4..7 repeat columns 0..3, and nobody looks at them.
+// A sum from its planes' sums.
+__device__ __forceinline__ long long kqm_join_planes(int p0, int p1, int p2, int p3, int p4) {
+  return p0 + 256ll * p1 + 65536 * (p2 + 256ll * p3) + 4294967296ll * p4;
+}
+
+// What the columns of TOKENS tokens' products are: the planes of one token each.
+template <int TOKENS>
+struct KqmPlaneColumns {
+  // Products of a tile, and results that a lane gets.
+  static const int products = TOKENS, results = TOKENS;
+  // Whether a lane's results are of row r and of row r + 8.
+  static const bool both_rows = false;
+
+  // Of what a lane has for rows r and r + 8, that of its results' row.
+  template <class T>
+  __device__ __forceinline__ static T of_row(int, T row0, T row8, int lane) {
+    return lane & 1 ? row8 : row0;
+  }
+  // Token and row in the tile of a lane's result, and whether it is one: lanes c = 2 and c = 3 have none.
+  __device__ __forceinline__ static int token(int result, int) { return result; }
+  __device__ __forceinline__ static int row(int, int lane) { return (lane >> 2) + 8 * (lane & 1); }
+  __device__ __forceinline__ static bool present(int lane) { return (lane & 2) == 0; }
+
+  // The results' sums, from all lanes' sums by column: d[0] and d[1] of row r, d[2] and d[3] of row r + 8.
+  __device__ __forceinline__ static void join(const int32_t (&d)[products][4], int lane, long long (&sum)[results]) {
+    const bool odd = lane & 1;
+    KQM_UNROLL
+    for (int i = 0; i < TOKENS; i++) {
+      const long long row0 = d[i][0] + 256ll * d[i][1], row8 = d[i][2] + 256ll * d[i][3];
+      const long long received = __shfl_xor_sync(~0u, odd ? row0 : row8, 1), kept = odd ? row8 : row0;
+      sum[i] = (odd ? kept * 65536 + received : kept + received * 65536) + top(d[i], lane);
+    }
+  }
+  // The same where a plane's sums are at most 2^22: two planes fit into 32 bits.
+  __device__ __forceinline__ static void join_small(const int32_t (&d)[products][4], int lane, long long (&sum)[results]) {
+    const bool odd = lane & 1;
+    KQM_UNROLL
+    for (int i = 0; i < TOKENS; i++) {
+      const int row0 = d[i][0] + 256 * d[i][1], row8 = d[i][2] + 256 * d[i][3];
+      const int received = __shfl_xor_sync(~0u, odd ? row0 : row8, 1), kept = odd ? row8 : row0;
+      sum[i] = (odd ? 65536ll * kept + received : kept + 65536ll * received) + top(d[i], lane);
+    }
+  }
+
+ private:
+  // Plane 4, in its place, for lanes c = 0 and c = 1: lane c = 2 sends that of row r, and lane c = 3, whose columns repeat it, that of
+  // row r + 8.
+  __device__ __forceinline__ static long long top(const int32_t (&d)[4], int lane) {
+    return 4294967296ll * __shfl_xor_sync(~0u, lane & 1 ? d[2] : d[0], 2);
+  }
+};
+
+// The columns of eight tokens' products: the tokens, with a product for each plane.
+struct KqmTokenColumns {
+  static const int products = KQM_PLANES, results = 4;
+  static const bool both_rows = true;
+
+  template <class T>
+  __device__ __forceinline__ static T of_row(int result, T row0, T row8, int) {
+    return result / 2 ? row8 : row0;
+  }
+  __device__ __forceinline__ static int token(int result, int lane) { return 2 * (lane & 3) + result % 2; }
+  __device__ __forceinline__ static int row(int result, int lane) { return (lane >> 2) + 8 * (result / 2); }
+  __device__ __forceinline__ static bool present(int) { return true; }
+
+  __device__ __forceinline__ static void join(const int32_t (&d)[products][4], int, long long (&sum)[results]) {
+    KQM_UNROLL
+    for (int i = 0; i < results; i++) sum[i] = kqm_join_planes(d[0][i], d[1][i], d[2][i], d[3][i], d[4][i]);
+  }
+  __device__ __forceinline__ static void join_small(const int32_t (&d)[products][4], int lane, long long (&sum)[results]) {
+    join(d, lane, sum);
+  }
+};
+
+// The activations of a super-block, as the products want them: of product p, the lane's digits and sums.
+
+// One token from memory. Columns 5 to 7 repeat plane 4.
 struct KqmOneToken {
+  typedef KqmPlaneColumns<1> Columns;
   const kqm_fixed_block *block;
   int plane, c;
 
-  __device__ __forceinline__ KqmOneToken(const kqm_fixed_block *of_lane, int lane) : block(of_lane), plane((lane >> 2) & 3), c(lane & 3) {}
+  __device__ __forceinline__ KqmOneToken(const kqm_fixed_block *of_token, int lane)
+      : block(of_token), plane(min(lane >> 2, KQM_PLANES - 1)), c(lane & 3) {}
 
   // Digits 8 c .. 8 c + 7 of 32-weight sub-block j: the order of k inside a sub-block is free, as long as weights and
   // activations agree.
-  __device__ __forceinline__ uint2 eight(int j) const { return *reinterpret_cast<const uint2 *>(&block->digit[j][plane][8 * c]); }
+  __device__ __forceinline__ uint2 eight(int, int j) const {
+    return *reinterpret_cast<const uint2 *>(&block->digit[j][plane][8 * c]);
+  }
   // Digits 4 c .. 4 c + 3 of 16-weight sub-block j.
-  __device__ __forceinline__ uint32_t four(int j) const {
+  __device__ __forceinline__ uint32_t four(int, int j) const {
     return *reinterpret_cast<const uint32_t *>(&block->digit[j / 2][plane][16 * (j % 2) + 4 * c]);
   }
   // Sums of the plane's digits over sub-blocks 4 c .. 4 c + 3, as k = 4 c .. 4 c + 3 of a 16-deep product whose weights are zero from
   // c = 2 on: there any sums will do.
-  __device__ __forceinline__ uint32_t sum_low() const { return *reinterpret_cast<const uint32_t *>(&block->sum_low[plane][4 * (c & 1)]); }
-  __device__ __forceinline__ uint32_t sum_high() const { return *reinterpret_cast<const uint32_t *>(&block->sum_high[plane][4 * (c & 1)]); }
+  __device__ __forceinline__ uint32_t sum_low(int) const {
+    return *reinterpret_cast<const uint32_t *>(&block->sum_low[plane][4 * (c & 1)]);
+  }
+  __device__ __forceinline__ uint32_t sum_high(int) const {
+    return *reinterpret_cast<const uint32_t *>(&block->sum_high[plane][4 * (c & 1)]);
+  }
 };
 
-// The same of a pair of tokens, of which the lanes of columns 4..7 have the second one. Lanes of an absent token read nothing and
-// bring zeros.
-struct KqmActivations {
-  const kqm_fixed_block *block;  // of the lane's token; NULL: absent
-  int lane;
-
-  __device__ __forceinline__ uint2 eight(int j) const { return block ? KqmOneToken(block, lane).eight(j) : make_uint2(0u, 0u); }
-  __device__ __forceinline__ uint32_t four(int j) const { return block ? KqmOneToken(block, lane).four(j) : 0u; }
-  __device__ __forceinline__ uint32_t sum_low() const { return block ? KqmOneToken(block, lane).sum_low() : 0u; }
-  __device__ __forceinline__ uint32_t sum_high() const { return block ? KqmOneToken(block, lane).sum_high() : 0u; }
-};
-
-// KqmOneToken from a block in shared memory.
-struct KqmSharedActivations {
+// One token from shared memory.
+struct KqmSharedToken {
+  typedef KqmPlaneColumns<1> Columns;
   KQM_SHARED_ARG(uint32_t) words;  // kqm_fixed_words of them
   int plane, c;
 
-  __device__ __forceinline__ KqmSharedActivations(KQM_SHARED_ARG(uint32_t) block, int lane)
-      : words(block), plane((lane >> 2) & 3), c(lane & 3) {}
+  __device__ __forceinline__ KqmSharedToken(KQM_SHARED_ARG(uint32_t) block, int lane)
+      : words(block), plane(min(lane >> 2, KQM_PLANES - 1)), c(lane & 3) {}
 
-  __device__ __forceinline__ uint2 eight(int j) const { return kqm_shared_load<uint2>(words, (j * 4 + plane) * 8 + 2 * c); }
-  __device__ __forceinline__ uint32_t four(int j) const { return words[(j / 2 * 4 + plane) * 8 + 4 * (j % 2) + c]; }
-  __device__ __forceinline__ uint32_t sum_low() const { return words[256 + 2 * plane + (c & 1)]; }
-  __device__ __forceinline__ uint32_t sum_high() const { return words[264 + 2 * plane + (c & 1)]; }
+  __device__ __forceinline__ uint2 eight(int, int j) const {
+    return kqm_shared_load<uint2>(words, (j * KQM_PLANES + plane) * 8 + 2 * c);
+  }
+  __device__ __forceinline__ uint32_t four(int, int j) const {
+    return words[(j / 2 * KQM_PLANES + plane) * 8 + 4 * (j % 2) + c];
+  }
+  __device__ __forceinline__ uint32_t sum_low(int) const { return words[kqm_fixed_sum_low + 2 * plane + (c & 1)]; }
+  __device__ __forceinline__ uint32_t sum_high(int) const { return words[kqm_fixed_sum_high + 2 * plane + (c & 1)]; }
+  __device__ __forceinline__ double unit() const { return kqm_shared_load<double>(words, kqm_fixed_unit); }
 };
 
-// Exchanges halves with the neighbouring lane: of (row r, row r + 8), each lane holding two of four planes, an even lane
-// keeps row r and an odd one row r + 8, and both add up all four planes.
-__device__ __forceinline__ long long kqm_join_planes(long long row0, long long row8, bool odd) {
-  const long long received = __shfl_xor_sync(~0u, odd ? row0 : row8, 1);
-  const long long kept = odd ? row8 : row0;
-  return odd ? kept * 65536 + received : kept + received * 65536;
-}
+// Two tokens from memory, a product each. The first one is present.
+struct KqmTwoTokens {
+  typedef KqmPlaneColumns<2> Columns;
+  KqmOneToken first, second;
+
+  __device__ __forceinline__ uint2 eight(int p, int j) const { return of(p).eight(0, j); }
+  __device__ __forceinline__ uint32_t four(int p, int j) const { return of(p).four(0, j); }
+  __device__ __forceinline__ uint32_t sum_low(int p) const { return of(p).sum_low(0); }
+  __device__ __forceinline__ uint32_t sum_high(int p) const { return of(p).sum_high(0); }
+
+ private:
+  __device__ __forceinline__ const KqmOneToken &of(int p) const { return p == 0 ? first : second; }
+};
+
+// Eight tokens from memory, of which lane 4 n + c reads token n; product p is of plane p. Lanes of an absent token read any other: nobody
+// looks at their columns.
+struct KqmEightTokens {
+  typedef KqmTokenColumns Columns;
+  const kqm_fixed_block *block;  // of the lane's token
+  int c;
+
+  __device__ __forceinline__ uint2 eight(int p, int j) const {
+    return *reinterpret_cast<const uint2 *>(&block->digit[j][p][8 * c]);
+  }
+  __device__ __forceinline__ uint32_t four(int p, int j) const {
+    return *reinterpret_cast<const uint32_t *>(&block->digit[j / 2][p][16 * (j % 2) + 4 * c]);
+  }
+  __device__ __forceinline__ uint32_t sum_low(int p) const {
+    return *reinterpret_cast<const uint32_t *>(&block->sum_low[p][4 * (c & 1)]);
+  }
+  __device__ __forceinline__ uint32_t sum_high(int p) const {
+    return *reinterpret_cast<const uint32_t *>(&block->sum_high[p][4 * (c & 1)]);
+  }
+};
 
 struct KqmTileQ4K {
-  // matvec_blocks: blocks of 16 warps at once on a multiprocessor, of a matrix with one row tile a block.
-  static const int bytes = KQM_TILE_BYTES_Q4_K, matvec_blocks = 2;
+  static const int bytes = KQM_TILE_BYTES_Q4_K;
   uint4 q[4], head0, head8;
 
-  // The lane's activations in registers: loaded while the weights are still on their way.
+  // One token's activations in registers: loaded while the weights are still on their way.
   struct Cached {
+    typedef KqmPlaneColumns<1> Columns;
     uint2 digits[8];
     uint32_t low, high;
     template <class Activations>
     __device__ __forceinline__ void load(const Activations &x) {
       KQM_UNROLL
-      for (int j = 0; j < 8; j++) digits[j] = x.eight(j);
-      low = x.sum_low();
-      high = x.sum_high();
+      for (int j = 0; j < 8; j++) digits[j] = x.eight(0, j);
+      low = x.sum_low(0);
+      high = x.sum_high(0);
     }
-    __device__ __forceinline__ uint2 eight(int j) const { return digits[j]; }
-    __device__ __forceinline__ uint32_t sum_low() const { return low; }
-    __device__ __forceinline__ uint32_t sum_high() const { return high; }
+    __device__ __forceinline__ uint2 eight(int, int j) const { return digits[j]; }
+    __device__ __forceinline__ uint32_t sum_low(int) const { return low; }
+    __device__ __forceinline__ uint32_t sum_high(int) const { return high; }
   };
 
   __device__ __forceinline__ void load(const uint8_t *tile, int lane) {
@@ -106,70 +215,114 @@ struct KqmTileQ4K {
     head8 = kqm_load_streaming(p + 136 + (lane >> 2));
   }
 
-  // v of docs/arithmetic.md for this lane's row and, per pair, its token. Activations: one of the three kinds above.
-  template <int NP, class Activations>
-  __device__ __forceinline__ void multiply(const Activations *x, int lane, double (&v)[NP]) const {
-    const int c = lane & 3;
-    const bool odd = c & 1;
-    // Scales and mins of sub-blocks 0..3 and 4..7 as bytes of two words: six bits each, spread over three words.
-    const uint32_t scale0[2] = {head0.y & 0x3f3f3f3fu, (head0.w & 0x0f0f0f0fu) | ((head0.y >> 2) & 0x30303030u)};
-    const uint32_t scale8[2] = {head8.y & 0x3f3f3f3fu, (head8.w & 0x0f0f0f0fu) | ((head8.y >> 2) & 0x30303030u)};
+  // The scales of four sub-blocks, given as bytes.
+  struct Scales {
+    uint32_t even, odd;
+    __device__ __forceinline__ explicit Scales(uint32_t bytes) : even((bytes & 0x003f003fu) << 4), odd(bytes) {}
+    // Of sub-block j % 4: its scale, times 16 where j is even.
+    __device__ __forceinline__ int of(int j) const {
+      return j % 2 ? int(__byte_perm(odd, 0, 0x4440 + j % 4)) : int(__byte_perm(even, 0, j % 4 ? 0x4432 : 0x4410));
+    }
+  };
 
-    int32_t sum[NP][4] = {};
-    KQM_UNROLL
-    for (int j = 0; j < 8; j++) {
-      const int g = j / 2, nibble = 4 * (j % 2);
-      const uint32_t a0 = (q[g].x >> nibble) & 0x0f0f0f0fu, a2 = (q[g].y >> nibble) & 0x0f0f0f0fu;
-      const uint32_t a1 = (q[g].z >> nibble) & 0x0f0f0f0fu, a3 = (q[g].w >> nibble) & 0x0f0f0f0fu;
-      const int s0 = int(__byte_perm(scale0[j / 4], 0, 0x4440 + j % 4)), s8 = int(__byte_perm(scale8[j / 4], 0, 0x4440 + j % 4));
+  // All that can be made of a tile before there are activations.
+  struct Unpacked {
+    // Fragments by sub-block: low nibbles q, high nibbles where they are, as 16 q.
+    uint32_t a[8][4];
+    // Of rows r and r + 8, sub-blocks 0..3 and 4..7.
+    Scales scale0[2], scale8[2];
+    uint32_t min0, min8, head0, head8;
+
+    __device__ __forceinline__ Unpacked(const KqmTileQ4K &tile, int lane)
+        // Scales and mins are six bits each, spread over three words.
+        : scale0{Scales(tile.head0.y & 0x3f3f3f3fu), Scales((tile.head0.w & 0x0f0f0f0fu) | ((tile.head0.y >> 2) & 0x30303030u))},
+          scale8{Scales(tile.head8.y & 0x3f3f3f3fu), Scales((tile.head8.w & 0x0f0f0f0fu) | ((tile.head8.y >> 2) & 0x30303030u))},
+          head0(tile.head0.x),
+          head8(tile.head8.x) {
       KQM_UNROLL
-      for (int p = 0; p < NP; p++) {
-        const uint2 b = x[p].eight(j);
-        int32_t t[4] = {};
-        kqm_mma_m16n8k32(t, a0, a1, a2, a3, b.x, b.y);
-        sum[p][0] += s0 * t[0];
-        sum[p][1] += s0 * t[1];
-        sum[p][2] += s8 * t[2];
-        sum[p][3] += s8 * t[3];
+      for (int j = 0; j < 8; j++) {
+        const uint4 &w = tile.q[j / 2];
+        const uint32_t nibble = j % 2 ? 0xf0f0f0f0u : 0x0f0f0f0fu;
+        a[j][0] = w.x & nibble, a[j][1] = w.z & nibble, a[j][2] = w.y & nibble, a[j][3] = w.w & nibble;
+      }
+      // Mins as a product's operand whose k is the sub-block.
+      const int c = lane & 3;
+      const uint32_t low0 = tile.head0.z & 0x3f3f3f3fu, low8 = tile.head8.z & 0x3f3f3f3fu;
+      const uint32_t high0 = ((tile.head0.w >> 4) & 0x0f0f0f0fu) | ((tile.head0.z >> 2) & 0x30303030u);
+      const uint32_t high8 = ((tile.head8.w >> 4) & 0x0f0f0f0fu) | ((tile.head8.z >> 2) & 0x30303030u);
+      min0 = c == 0 ? low0 : c == 1 ? high0 : 0u;
+      min8 = c == 0 ? low8 : c == 1 ? high8 : 0u;
+    }
+
+    // Depends on every member (kqm_make_now).
+    __device__ __forceinline__ uint32_t checksum() const {
+      uint32_t sum = min0 + min8 + head0 + head8;
+      KQM_UNROLL
+      for (int i = 0; i < 2; i++) sum += scale0[i].even + scale0[i].odd + scale8[i].even + scale8[i].odd;
+      KQM_UNROLL
+      for (int i = 0; i < 32; i++) sum += a[i / 4][i % 4];
+      return sum;
+    }
+
+    // v of docs/arithmetic.md for the lane's results.
+    template <class Activations>
+    __device__ __forceinline__ void multiply(const Activations &x, int lane,
+                                             double (&v)[Activations::Columns::results]) const {
+      typedef typename Activations::Columns Columns;
+      // 16 T, by columns: low nibbles are multiplied by 16 times their scale. |sum| <= 8 * 16 * 63 * 15 * 128 * 32 < 2^29.
+      int32_t sum[Columns::products][4] = {};
+      KQM_UNROLL
+      for (int j = 0; j < 8; j++) {
+        const int s0 = scale0[j / 4].of(j), s8 = scale8[j / 4].of(j);
+        KQM_UNROLL
+        for (int p = 0; p < Columns::products; p++) {
+          const uint2 b = x.eight(p, j);
+          int32_t t[4] = {};
+          kqm_mma_m16n8k32(t, a[j][0], a[j][1], a[j][2], a[j][3], b.x, b.y);
+          sum[p][0] += s0 * t[0];
+          sum[p][1] += s0 * t[1];
+          sum[p][2] += s8 * t[2];
+          sum[p][3] += s8 * t[3];
+        }
+      }
+      // M is a product, too: mins times the planes' sums, low and high digits apart.
+      int32_t min_sum[Columns::products][4];
+      KQM_UNROLL
+      for (int p = 0; p < Columns::products; p++) {
+        int32_t low[4] = {}, high[4] = {};
+        kqm_mma_m16n8k16(low, min0, min8, x.sum_low(p));
+        kqm_mma_m16n8k16(high, min0, min8, x.sum_high(p));
+        // |low + 256 high| <= 8 * 63 * 4096 < 2^21.
+        KQM_UNROLL
+        for (int i = 0; i < 4; i++) min_sum[p][i] = low[i] + 256 * high[i];
+      }
+      long long t[Columns::results], m[Columns::results];
+      Columns::join(sum, lane, t);
+      Columns::join_small(min_sum, lane, m);
+      KQM_UNROLL
+      for (int i = 0; i < Columns::results; i++) {
+        const uint32_t head = Columns::of_row(i, head0, head8, lane);
+        const double sixteenth_d = double(__fmul_rn(kqm_half_to_float(uint16_t(head)), 0.0625f));
+        v[i] = fma(-double(kqm_half_to_float(uint16_t(head >> 16))), double(m[i]), sixteenth_d * double(t[i]));
       }
     }
-
-    // M is a product, too: mins (k = sub-block) times the planes' sums, low and high digits apart.
-    const uint32_t min_low0 = head0.z & 0x3f3f3f3fu, min_low8 = head8.z & 0x3f3f3f3fu;
-    const uint32_t min_high0 = ((head0.w >> 4) & 0x0f0f0f0fu) | ((head0.z >> 2) & 0x30303030u);
-    const uint32_t min_high8 = ((head8.w >> 4) & 0x0f0f0f0fu) | ((head8.z >> 2) & 0x30303030u);
-    const uint32_t m0 = c == 0 ? min_low0 : c == 1 ? min_high0 : 0u, m8 = c == 0 ? min_low8 : c == 1 ? min_high8 : 0u;
-    const uint32_t head = odd ? head8.x : head0.x;
-    const double d = double(kqm_half_to_float(uint16_t(head))), dmin = double(kqm_half_to_float(uint16_t(head >> 16)));
-    KQM_UNROLL
-    for (int p = 0; p < NP; p++) {
-      int32_t low[4] = {}, high[4] = {};
-      kqm_mma_m16n8k16(low, m0, m8, x[p].sum_low());
-      kqm_mma_m16n8k16(high, m0, m8, x[p].sum_high());
-      // |low + 256 high| <= 8 * 63 * 4096, times 257 for two planes: below 2^31.
-      const int min0 = low[0] + 256 * high[0] + 256 * (low[1] + 256 * high[1]);
-      const int min8 = low[2] + 256 * high[2] + 256 * (low[3] + 256 * high[3]);
-      const int received = __shfl_xor_sync(~0u, odd ? min0 : min8, 1), kept = odd ? min8 : min0;
-      const long long m = odd ? (long long)kept * 65536 + received : kept + (long long)received * 65536;
-      const long long t = kqm_join_planes(sum[p][0] + 256ll * sum[p][1], sum[p][2] + 256ll * sum[p][3], odd);
-      v[p] = fma(-dmin, double(m), d * double(t));
-    }
-  }
+  };
 };
 
 struct KqmTileQ6K {
-  static const int bytes = KQM_TILE_BYTES_Q6_K, matvec_blocks = 1;
+  static const int bytes = KQM_TILE_BYTES_Q6_K;
   uint4 ql[4], qh[2], scale0, scale8;
-  uint16_t d_bits;
+  uint16_t d_bits;  // of row r in lanes with an even c, of row r + 8 in the others
 
   struct Cached {
+    typedef KqmPlaneColumns<1> Columns;
     uint32_t digits[16];
     template <class Activations>
     __device__ __forceinline__ void load(const Activations &x) {
       KQM_UNROLL
-      for (int j = 0; j < 16; j++) digits[j] = x.four(j);
+      for (int j = 0; j < 16; j++) digits[j] = x.four(0, j);
     }
-    __device__ __forceinline__ uint32_t four(int j) const { return digits[j]; }
+    __device__ __forceinline__ uint32_t four(int, int j) const { return digits[j]; }
   };
 
   __device__ __forceinline__ void load(const uint8_t *tile, int lane) {
@@ -183,33 +336,45 @@ struct KqmTileQ6K {
     d_bits = reinterpret_cast<const uint16_t *>(tile + 3328)[(lane >> 2) + 8 * (lane & 1)];
   }
 
-  // Signed byte `i` of 16.
-  __device__ __forceinline__ static int scale(const uint4 &words, int i) {
-    const uint32_t word = i / 4 == 0 ? words.x : i / 4 == 1 ? words.y : i / 4 == 2 ? words.z : words.w;
-    return int(int8_t(word >> (8 * (i % 4))));
-  }
+  // Half of a tile's sub-blocks.
+  struct Half {
+    // Fragments by sub-block: 4 (q - 32). The factor 4 saves a subtraction a byte and is taken from d.
+    uint32_t a[8][2];
+    uint2 scale0, scale8;
 
-  template <int NP, class Activations>
-  __device__ __forceinline__ void multiply(const Activations *x, int lane, double (&v)[NP]) const {
-    const bool odd = lane & 1;
-    int32_t sum[NP][4] = {};
-    KQM_UNROLL
-    for (int n = 0; n < 8; n++) {
-      const int h = n / 4, m = n % 4;
-      const uint32_t low0 = n % 2 ? ql[n / 2].y : ql[n / 2].x, low8 = n % 2 ? ql[n / 2].w : ql[n / 2].z;
-      const uint32_t high0 = m % 2 ? qh[h].y : qh[h].x, high8 = m % 2 ? qh[h].w : qh[h].z;
+    __device__ __forceinline__ Half(const uint4 (&ql)[4], int first, const uint4 &high, uint2 s0, uint2 s8) : scale0(s0), scale8(s8) {
       KQM_UNROLL
-      for (int nibble = 0; nibble < 2; nibble++) {
-        // 4 (q - 32) as a signed byte: the four low bits of q at bits 2..5, the two high ones at 6..7 with the top one
-        // flipped. The factor 4 saves a subtraction a byte and is shifted out of the sum, exactly.
-        const int j = 8 * h + 4 * nibble + m, up = 6 - 2 * (2 * nibble + m / 2);
-        const uint32_t a0 = (((nibble ? low0 >> 2 : low0 << 2) & 0x3c3c3c3cu) | ((high0 << up) & 0xc0c0c0c0u)) ^ 0x80808080u;
-        const uint32_t a1 = (((nibble ? low8 >> 2 : low8 << 2) & 0x3c3c3c3cu) | ((high8 << up) & 0xc0c0c0c0u)) ^ 0x80808080u;
+      for (int m = 0; m < 4; m++) {
+        const uint4 &low = ql[first + m / 2];
+        const uint32_t low0 = m % 2 ? low.y : low.x, low8 = m % 2 ? low.w : low.z;
+        const uint32_t high0 = m % 2 ? high.y : high.x, high8 = m % 2 ? high.w : high.z;
+        KQM_UNROLL
+        for (int nibble = 0; nibble < 2; nibble++) {
+          // As signed bytes: the four low bits of q at bits 2..5, the two high ones at 6..7 with the top one flipped.
+          const int j = 4 * nibble + m, up = 6 - 2 * (2 * nibble + m / 2);
+          a[j][0] = (((nibble ? low0 >> 2 : low0 << 2) & 0x3c3c3c3cu) | ((high0 << up) & 0xc0c0c0c0u)) ^ 0x80808080u;
+          a[j][1] = (((nibble ? low8 >> 2 : low8 << 2) & 0x3c3c3c3cu) | ((high8 << up) & 0xc0c0c0c0u)) ^ 0x80808080u;
+        }
+      }
+    }
+
+    __device__ __forceinline__ uint32_t checksum() const {
+      uint32_t sum = scale0.x + scale0.y + scale8.x + scale8.y;
+      KQM_UNROLL
+      for (int i = 0; i < 16; i++) sum += a[i / 2][i % 2];
+      return sum;
+    }
+
+    // Adds the products with sub-blocks first .. first + 7 of x.
+    template <class Activations>
+    __device__ __forceinline__ void multiply(const Activations &x, int first, int32_t (&sum)[Activations::Columns::products][4]) const {
+      KQM_UNROLL
+      for (int j = 0; j < 8; j++) {
         const int s0 = scale(scale0, j), s8 = scale(scale8, j);
         KQM_UNROLL
-        for (int p = 0; p < NP; p++) {
+        for (int p = 0; p < Activations::Columns::products; p++) {
           int32_t t[4] = {};
-          kqm_mma_m16n8k16(t, a0, a1, x[p].four(j));
+          kqm_mma_m16n8k16(t, a[j][0], a[j][1], x.four(p, first + j));
           // |sum| <= 16 * 128 * 16 * 128 * 128 = 2^29.
           sum[p][0] += s0 * t[0];
           sum[p][1] += s0 * t[1];
@@ -218,11 +383,50 @@ struct KqmTileQ6K {
         }
       }
     }
-    const double d = double(kqm_half_to_float(d_bits));
-    KQM_UNROLL
-    for (int p = 0; p < NP; p++) {
-      const long long t = kqm_join_planes(sum[p][0] + 256ll * sum[p][1], sum[p][2] + 256ll * sum[p][3], odd);
-      v[p] = d * double(t >> 2);
+
+   private:
+    // Signed byte `i` of 8.
+    __device__ __forceinline__ static int scale(const uint2 &words, int i) {
+      return int(int8_t((i / 4 ? words.y : words.x) >> (8 * (i % 4))));
     }
-  }
+  };
+
+  struct Unpacked {
+    Half half[2];
+    uint16_t d_bits;
+
+    __device__ __forceinline__ Unpacked(const KqmTileQ6K &tile, int)
+        : half{Half(tile.ql, 0, tile.qh[0], make_uint2(tile.scale0.x, tile.scale0.y), make_uint2(tile.scale8.x, tile.scale8.y)),
+               Half(tile.ql, 2, tile.qh[1], make_uint2(tile.scale0.z, tile.scale0.w), make_uint2(tile.scale8.z, tile.scale8.w))},
+          d_bits(tile.d_bits) {}
+
+    __device__ __forceinline__ uint32_t checksum() const { return half[0].checksum() + half[1].checksum() + uint32_t(d_bits); }
+
+    template <class Activations>
+    __device__ __forceinline__ void multiply(const Activations &x, int lane,
+                                             double (&v)[Activations::Columns::results]) const {
+      typedef typename Activations::Columns Columns;
+      int32_t sum[Columns::products][4] = {};
+      if (Columns::both_rows) {
+        // One half after the other: the products of both at once want more registers than there are.
+        KQM_LOOP
+        for (int h = 0; h < 2; h++) {
+          const Half now = h ? half[1] : half[0];
+          now.multiply(x, 8 * h, sum);
+        }
+      } else {
+        half[0].multiply(x, 0, sum);
+        half[1].multiply(x, 8, sum);
+      }
+      long long t[Columns::results];
+      Columns::join(sum, lane, t);
+      const uint32_t other_bits = Columns::both_rows ? __shfl_xor_sync(~0u, uint32_t(d_bits), 1) : uint32_t(d_bits);
+      const uint32_t bits0 = lane & 1 ? other_bits : d_bits, bits8 = lane & 1 ? d_bits : other_bits;
+      KQM_UNROLL
+      for (int i = 0; i < Columns::results; i++) {
+        const uint16_t bits = uint16_t(Columns::of_row(i, bits0, bits8, lane));
+        v[i] = double(__fmul_rn(kqm_half_to_float(bits), 0.25f)) * double(t[i]);
+      }
+    }
+  };
 };

@@ -40,19 +40,63 @@ __device__ __forceinline__ double kqm_tree_lanes(double x) {
 }
 __device__ __forceinline__ double kqm_tree_warp(double x) { return kqm_tree_lanes<32>(x); }
 
-// The sum of `count` numbers at first, first + stride, ..., ascending. Eight at a time are loaded together.
-__device__ __forceinline__ double kqm_ascending_sum(KQM_SHARED_ARG(double) numbers, int first, int stride, int count) {
-  double sum = 0.0;
-  for (int from = 0; from < count; from += 8) {
-    double x[8];
+// The tree_sum of docs/arithmetic.md: groups of 16 numbers, the last one filled up with zeros, as balanced trees of neighbours; the
+// groups ascending. Numbers come one after the other.
+struct KqmTreeSum {
+  double waiting[4] = {}, groups = 0.0;  // waiting: sums of 1, 2, 4 and 8 neighbours, where the bit of count is set
+  unsigned count = 0;
+
+  __device__ __forceinline__ void add(double sum) {
+    bool placed = false;
     KQM_UNROLL
-    for (int i = 0; i < 8; i++) x[i] = from + i < count ? double(numbers[first + (from + i) * stride]) : 0.0;
-    KQM_UNROLL
-    for (int i = 0; i < 8; i++) {
-      if (from + i < count) sum = sum + x[i];
+    for (int level = 0; level < 4; level++) {
+      if (placed) continue;
+      if (count >> level & 1) {
+        sum = sum + waiting[level];
+      } else {
+        waiting[level] = sum;
+        placed = true;
+      }
     }
+    if (!placed) groups = groups + sum;
+    count = (count + 1) % 16;
   }
-  return sum;
+  __device__ __forceinline__ double sum() const {
+    double rest = 0.0;
+    KQM_UNROLL
+    for (int level = 0; level < 4; level++) {
+      if (count >> level & 1) rest = rest + waiting[level];
+    }
+    return groups + rest;
+  }
+};
+
+// The balanced tree of N numbers at first, first + stride, ..., neighbours first.
+template <int N>
+__device__ __forceinline__ double kqm_tree_of(KQM_SHARED_ARG(double) numbers, int first, int stride) {
+  const int half = (N + 1) / 2;  // a power of two where N is no more than one less than one
+  static_assert((half & (half - 1)) == 0, "a tree over any other number has zeros to add");
+  double x[2 * half];
+  KQM_UNROLL
+  for (int i = 0; i < N; i++) x[i] = numbers[first + i * stride];
+  if (N < 2 * half) x[N] = 0.0;
+  KQM_UNROLL
+  for (int step = 1; step < 2 * half; step *= 2) {
+    KQM_UNROLL
+    for (int i = 0; i < 2 * half; i += 2 * step) x[i] = x[i] + x[i + step];
+  }
+  return x[0];
+}
+
+// The tree_sum of `count` numbers at first, first + stride, .... A `usual` number of them, of at most 16, gets straight code; any other
+// gets little code, since what is executed once waits for its instructions to arrive.
+template <int USUAL>
+__device__ __forceinline__ double kqm_tree_sum(KQM_SHARED_ARG(double) numbers, int first, int stride, int count) {
+  if (__builtin_expect(count == USUAL, 1)) return 0.0 + kqm_tree_of<USUAL>(numbers, first, stride);
+  KqmTreeSum sum;
+  KQM_LOOP
+  for (int i = 0; i < count; i++) sum.add(numbers[first + i * stride]);
+  return sum.sum();
 }
 
 __device__ __forceinline__ float kqm_power_of_two(int n) { return __int_as_float((n + 127) << 23); }

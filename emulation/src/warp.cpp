@@ -67,9 +67,10 @@ struct mma_operands {
 // Lane 4 g + c holds, of each 16 wide half of k, elements 4 c to 4 c + 3 of rows g and g + 8 of A and of column g of B,
 // and elements 2 c and 2 c + 1 of rows g and g + 8 of D.
 //
-// Computed in f32, for its vector instructions: every sum is an integer of at most 2^19.
-template <int K> void finish_mma(warp_state &warp, uint32_t) {
-  int8_t a[16 * K], b[8 * K];
+// Computed in f32, for its vector instructions: every sum is an integer of at most 2^20.
+template <int K, class A> void finish_mma(warp_state &warp, uint32_t) {
+  A a[16 * K];
+  int8_t b[8 * K];
   int32_t *d[32];
   for (int lane = 0; lane < 32; lane++) {
     const mma_operands &operands = *static_cast<const mma_operands *>(warp.lanes[lane].payload);
@@ -132,9 +133,9 @@ uint64_t warp_shuffle(shuffle_mode mode, uint32_t mask, uint64_t value, int argu
 void warp_mma(int32_t (&d)[4], const uint32_t *a, const uint32_t *b, int k, const char *file, int line) {
   mma_operands operands = {d, a, b};
   if (k == 32)
-    collective(0xffffffffu, &operands, finish_mma<32>, "mma", file, line);
+    collective(0xffffffffu, &operands, finish_mma<32, uint8_t>, "mma", file, line);
   else
-    collective(0xffffffffu, &operands, finish_mma<16>, "mma", file, line);
+    collective(0xffffffffu, &operands, finish_mma<16, int8_t>, "mma", file, line);
 }
 
 } // namespace kqm_emulation

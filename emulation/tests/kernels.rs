@@ -66,7 +66,7 @@ fn products_follow_the_fragment_layout() {
                     let sum: i32 = (0..32)
                         .map(|k| {
                             let byte = weights[tile * 256 + row * 16 + k % 16];
-                            let weight = if k < 16 { byte & 15 } else { byte >> 4 };
+                            let weight = if k < 16 { byte & 15 } else { byte & 0xf0 };
                             i32::from(weight) * i32::from(columns[column * 32 + k])
                         })
                         .sum();

@@ -6,9 +6,9 @@ use crate::sys;
 /// 256 activations as integers of a common unit: activation k is `x[k] * unit`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FixedBlock {
-    /// `|x[k]| <= 2^30`.
-    pub x: [i32; BLOCK],
-    /// `2^(e - 30)`; NaN when an activation is not finite (all `x` are 0 then).
+    /// `|x[k]| <= 2^38`.
+    pub x: [i64; BLOCK],
+    /// `2^(e - 38)`; NaN when an activation is not finite (all `x` are 0 then).
     pub unit: f64,
 }
 
@@ -22,28 +22,28 @@ impl FixedBlock {
         let largest = activations.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
         let e = if largest == 0.0 { 0 } else { exponent(largest) };
         // The powers of two and the product are exact in f64: e lies in -148..=128.
-        let scale = power_of_two(30 - e);
-        Self { x: activations.map(|x| (f64::from(x) * scale).round_ties_even() as i32), unit: power_of_two(e - 30) }
+        let scale = power_of_two(38 - e);
+        Self { x: activations.map(|x| (f64::from(x) * scale).round_ties_even() as i64), unit: power_of_two(e - 38) }
     }
 
-    /// The block as the kernels store it: four balanced base-256 digits of each integer, and their sums.
+    /// The block as the kernels store it: five balanced base-256 digits of each integer, and their sums.
     pub fn digits(&self) -> sys::kqm_fixed_block {
         let mut block = sys::kqm_fixed_block { unit: self.unit, ..Default::default() };
         for (j, sub_block) in self.x.chunks_exact(32).enumerate() {
-            let mut sums = [0_i32; 4];
+            let mut sums = [0_i64; sys::KQM_PLANES as usize];
             for (k, &x) in sub_block.iter().enumerate() {
                 let mut rest = x;
                 for (plane, sum) in sums.iter_mut().enumerate() {
                     let digit = rest as i8;
                     block.digit[j][plane][k] = digit;
-                    *sum += i32::from(digit);
-                    rest = (rest - i32::from(digit)) / 256;
+                    *sum += i64::from(digit);
+                    rest = (rest - i64::from(digit)) / 256;
                 }
             }
             for (plane, sum) in sums.into_iter().enumerate() {
                 let low = sum as i8;
                 block.sum_low[plane][j] = low;
-                block.sum_high[plane][j] = ((sum - i32::from(low)) / 256) as i8;
+                block.sum_high[plane][j] = ((sum - i64::from(low)) / 256) as i8;
             }
         }
         block

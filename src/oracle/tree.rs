@@ -15,11 +15,51 @@ pub fn tree_sum<const N: usize>(mut values: [f64; N]) -> f64 {
     values[0]
 }
 
-/// `sum a[i] * b[i]` in f64: leaves of 4 neighbours, 64 leaves a run as a balanced tree, runs in ascending order from 0.
-/// The last run is filled up with zeros.
+/// The sum of the numbers added: groups of 16, the last one filled up with zeros, each as a balanced tree of neighbours; the groups in
+/// ascending order from 0.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TreeSum {
+    /// Sums of 1, 2, 4 and 8 neighbours that wait for the next ones, where the bit of `count` is set.
+    waiting: [f64; 4],
+    /// Numbers of the unfinished group.
+    count: usize,
+    groups: f64,
+}
+
+impl TreeSum {
+    /// Adds the next number.
+    #[inline(always)]
+    pub fn add(&mut self, mut sum: f64) {
+        for level in 0..4 {
+            if self.count >> level & 1 == 0 {
+                self.waiting[level] = sum;
+                self.count += 1;
+                return;
+            }
+            sum += self.waiting[level];
+        }
+        self.groups += sum;
+        self.count = 0;
+    }
+
+    /// The sum. What would be added to zeros stays as it is.
+    #[inline(always)]
+    pub fn sum(&self) -> f64 {
+        let mut rest = 0.0;
+        for level in 0..4 {
+            if self.count >> level & 1 == 1 {
+                rest += self.waiting[level];
+            }
+        }
+        self.groups + rest
+    }
+}
+
+/// `sum a[i] * b[i]` in f64: leaves of 4 neighbours, 64 leaves a run as a balanced tree, runs as a [`TreeSum`]. The last run is filled
+/// up with zeros.
 #[inline(always)]
 pub fn tree_dot(a: &[f32], b: &[f32]) -> f64 {
-    let mut sum = 0.0;
+    let mut sum = TreeSum::default();
     for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
         let mut padded = [[0.0; BLOCK]; 2];
         padded[0][..a.len()].copy_from_slice(a);
@@ -29,7 +69,7 @@ pub fn tree_dot(a: &[f32], b: &[f32]) -> f64 {
             let (a, b) = (&a[4 * leaf..][..4], &b[4 * leaf..][..4]);
             a[3].mul_add(b[3], a[2].mul_add(b[2], a[1].mul_add(b[1], a[0] * b[0])))
         });
-        sum += tree_sum(leaves);
+        sum.add(tree_sum(leaves));
     }
-    sum
+    sum.sum()
 }

@@ -68,6 +68,8 @@ void at(const char *file, int line);
 static inline void __syncthreads(KQM_EMULATION_HERE) {
   kqm_emulation::barrier(kqm_emulation::barrier_kind::plain, false, file, line);
 }
+// Threads may come from different places: its number is the place.
+static inline void kqm_meet(int id) { kqm_emulation::barrier(kqm_emulation::barrier_kind::plain, false, "kqm_meet", id); }
 static inline int __syncthreads_or(int predicate, KQM_EMULATION_HERE) {
   return kqm_emulation::barrier(kqm_emulation::barrier_kind::any, predicate != 0, file, line);
 }

@@ -72,9 +72,14 @@ static inline uint4 kqm_load_streaming(const uint4 *pointer, KQM_EMULATION_HERE)
   return kqm_emulation::load(pointer, file, line);
 }
 
+static inline double kqm_load_now(const double *pointer, KQM_EMULATION_HERE) {
+  return kqm_emulation::load(pointer, file, line);
+}
+
 // Grids do not overlap, and arguments are always at hand: nothing to do.
 static inline void kqm_wait_for_dependencies() {}
 static inline void kqm_release_dependents() {}
+static inline void kqm_make_now(uint32_t) {}
 template <class Arguments>
 static inline void kqm_touch_arguments(const Arguments &) {}
 static inline void __threadfence() {}

@@ -64,5 +64,6 @@ struct dim3 {
 };
 
 #define KQM_UNROLL
+#define KQM_LOOP
 
 #endif

@@ -70,7 +70,8 @@ static inline uint32_t kqm_reduce_max(uint32_t x, KQM_EMULATION_HERE) {
 }
 static inline uint32_t kqm_reduce_min(uint32_t x, KQM_EMULATION_HERE) { return ~kqm_reduce_max(~x, file, line); }
 
-// D += A B, s8 x s8 -> s32 (wrapping), in the fragment layout of mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32.
+// D += A B, u8 x s8 (k = 32) or s8 x s8 (k = 16) -> s32 (wrapping), in the fragment layouts of
+// mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 and m16n8k16.row.col.s32.s8.s8.s32.
 static inline void kqm_mma_m16n8k32(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                     uint32_t b1, KQM_EMULATION_HERE) {
   const uint32_t a[4] = {a0, a1, a2, a3};

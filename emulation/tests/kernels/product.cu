@@ -1,5 +1,5 @@
 // d[tile] = A[tile] B: 16 rows of 32 four-bit weights, packed as Q4_K packs them (low nibbles are k 0..15, high ones
-// k 16..31), times 8 columns of 32 signed bytes, one warp a tile.
+// k 16..31, and those sixteen times as large), times 8 columns of 32 signed bytes, one warp a tile.
 #include "emulation.h"
 
 namespace {
@@ -15,7 +15,7 @@ __global__ void product(const uint8_t *weights, const int8_t *columns, int32_t *
   const uint32_t lower = packed[(g + 8) * 4 + c];
   const uint32_t *column = reinterpret_cast<const uint32_t *>(columns + g * 32);
   int32_t sums[4] = {0, 0, 0, 0};
-  kqm_mma_m16n8k32(sums, upper & 0x0f0f0f0f, lower & 0x0f0f0f0f, upper >> 4 & 0x0f0f0f0f, lower >> 4 & 0x0f0f0f0f,
+  kqm_mma_m16n8k32(sums, upper & 0x0f0f0f0f, lower & 0x0f0f0f0f, upper & 0xf0f0f0f0, lower & 0xf0f0f0f0,
                    column[c], column[4 + c]);
   int32_t *out = d + size_t(tile) * 16 * 8;
   out[g * 8 + 2 * c] = sums[0];

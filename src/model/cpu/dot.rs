@@ -1,18 +1,19 @@
 //! Products of rows of K-quant blocks with activations, fast.
 //!
-//! The oracle's sums are exact integers, so any order gives them. Here an activation X is split into two balanced
-//! 16-bit halves, `X = low + 65536 high`, and a weight with its sub-block's scale is an integer of 16 bits too: the
-//! products are the multiply-adds of pairs of 16-bit integers that every x86-64 with AVX2 does 16 at a time. What is
+//! The oracle's sums are exact integers, so any order gives them. Here an activation X is split into three balanced
+//! 16-bit parts, `X = low + 2^16 middle + 2^32 high`, and a weight with its sub-block's scale is an integer of 16 bits too:
+//! the products are the multiply-adds of pairs of 16-bit integers that every x86-64 with AVX2 does 16 at a time. What is
 //! not an exact integer is done as the oracle does it.
 
 use crate::blocks::{BLOCK, Block, BlockQ4K, BlockQ6K};
+use crate::oracle::tree::TreeSum;
 use crate::oracle::{FixedBlock, Matrix, canonical};
 
 /// A fixed-point block as the products here want it.
 #[derive(Clone, Debug)]
 pub struct SplitBlock {
-    low: [i16; BLOCK],
-    high: [i16; BLOCK],
+    /// Low, middle and high parts.
+    parts: [[i16; BLOCK]; 3],
     /// Sums of the sub-blocks of 32, exact.
     sums: [f64; 8],
     unit: f64,
@@ -20,18 +21,22 @@ pub struct SplitBlock {
 
 impl SplitBlock {
     /// The block of 256 activations of 0.
-    pub const ZERO: Self = Self { low: [0; BLOCK], high: [0; BLOCK], sums: [0.0; 8], unit: 0.0 };
+    pub const ZERO: Self = Self { parts: [[0; BLOCK]; 3], sums: [0.0; 8], unit: 0.0 };
 }
 
 impl From<&FixedBlock> for SplitBlock {
     #[inline(always)]
     fn from(block: &FixedBlock) -> Self {
-        let low = block.x.map(|x| x as i16);
-        // |X| <= 2^30, so |high| <= 2^14.
-        let high = block.x.map(|x| ((x - i32::from(x as i16)) >> 16) as i16);
-        let sum = |x: &[i32; 32]| x.iter().map(|&x| i64::from(x)).sum::<i64>() as f64;
+        let mut rest = block.x;
+        // |X| <= 2^38, so |high| <= 2^6.
+        let parts = std::array::from_fn(|_| {
+            let part = rest.map(|x| x as i16);
+            rest = std::array::from_fn(|k| (rest[k] - i64::from(part[k])) >> 16);
+            part
+        });
+        let sum = |x: &[i64; 32]| x.iter().sum::<i64>() as f64;
         let sub_blocks = block.x.as_chunks().0;
-        Self { low, high, sums: std::array::from_fn(|j| sum(&sub_blocks[j])), unit: block.unit }
+        Self { parts, sums: std::array::from_fn(|j| sum(&sub_blocks[j])), unit: block.unit }
     }
 }
 
@@ -114,23 +119,22 @@ fn quarter(weights: &mut [i16; 32], scales: &[i8], quant: impl Fn(usize) -> u8) 
 
 /// `sum weights[k] * X[k]`, exact.
 ///
-/// Sums of 16 products of a weight and half an activation fit into 32 bits: `16 * 4096 * 2^15 = 2^31`, and the positive
+/// Sums of 16 products of a weight and a part of an activation fit into 32 bits: `16 * 4096 * 2^15 = 2^31`, and the positive
 /// extreme is not reached, because a product of `-32 * -128` and `32767` is less and `-2^15` has a negative product.
 #[inline(always)]
 fn integer_dot(weights: &[i16; BLOCK], x: &SplitBlock) -> i64 {
     let mut total = 0;
-    for half in [0, 128] {
-        let (mut low, mut high) = ([0_i32; 8], [0_i32; 8]);
-        for i in (half..half + 128).step_by(16) {
-            for lane in 0..8 {
-                for k in [i + 2 * lane, i + 2 * lane + 1] {
-                    low[lane] += i32::from(weights[k]) * i32::from(x.low[k]);
-                    high[lane] += i32::from(weights[k]) * i32::from(x.high[k]);
+    for (part, x) in x.parts.iter().enumerate() {
+        for half in [0, 128] {
+            let mut sums = [0_i32; 8];
+            for i in (half..half + 128).step_by(16) {
+                for (lane, sum) in sums.iter_mut().enumerate() {
+                    for k in [i + 2 * lane, i + 2 * lane + 1] {
+                        *sum += i32::from(weights[k]) * i32::from(x[k]);
+                    }
                 }
             }
-        }
-        for lane in 0..8 {
-            total += i64::from(low[lane]) + (i64::from(high[lane]) << 16);
+            total += sums.iter().map(|&sum| i64::from(sum)).sum::<i64>() << (16 * part);
         }
     }
     total
@@ -149,17 +153,21 @@ fn integer_dot_avx2(weights: &[i16; BLOCK], x: &SplitBlock) -> i64 {
         _mm256_add_epi64(_mm256_cvtepi32_epi64(a), _mm256_cvtepi32_epi64(b))
     };
     let mut total = _mm256_setzero_si256();
-    let (weights, x_low, x_high) = (weights.as_chunks().0, x.low.as_chunks().0, x.high.as_chunks().0);
+    let weights = weights.as_chunks().0;
+    let [x_low, x_middle, x_high] = x.parts.each_ref().map(|part| part.as_chunks().0);
+    // All of the high parts' products fit into 32 bits: 32 * 4096 * 2^6 in each of eight sums.
+    let mut high = _mm256_setzero_si256();
     for half in [0, 8] {
-        let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+        let (mut low, mut middle) = (_mm256_setzero_si256(), _mm256_setzero_si256());
         for i in half..half + 8 {
             let w = load(&weights[i]);
             low = _mm256_add_epi32(low, _mm256_madd_epi16(w, load(&x_low[i])));
+            middle = _mm256_add_epi32(middle, _mm256_madd_epi16(w, load(&x_middle[i])));
             high = _mm256_add_epi32(high, _mm256_madd_epi16(w, load(&x_high[i])));
         }
-        let sums = _mm256_add_epi64(widen(low), _mm256_slli_epi64::<16>(widen(high)));
-        total = _mm256_add_epi64(total, sums);
+        total = _mm256_add_epi64(total, _mm256_add_epi64(widen(low), _mm256_slli_epi64::<16>(widen(middle))));
     }
+    total = _mm256_add_epi64(total, _mm256_slli_epi64::<32>(widen(high)));
     let pair = _mm_add_epi64(_mm256_castsi256_si128(total), _mm256_extracti128_si256::<1>(total));
     _mm_cvtsi128_si64(pair) + _mm_extract_epi64::<1>(pair)
 }
@@ -174,9 +182,9 @@ fn rows<T: Unpack>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32], dot: impl Fn(&
     // A single token reads the weights in the order of memory.
     let tile = if tokens == 1 { 1 } else { TILE };
     let mut unpacked = [const { Unpacked::ZERO }; TILE];
-    let mut sums = vec![0.0; tile * tokens];
+    let mut sums = vec![TreeSum::default(); tile * tokens];
     for (w, out) in w.chunks(tile * blocks).zip(out.chunks_mut(tile * tokens)) {
-        sums.fill(0.0);
+        sums.fill(TreeSum::default());
         let in_tile = w.len() / blocks;
         for block in 0..blocks {
             for (row, unpacked) in unpacked[..in_tile].iter_mut().enumerate() {
@@ -191,13 +199,12 @@ fn rows<T: Unpack>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32], dot: impl Fn(&
                         let m: f64 = w.mins.iter().zip(&x.sums).map(|(min, sum)| min * sum).sum();
                         v = (-w.dmin).mul_add(m, v);
                     }
-                    let y = &mut sums[row * tokens + token];
-                    *y = x.unit.mul_add(v, *y);
+                    sums[row * tokens + token].add(x.unit * v);
                 }
             }
         }
-        for (out, &y) in out.iter_mut().zip(&sums) {
-            *out = canonical(y as f32);
+        for (out, sum) in out.iter_mut().zip(&sums) {
+            *out = canonical(sum.sum() as f32);
         }
     }
 }
@@ -242,15 +249,16 @@ mod tests {
     fn activations(blocks: usize, seed: u64) -> Vec<FixedBlock> {
         let mut x: Vec<FixedBlock> = (0..blocks as u64)
             .map(|block| {
-                let bytes = noise(1024, seed + block);
+                let bytes = noise(2048, seed + block);
                 let words = bytes.as_chunks().0;
-                FixedBlock { x: std::array::from_fn(|k| i32::from_le_bytes(words[k]) >> 1), unit: 2_f64.powi(-29) }
+                FixedBlock { x: std::array::from_fn(|k| i64::from_le_bytes(words[k]) >> 25), unit: 2_f64.powi(-37) }
             })
             .collect();
-        x[0].x = [1 << 30; BLOCK];
-        x[1].x = [-(1 << 30); BLOCK];
-        x[2].x = [-32768; BLOCK];
-        x[3].x = [32767; BLOCK];
+        x[0].x = [1 << 38; BLOCK];
+        x[1].x = [-(1 << 38); BLOCK];
+        // The largest low and middle parts of either sign.
+        x[2].x = [-32768 * 65537; BLOCK];
+        x[3].x = [32767 * 65537; BLOCK];
         x
     }
 
