@@ -5,8 +5,8 @@
 // rounded to f32; one f32 addition of the residual.
 // Launch: one token: a block has all experts of 16 rows, one warp for a super-block of one of them (24 warps at full size), and
 // ends with the weighted sum; in moe_down_one_token_rows each warp quantizes its part of the activations itself, which saves a
-// launch. More tokens: one block for 16 rows of a work item, so that an expert's weights are read once for up to eight of its
-// pairs; a second kernel makes the weighted sums.
+// launch. More tokens: one block for 64 rows of a work item, so that an expert's weights are read once for up to eight of its
+// pairs (common/wide.cuh); a second kernel makes the weighted sums.
 // Bound by: the weights' bytes. At full size a token reads 7 to 10 MB in 128 blocks.
 #include "common/items.cuh"
 #include "common/tree.cuh"
@@ -14,6 +14,7 @@
 namespace {
 
 const unsigned one_token_warps = KQM_FUSED_UNITS, max_shared = 48 * 1024;
+const int small_ranks = 8, small_blocks = 4;
 
 // One value of a token, from its weighted sum and its residual.
 __device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, uint32_t r, float residual, double weighted) {
@@ -42,33 +43,45 @@ struct End {
   }
 };
 
-// The row sums of all experts of a tile, and their weighted sum.
+// The row sums of all experts of a tile, and their weighted sum. SMALL: there are at most small_ranks experts and small_blocks
+// super-blocks; each expert has small_blocks slots, filled up with zeros.
+template <bool SMALL>
 __device__ __forceinline__ void finish_tile(const kqm_moe_down_args &a, const End &end, int blocks, KQM_SHARED_ARG(double) part,
                                             KQM_SHARED_ARG(double) product) {
+  const int ranks = SMALL ? small_ranks : int(a.top_k);
   KQM_LOOP
-  for (int i = threadIdx.x; i < int(a.top_k) * KQM_TILE_ROWS; i += blockDim.x) {
+  for (int i = threadIdx.x; i < ranks * KQM_TILE_ROWS; i += blockDim.x) {
     const int rank = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS;
     const uint32_t r = blockIdx.x * KQM_TILE_ROWS + tile_row;
-    const float value = kqm_row_sum<1, 3>(part, rank * blocks, blocks, 0, tile_row);
-    product[i] = weigh(i == int(threadIdx.x) ? end.weight : a.weights[rank], value);
-    if (r < a.down.rows) a.expert_out[size_t(rank) * a.down.rows + r] = value;
+    const float value = SMALL ? kqm_row_sum_of<small_blocks>(part, rank * small_blocks, tile_row)
+                              : kqm_row_sum<1>(part, rank * blocks, blocks, 0, tile_row);
+    const bool present = rank < int(a.top_k);
+    const float weight = i == int(threadIdx.x) ? end.weight : present ? a.weights[rank] : 0.0f;
+    product[i] = weigh(weight, value);
+    if (present && r < a.down.rows) a.expert_out[size_t(rank) * a.down.rows + r] = value;
   }
   __syncthreads();
   if (end.finishes)
-    finish(a, 0, end.row, end.residual, kqm_tree_sum<8>(product, threadIdx.x, KQM_TILE_ROWS, int(a.top_k)));
+    finish(a, 0, end.row, end.residual,
+           SMALL ? kqm_tree_sum<small_ranks>(product, threadIdx.x, KQM_TILE_ROWS)
+                 : kqm_tree_sum(product, threadIdx.x, KQM_TILE_ROWS, int(a.top_k)));
 }
 
 // A single token whose rows are still to be quantized: each warp has one unit, and quantizes its own part of the activations.
-template <class Tile>
+template <class Tile, bool SMALL>
 __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token_rows(kqm_moe_down_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   KQM_SHARED(double, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
   KQM_SHARED(uint32_t, fixed, one_token_warps *kqm_fixed_words);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = a.down.cols / KQM_BLOCK;
-  const int rank = warp / blocks, b = warp % blocks;
+  const int rank = warp / blocks, b = warp % blocks, slot = SMALL ? rank * small_blocks + b : warp;
   KQM_SHARED_ARG(uint32_t) block = kqm_shared_offset(fixed, warp * kqm_fixed_words);
   kqm_release_dependents();
   kqm_touch_arguments(a);
+  if (SMALL) {
+    kqm_fill_up(part, 0, small_ranks * small_blocks * KQM_TILE_ROWS);
+    __syncthreads();
+  }
   kqm_wait_for_dependencies();
   // The index first: the tile waits for it. Activations are quantized while the tile is on its way.
   const uint32_t expert = a.indices[rank];
@@ -79,12 +92,12 @@ __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token_ro
   tile.load(kqm_expert_tile<Tile>(a.down, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane);
   const double unit = kqm_fixed_warp(x, KqmSharedBlock{block});
   __syncwarp();
-  kqm_contribute_one(tile, KqmSharedToken(block, lane), unit, warp, part);
+  kqm_contribute_one(tile, KqmSharedToken(block, lane), unit, slot, part);
   __syncthreads();
-  finish_tile(a, end, blocks, part, product);
+  finish_tile<SMALL>(a, end, blocks, part, product);
 }
 
-template <class Tile>
+template <class Tile, bool SMALL>
 __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token(kqm_moe_down_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   KQM_SHARED(double, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
@@ -92,46 +105,65 @@ __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token(kq
   const int blocks = a.down.cols / KQM_BLOCK, units = int(a.top_k) * blocks;
   kqm_release_dependents();
   kqm_touch_arguments(a);
+  if (SMALL) {
+    kqm_fill_up(part, 0, small_ranks * small_blocks * KQM_TILE_ROWS);
+    __syncthreads();
+  }
   kqm_wait_for_dependencies();
   const End end(a);
   for (int u = warp; u < units; u += warps) {
     const int rank = u / blocks, b = u % blocks;
     Tile tile;
     tile.load(kqm_expert_tile<Tile>(a.down, a.indices[rank], blockIdx.x) + size_t(b) * Tile::bytes, lane);
-    kqm_contribute_one(tile, KqmOneToken(a.x + u, lane), a.x[u].unit, u, part);
+    kqm_contribute_one(tile, KqmOneToken(a.x + u, lane), a.x[u].unit, SMALL ? rank * small_blocks + b : u, part);
   }
   __syncthreads();
-  finish_tile(a, end, blocks, part, product);
+  finish_tile<SMALL>(a, end, blocks, part, product);
 }
 
-template <class Tile, int TOKENS>
-__global__ void __launch_bounds__(KQM_MATVEC_WARPS(TOKENS) * 32, 1) moe_down_items(kqm_moe_down_args a) {
+// One token of so many super-blocks that they do not fit into shared memory at once: an expert and 16 rows a block.
+template <class Tile>
+__global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) moe_down_long_token(kqm_moe_down_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.down.cols / KQM_BLOCK;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
+  const uint32_t rank = blockIdx.y;
+  const kqm_fixed_block *x = a.x + size_t(rank) * blocks;
+  const uint8_t *data = kqm_expert_tile<Tile>(a.down, a.indices[rank], blockIdx.x);
+  for (int b = warp; b < blocks; b += warps) {
+    Tile tile;
+    tile.load(data + size_t(b) * Tile::bytes, lane);
+    kqm_contribute_one(tile, KqmOneToken(x + b, lane), x[b].unit, b, part);
+  }
+  __syncthreads();
+  const uint32_t r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
+  if (threadIdx.x < KQM_TILE_ROWS && r < a.down.rows)
+    a.expert_out[size_t(rank) * a.down.rows + r] = kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x);
+}
+
+// Many tokens: the pairs of an item.
+static_assert(KQM_ITEM_PAIRS == kqm_wide_tokens, "an item is multiplied at once");
+
+template <class Tile>
+__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_down_wide(kqm_moe_down_args a) {
+  KQM_DYNAMIC_SHARED(uint32_t, shared);
+  const int tile = blockIdx.x * kqm_wide_warps + (threadIdx.x >> 5), blocks = a.down.cols / KQM_BLOCK;
+  kqm_release_dependents();
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
   const KqmItem item = kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
   if (item.count == 0) return;
-  const uint8_t *data = kqm_expert_tile<Tile>(a.down, item.expert, blockIdx.x);
-  for (int first = 0; first < item.count; first += TOKENS) {
-    const int count = min(TOKENS, item.count - first);
-    const auto row = [=](int i) { return i < count ? a.x + size_t(item.pair(first + i)) * blocks : nullptr; };
-    for (int b = warp; b < blocks; b += warps) {
-      Tile tile;
-      tile.load(data + size_t(b) * Tile::bytes, lane);
-      KqmContribute<TOKENS>::call(tile, row, b, b, part);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < count * KQM_TILE_ROWS; i += blockDim.x) {
-      const int token = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS;
-      const uint32_t r = blockIdx.x * KQM_TILE_ROWS + tile_row;
-      if (r < a.down.rows)
-        a.expert_out[size_t(item.pair(first + token)) * a.down.rows + r] =
-            kqm_row_sum<TOKENS, 3>(part, 0, blocks, token, tile_row);
-    }
-    __syncthreads();
-  }
+  // A warp beyond the last tile works on that one, too, and stores nothing.
+  const int own_tile = min(tile, int(a.down.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
+  float y[KqmTokenColumns::results];
+  kqm_wide_sums<Tile::bytes, Tile>(
+      kqm_expert_tile<Tile>(a.down, item.expert, own_tile), blocks, a.x,
+      [&](int i) { return i < item.count ? item.pair(i) * blocks : kqm_wide_absent; }, shared, y);
+  kqm_wide_store(y, tile, a.down.rows, item.count, [&](int r, int token, float value) {
+    a.expert_out[size_t(item.pair(token)) * a.down.rows + r] = value;
+  });
 }
 
 __global__ void __launch_bounds__(256) moe_down_sum(kqm_moe_down_args a) {
@@ -142,30 +174,31 @@ __global__ void __launch_bounds__(256) moe_down_sum(kqm_moe_down_args a) {
   if (r >= a.down.rows) return;
   const float *products = a.expert_out + size_t(t) * a.top_k * a.down.rows + r;
   const float residual = a.residual ? a.residual[size_t(t) * a.down.rows + r] : 0.0f;
-  KqmTreeSum sum;
-  for (uint32_t i = 0; i < a.top_k; i++) sum.add(weigh(a.weights[size_t(t) * a.top_k + i], products[size_t(i) * a.down.rows]));
-  finish(a, t, r, residual, sum.sum());
+  const auto product = [&](int i) { return weigh(a.weights[size_t(t) * a.top_k + i], products[size_t(i) * a.down.rows]); };
+  finish(a, t, r, residual, kqm_tree_sum(product, int(a.top_k)));
 }
 
 template <class Tile>
 kqm_status launch(const kqm_moe_down_args &a, kqm_stream stream) {
   const unsigned blocks = a.down.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.down.rows, uint32_t(KQM_TILE_ROWS));
   const unsigned units = a.top_k * blocks;
-  // The static array of products needs room, too.
   const size_t one_token_shared = kqm_part_bytes(units, 1);
   const dim3 one_token_block(32 * kqm_even_warps(units, one_token_warps));
-  if (a.swiglu)
-    return KQM_LAUNCH(moe_down_one_token_rows<Tile>, dim3(tiles), one_token_block, one_token_shared, stream, a);
+  const bool small = a.top_k <= unsigned(small_ranks) && blocks <= unsigned(small_blocks);
+  const size_t shared = small ? kqm_part_bytes(small_ranks * small_blocks, 1) : one_token_shared;
+  if (a.swiglu && small) return KQM_LAUNCH((moe_down_one_token_rows<Tile, true>), dim3(tiles), one_token_block, shared, stream, a);
+  if (a.swiglu) return KQM_LAUNCH((moe_down_one_token_rows<Tile, false>), dim3(tiles), one_token_block, shared, stream, a);
+  if (a.tokens == 1 && small) return KQM_LAUNCH((moe_down_one_token<Tile, true>), dim3(tiles), one_token_block, shared, stream, a);
+  // The static array of products needs room, too.
   if (a.tokens == 1 && one_token_shared + KQM_MAX_TOP_K * KQM_TILE_ROWS * sizeof(double) <= max_shared)
-    return KQM_LAUNCH(moe_down_one_token<Tile>, dim3(tiles), one_token_block, one_token_shared, stream, a);
-  const bool wide = a.tokens > 1 && blocks <= KQM_WIDE_BLOCKS;
-  const unsigned at_a_time = wide ? 8 : 1, warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(at_a_time));
-  const dim3 grid(tiles, kqm_launch_items(a.tokens, a.down.experts, a.top_k));
-  const size_t shared = kqm_part_bytes(blocks, at_a_time);
-  if (wide)
-    KQM_TRY(KQM_LAUNCH((moe_down_items<Tile, 8>), grid, dim3(32 * warps), shared, stream, a));
+    return KQM_LAUNCH((moe_down_one_token<Tile, false>), dim3(tiles), one_token_block, shared, stream, a);
+  const unsigned items = kqm_launch_items(a.tokens, a.down.experts, a.top_k);
+  if (a.tokens > 1)
+    KQM_TRY(KQM_LAUNCH(moe_down_wide<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items), dim3(kqm_wide_threads),
+                       kqm_wide_bytes(Tile::bytes, blocks), stream, a));
   else
-    KQM_TRY(KQM_LAUNCH((moe_down_items<Tile, 1>), grid, dim3(32 * warps), shared, stream, a));
+    KQM_TRY(KQM_LAUNCH(moe_down_long_token<Tile>, dim3(tiles, items), dim3(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(1))),
+                       kqm_part_bytes(blocks, 1), stream, a));
   return KQM_LAUNCH(moe_down_sum, dim3(kqm_ceil_div(a.down.rows, 256u), a.tokens), dim3(256), 0, stream, a);
 }
 

@@ -2,46 +2,52 @@
 // KQM_ITEM_PAIRS pairs of one expert.
 //
 // Shapes: indices [tokens, top_k]; order [pairs], items [max_items][3], count [1].
-// Launch: one block of 512 threads. A stable counting sort: one thread an expert counts, prefix sums give the places, and the
-// same thread then lists its pairs in ascending order.
-// Bound by: latency; every thread reads all pairs (L2).
+// Launch: one block an expert. Each counts the pairs of all experts, for the places of its own, and then lists its pairs: thread i of 256
+// those of the i-th part of the pairs, behind what the threads before it have.
+// Bound by: latency; every block reads all pairs (L2).
 #include "common/check.cuh"
 
 namespace {
 
-__global__ void __launch_bounds__(KQM_MAX_EXPERTS) moe_group_kernel(kqm_moe_group_args a) {
+const int threads = 256;
+
+__global__ void __launch_bounds__(threads) moe_group_kernel(kqm_moe_group_args a) {
   KQM_SHARED(uint32_t, pairs_of, KQM_MAX_EXPERTS);
-  KQM_SHARED(uint32_t, first_pair, KQM_MAX_EXPERTS);
-  KQM_SHARED(uint32_t, first_item, KQM_MAX_EXPERTS);
-  const uint32_t expert = threadIdx.x, pairs = a.tokens * a.top_k;
+  KQM_SHARED(uint32_t, before, 3);  // pairs and items of the experts before this one, items of all
+  KQM_SHARED(uint32_t, found, threads);
+  const uint32_t expert = blockIdx.x, pairs = a.tokens * a.top_k;
+  for (uint32_t e = threadIdx.x; e < a.experts; e += threads) pairs_of[e] = 0;
+  if (threadIdx.x < 3) before[threadIdx.x] = 0;
   kqm_release_dependents();
   kqm_wait_for_dependencies();
-  uint32_t count = 0;
-  for (uint32_t p = 0; p < pairs; p++) count += a.indices[p] == expert;
-  pairs_of[expert] = count;
   __syncthreads();
-  if (expert == 0) {
-    uint32_t pair = 0, item = 0;
-    for (uint32_t e = 0; e < a.experts; e++) {
-      first_pair[e] = pair;
-      first_item[e] = item;
-      const uint32_t n = pairs_of[e];
-      pair += n;
-      item += (n + KQM_ITEM_PAIRS - 1) / KQM_ITEM_PAIRS;
+  for (uint32_t p = threadIdx.x; p < pairs; p += threads) kqm_shared_atomic_add<uint32_t>(pairs_of, a.indices[p], 1u);
+  const uint32_t part = (pairs + threads - 1) / threads, begin = min(threadIdx.x * part, pairs), end = min(begin + part, pairs);
+  uint32_t own = 0;
+  for (uint32_t p = begin; p < end; p++) own += a.indices[p] == expert;
+  found[threadIdx.x] = own;
+  __syncthreads();
+  for (uint32_t e = threadIdx.x; e < a.experts; e += threads) {
+    const uint32_t n = pairs_of[e], items = (n + KQM_ITEM_PAIRS - 1) / KQM_ITEM_PAIRS;
+    if (e < expert) {
+      kqm_shared_atomic_add<uint32_t>(before, 0, n);
+      kqm_shared_atomic_add<uint32_t>(before, 1, items);
     }
-    *a.groups.count = item;
+    kqm_shared_atomic_add<uint32_t>(before, 2, items);
   }
   __syncthreads();
-  if (expert >= a.experts || count == 0) return;
-  uint32_t at = first_pair[expert];
-  const uint32_t end = at + count;
-  uint32_t *item = a.groups.items + size_t(3) * first_item[expert];
-  for (uint32_t begin = at; begin < end; begin += KQM_ITEM_PAIRS, item += 3) {
+  if (expert == 0 && threadIdx.x == 0) *a.groups.count = before[2];
+  const uint32_t first = before[0], count = pairs_of[expert];
+  for (uint32_t i = threadIdx.x; i * KQM_ITEM_PAIRS < count; i += threads) {
+    uint32_t *item = a.groups.items + size_t(3) * (before[1] + i);
     item[0] = expert;
-    item[1] = begin;
-    item[2] = min(end - begin, uint32_t(KQM_ITEM_PAIRS));
+    item[1] = first + i * KQM_ITEM_PAIRS;
+    item[2] = min(count - i * KQM_ITEM_PAIRS, uint32_t(KQM_ITEM_PAIRS));
   }
-  for (uint32_t p = 0; p < pairs; p++) {
+  if (own == 0) return;
+  uint32_t at = first;
+  for (uint32_t i = 0; i < threadIdx.x; i++) at += found[i];
+  for (uint32_t p = begin; p < end; p++) {
     if (a.indices[p] == expert) a.groups.order[at++] = p;
   }
 }
@@ -62,6 +68,6 @@ kqm_status kqm_moe_group(const kqm_moe_group_args *args, kqm_stream stream) {
   KQM_REQUIRE(args->tokens > 0 && args->tokens <= 65535 && args->experts > 0 && args->experts <= KQM_MAX_EXPERTS &&
                   args->top_k > 0 && args->top_k <= KQM_MAX_TOP_K && args->top_k <= args->experts,
               KQM_BAD_SHAPE);
-  return KQM_LAUNCH(moe_group_kernel, dim3(1), dim3(KQM_MAX_EXPERTS), 0, stream, *args);
+  return KQM_LAUNCH(moe_group_kernel, dim3(args->experts), dim3(threads), 0, stream, *args);
 }
 KQM_ABI_END

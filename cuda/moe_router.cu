@@ -16,9 +16,12 @@ namespace {
 
 const int max_warps = 16, group_tokens = 8;
 
+// FUSED_RUNS: with a fused norm, places for the row's runs, of which there may be fewer; 0 without one.
+template <int FUSED_RUNS>
 __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_router_args a, double inverse_cols) {
   KQM_SHARED(double, run_sum, group_tokens *kqm_max_cols / KQM_BLOCK);
   KQM_SHARED(uint32_t, is_last, 1);
+  const int fused_runs = FUSED_RUNS ? FUSED_RUNS : 1;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, runs = a.cols / KQM_BLOCK;
   const uint32_t expert = blockIdx.x, first = blockIdx.y * group_tokens;
   const int tokens = min(group_tokens, int(a.tokens - first));
@@ -27,13 +30,14 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
   // Weights depend on nothing.
   float4 w0 = w[64 * warp], w1 = w[64 * warp + 1];
   kqm_touch_arguments(a);
-  if (a.norm.x) {
+  if (FUSED_RUNS) {
     const float4 *weight = reinterpret_cast<const float4 *>(a.norm.weight) + 64 * warp + 2 * lane;
     const float4 n0 = weight[0], n1 = weight[1];
+    kqm_fill_up(run_sum, runs, FUSED_RUNS);
     kqm_wait_for_dependencies();
     kqm_release_dependents();
     float x[8];
-    kqm_fused_norm_eight(a.norm, warp, warps, n0, n1, inverse_cols, run_sum, x);
+    kqm_fused_norm_eight<fused_runs>(a.norm, warp, n0, n1, inverse_cols, run_sum, x);
     // The run of this warp is written by one block.
     if (warp % gridDim.x == blockIdx.x) {
       if (a.norm.out) kqm_store_eight(a.norm.out + warp * KQM_BLOCK, lane, x);
@@ -58,7 +62,7 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
   __syncthreads();
   if (int(threadIdx.x) < tokens) {
     const int t = threadIdx.x;
-    const double sum = kqm_tree_sum<8>(run_sum, t * runs, 1, runs);
+    const double sum = FUSED_RUNS ? kqm_tree_sum<fused_runs>(run_sum, 0, 1) : kqm_tree_sum(run_sum, t * runs, 1, runs);
     a.logits[size_t(first + t) * a.experts + expert] = kqm_canonical(__fadd_rn(float(sum), 0.0f));
     if (a.indices) __threadfence();
   }
@@ -91,7 +95,10 @@ kqm_status kqm_moe_router(const kqm_moe_router_args *args, kqm_stream stream) {
   KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->w, 16) && kqm_aligned(args->fixed, 16), KQM_MISALIGNED);
   if (args->norm.x) KQM_TRY(kqm_check_fused_norm(args->norm, args->tokens, args->cols));
   const unsigned runs = args->cols / KQM_BLOCK, warps = kqm_even_warps(runs, max_warps);
-  return KQM_LAUNCH(moe_router_kernel, dim3(args->experts, kqm_ceil_div(args->tokens, uint32_t(group_tokens))),
-                    dim3(32 * warps), 0, stream, *args, 1.0 / double(args->cols));
+  const dim3 grid(args->experts, kqm_ceil_div(args->tokens, uint32_t(group_tokens))), block(32 * warps);
+  const double inverse_cols = 1.0 / double(args->cols);
+  if (!args->norm.x) return KQM_LAUNCH(moe_router_kernel<0>, grid, block, 0, stream, *args, inverse_cols);
+  if (runs <= 8) return KQM_LAUNCH(moe_router_kernel<8>, grid, block, 0, stream, *args, inverse_cols);
+  return KQM_LAUNCH(moe_router_kernel<max_warps>, grid, block, 0, stream, *args, inverse_cols);
 }
 KQM_ABI_END

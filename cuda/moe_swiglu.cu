@@ -3,9 +3,9 @@
 // Shapes: W_gate, W_up [experts][ff, K], each Q4_K or Q6_K; x [tokens, K / 256] blocks; out [pairs, ff].
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; silu and the product in f32 (common/exp.cuh).
 // For a single token the kernel can choose the experts itself, from the router's logits.
-// Launch: one block for 16 rows of one work item, i.e. of up to eight pairs of one expert, so that its weights are read once
-// for all of them; one warp for a super-block of gate and of up. moe_swiglu_one_token is that for a single token of up to eight
-// super-blocks, without loops.
+// Launch: one token: a block for 16 rows of one expert; moe_swiglu_one_token, for up to eight super-blocks, is without loops. More tokens: a
+// block for 32 rows of a work item, i.e. of up to eight pairs of one expert, so that its weights are read once for all of them
+// (common/wide.cuh); half of its warps have gate, the others up.
 // Bound by: the weights' bytes for few tokens. At full size a token reads 14 MB in 384 blocks.
 #include "common/choose.cuh"
 #include "common/items.cuh"
@@ -14,30 +14,18 @@ namespace {
 
 const int one_token_warps = 8;
 
-// The row sums of a tile, one thread for a row and token of the item's `count` from `first` on: silu(gate) * up.
-template <int TOKENS>
-__device__ __forceinline__ void finish(const kqm_moe_swiglu_args &a, const KqmItem &item, int first, int count, int blocks,
-                                       KQM_SHARED_ARG(double) part) {
-  for (int i = threadIdx.x; i < count * KQM_TILE_ROWS; i += blockDim.x) {
-    const int token = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS, r = blockIdx.x * KQM_TILE_ROWS + tile_row;
-    if (r >= int(a.gate.rows)) continue;
-    const float gate = kqm_row_sum<TOKENS, 8>(part, 0, blocks, token, tile_row);
-    const float up = kqm_row_sum<TOKENS, 8>(part, blocks, blocks, token, tile_row);
-    const size_t at = size_t(item.pair(first + token)) * a.gate.rows + r;
-    if (a.gate_out) a.gate_out[at] = gate;
-    if (a.up_out) a.up_out[at] = up;
-    a.out[at] = kqm_canonical(__fmul_rn(kqm_silu(gate), up));
-  }
+// One value from its row sums: silu(gate) * up.
+__device__ __forceinline__ void finish_value(const kqm_moe_swiglu_args &a, size_t at, float gate, float up) {
+  if (a.gate_out) a.gate_out[at] = gate;
+  if (a.up_out) a.up_out[at] = up;
+  a.out[at] = kqm_canonical(__fmul_rn(kqm_silu(gate), up));
 }
 
-// The item of a block. A single token's is chosen by every warp for itself, down to the rank of its block: its index.
-template <bool CHOOSE>
-__device__ __forceinline__ KqmItem item_of_block(const kqm_moe_swiglu_args &a, KqmChoice &choice) {
-  if (CHOOSE && a.logits) {
-    choice = kqm_choose<false>(a.logits, a.gate.experts, blockIdx.y);
-    return KqmItem{choice.last, nullptr, blockIdx.y, 1};
-  }
-  return kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
+// The expert of a single token's block: chosen by every warp for itself, down to the rank of its block.
+__device__ __forceinline__ uint32_t expert_of_block(const kqm_moe_swiglu_args &a, KqmChoice &choice) {
+  if (!a.logits) return a.indices[blockIdx.y];
+  choice = kqm_choose<false>(a.logits, a.gate.experts, blockIdx.y);
+  return choice.last;
 }
 
 // The block of the last rank has chosen all experts and writes the choice down for moe_down. Its last warp does: the first one has the
@@ -63,70 +51,116 @@ __global__ void __launch_bounds__(32 * one_token_warps, (AtOnce<Gate, Up>::block
   KQM_SHARED_ARG(uint32_t) own_block = kqm_shared_offset(fixed, warp * kqm_fixed_words);
   kqm_release_dependents();
   kqm_touch_arguments(a);
+  kqm_fill_up(part, blocks * KQM_TILE_ROWS, one_token_warps * KQM_TILE_ROWS);
+  kqm_fill_up(part, (one_token_warps + blocks) * KQM_TILE_ROWS, 2 * one_token_warps * KQM_TILE_ROWS);
   kqm_wait_for_dependencies();
   // The activations are on their way while the expert is chosen, and wait for the weights in shared memory.
   KqmBlockOnItsWay on_its_way;
   on_its_way.load(a.x + warp);
   KqmChoice choice{};
-  const KqmItem item = item_of_block<true>(a, choice);
+  const uint32_t expert = expert_of_block(a, choice);
   on_its_way.store(own_block);
   Gate gate;
   Up up;
-  gate.load(kqm_expert_tile<Gate>(a.gate, item.expert, blockIdx.x) + size_t(warp) * Gate::bytes, lane);
-  up.load(kqm_expert_tile<Up>(a.up, item.expert, blockIdx.x) + size_t(warp) * Up::bytes, lane);
+  gate.load(kqm_expert_tile<Gate>(a.gate, expert, blockIdx.x) + size_t(warp) * Gate::bytes, lane);
+  up.load(kqm_expert_tile<Up>(a.up, expert, blockIdx.x) + size_t(warp) * Up::bytes, lane);
   const KqmSharedToken x(own_block, lane);
   kqm_contribute_one(gate, x, x.unit(), warp, part);
-  kqm_contribute_one(up, x, x.unit(), blocks + warp, part);
+  kqm_contribute_one(up, x, x.unit(), one_token_warps + warp, part);
   __syncthreads();
-  finish<1>(a, item, 0, 1, blocks, part);
+  if (warp == 0) {
+    // Half a warp sums up gate, the other half up.
+    const int tile_row = lane % KQM_TILE_ROWS, r = blockIdx.x * KQM_TILE_ROWS + tile_row;
+    const float sum = kqm_row_sum_of<one_token_warps>(part, lane / KQM_TILE_ROWS * one_token_warps, tile_row);
+    const float other = __shfl_xor_sync(~0u, sum, KQM_TILE_ROWS);
+    if (lane < KQM_TILE_ROWS && r < int(a.gate.rows)) finish_value(a, size_t(blockIdx.y) * a.gate.rows + r, sum, other);
+  }
   write_choice(a, choice);
 }
 
-// Everything else: the pairs of an item, TOKENS at a time.
-template <class Gate, class Up, int TOKENS, int WARPS>
-__global__ void __launch_bounds__(32 * WARPS, 1) moe_swiglu_kernel(kqm_moe_swiglu_args a) {
+// A single token of any number of super-blocks.
+template <class Gate, class Up>
+__global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_token(kqm_moe_swiglu_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   KqmChoice choice{};
-  const KqmItem item = item_of_block<TOKENS == 1>(a, choice);
-  if (item.count == 0) return;
-  const uint8_t *gate_data = kqm_expert_tile<Gate>(a.gate, item.expert, blockIdx.x);
-  const uint8_t *up_data = kqm_expert_tile<Up>(a.up, item.expert, blockIdx.x);
-
-  for (int first = 0; first < item.count; first += TOKENS) {
-    const int count = min(TOKENS, item.count - first);
-    const auto row = [=](int i) {
-      return i < count ? a.x + size_t(item.pair(first + i) / a.top_k) * blocks : nullptr;
-    };
-    for (int b = warp; b < blocks; b += warps) {
-      Gate gate;
-      Up up;
-      gate.load(gate_data + size_t(b) * Gate::bytes, lane);
-      up.load(up_data + size_t(b) * Up::bytes, lane);
-      KqmContribute<TOKENS>::call(gate, row, b, b, part);
-      KqmContribute<TOKENS>::call(up, row, b, blocks + b, part);
-    }
-    __syncthreads();
-    finish<TOKENS>(a, item, first, count, blocks, part);
-    __syncthreads();
+  const uint32_t expert = expert_of_block(a, choice);
+  const uint8_t *gate_data = kqm_expert_tile<Gate>(a.gate, expert, blockIdx.x);
+  const uint8_t *up_data = kqm_expert_tile<Up>(a.up, expert, blockIdx.x);
+  for (int b = warp; b < blocks; b += warps) {
+    Gate gate;
+    Up up;
+    gate.load(gate_data + size_t(b) * Gate::bytes, lane);
+    up.load(up_data + size_t(b) * Up::bytes, lane);
+    const KqmOneToken x(a.x + b, lane);
+    kqm_contribute_one(gate, x, a.x[b].unit, b, part);
+    kqm_contribute_one(up, x, a.x[b].unit, blocks + b, part);
   }
-  if (TOKENS == 1) write_choice(a, choice);
+  __syncthreads();
+  const int r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
+  if (threadIdx.x < KQM_TILE_ROWS && r < int(a.gate.rows))
+    finish_value(a, size_t(blockIdx.y) * a.gate.rows + r, kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x),
+                 kqm_row_sum<1>(part, blocks, blocks, 0, threadIdx.x));
+  write_choice(a, choice);
+}
+
+// Many tokens: the pairs of an item, two row tiles a block.
+const int wide_tiles = kqm_wide_warps / 2;
+static_assert(KQM_ITEM_PAIRS == kqm_wide_tokens, "an item is multiplied at once");
+
+template <class Gate, class Up>
+struct Largest {
+  static const int bytes = Gate::bytes > Up::bytes ? Gate::bytes : Up::bytes;
+};
+
+template <class Gate, class Up>
+__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu_wide(kqm_moe_swiglu_args a) {
+  KQM_DYNAMIC_SHARED(uint32_t, shared);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = a.gate.cols / KQM_BLOCK;
+  kqm_release_dependents();
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  const KqmItem item = kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
+  if (item.count == 0) return;
+  const bool is_gate = warp < wide_tiles;
+  const int s = is_gate ? warp : warp - wide_tiles, tile = blockIdx.x * wide_tiles + s, place = (s * 32 + lane) * KqmTokenColumns::results;
+  // A warp beyond the last tile works on that one, too, and stores nothing.
+  const int own_tile = min(tile, int(a.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
+  const auto first = [&](int i) { return i < item.count ? item.pair(i) / a.top_k * blocks : kqm_wide_absent; };
+  float y[KqmTokenColumns::results];
+  if (is_gate)
+    kqm_wide_sums<Largest<Gate, Up>::bytes, Gate>(kqm_expert_tile<Gate>(a.gate, item.expert, own_tile), blocks, a.x, first, shared, y);
+  else
+    kqm_wide_sums<Largest<Gate, Up>::bytes, Up>(kqm_expert_tile<Up>(a.up, item.expert, own_tile), blocks, a.x, first, shared, y);
+  // The digits are done with: ups take their place.
+  __syncthreads();
+  if (!is_gate) kqm_shared_store<float4>(shared, place, make_float4(y[0], y[1], y[2], y[3]));
+  __syncthreads();
+  if (!is_gate) return;
+  const float4 up4 = kqm_shared_load<float4>(shared, place);
+  const float up[KqmTokenColumns::results] = {up4.x, up4.y, up4.z, up4.w};
+  KQM_UNROLL
+  for (int i = 0; i < KqmTokenColumns::results; i++) {
+    const int r = tile * KQM_TILE_ROWS + KqmTokenColumns::row(i, lane), token = KqmTokenColumns::token(i, lane);
+    if (r < int(a.gate.rows) && token < item.count) finish_value(a, size_t(item.pair(token)) * a.gate.rows + r, y[i], up[i]);
+  }
 }
 
 template <class Gate, class Up>
 kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
   const unsigned blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
-  const bool wide = a.tokens > 1 && blocks <= KQM_WIDE_BLOCKS;
-  const unsigned at_a_time = wide ? 8 : 1, warps = kqm_even_warps(blocks, KQM_MATVEC_WARPS(at_a_time));
-  const dim3 grid(tiles, kqm_launch_items(a.tokens, a.gate.experts, a.top_k));
-  const size_t shared = 2 * kqm_part_bytes(blocks, at_a_time);
-  if (wide) return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 8, 8>), grid, dim3(32 * warps), shared, stream, a);
-  if (a.tokens == 1 && blocks <= unsigned(one_token_warps))
-    return KQM_LAUNCH((moe_swiglu_one_token<Gate, Up>), grid, dim3(32 * blocks), shared, stream, a);
-  return KQM_LAUNCH((moe_swiglu_kernel<Gate, Up, 1, 16>), grid, dim3(32 * warps), shared, stream, a);
+  const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
+  if (a.tokens > 1)
+    return KQM_LAUNCH((moe_swiglu_wide<Gate, Up>), dim3(kqm_ceil_div(tiles, unsigned(wide_tiles)), items), dim3(kqm_wide_threads),
+                      kqm_wide_bytes(Largest<Gate, Up>::bytes, blocks), stream, a);
+  if (blocks <= unsigned(one_token_warps))
+    return KQM_LAUNCH((moe_swiglu_one_token<Gate, Up>), dim3(tiles, items), dim3(32 * blocks), 2 * kqm_part_bytes(one_token_warps, 1), stream,
+                      a);
+  const dim3 block(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(1)));
+  return KQM_LAUNCH((moe_swiglu_long_token<Gate, Up>), dim3(tiles, items), block, 2 * kqm_part_bytes(blocks, 1), stream, a);
 }
 
 }  // namespace

@@ -4,8 +4,8 @@
 // Maths: as q4_k_matvec and q6_k_gemv. For a single token the kernel can take in the RMSNorm before it: every block norms and
 // quantizes the row for itself while its weights are on their way, which costs less than a launch and a round trip.
 // Launch: qkv_one_token takes up to three row tiles of any matrix a block, so that at full size all blocks run at once: one warp for
-// each super-block of a tile, and as many that norm and quantize a super-block of the row for all of them. qkv_kernel takes one row tile
-// a block, one warp for a super-block (16 warps at most), and 1, 2 or 8 tokens at once.
+// each super-block of a tile, and as many that norm and quantize a super-block of the row for all of them. qkv_two_tokens takes one
+// row tile a block, one warp for a super-block (8 warps at most); qkv_wide is for more tokens and longer rows (common/wide.cuh).
 // Bound by: the weights' bytes; one launch instead of three keeps more of them in flight.
 #include "common/matvec.cuh"
 #include "common/norm.cuh"
@@ -50,22 +50,16 @@ struct Work {
     return static_cast<const uint8_t *>(w.tiles) + (size_t(tile + s) * blocks() + b) * Tile::bytes;
   }
 
-  // The row sums of `tokens` tokens from `first` on.
-  template <int TOKENS>
-  __device__ __forceinline__ void finish(int first, int tokens, KQM_SHARED_ARG(double) part) const {
-    for (int i = threadIdx.x; i < tiles * tokens * KQM_TILE_ROWS; i += blockDim.x) {
-      const int tile_row = i % KQM_TILE_ROWS, s = TOKENS == 1 ? i / KQM_TILE_ROWS : 0;
-      const int token = TOKENS == 1 ? 0 : i / KQM_TILE_ROWS, r = (tile + s) * KQM_TILE_ROWS + tile_row;
-      if (r < int(w.rows))
-        y[size_t(first + token) * w.rows + r] = kqm_row_sum<TOKENS, 8>(part, s * blocks(), blocks(), token, tile_row);
-    }
+  __device__ __forceinline__ void store(int row, int token, float value) const {
+    if (row < int(w.rows)) y[size_t(token) * w.rows + row] = value;
   }
 };
 
 const int most_blocks = KQM_FUSED_COLS / KQM_BLOCK;  // of a row that qkv_one_token takes
 
 // A warp that norms and quantizes super-block b of the row.
-__device__ __forceinline__ void norm(const kqm_qkv_args &a, int b, int blocks, double inverse_cols,
+template <int BLOCKS>
+__device__ __forceinline__ void norm(const kqm_qkv_args &a, int b, double inverse_cols,
                                      KQM_SHARED_ARG(double) run_sum, KQM_SHARED_ARG(uint32_t) fixed) {
   const int lane = threadIdx.x & 31;
   const float4 *weight = reinterpret_cast<const float4 *>(a.norm.weight) + 64 * b + 2 * lane;
@@ -74,7 +68,7 @@ __device__ __forceinline__ void norm(const kqm_qkv_args &a, int b, int blocks, d
   kqm_wait_for_dependencies();
   kqm_release_dependents();
   float x[8];
-  kqm_fused_norm_eight(a.norm, b, blocks, w0, w1, inverse_cols, run_sum, x);
+  kqm_fused_norm_eight<BLOCKS>(a.norm, b, w0, w1, inverse_cols, run_sum, x);
   if (blockIdx.x == 0 && a.norm.out) kqm_store_eight(a.norm.out + b * KQM_BLOCK, lane, x);
   KQM_SHARED_ARG(uint32_t) block = kqm_shared_offset(fixed, b * kqm_fixed_words);
   const double unit = kqm_fixed_warp(x, KqmSharedBlock{block});
@@ -83,10 +77,10 @@ __device__ __forceinline__ void norm(const kqm_qkv_args &a, int b, int blocks, d
 }
 
 // A warp that multiplies super-block b of row tile s.
-template <class Tile, bool NORM>
+template <class Tile, bool NORM, int BLOCKS>
 __device__ __forceinline__ void multiply(const kqm_qkv_args &a, const Work &work, int s, int b, KQM_SHARED_ARG(uint32_t) fixed,
                                          KQM_SHARED_ARG(double) part) {
-  const int lane = threadIdx.x & 31, slot = s * work.blocks() + b;
+  const int lane = threadIdx.x & 31, slot = s * BLOCKS + b;
   const bool present = s < work.tiles;
   Tile tile;
   tile.load(work.template data<Tile>(present ? s : 0, b), lane);
@@ -115,53 +109,84 @@ struct Warps {
   static const int most = NORM ? 32 : 24;
 };
 
-template <bool NORM>
+// BLOCKS: places for a row's super-blocks, of which there may be fewer.
+template <bool NORM, int BLOCKS>
 __global__ void __launch_bounds__(32 * Warps<NORM>::most, 1) qkv_one_token(kqm_qkv_args a, Split split, double inverse_cols) {
   KQM_DYNAMIC_SHARED(double, part);
-  KQM_SHARED(double, run_sum, NORM ? most_blocks : 1);
-  KQM_SHARED(uint32_t, fixed, NORM ? most_blocks *kqm_fixed_words : 1);
+  KQM_SHARED(double, run_sum, NORM ? BLOCKS : 1);
+  KQM_SHARED(uint32_t, fixed, NORM ? BLOCKS *kqm_fixed_words : 1);
   const Work work(a, split);
   const int warp = threadIdx.x >> 5, blocks = work.blocks();
+  if (blocks < BLOCKS) {
+    kqm_fill_up(part, 0, split.tiles * BLOCKS * KQM_TILE_ROWS);
+    if (NORM) kqm_fill_up(run_sum, blocks, BLOCKS);
+    __syncthreads();
+  }
   if (NORM && warp >= split.tiles * blocks) {
-    norm(a, warp - split.tiles * blocks, blocks, inverse_cols, run_sum, fixed);
+    norm<BLOCKS>(a, warp - split.tiles * blocks, inverse_cols, run_sum, fixed);
   } else {
     const int s = (warp >= blocks) + (warp >= 2 * blocks), b = warp - s * blocks;
     if (work.w.type == KQM_TYPE_Q4_K)
-      multiply<KqmTileQ4K, NORM>(a, work, s, b, fixed, part);
+      multiply<KqmTileQ4K, NORM, BLOCKS>(a, work, s, b, fixed, part);
     else
-      multiply<KqmTileQ6K, NORM>(a, work, s, b, fixed, part);
+      multiply<KqmTileQ6K, NORM, BLOCKS>(a, work, s, b, fixed, part);
   }
   __syncthreads();
-  work.template finish<1>(0, 1, part);
+  // A warp has two row tiles at most, and there are at least as many threads as rows.
+  const int s = threadIdx.x / KQM_TILE_ROWS, tile_row = threadIdx.x % KQM_TILE_ROWS;
+  if (s < work.tiles) work.store((work.tile + s) * KQM_TILE_ROWS + tile_row, 0, kqm_row_sum_of<BLOCKS>(part, s * BLOCKS, tile_row));
 }
 
-template <class Tile, int TOKENS>
-__device__ __forceinline__ void multiply_group(const kqm_qkv_args &a, const Work &work, int first, int tokens,
-                                               KQM_SHARED_ARG(double) part) {
+template <class Tile>
+__device__ __forceinline__ void multiply_two(const kqm_qkv_args &a, const Work &work, KQM_SHARED_ARG(double) part) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = work.blocks();
   Tile tile;
   tile.load(work.template data<Tile>(0, warp), lane);
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   kqm_release_dependents();
-  const auto row = [&](int i) { return i < tokens ? a.x + size_t(first + i) * blocks : nullptr; };
+  const auto row = [&](int i) { return a.x + size_t(i) * blocks; };
   for (int b = warp; b < blocks; b += warps) {
     if (b != warp) tile.load(work.template data<Tile>(0, b), lane);
-    KqmContribute<TOKENS>::call(tile, row, b, b, part);
+    KqmContribute<2>::call(tile, row, b, b, part);
   }
 }
 
-template <int TOKENS>
-__global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(TOKENS), 1) qkv_kernel(kqm_qkv_args a, Split split) {
+__global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(2), 1) qkv_two_tokens(kqm_qkv_args a, Split split) {
   KQM_DYNAMIC_SHARED(double, part);
-  const int first = blockIdx.y * TOKENS, tokens = min(TOKENS, int(a.tokens) - first);
   const Work work(a, split);
   if (work.w.type == KQM_TYPE_Q4_K)
-    multiply_group<KqmTileQ4K, TOKENS>(a, work, first, tokens, part);
+    multiply_two<KqmTileQ4K>(a, work, part);
   else
-    multiply_group<KqmTileQ6K, TOKENS>(a, work, first, tokens, part);
+    multiply_two<KqmTileQ6K>(a, work, part);
   __syncthreads();
-  work.template finish<TOKENS>(first, tokens, part);
+  const int token = threadIdx.x / KQM_TILE_ROWS, tile_row = threadIdx.x % KQM_TILE_ROWS;
+  if (token < 2)
+    work.store(work.tile * KQM_TILE_ROWS + tile_row, token, kqm_row_sum<2>(part, 0, work.blocks(), token, tile_row));
+}
+
+template <class Tile>
+__device__ __forceinline__ void multiply_wide(const kqm_qkv_args &a, const Work &work, KQM_SHARED_ARG(uint32_t) shared) {
+  const int first = blockIdx.y * kqm_wide_tokens, tokens = min(kqm_wide_tokens, int(a.tokens) - first);
+  const int s = threadIdx.x >> 5, blocks = work.blocks();
+  float y[KqmTokenColumns::results];
+  // A warp beyond the last tile works on that one, too, and stores nothing.
+  kqm_wide_sums<Tile::bytes, Tile>(
+      work.template data<Tile>(min(s, work.tiles - 1), 0), blocks, a.x,
+      [=](int i) { return i < tokens ? uint32_t((first + i) * blocks) : kqm_wide_absent; }, shared, y);
+  kqm_wide_store(y, work.tile + s, work.w.rows, tokens, [&](int r, int token, float value) { work.store(r, first + token, value); });
+}
+
+__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) qkv_wide(kqm_qkv_args a, Split split) {
+  KQM_DYNAMIC_SHARED(uint32_t, shared);
+  const Work work(a, split);
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  kqm_release_dependents();
+  if (work.w.type == KQM_TYPE_Q4_K)
+    multiply_wide<KqmTileQ4K>(a, work, shared);
+  else
+    multiply_wide<KqmTileQ6K>(a, work, shared);
 }
 
 }  // namespace
@@ -182,27 +207,36 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
   }
   KQM_REQUIRE(cols > 0, KQM_BAD_SHAPE);
   if (args->norm.x) KQM_TRY(kqm_check_fused_norm(args->norm, args->tokens, cols));
-  const unsigned blocks = cols / KQM_BLOCK, at_a_time = kqm_tokens_at_once(args->tokens, blocks);
-  const unsigned groups = kqm_ceil_div(args->tokens, at_a_time);
-  KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
+  const unsigned blocks = cols / KQM_BLOCK;
   const bool norm = args->norm.x != nullptr, one_token = args->tokens == 1 && blocks <= unsigned(most_blocks);
+  const bool wide = args->tokens != 2 && !one_token;
+  const unsigned groups = wide ? kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens)) : 1;
+  KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
   const unsigned norm_warps = norm ? blocks : 0, most = norm ? Warps<true>::most : Warps<false>::most;
-  const unsigned tiles = one_token ? std::min(3u, (most - norm_warps) / blocks) : 1;
+  const unsigned tiles = wide ? unsigned(kqm_wide_warps) : one_token ? std::min(3u, (most - norm_warps) / blocks) : 1;
   unsigned grid[3];
-  for (int i = 0; i < 3; i++) grid[i] = kqm_ceil_div(args->w[i].rows, tiles * KQM_TILE_ROWS);
+  bool q6_k = false;
+  for (int i = 0; i < 3; i++) {
+    grid[i] = kqm_ceil_div(args->w[i].rows, tiles * KQM_TILE_ROWS);
+    q6_k = q6_k || (args->w[i].rows && args->w[i].type == KQM_TYPE_Q6_K);
+  }
   const Split split{int(tiles), {grid[0], grid[0] + grid[1]}};
   const dim3 all(grid[0] + grid[1] + grid[2], groups);
+  if (wide) {
+    const size_t shared = kqm_wide_bytes(q6_k ? KQM_TILE_BYTES_Q6_K : KQM_TILE_BYTES_Q4_K, blocks);
+    return KQM_LAUNCH(qkv_wide, all, dim3(kqm_wide_threads), shared, stream, *args, split);
+  }
   if (one_token) {
     const dim3 block(32 * (tiles * blocks + norm_warps));
-    const size_t shared = kqm_part_bytes(tiles * blocks, 1);
     const double inverse_cols = 1.0 / double(cols);
-    if (norm) return KQM_LAUNCH(qkv_one_token<true>, all, block, shared, stream, *args, split, inverse_cols);
-    return KQM_LAUNCH(qkv_one_token<false>, all, block, shared, stream, *args, split, inverse_cols);
+    const bool few = blocks <= 8;
+    const size_t shared = kqm_part_bytes(tiles * (few ? 8 : most_blocks), 1);
+    if (norm && few) return KQM_LAUNCH((qkv_one_token<true, 8>), all, block, shared, stream, *args, split, inverse_cols);
+    if (norm) return KQM_LAUNCH((qkv_one_token<true, most_blocks>), all, block, shared, stream, *args, split, inverse_cols);
+    if (few) return KQM_LAUNCH((qkv_one_token<false, 8>), all, block, shared, stream, *args, split, inverse_cols);
+    return KQM_LAUNCH((qkv_one_token<false, most_blocks>), all, block, shared, stream, *args, split, inverse_cols);
   }
-  const dim3 block(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(at_a_time)));
-  const size_t shared = kqm_part_bytes(blocks, at_a_time);
-  if (at_a_time == 8) return KQM_LAUNCH(qkv_kernel<8>, all, block, shared, stream, *args, split);
-  if (at_a_time == 2) return KQM_LAUNCH(qkv_kernel<2>, all, block, shared, stream, *args, split);
-  return KQM_LAUNCH(qkv_kernel<1>, all, block, shared, stream, *args, split);
+  return KQM_LAUNCH(qkv_two_tokens, all, dim3(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(2))), kqm_part_bytes(blocks, 2), stream, *args,
+                    split);
 }
 KQM_ABI_END

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(256) rms_norm_kernel(kqm_rms_norm_args a) {
     if (lane == 0) run_sum[run] = sum;
   }
   __syncthreads();
-  const float r = kqm_inverse_rms(run_sum, runs, inverse_n, a.eps);
+  const float r = kqm_inverse_root(kqm_tree_sum(run_sum, 0, 1, runs), inverse_n, a.eps);
 
   for (int run = warp; run < runs; run += warps) {
     const bool kept = run == warp;

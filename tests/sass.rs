@@ -46,22 +46,21 @@ const TILE_BYTES_Q6_K: u32 = 16 * 210;
 /// Digit planes of an activation.
 const PLANES: u32 = 5;
 
-/// The tiles that one turn of a product loop multiplies with the planes of `tokens` tokens.
+/// The halves of tiles that one turn of a product loop multiplies with the planes of `tokens` tokens.
 ///
 /// They follow from the number of tensor-core products (common/tiles.cuh). Counting 16 x 32 weights for each would be
 /// wrong: those for further tokens or planes multiply the same weights again, and those of the mins multiply none. One and two tokens
-/// take a product each where eight take five, one a plane; and of such products a tile takes
+/// take a product each where eight take five, one a plane; and of such products half a tile takes
 ///
 /// | | m16n8k32 | m16n8k16 |
 /// |---|---|---|
-/// | Q4_K | 8: one a sub-block of 32 | 2: mins times the low and high digits of the sums |
-/// | Q6_K | | 16: one a sub-block of 16; a turn may be half a tile |
+/// | Q4_K | 4: one a sub-block of 32 | 1: mins times the low or the high digits of the sums; none where that is outside the loop |
+/// | Q6_K | | 8: one a sub-block of 16 |
 ///
-/// `tokens` is the first integer among the template arguments in the kernel's name. A kernel of another shape does not
-/// divide evenly and fails here; then this is the place to describe it.
+/// A kernel of another shape does not divide evenly and fails here; then this is the place to describe it.
 #[derive(Debug, PartialEq)]
 struct Tiles {
-    q4_k: u32,
+    q4_k_halves: u32,
     q6_k_halves: u32,
     tokens: u32,
 }
@@ -71,18 +70,21 @@ impl Tiles {
         let count = |k| code.iter().filter(|i| i.mma_k() == Some(k)).count() as u32;
         let (k32, k16, tokens) = (count(32), count(16), tokens(name));
         let products = if tokens == 8 { PLANES } else { tokens };
-        let q4_k = k32 / (8 * products);
-        let q6_k_halves = k16.saturating_sub(2 * products * q4_k) / (8 * products);
-        let tiles = Self { q4_k, q6_k_halves, tokens };
+        let q4_k_halves = k32 / (4 * products);
+        let mins = if k16.is_multiple_of(8 * products) { 0 } else { products * q4_k_halves };
+        let q6_k_halves = k16.saturating_sub(mins) / (8 * products);
+        let tiles = Self { q4_k_halves, q6_k_halves, tokens };
         assert!(
-            k32 == 8 * products * q4_k && k16 == products * (2 * q4_k + 8 * q6_k_halves) && q4_k + q6_k_halves > 0,
+            k32 == 4 * products * q4_k_halves
+                && k16 == mins + 8 * products * q6_k_halves
+                && q4_k_halves + q6_k_halves > 0,
             "{name}: {k32} m16n8k32 and {k16} m16n8k16 are not those of {tiles:?}; describe the kernel in tests/sass.rs"
         );
         tiles
     }
 
     fn count(&self) -> f64 {
-        f64::from(self.q4_k) + f64::from(self.q6_k_halves) / 2.0
+        f64::from(self.q4_k_halves + self.q6_k_halves) / 2.0
     }
 
     fn weights(&self) -> f64 {
@@ -90,7 +92,7 @@ impl Tiles {
     }
 
     fn bytes(&self) -> f64 {
-        f64::from(TILE_BYTES_Q4_K * self.q4_k) + f64::from(TILE_BYTES_Q6_K * self.q6_k_halves) / 2.0
+        f64::from(TILE_BYTES_Q4_K * self.q4_k_halves + TILE_BYTES_Q6_K * self.q6_k_halves) / 2.0
     }
 
     /// Pairs of tokens; a single token counts as one.
@@ -99,16 +101,24 @@ impl Tiles {
     }
 }
 
-/// The first `Li<N>E` of a mangled name, which is how many tokens a kernel takes at a time; 1 when there is none.
+/// How many tokens a kernel takes at a time: eight when it is a wide one, two when it says so, else the first `Li<N>E` of its mangled name,
+/// if that is one or two, else one.
 fn tokens(name: &str) -> u32 {
-    name.match_indices("Li").find_map(|(at, _)| name[at + 2..].split_once('E')?.0.parse().ok()).unwrap_or(1)
+    if name.contains("wide") {
+        return 8;
+    }
+    if name.contains("two_tokens") {
+        return 2;
+    }
+    let first = name.match_indices("Li").find_map(|(at, _)| name[at + 2..].split_once('E')?.0.parse().ok());
+    first.filter(|&n| n <= 2).unwrap_or(1)
 }
 
 /// Whether the kernel also norms a single token's row before its products (its template argument says so). Most of its fp64 is the
 /// norm's, which every block makes for itself. So it is not
 /// launched on cards whose fp64 is slow (`Device::slow_fp64`); the table shows it for what it would cost there.
 fn has_prologue(function: &Function) -> bool {
-    function.unit == "qkv" && function.name.contains("Lb1E")
+    function.unit == "qkv" && function.name.contains("qkv_one_tokenILb1E")
 }
 
 /// One product loop and what it costs per turn.
@@ -295,7 +305,7 @@ fn instructions_keep_up_with_memory() {
     let mut slow = Vec::new();
     for l in library.loops() {
         let Some(card) = CARDS.iter().find(|card| card.arch == l.function.arch) else { continue };
-        let types = match (l.tiles.q4_k, l.tiles.q6_k_halves) {
+        let types = match (l.tiles.q4_k_halves, l.tiles.q6_k_halves) {
             (_, 0) => "Q4_K",
             (0, _) => "Q6_K",
             _ => "both",
@@ -366,13 +376,10 @@ fn the_samples_resources_are_parsed() {
 
 #[test]
 fn tokens_are_read_from_names() {
-    assert_eq!(tokens("_Z17kqm_matvec_kernelI10KqmTileQ4KLi8ELb0EEv15kqm_matvec_args"), 8);
-    assert_eq!(tokens("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv10qkv_kernelILi2EEEv12kqm_qkv_args"), 2);
-    assert_eq!(tokens("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv13qkv_one_tokenILb1EEEv12kqm_qkv_args"), 1);
-    assert_eq!(
-        tokens("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db617moe_swiglu_kernelI10KqmTileQ4KS1_Li8ELi8EEEv"),
-        8
-    );
+    assert_eq!(tokens("_Z22kqm_matvec_wide_kernelI10KqmTileQ4KEv15kqm_matvec_args"), 8);
+    assert_eq!(tokens("_Z17kqm_matvec_kernelI10KqmTileQ4KLi2ELb0EEv15kqm_matvec_args"), 2);
+    assert_eq!(tokens("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv14qkv_two_tokensEv12kqm_qkv_args"), 2);
+    assert_eq!(tokens("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv13qkv_one_tokenILb1ELi16EEEv12kqm_qkv_args"), 1);
     assert_eq!(
         tokens("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db620moe_swiglu_one_tokenI10KqmTileQ4KS1_EEv"),
         1

@@ -40,6 +40,19 @@ __device__ __forceinline__ T kqm_shared_atomic_add(T *array, int index, T value)
   return atomicAdd(array + index, value);
 }
 
+// 16 bytes from memory to elements index .. of a shared array, while the thread goes on: kqm_async_commit() makes a group of those since
+// the last one, and kqm_async_wait<N>() waits for all but the N newest groups of the thread.
+template <class T>
+__device__ __forceinline__ void kqm_async_copy_16(T *array, int index, const void *source) {
+  const uint32_t place = uint32_t(__cvta_generic_to_shared(array + index));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(source) : "memory");
+}
+__device__ __forceinline__ void kqm_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int NEWEST>
+__device__ __forceinline__ void kqm_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(NEWEST) : "memory");
+}
+
 // d += A B on 8-bit integers, A without and B with a sign, 16 x 32 by 32 x 8. Lane 4 g + c holds, of A, row g (a0, a2) and row g + 8 (a1, a3) at
 // k = 4c .. 4c + 3 (a0, a1) and 16 + 4c .. (a2, a3); of B, column g at the same k (b0, b1); of D, row g (d[0], d[1])
 // and row g + 8 (d[2], d[3]) at columns 2c and 2c + 1.
@@ -161,6 +174,12 @@ inline unsigned kqm_multiprocessors() {
 template <class... Parameters, class... Arguments>
 inline kqm_status kqm_launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared,
                              kqm_stream stream, Arguments... arguments) {
+  if (dynamic_shared > 48 * 1024) {
+    // More than every card gives: to be asked for.
+    const int bytes = int(dynamic_shared);
+    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (status != cudaSuccess) return static_cast<kqm_status>(status);
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -4,11 +4,6 @@
 #include "check.cuh"
 #include "tree.cuh"
 
-// 1 / sqrt(mean(x^2) + eps) from the runs' sums.
-__device__ __forceinline__ float kqm_inverse_rms(KQM_SHARED_ARG(double) run_sum, int runs, double inverse_n, float eps) {
-  return kqm_inverse_root(kqm_tree_sum<8>(run_sum, 0, 1, runs), inverse_n, eps);
-}
-
 // y = (x * r) * weight for eight neighbours.
 __device__ __forceinline__ void kqm_scale_eight(float4 x0, float4 x1, float4 w0, float4 w1, float r, float (&y)[8]) {
   const float x[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
@@ -17,18 +12,19 @@ __device__ __forceinline__ void kqm_scale_eight(float4 x0, float4 x1, float4 w0,
   for (int i = 0; i < 8; i++) y[i] = kqm_canonical(__fmul_rn(__fmul_rn(x[i], r), w[i]));
 }
 
-// The fused norm: the `runs` warps that call it make the normed row, warp `run` elements 256 run + 8 lane .... All other warps of the
-// block come to kqm_meet(1). w0 and w1 are the lane's norm weights, which the caller loaded before it waited for its dependencies, and
+// The fused norm: a warp for each run of the row calls it, and makes elements 256 run + 8 lane ... of the normed row. All other warps of the
+// block come to kqm_meet(1). run_sum has RUNS places, those behind the row's runs filled with zeros before that. w0 and w1 are the lane's norm weights, which the caller loaded before it waited for its dependencies, and
 // inverse_n is 1 / cols.
-__device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm, int run, int runs, float4 w0, float4 w1,
-                                                     double inverse_n, KQM_SHARED_ARG(double) run_sum, float (&y)[8]) {
+template <int RUNS>
+__device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm, int run, float4 w0, float4 w1, double inverse_n,
+                                                     KQM_SHARED_ARG(double) run_sum, float (&y)[8]) {
   const int lane = threadIdx.x & 31;
   const float4 *x = reinterpret_cast<const float4 *>(norm.x) + 64 * run + 2 * lane;
   const float4 x0 = x[0], x1 = x[1];
   const double sum = kqm_tree_warp(kqm_tree_leaves(x0, x1, x0, x1));
   if (lane == 0) run_sum[run] = sum;
   kqm_meet(1);
-  kqm_scale_eight(x0, x1, w0, w1, kqm_inverse_rms(run_sum, runs, inverse_n, norm.eps), y);
+  kqm_scale_eight(x0, x1, w0, w1, kqm_inverse_root(kqm_tree_sum<RUNS>(run_sum, 0, 1), inverse_n, norm.eps), y);
 }
 
 inline kqm_status kqm_check_fused_norm(const kqm_fused_norm &norm, uint32_t tokens, uint32_t cols) {

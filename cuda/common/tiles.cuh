@@ -165,25 +165,22 @@ struct KqmTwoTokens {
   __device__ __forceinline__ const KqmOneToken &of(int p) const { return p == 0 ? first : second; }
 };
 
-// Eight tokens from memory, of which lane 4 n + c reads token n; product p is of plane p. Lanes of an absent token read any other: nobody
-// looks at their columns.
+// Eight tokens from shared memory, of which lane 4 n + c reads token n; product p is of plane p.
 struct KqmEightTokens {
   typedef KqmTokenColumns Columns;
-  const kqm_fixed_block *block;  // of the lane's token
+  KQM_SHARED_ARG(uint32_t) words;  // of the lane's token
   int c;
 
+  __device__ __forceinline__ KqmEightTokens(KQM_SHARED_ARG(uint32_t) of_lane, int lane) : words(of_lane), c(lane & 3) {}
+
   __device__ __forceinline__ uint2 eight(int p, int j) const {
-    return *reinterpret_cast<const uint2 *>(&block->digit[j][p][8 * c]);
+    return kqm_shared_load<uint2>(words, (j * KQM_PLANES + p) * 8 + 2 * c);
   }
   __device__ __forceinline__ uint32_t four(int p, int j) const {
-    return *reinterpret_cast<const uint32_t *>(&block->digit[j / 2][p][16 * (j % 2) + 4 * c]);
+    return words[(j / 2 * KQM_PLANES + p) * 8 + 4 * (j % 2) + c];
   }
-  __device__ __forceinline__ uint32_t sum_low(int p) const {
-    return *reinterpret_cast<const uint32_t *>(&block->sum_low[p][4 * (c & 1)]);
-  }
-  __device__ __forceinline__ uint32_t sum_high(int p) const {
-    return *reinterpret_cast<const uint32_t *>(&block->sum_high[p][4 * (c & 1)]);
-  }
+  __device__ __forceinline__ uint32_t sum_low(int p) const { return words[kqm_fixed_sum_low + 2 * p + (c & 1)]; }
+  __device__ __forceinline__ uint32_t sum_high(int p) const { return words[kqm_fixed_sum_high + 2 * p + (c & 1)]; }
 };
 
 struct KqmTileQ4K {
@@ -214,6 +211,13 @@ struct KqmTileQ4K {
     head0 = kqm_load_streaming(p + 128 + (lane >> 2));
     head8 = kqm_load_streaming(p + 136 + (lane >> 2));
   }
+  // The same of a tile in shared memory.
+  __device__ __forceinline__ void load(KQM_SHARED_ARG(uint32_t) tile, int lane) {
+    KQM_UNROLL
+    for (int g = 0; g < 4; g++) q[g] = kqm_shared_load<uint4>(tile, 4 * (32 * g + lane));
+    head0 = kqm_shared_load<uint4>(tile, 4 * (128 + (lane >> 2)));
+    head8 = kqm_shared_load<uint4>(tile, 4 * (136 + (lane >> 2)));
+  }
 
   // The scales of four sub-blocks, given as bytes.
   struct Scales {
@@ -225,26 +229,63 @@ struct KqmTileQ4K {
     }
   };
 
-  // All that can be made of a tile before there are activations.
-  struct Unpacked {
+  // Half of a tile's sub-blocks.
+  struct Half {
     // Fragments by sub-block: low nibbles q, high nibbles where they are, as 16 q.
-    uint32_t a[8][4];
-    // Of rows r and r + 8, sub-blocks 0..3 and 4..7.
-    Scales scale0[2], scale8[2];
-    uint32_t min0, min8, head0, head8;
+    uint32_t a[4][4];
+    Scales scale0, scale8;
 
-    __device__ __forceinline__ Unpacked(const KqmTileQ4K &tile, int lane)
-        // Scales and mins are six bits each, spread over three words.
-        : scale0{Scales(tile.head0.y & 0x3f3f3f3fu), Scales((tile.head0.w & 0x0f0f0f0fu) | ((tile.head0.y >> 2) & 0x30303030u))},
-          scale8{Scales(tile.head8.y & 0x3f3f3f3fu), Scales((tile.head8.w & 0x0f0f0f0fu) | ((tile.head8.y >> 2) & 0x30303030u))},
-          head0(tile.head0.x),
-          head8(tile.head8.x) {
+    __device__ __forceinline__ Half(const KqmTileQ4K &tile, int h) : scale0(scales(tile.head0, h)), scale8(scales(tile.head8, h)) {
+      const uint4 qs[2] = {h ? tile.q[2] : tile.q[0], h ? tile.q[3] : tile.q[1]};
       KQM_UNROLL
-      for (int j = 0; j < 8; j++) {
-        const uint4 &w = tile.q[j / 2];
+      for (int j = 0; j < 4; j++) {
+        const uint4 &w = qs[j / 2];
         const uint32_t nibble = j % 2 ? 0xf0f0f0f0u : 0x0f0f0f0fu;
         a[j][0] = w.x & nibble, a[j][1] = w.z & nibble, a[j][2] = w.y & nibble, a[j][3] = w.w & nibble;
       }
+    }
+
+    __device__ __forceinline__ uint32_t checksum() const {
+      uint32_t sum = scale0.even + scale0.odd + scale8.even + scale8.odd;
+      KQM_UNROLL
+      for (int i = 0; i < 16; i++) sum += a[i / 4][i % 4];
+      return sum;
+    }
+
+    // Adds 16 times the products with sub-blocks first .. first + 3 of x, by columns: low nibbles are multiplied by 16 times their scale.
+    // Over a tile |sum| <= 8 * 16 * 63 * 15 * 128 * 32 < 2^29.
+    template <class Activations>
+    __device__ __forceinline__ void multiply(const Activations &x, int first, int32_t (&sum)[Activations::Columns::products][4]) const {
+      KQM_UNROLL
+      for (int j = 0; j < 4; j++) {
+        // Keeps loads for later sub-blocks, and their registers, behind it.
+        if (Activations::Columns::both_rows) __syncwarp();
+        const int s0 = scale0.of(j), s8 = scale8.of(j);
+        KQM_UNROLL
+        for (int p = 0; p < Activations::Columns::products; p++) {
+          const uint2 b = x.eight(p, first + j);
+          int32_t t[4] = {};
+          kqm_mma_m16n8k32(t, a[j][0], a[j][1], a[j][2], a[j][3], b.x, b.y);
+          sum[p][0] += s0 * t[0];
+          sum[p][1] += s0 * t[1];
+          sum[p][2] += s8 * t[2];
+          sum[p][3] += s8 * t[3];
+        }
+      }
+    }
+
+   private:
+    // Scales are six bits each, the last four's spread over two words.
+    __device__ __forceinline__ static Scales scales(const uint4 &head, int h) {
+      return Scales(h ? (head.w & 0x0f0f0f0fu) | ((head.y >> 2) & 0x30303030u) : head.y & 0x3f3f3f3fu);
+    }
+  };
+
+  // What is not by halves: mins and factors of rows r and r + 8.
+  struct Rest {
+    uint32_t min0, min8, head0, head8;
+
+    __device__ __forceinline__ Rest(const KqmTileQ4K &tile, int lane) : head0(tile.head0.x), head8(tile.head8.x) {
       // Mins as a product's operand whose k is the sub-block.
       const int c = lane & 3;
       const uint32_t low0 = tile.head0.z & 0x3f3f3f3fu, low8 = tile.head8.z & 0x3f3f3f3fu;
@@ -254,36 +295,17 @@ struct KqmTileQ4K {
       min8 = c == 0 ? low8 : c == 1 ? high8 : 0u;
     }
 
-    // Depends on every member (kqm_make_now).
-    __device__ __forceinline__ uint32_t checksum() const {
-      uint32_t sum = min0 + min8 + head0 + head8;
-      KQM_UNROLL
-      for (int i = 0; i < 2; i++) sum += scale0[i].even + scale0[i].odd + scale8[i].even + scale8[i].odd;
-      KQM_UNROLL
-      for (int i = 0; i < 32; i++) sum += a[i / 4][i % 4];
-      return sum;
-    }
-
-    // v of docs/arithmetic.md for the lane's results.
+    // v of docs/arithmetic.md for the lane's results, from the halves' sums.
     template <class Activations>
-    __device__ __forceinline__ void multiply(const Activations &x, int lane,
-                                             double (&v)[Activations::Columns::results]) const {
+    __device__ __forceinline__ void finish(const Activations &x, const int32_t (&sum)[Activations::Columns::products][4], int lane,
+                                           double (&v)[Activations::Columns::results]) const {
       typedef typename Activations::Columns Columns;
-      // 16 T, by columns: low nibbles are multiplied by 16 times their scale. |sum| <= 8 * 16 * 63 * 15 * 128 * 32 < 2^29.
-      int32_t sum[Columns::products][4] = {};
+      long long t[Columns::results], m[Columns::results];
+      Columns::join(sum, lane, t);
       KQM_UNROLL
-      for (int j = 0; j < 8; j++) {
-        const int s0 = scale0[j / 4].of(j), s8 = scale8[j / 4].of(j);
-        KQM_UNROLL
-        for (int p = 0; p < Columns::products; p++) {
-          const uint2 b = x.eight(p, j);
-          int32_t t[4] = {};
-          kqm_mma_m16n8k32(t, a[j][0], a[j][1], a[j][2], a[j][3], b.x, b.y);
-          sum[p][0] += s0 * t[0];
-          sum[p][1] += s0 * t[1];
-          sum[p][2] += s8 * t[2];
-          sum[p][3] += s8 * t[3];
-        }
+      for (int i = 0; i < Columns::results; i++) {
+        const uint32_t head = Columns::of_row(i, head0, head8, lane);
+        v[i] = double(__fmul_rn(kqm_half_to_float(uint16_t(head)), 0.0625f)) * double(t[i]);
       }
       // M is a product, too: mins times the planes' sums, low and high digits apart.
       int32_t min_sum[Columns::products][4];
@@ -296,17 +318,46 @@ struct KqmTileQ4K {
         KQM_UNROLL
         for (int i = 0; i < 4; i++) min_sum[p][i] = low[i] + 256 * high[i];
       }
-      long long t[Columns::results], m[Columns::results];
-      Columns::join(sum, lane, t);
       Columns::join_small(min_sum, lane, m);
       KQM_UNROLL
       for (int i = 0; i < Columns::results; i++) {
         const uint32_t head = Columns::of_row(i, head0, head8, lane);
-        const double sixteenth_d = double(__fmul_rn(kqm_half_to_float(uint16_t(head)), 0.0625f));
-        v[i] = fma(-double(kqm_half_to_float(uint16_t(head >> 16))), double(m[i]), sixteenth_d * double(t[i]));
+        v[i] = fma(-double(kqm_half_to_float(uint16_t(head >> 16))), double(m[i]), v[i]);
       }
     }
   };
+
+  // All that can be made of a tile before there are activations.
+  struct Unpacked {
+    Half half[2];
+    Rest rest;
+
+    __device__ __forceinline__ Unpacked(const KqmTileQ4K &tile, int lane) : half{Half(tile, 0), Half(tile, 1)}, rest(tile, lane) {}
+
+    // Depends on every member (kqm_make_now).
+    __device__ __forceinline__ uint32_t checksum() const {
+      return half[0].checksum() + half[1].checksum() + rest.min0 + rest.min8 + rest.head0 + rest.head8;
+    }
+
+    template <class Activations>
+    __device__ __forceinline__ void multiply(const Activations &x, int lane,
+                                             double (&v)[Activations::Columns::results]) const {
+      int32_t sum[Activations::Columns::products][4] = {};
+      half[0].multiply(x, 0, sum);
+      half[1].multiply(x, 4, sum);
+      rest.finish(x, sum, lane, v);
+    }
+  };
+
+  // The product without keeping what is unpacked, one half after the other: the products of both at once want more registers than there
+  // are.
+  template <class Activations>
+  __device__ __forceinline__ void multiply(const Activations &x, int lane, double (&v)[Activations::Columns::results]) const {
+    int32_t sum[Activations::Columns::products][4] = {};
+    KQM_LOOP
+    for (int h = 0; h < 2; h++) Half(*this, h).multiply(x, 4 * h, sum);
+    Rest(*this, lane).finish(x, sum, lane, v);
+  }
 };
 
 struct KqmTileQ6K {
@@ -335,6 +386,16 @@ struct KqmTileQ6K {
     scale8 = kqm_load_streaming(p + 200 + (lane >> 2));
     d_bits = reinterpret_cast<const uint16_t *>(tile + 3328)[(lane >> 2) + 8 * (lane & 1)];
   }
+  __device__ __forceinline__ void load(KQM_SHARED_ARG(uint32_t) tile, int lane) {
+    KQM_UNROLL
+    for (int i = 0; i < 4; i++) ql[i] = kqm_shared_load<uint4>(tile, 4 * (32 * i + lane));
+    KQM_UNROLL
+    for (int h = 0; h < 2; h++) qh[h] = kqm_shared_load<uint4>(tile, 4 * (128 + 32 * h + lane));
+    scale0 = kqm_shared_load<uint4>(tile, 4 * (192 + (lane >> 2)));
+    scale8 = kqm_shared_load<uint4>(tile, 4 * (200 + (lane >> 2)));
+    const uint32_t pair = tile[3328 / 4 + (lane >> 3) + 4 * (lane & 1)];  // of rows 2 n and 2 n + 1
+    d_bits = uint16_t(lane & 4 ? pair >> 16 : pair);
+  }
 
   // Half of a tile's sub-blocks.
   struct Half {
@@ -342,10 +403,13 @@ struct KqmTileQ6K {
     uint32_t a[8][2];
     uint2 scale0, scale8;
 
-    __device__ __forceinline__ Half(const uint4 (&ql)[4], int first, const uint4 &high, uint2 s0, uint2 s8) : scale0(s0), scale8(s8) {
+    __device__ __forceinline__ Half(const KqmTileQ6K &tile, int h)
+        : scale0(h ? make_uint2(tile.scale0.z, tile.scale0.w) : make_uint2(tile.scale0.x, tile.scale0.y)),
+          scale8(h ? make_uint2(tile.scale8.z, tile.scale8.w) : make_uint2(tile.scale8.x, tile.scale8.y)) {
+      const uint4 lows[2] = {h ? tile.ql[2] : tile.ql[0], h ? tile.ql[3] : tile.ql[1]}, high = h ? tile.qh[1] : tile.qh[0];
       KQM_UNROLL
       for (int m = 0; m < 4; m++) {
-        const uint4 &low = ql[first + m / 2];
+        const uint4 &low = lows[m / 2];
         const uint32_t low0 = m % 2 ? low.y : low.x, low8 = m % 2 ? low.w : low.z;
         const uint32_t high0 = m % 2 ? high.y : high.x, high8 = m % 2 ? high.w : high.z;
         KQM_UNROLL
@@ -370,6 +434,7 @@ struct KqmTileQ6K {
     __device__ __forceinline__ void multiply(const Activations &x, int first, int32_t (&sum)[Activations::Columns::products][4]) const {
       KQM_UNROLL
       for (int j = 0; j < 8; j++) {
+        if (Activations::Columns::both_rows && j % 2 == 0) __syncwarp();
         const int s0 = scale(scale0, j), s8 = scale(scale8, j);
         KQM_UNROLL
         for (int p = 0; p < Activations::Columns::products; p++) {
@@ -396,37 +461,41 @@ struct KqmTileQ6K {
     uint16_t d_bits;
 
     __device__ __forceinline__ Unpacked(const KqmTileQ6K &tile, int)
-        : half{Half(tile.ql, 0, tile.qh[0], make_uint2(tile.scale0.x, tile.scale0.y), make_uint2(tile.scale8.x, tile.scale8.y)),
-               Half(tile.ql, 2, tile.qh[1], make_uint2(tile.scale0.z, tile.scale0.w), make_uint2(tile.scale8.z, tile.scale8.w))},
-          d_bits(tile.d_bits) {}
+        : half{Half(tile, 0), Half(tile, 1)}, d_bits(tile.d_bits) {}
 
     __device__ __forceinline__ uint32_t checksum() const { return half[0].checksum() + half[1].checksum() + uint32_t(d_bits); }
 
     template <class Activations>
     __device__ __forceinline__ void multiply(const Activations &x, int lane,
                                              double (&v)[Activations::Columns::results]) const {
-      typedef typename Activations::Columns Columns;
-      int32_t sum[Columns::products][4] = {};
-      if (Columns::both_rows) {
-        // One half after the other: the products of both at once want more registers than there are.
-        KQM_LOOP
-        for (int h = 0; h < 2; h++) {
-          const Half now = h ? half[1] : half[0];
-          now.multiply(x, 8 * h, sum);
-        }
-      } else {
-        half[0].multiply(x, 0, sum);
-        half[1].multiply(x, 8, sum);
-      }
-      long long t[Columns::results];
-      Columns::join(sum, lane, t);
-      const uint32_t other_bits = Columns::both_rows ? __shfl_xor_sync(~0u, uint32_t(d_bits), 1) : uint32_t(d_bits);
-      const uint32_t bits0 = lane & 1 ? other_bits : d_bits, bits8 = lane & 1 ? d_bits : other_bits;
-      KQM_UNROLL
-      for (int i = 0; i < Columns::results; i++) {
-        const uint16_t bits = uint16_t(Columns::of_row(i, bits0, bits8, lane));
-        v[i] = double(__fmul_rn(kqm_half_to_float(bits), 0.25f)) * double(t[i]);
-      }
+      int32_t sum[Activations::Columns::products][4] = {};
+      half[0].multiply(x, 0, sum);
+      half[1].multiply(x, 8, sum);
+      KqmTileQ6K::finish<Activations>(sum, d_bits, lane, v);
     }
   };
+
+  template <class Activations>
+  __device__ __forceinline__ void multiply(const Activations &x, int lane, double (&v)[Activations::Columns::results]) const {
+    int32_t sum[Activations::Columns::products][4] = {};
+    KQM_LOOP
+    for (int h = 0; h < 2; h++) Half(*this, h).multiply(x, 8 * h, sum);
+    finish<Activations>(sum, d_bits, lane, v);
+  }
+
+ private:
+  template <class Activations>
+  __device__ __forceinline__ static void finish(const int32_t (&sum)[Activations::Columns::products][4], uint16_t own_bits, int lane,
+                                                double (&v)[Activations::Columns::results]) {
+    typedef typename Activations::Columns Columns;
+    long long t[Columns::results];
+    Columns::join(sum, lane, t);
+    const uint32_t other_bits = Columns::both_rows ? __shfl_xor_sync(~0u, uint32_t(own_bits), 1) : uint32_t(own_bits);
+    const uint32_t bits0 = lane & 1 ? other_bits : own_bits, bits8 = lane & 1 ? own_bits : other_bits;
+    KQM_UNROLL
+    for (int i = 0; i < Columns::results; i++) {
+      const uint16_t bits = uint16_t(Columns::of_row(i, bits0, bits8, lane));
+      v[i] = double(__fmul_rn(kqm_half_to_float(bits), 0.25f)) * double(t[i]);
+    }
+  }
 };

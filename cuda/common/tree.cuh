@@ -40,63 +40,83 @@ __device__ __forceinline__ double kqm_tree_lanes(double x) {
 }
 __device__ __forceinline__ double kqm_tree_warp(double x) { return kqm_tree_lanes<32>(x); }
 
-// The tree_sum of docs/arithmetic.md: groups of 16 numbers, the last one filled up with zeros, as balanced trees of neighbours; the
-// groups ascending. Numbers come one after the other.
-struct KqmTreeSum {
-  double waiting[4] = {}, groups = 0.0;  // waiting: sums of 1, 2, 4 and 8 neighbours, where the bit of count is set
-  unsigned count = 0;
+// Balanced trees of neighbours over groups of 16 numbers that come one after the other, N of them side by side: what the tree_sum of
+// docs/arithmetic.md adds up.
+template <int N>
+struct KqmGroups {
+  // Sums of 1, 2, 4 and 8 neighbours, where the bit of how many numbers there were is set.
+  double waiting[4][N] = {};
 
-  __device__ __forceinline__ void add(double sum) {
-    bool placed = false;
-    KQM_UNROLL
-    for (int level = 0; level < 4; level++) {
-      if (placed) continue;
-      if (count >> level & 1) {
-        sum = sum + waiting[level];
-      } else {
-        waiting[level] = sum;
-        placed = true;
-      }
-    }
-    if (!placed) groups = groups + sum;
-    count = (count + 1) % 16;
+  // `count` numbers were before these. Whether they complete a group.
+  __device__ __forceinline__ bool add(double (&x)[N], int count) {
+    place<0>(x, count);
+    return count % 16 == 15;
   }
-  __device__ __forceinline__ double sum() const {
-    double rest = 0.0;
+  // The group that has just been completed.
+  __device__ __forceinline__ double group(int i) const { return waiting[0][i]; }
+  // The `count` % 16 numbers behind the last one, filled up with zeros: those are only added to something.
+  __device__ __forceinline__ double rest(int i, int count) const {
+    double sum = 0.0;
     KQM_UNROLL
     for (int level = 0; level < 4; level++) {
-      if (count >> level & 1) rest = rest + waiting[level];
+      if (count >> level & 1) sum = sum + waiting[level][i];
     }
-    return groups + rest;
+    return sum;
+  }
+
+ private:
+  template <int LEVEL>
+  __device__ __forceinline__ void place(double (&x)[N], int count) {
+    const int level = LEVEL < 4 ? LEVEL : 0;
+    if (LEVEL < 4 && (count >> LEVEL & 1)) {
+      KQM_UNROLL
+      for (int i = 0; i < N; i++) x[i] = x[i] + waiting[level][i];
+      place<LEVEL < 4 ? LEVEL + 1 : 4>(x, count);
+    } else {
+      KQM_UNROLL
+      for (int i = 0; i < N; i++) waiting[level][i] = x[i];
+    }
   }
 };
 
-// The balanced tree of N numbers at first, first + stride, ..., neighbours first.
-template <int N>
-__device__ __forceinline__ double kqm_tree_of(KQM_SHARED_ARG(double) numbers, int first, int stride) {
-  const int half = (N + 1) / 2;  // a power of two where N is no more than one less than one
-  static_assert((half & (half - 1)) == 0, "a tree over any other number has zeros to add");
-  double x[2 * half];
-  KQM_UNROLL
-  for (int i = 0; i < N; i++) x[i] = numbers[first + i * stride];
-  if (N < 2 * half) x[N] = 0.0;
-  KQM_UNROLL
-  for (int step = 1; step < 2 * half; step *= 2) {
-    KQM_UNROLL
-    for (int i = 0; i < 2 * half; i += 2 * step) x[i] = x[i] + x[i + step];
+// The tree_sum of number(0) .. number(count - 1).
+template <class Number>
+__device__ __forceinline__ double kqm_tree_sum(Number number, int count) {
+  KqmGroups<1> groups;
+  double sum = 0.0;
+  KQM_LOOP
+  for (int i = 0; i < count; i++) {
+    double x[1] = {number(i)};
+    if (groups.add(x, i)) sum = sum + groups.group(0);
   }
-  return x[0];
+  return sum + groups.rest(0, count);
 }
 
-// The tree_sum of `count` numbers at first, first + stride, .... A `usual` number of them, of at most 16, gets straight code; any other
-// gets little code, since what is executed once waits for its instructions to arrive.
-template <int USUAL>
+// The same of any number of them in shared memory, at first, first + stride, ....
 __device__ __forceinline__ double kqm_tree_sum(KQM_SHARED_ARG(double) numbers, int first, int stride, int count) {
-  if (__builtin_expect(count == USUAL, 1)) return 0.0 + kqm_tree_of<USUAL>(numbers, first, stride);
-  KqmTreeSum sum;
+  return kqm_tree_sum([&](int i) { return double(numbers[first + i * stride]); }, count);
+}
+
+// The same of N of them; N a power of two of at most 16. Whoever has fewer fills up with zeros: then code
+// that is executed once is short and straight.
+template <int N>
+__device__ __forceinline__ double kqm_tree_sum(KQM_SHARED_ARG(double) numbers, int first, int stride) {
+  static_assert(N <= 16 && (N & (N - 1)) == 0, "one group");
+  double x[N];
+  KQM_UNROLL
+  for (int i = 0; i < N; i++) x[i] = numbers[first + i * stride];
+  KQM_UNROLL
+  for (int step = 1; step < N; step *= 2) {
+    KQM_UNROLL
+    for (int i = 0; i < N; i += 2 * step) x[i] = x[i] + x[i + step];
+  }
+  return 0.0 + x[0];
+}
+
+// Zeros from `used` to `size`; all threads of the block call it, and a barrier comes before the zeros are read.
+__device__ __forceinline__ void kqm_fill_up(KQM_SHARED_ARG(double) numbers, int used, int size) {
   KQM_LOOP
-  for (int i = 0; i < count; i++) sum.add(numbers[first + i * stride]);
-  return sum.sum();
+  for (int i = used + int(threadIdx.x); i < size; i += int(blockDim.x)) numbers[i] = 0.0;
 }
 
 __device__ __forceinline__ float kqm_power_of_two(int n) { return __int_as_float((n + 127) << 23); }

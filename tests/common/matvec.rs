@@ -79,7 +79,7 @@ pub fn equals_the_oracle<D: Device>(device: &D, size: Size, kind: TensorType) {
 /// A batch gives every token what it gets alone.
 pub fn batch_equals_single_tokens<D: Device>(device: &D, size: Size, kind: TensorType) {
     let mut random = Random::new(2);
-    for (rows, cols, tokens) in size.shapes(&[(40, 1024, 11), (17, 4352, 5)], &[(2048, 4096, 64)]) {
+    for (rows, cols, tokens) in size.shapes(&[(40, 1024, 11), (17, 4352, 5), (70, 8448, 3)], &[(2048, 4096, 64)]) {
         let matrix = Weights::random(&mut random, kind, 1, rows, cols).upload(device);
         let x = input(device, &fixed_blocks(&Activations::rows(&mut random, 0, tokens, cols)).1);
         let run = |first: usize, tokens: usize| {

@@ -243,10 +243,12 @@ impl Function {
     /// The innermost loops that contain a tensor-core product. When no loop does but the code has some: the code up to the barrier
     /// behind the last one, where, as behind a loop, the sums begin.
     ///
-    /// A loop is the code from a branch target to the last branch back to it.
+    /// A loop is the code from a branch target to the last branch back to it. Behind the last EXIT are no loops but what is called, and
+    /// what a warp does whose lanes have diverged, which then returns to where it came from.
     pub fn product_loops(&self) -> Vec<&[Instruction]> {
         let mut loops: Vec<(u64, u64)> = Vec::new();
-        for branch in &self.code {
+        let exit = self.code.iter().rposition(|instruction| instruction.base() == "EXIT").unwrap_or(self.code.len());
+        for branch in &self.code[..exit] {
             if let Some(target) = branch.branch_target().filter(|&target| target <= branch.address) {
                 match loops.iter_mut().find(|(start, _)| *start == target) {
                     Some((_, end)) => *end = branch.address,
