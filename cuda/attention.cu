@@ -4,7 +4,7 @@
 //
 // Shapes: q [tokens, heads, head_dim], caches [capacity, kv_heads, head_dim] in f32 or f16, out [tokens, heads, head_dim].
 // Maths: positions are cut into chunks of 64 counted from 0, whatever the card or the batch. A chunk is reduced in f32, the
-// chunks are joined in f64 in ascending order (docs/arithmetic.md), so one query at a time and many give the same bits.
+// chunks are joined in f64 in a fixed order (docs/arithmetic.md), so one query at a time and many give the same bits.
 // Launch: attention_chunks, one block of eight warps for a chunk, four or eight query heads of a KV head, and a token. Blocks
 // stride over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph serves every
 // position. While four heads a block leave no block a second chunk they do, for speed of one; beyond that the two blocks of

@@ -3,9 +3,9 @@
 // Shapes: W_gate, W_up [experts][ff, K], each Q4_K or Q6_K; x [tokens, K / 256] blocks; out [pairs, ff].
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; silu and the product in f32 (common/exp.cuh).
 // For a single token the kernel can choose the experts itself, from the router's logits.
-// Launch: one token: a block for 16 rows of one expert; moe_swiglu_one_token, for up to eight super-blocks, is without loops. More tokens: a
-// block for 32 rows of a work item, i.e. of up to eight pairs of one expert, so that its weights are read once for all of them
-// (common/wide.cuh); half of its warps have gate, the others up.
+// Launch: one token: a block for 16 rows of one expert; moe_swiglu_one_token, for up to eight super-blocks, is without loops. More
+// tokens: a block for 32 rows of a work item, i.e. of up to eight pairs of one expert, so that its weights are read once for all of
+// them (common/wide.cuh); half of its warps have gate, the others up.
 // Bound by: the weights' bytes for few tokens. At full size a token reads 14 MB in 384 blocks.
 #include "common/choose.cuh"
 #include "common/items.cuh"
@@ -157,8 +157,8 @@ kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
     return KQM_LAUNCH((moe_swiglu_wide<Gate, Up>), dim3(kqm_ceil_div(tiles, unsigned(wide_tiles)), items), dim3(kqm_wide_threads),
                       kqm_wide_bytes(Largest<Gate, Up>::bytes, blocks), stream, a);
   if (blocks <= unsigned(one_token_warps))
-    return KQM_LAUNCH((moe_swiglu_one_token<Gate, Up>), dim3(tiles, items), dim3(32 * blocks), 2 * kqm_part_bytes(one_token_warps, 1), stream,
-                      a);
+    return KQM_LAUNCH((moe_swiglu_one_token<Gate, Up>), dim3(tiles, items), dim3(32 * blocks), 2 * kqm_part_bytes(one_token_warps, 1),
+                      stream, a);
   const dim3 block(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(1)));
   return KQM_LAUNCH((moe_swiglu_long_token<Gate, Up>), dim3(tiles, items), block, 2 * kqm_part_bytes(blocks, 1), stream, a);
 }

@@ -53,9 +53,9 @@ __device__ __forceinline__ void kqm_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(NEWEST) : "memory");
 }
 
-// d += A B on 8-bit integers, A without and B with a sign, 16 x 32 by 32 x 8. Lane 4 g + c holds, of A, row g (a0, a2) and row g + 8 (a1, a3) at
-// k = 4c .. 4c + 3 (a0, a1) and 16 + 4c .. (a2, a3); of B, column g at the same k (b0, b1); of D, row g (d[0], d[1])
-// and row g + 8 (d[2], d[3]) at columns 2c and 2c + 1.
+// d += A B on 8-bit integers, A without and B with a sign, 16 x 32 by 32 x 8. Lane 4 g + c holds, of A, row g (a0, a2) and row
+// g + 8 (a1, a3) at k = 4c .. 4c + 3 (a0, a1) and 16 + 4c .. (a2, a3); of B, column g at the same k (b0, b1); of D, row g
+// (d[0], d[1]) and row g + 8 (d[2], d[3]) at columns 2c and 2c + 1.
 __device__ __forceinline__ void kqm_mma_m16n8k32(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
                                                  uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
