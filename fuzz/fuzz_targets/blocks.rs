@@ -6,7 +6,7 @@ use kquant_moe::oracle::embedding::{Table, dequantize, embedding};
 use kquant_moe::oracle::{FixedBlock, Matrix, product, quantize::quantize, repack};
 use libfuzzer_sys::fuzz_target;
 
-/// The first byte chooses the type and the number of blocks in a row.
+// The first byte chooses the type and the number of blocks in a row.
 fuzz_target!(|bytes: &[u8]| {
     let Some((&choice, bytes)) = bytes.split_first() else {
         return;
