@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token(kq
     const int rank = u / blocks, b = u % blocks;
     Tile tile;
     tile.load(kqm_expert_tile<Tile>(a.down, a.indices[rank], blockIdx.x) + size_t(b) * Tile::bytes, lane);
-    kqm_contribute_one(tile, KqmOneToken(a.x + u, lane), a.x[u].unit, SMALL ? rank * small_blocks + b : u, part);
+    kqm_contribute_block(tile, a.x + u, SMALL ? rank * small_blocks + b : u, part);
   }
   __syncthreads();
   finish_tile<SMALL>(a, end, blocks, part, product);
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) moe_down_long_tok
   for (int b = warp; b < blocks; b += warps) {
     Tile tile;
     tile.load(data + size_t(b) * Tile::bytes, lane);
-    kqm_contribute_one(tile, KqmOneToken(x + b, lane), x[b].unit, b, part);
+    kqm_contribute_block(tile, x + b, b, part);
   }
   __syncthreads();
   const uint32_t r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_down_w
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
-  const KqmItem item = kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
+  const KqmItem item = kqm_item(a.groups, blockIdx.y);
   if (item.count == 0) return;
   // A warp beyond the last tile works on that one, too, and stores nothing.
   const int own_tile = min(tile, int(a.down.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);

@@ -95,9 +95,8 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
     Up up;
     gate.load(gate_data + size_t(b) * Gate::bytes, lane);
     up.load(up_data + size_t(b) * Up::bytes, lane);
-    const KqmOneToken x(a.x + b, lane);
-    kqm_contribute_one(gate, x, a.x[b].unit, b, part);
-    kqm_contribute_one(up, x, a.x[b].unit, blocks + b, part);
+    kqm_contribute_block(gate, a.x + b, b, part);
+    kqm_contribute_block(up, a.x + b, blocks + b, part);
   }
   __syncthreads();
   const int r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
@@ -123,7 +122,7 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
-  const KqmItem item = kqm_item(a.groups, a.indices, a.tokens, blockIdx.y);
+  const KqmItem item = kqm_item(a.groups, blockIdx.y);
   if (item.count == 0) return;
   const bool is_gate = warp < wide_tiles;
   const int s = is_gate ? warp : warp - wide_tiles, tile = blockIdx.x * wide_tiles + s, place = (s * 32 + lane) * KqmTokenColumns::results;

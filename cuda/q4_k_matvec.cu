@@ -3,7 +3,8 @@
 // Shapes: W [rows, K], x [tokens, K / 256] blocks, y [tokens, rows]; K a multiple of 256, any number of tokens and rows.
 // Maths: exact integers in a super-block on int8 tensor cores (common/tiles.cuh), fp64 between super-blocks in a fixed
 // order (common/matvec.cuh), warp shuffles to bring the digit planes of a row together, one rounding to f32.
-// Launch: one warp for a super-block of the row (16 warps at most), blocks stride over the row tiles; 1, 2 or 8 tokens at once.
+// Launch: one or two tokens: one warp for a super-block of the row (16 or 8 warps at most), blocks stride over the row tiles; more
+// tokens: eight at once (common/wide.cuh).
 // Bound by: the weights' bytes (0.5625 a weight) for few tokens, the tensor cores' setup for many.
 #include "common/matvec.cuh"
 

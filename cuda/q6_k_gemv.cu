@@ -4,7 +4,8 @@
 // Maths: dequantization is fused and exact: 8-bit scale times 6-bit weight times 39-bit activation are integers on int8
 // tensor cores (common/tiles.cuh); fp64 accumulates the super-blocks in a fixed order (common/matvec.cuh), and the
 // result is rounded once to f32.
-// Launch: one warp for a super-block of the row (16 warps at most), blocks stride over the row tiles; 1, 2 or 8 tokens at once.
+// Launch: one or two tokens: one warp for a super-block of the row (16 or 8 warps at most), blocks stride over the row tiles; more
+// tokens: eight at once (common/wide.cuh).
 // Bound by: the weights' bytes (0.8203 a weight) for few tokens, the unpacking of six-bit weights for many.
 #include "common/matvec.cuh"
 

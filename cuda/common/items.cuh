@@ -1,27 +1,25 @@
-// Work items of the expert kernels: which expert a thread block works for, and on which (token, expert) pairs.
+// What the expert kernels share: their work items, i.e. which expert a thread block works for and on which (token, expert) pairs, and their
+// launches.
 #pragma once
 
 #include "matvec.cuh"
 
 struct KqmItem {
   uint32_t expert;
-  const uint32_t *order;  // pairs of the item; NULL: the one pair `first`
-  uint32_t first;
-  int count;  // 0: nothing to do
+  const uint32_t *order;  // the item's pairs
+  int count;              // 0: nothing to do
 
-  __device__ __forceinline__ uint32_t pair(int i) const { return order ? order[i] : first; }
+  __device__ __forceinline__ uint32_t pair(int i) const { return order[i]; }
 };
 
-// Item `index`: of the groups, or, for a single token, simply its index-th expert. Reads what earlier kernels wrote.
-__device__ __forceinline__ KqmItem kqm_item(const kqm_groups &groups, const uint32_t *indices, uint32_t tokens,
-                                            uint32_t index) {
-  if (tokens == 1) return KqmItem{indices[index], nullptr, index, 1};
-  if (index >= *groups.count) return KqmItem{0, nullptr, 0, 0};
+// Item `index` of the groups, which earlier kernels wrote.
+__device__ __forceinline__ KqmItem kqm_item(const kqm_groups &groups, uint32_t index) {
+  if (index >= *groups.count) return KqmItem{0, nullptr, 0};
   const uint32_t *item = groups.items + size_t(3) * index;
-  return KqmItem{item[0], groups.order + item[1], 0, int(item[2])};
+  return KqmItem{item[0], groups.order + item[1], int(item[2])};
 }
 
-// Items that a launch has to cover.
+// Items that a launch has to cover: of a single token, its experts.
 inline uint32_t kqm_launch_items(uint32_t tokens, uint32_t experts, uint32_t top_k) {
   return tokens == 1 ? top_k : kqm_moe_max_items(tokens, experts, top_k);
 }

@@ -48,6 +48,13 @@ __device__ __forceinline__ void kqm_contribute_one(const Tile &tile, const Activ
   kqm_contribute_unpacked(typename Tile::Unpacked(tile, threadIdx.x & 31), x, unit, slot, part);
 }
 
+// The same for a token in memory, of which `block` is the super-block.
+template <class Tile>
+__device__ __forceinline__ void kqm_contribute_block(const Tile &tile, const kqm_fixed_block *block, int slot,
+                                                     KQM_SHARED_ARG(double) part) {
+  kqm_contribute_one(tile, KqmOneToken(block, threadIdx.x & 31), block->unit, slot, part);
+}
+
 // The same for TOKENS tokens in memory. row(i) points to the first fixed-point block of token i of them.
 template <int TOKENS>
 struct KqmContribute;
@@ -56,8 +63,7 @@ template <>
 struct KqmContribute<1> {
   template <class Tile, class Row>
   __device__ __forceinline__ static void call(const Tile &tile, Row row, int b, int slot, KQM_SHARED_ARG(double) part) {
-    const kqm_fixed_block *block = row(0) + b;
-    kqm_contribute_one(tile, KqmOneToken(block, threadIdx.x & 31), block->unit, slot, part);
+    kqm_contribute_block(tile, row(0) + b, slot, part);
   }
 };
 
@@ -172,7 +178,7 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) kqm_matvec
   });
 }
 
-// The same for a single token and one row tile a block, with a warp for each super-block. What can be done before the activations
+// For a single token and one row tile a block, with a warp for each super-block. What can be done before the activations
 // are there is done before: after that, every instruction counts.
 template <class Tile>
 __global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) kqm_matvec_tile_kernel(kqm_matvec_args a) {

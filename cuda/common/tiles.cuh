@@ -52,26 +52,25 @@ struct KqmPlaneColumns {
 
   // The results' sums, from all lanes' sums by column: d[0] and d[1] of row r, d[2] and d[3] of row r + 8.
   __device__ __forceinline__ static void join(const int32_t (&d)[products][4], int lane, long long (&sum)[results]) {
-    const bool odd = lane & 1;
-    KQM_UNROLL
-    for (int i = 0; i < TOKENS; i++) {
-      const long long row0 = d[i][0] + 256ll * d[i][1], row8 = d[i][2] + 256ll * d[i][3];
-      const long long received = __shfl_xor_sync(~0u, odd ? row0 : row8, 1), kept = odd ? row8 : row0;
-      sum[i] = (odd ? kept * 65536 + received : kept + received * 65536) + top(d[i], lane);
-    }
+    join_pairs<long long>(d, lane, sum);
   }
   // The same where a plane's sums are at most 2^22: two planes fit into 32 bits.
   __device__ __forceinline__ static void join_small(const int32_t (&d)[products][4], int lane, long long (&sum)[results]) {
-    const bool odd = lane & 1;
-    KQM_UNROLL
-    for (int i = 0; i < TOKENS; i++) {
-      const int row0 = d[i][0] + 256 * d[i][1], row8 = d[i][2] + 256 * d[i][3];
-      const int received = __shfl_xor_sync(~0u, odd ? row0 : row8, 1), kept = odd ? row8 : row0;
-      sum[i] = (odd ? 65536ll * kept + received : kept + 65536ll * received) + top(d[i], lane);
-    }
+    join_pairs<int>(d, lane, sum);
   }
 
  private:
+  // Pair holds two planes' sums.
+  template <class Pair>
+  __device__ __forceinline__ static void join_pairs(const int32_t (&d)[products][4], int lane, long long (&sum)[results]) {
+    const bool odd = lane & 1;
+    KQM_UNROLL
+    for (int i = 0; i < TOKENS; i++) {
+      const Pair row0 = d[i][0] + Pair(256) * d[i][1], row8 = d[i][2] + Pair(256) * d[i][3];
+      const Pair received = __shfl_xor_sync(~0u, odd ? row0 : row8, 1), kept = odd ? row8 : row0;
+      sum[i] = (odd ? 65536ll * kept + received : kept + 65536ll * received) + top(d[i], lane);
+    }
+  }
   // Plane 4, in its place, for lanes c = 0 and c = 1: lane c = 2 sends that of row r, and lane c = 3, whose columns repeat it, that of
   // row r + 8.
   __device__ __forceinline__ static long long top(const int32_t (&d)[4], int lane) {
@@ -130,27 +129,41 @@ struct KqmOneToken {
   }
 };
 
-// One token from shared memory.
-struct KqmSharedToken {
-  typedef KqmPlaneColumns<1> Columns;
+// A block in shared memory: plane p of the digits and sums, for lanes c of each four.
+struct KqmSharedPlanes {
   KQM_SHARED_ARG(uint32_t) words;  // kqm_fixed_words of them
-  int plane, c;
+  int c;
 
-  __device__ __forceinline__ KqmSharedToken(KQM_SHARED_ARG(uint32_t) block, int lane)
-      : words(block), plane(min(lane >> 2, KQM_PLANES - 1)), c(lane & 3) {}
+  __device__ __forceinline__ KqmSharedPlanes(KQM_SHARED_ARG(uint32_t) block, int lane) : words(block), c(lane & 3) {}
 
-  __device__ __forceinline__ uint2 eight(int, int j) const {
-    return kqm_shared_load<uint2>(words, (j * KQM_PLANES + plane) * 8 + 2 * c);
+  __device__ __forceinline__ uint2 eight(int p, int j) const {
+    return kqm_shared_load<uint2>(words, (j * KQM_PLANES + p) * 8 + 2 * c);
   }
-  __device__ __forceinline__ uint32_t four(int, int j) const {
-    return words[(j / 2 * KQM_PLANES + plane) * 8 + 4 * (j % 2) + c];
+  __device__ __forceinline__ uint32_t four(int p, int j) const {
+    return words[(j / 2 * KQM_PLANES + p) * 8 + 4 * (j % 2) + c];
   }
-  __device__ __forceinline__ uint32_t sum_low(int) const { return words[kqm_fixed_sum_low + 2 * plane + (c & 1)]; }
-  __device__ __forceinline__ uint32_t sum_high(int) const { return words[kqm_fixed_sum_high + 2 * plane + (c & 1)]; }
+  __device__ __forceinline__ uint32_t sum_low(int p) const { return words[kqm_fixed_sum_low + 2 * p + (c & 1)]; }
+  __device__ __forceinline__ uint32_t sum_high(int p) const { return words[kqm_fixed_sum_high + 2 * p + (c & 1)]; }
   __device__ __forceinline__ double unit() const { return kqm_shared_load<double>(words, kqm_fixed_unit); }
 };
 
-// Two tokens from memory, a product each. The first one is present.
+// One token from shared memory. Columns 5 to 7 repeat plane 4.
+struct KqmSharedToken {
+  typedef KqmPlaneColumns<1> Columns;
+  KqmSharedPlanes planes;
+  int plane;
+
+  __device__ __forceinline__ KqmSharedToken(KQM_SHARED_ARG(uint32_t) block, int lane)
+      : planes(block, lane), plane(min(lane >> 2, KQM_PLANES - 1)) {}
+
+  __device__ __forceinline__ uint2 eight(int, int j) const { return planes.eight(plane, j); }
+  __device__ __forceinline__ uint32_t four(int, int j) const { return planes.four(plane, j); }
+  __device__ __forceinline__ uint32_t sum_low(int) const { return planes.sum_low(plane); }
+  __device__ __forceinline__ uint32_t sum_high(int) const { return planes.sum_high(plane); }
+  __device__ __forceinline__ double unit() const { return planes.unit(); }
+};
+
+// Two tokens from memory, a product each.
 struct KqmTwoTokens {
   typedef KqmPlaneColumns<2> Columns;
   KqmOneToken first, second;
@@ -165,21 +178,9 @@ struct KqmTwoTokens {
 };
 
 // Eight tokens from shared memory, of which lane 4 n + c reads token n; product p is of plane p.
-struct KqmEightTokens {
+struct KqmEightTokens : KqmSharedPlanes {
   typedef KqmTokenColumns Columns;
-  KQM_SHARED_ARG(uint32_t) words;  // of the lane's token
-  int c;
-
-  __device__ __forceinline__ KqmEightTokens(KQM_SHARED_ARG(uint32_t) of_lane, int lane) : words(of_lane), c(lane & 3) {}
-
-  __device__ __forceinline__ uint2 eight(int p, int j) const {
-    return kqm_shared_load<uint2>(words, (j * KQM_PLANES + p) * 8 + 2 * c);
-  }
-  __device__ __forceinline__ uint32_t four(int p, int j) const {
-    return words[(j / 2 * KQM_PLANES + p) * 8 + 4 * (j % 2) + c];
-  }
-  __device__ __forceinline__ uint32_t sum_low(int p) const { return words[kqm_fixed_sum_low + 2 * p + (c & 1)]; }
-  __device__ __forceinline__ uint32_t sum_high(int p) const { return words[kqm_fixed_sum_high + 2 * p + (c & 1)]; }
+  using KqmSharedPlanes::KqmSharedPlanes;
 };
 
 struct KqmTileQ4K {
