@@ -24,7 +24,7 @@ const char *status_text(kqm_status status) {
 KQM_ABI_BEGIN
 const kqm_kernels *kqm_kernel_table(void) {
   static const kqm_kernels table = {
-      kqm_repack,        kqm_quantize,   kqm_q4_k_matvec,   kqm_q6_k_gemv, kqm_qkv,        kqm_embedding,
+      kqm_repack,        kqm_quantize,   kqm_matvec,        kqm_q4_k_matvec, kqm_q6_k_gemv, kqm_qkv,      kqm_embedding,
       kqm_rms_norm,      kqm_rope,       kqm_attention_workspace, kqm_attention, kqm_moe_router, kqm_moe_max_items,
       kqm_moe_group,     kqm_moe_swiglu, kqm_moe_down,      kqm_residual_add, kqm_argmax,  status_text,
   };

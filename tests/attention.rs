@@ -437,8 +437,8 @@ impl Token {
             eps: norm::EPS,
         };
         let queries = if fused {
-            // Nothing is under way before it: settled or not is the same.
-            Queries::Fused { rope, settled: with_taps }
+            // Nothing is under way before it: behind qkv or not is the same.
+            Queries::Fused { rope, follows_qkv: with_taps }
         } else {
             ok(rope.launch(device));
             Queries::Rotated(q_out.for_reading())
@@ -617,7 +617,7 @@ fn refuses_bad_rotations<D: Device>(device: &D, _: Size) {
         };
         change(&mut rope);
         Attention {
-            q: Queries::Fused { rope, settled: true },
+            q: Queries::Fused { rope, follows_qkv: true },
             k_cache: k_seen,
             v_cache: v_seen,
             cache_kind: TensorType::F32,

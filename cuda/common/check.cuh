@@ -26,16 +26,5 @@ inline unsigned kqm_even_warps(unsigned units, unsigned most) {
   return kqm_ceil_div(units, each);
 }
 
-inline bool kqm_is_k_quant(uint32_t type) { return type == KQM_TYPE_Q4_K || type == KQM_TYPE_Q6_K; }
-
 // Largest row length: sums of integers stay inside their types for any of them, and launches stay small.
 static const uint32_t kqm_max_cols = 16384;
-
-inline kqm_status kqm_check_matrix(const kqm_matrix &w) {
-  KQM_REQUIRE(w.tiles != nullptr, KQM_NULL_POINTER);
-  KQM_REQUIRE(kqm_is_k_quant(w.type), KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(w.rows > 0 && w.cols > 0 && w.cols % KQM_BLOCK == 0 && w.cols <= kqm_max_cols && w.experts > 0,
-              KQM_BAD_SHAPE);
-  KQM_REQUIRE(kqm_aligned(w.tiles, 16), KQM_MISALIGNED);
-  return KQM_OK;
-}

@@ -48,7 +48,7 @@ pub enum Queries<'a> {
         /// The launch right before this one on the queue is [`super::Qkv`], or a kernel that does not let its successor start
         /// early, and writes neither `start` nor the caches: they are read while it still runs. Where that is not true, what is
         /// read may be old.
-        settled: bool,
+        follows_qkv: bool,
     },
 }
 
@@ -84,12 +84,12 @@ impl Attention<'_> {
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
         let q_shape = [self.tokens, self.heads, self.head_dim];
         let cache_shape = [self.capacity, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
-        let (q, rope, settled) = match self.q {
+        let (q, rope, follows_qkv) = match self.q {
             Queries::Rotated(q) => {
                 at_least(Self::NAME, "q", q.len(), &q_shape)?;
                 (q.as_ptr(), sys::kqm_rope_args::default(), false)
             }
-            Queries::Fused { rope, settled } => (std::ptr::null(), rope.args()?, settled),
+            Queries::Fused { rope, follows_qkv } => (std::ptr::null(), rope.args()?, follows_qkv),
         };
         at_least(Self::NAME, "k_cache", self.k_cache.len(), &cache_shape)?;
         at_least(Self::NAME, "v_cache", self.v_cache.len(), &cache_shape)?;
@@ -124,7 +124,7 @@ impl Attention<'_> {
                 kv_heads: count(Self::NAME, "kv_heads", self.kv_heads)?,
                 head_dim: count(Self::NAME, "head_dim", self.head_dim)?,
                 scale: self.scale,
-                settled: settled.into(),
+                follows_qkv: follows_qkv.into(),
             }
         )
     }

@@ -1,7 +1,7 @@
 //! Random operands.
 
 use half::f16;
-use kquant_moe::blocks::{self, BLOCK, TensorType};
+use kquant_moe::blocks::{BLOCK, TensorType};
 use kquant_moe::device::Device;
 use kquant_moe::kernels::Matrix;
 use kquant_moe::oracle::{self, FixedBlock};
@@ -139,6 +139,13 @@ pub fn fixed_blocks(x: &[f32]) -> (Vec<FixedBlock>, Vec<kquant_moe::kernels::Fix
     (blocks, digits)
 }
 
+/// Types of three matrices: any two of them are of every pair of types.
+pub fn mixes() -> Vec<[TensorType; 3]> {
+    let kinds = TensorType::MATRICES;
+    let mix = |i: usize| [i / kinds.len(), i, i / kinds.len() + i].map(|i| kinds[i % kinds.len()]);
+    (0..kinds.len() * kinds.len()).map(mix).collect()
+}
+
 /// Quantized matrices `[experts][rows, cols]` in GGUF's layout.
 pub struct Weights {
     pub kind: TensorType,
@@ -155,8 +162,7 @@ impl Weights {
         let mut bytes: Vec<u8> =
             (0..experts * rows * (cols / BLOCK) * size).map(|_| (random.bits() >> 32) as u8).collect();
         for block in bytes.chunks_exact_mut(size) {
-            let places: &[usize] = if kind == TensorType::Q4K { &[0, 2] } else { &[208] };
-            for &at in places {
+            for &at in kind.factors() {
                 let scale = match random.below(64) {
                     0 => f16::from_f32(0.0),
                     1 => f16::from_bits(random.bits() as u16 & 0x83ff),
@@ -177,21 +183,14 @@ impl Weights {
 
     /// One expert's matrix for the oracle.
     pub fn expert(&self, expert: usize) -> oracle::Matrix<'_> {
-        let bytes = self.expert_bytes(expert);
-        match self.kind {
-            TensorType::Q4K => oracle::Matrix::Q4K(blocks::q4_k(bytes).unwrap()),
-            _ => oracle::Matrix::Q6K(blocks::q6_k(bytes).unwrap()),
-        }
+        oracle::Matrix::new(self.kind, self.expert_bytes(expert)).unwrap()
     }
 
     /// The matrices on a device, in the oracle's tile layout: independent of the kernel that repacks.
     pub fn upload<D: Device>(&self, device: &D) -> Matrix<D> {
         let mut matrix = ok(Matrix::uninitialised(device, self.kind, self.rows, self.cols, self.experts));
         for expert in 0..self.experts {
-            let tiles = match self.expert(expert) {
-                oracle::Matrix::Q4K(blocks) => oracle::repack::q4_k(blocks, self.cols),
-                oracle::Matrix::Q6K(blocks) => oracle::repack::q6_k(blocks, self.cols),
-            };
+            let tiles = oracle::repack::repack(self.expert(expert), self.cols);
             let place = ok(matrix.expert_tiles(expert));
             assert_eq!(place.len(), tiles.len());
             // SAFETY: the place is as long as the tiles.

@@ -11,7 +11,7 @@ pub mod moe;
 pub mod norm;
 
 pub use compare::{assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, difference, ok};
-pub use data::{Activations, Random, Weights, fixed_blocks, has_non_finite};
+pub use data::{Activations, Random, Weights, fixed_blocks, has_non_finite, mixes};
 pub use devices::{cuda_device, emulated_device};
 pub use emulated::EmulatedDevice;
 pub use memory::{Output, input};
