@@ -15,6 +15,9 @@ pub use cuda::{CudaDevice, CudaGraph, CudaMark, kernels};
 pub use cudarc;
 pub use probe::Probe;
 
+/// How the kernels of this build were compiled: toolkit and targets, or `none`.
+pub const CUDA_BUILD: &str = env!("KQUANT_MOE_CUDA_BUILD");
+
 /// Memory and a queue of one device. Clones share the queue; [`Device::fork`] makes another one.
 ///
 /// # Safety

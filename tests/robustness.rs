@@ -20,7 +20,7 @@ use kquant_moe::{Error, Result, sys};
 
 use common::hooked::{Call, Hook, Hooked};
 
-const TINY: &[u8] = include_bytes!("data/tiny-qwen3moe-q4_k_m.gguf");
+const TINY: &[u8] = include_bytes!("../cli/model/tiny-qwen3moe-q4_k_m.gguf");
 
 /// Held by the tests here: what one of them allocates is not to be counted by another.
 static ALONE: Mutex<()> = Mutex::new(());

@@ -44,7 +44,8 @@ fn npy<T: npyz::Deserialize>(name: &str) -> Vec<T> {
 }
 
 pub fn gguf() -> Arc<Gguf> {
-    Arc::new(Gguf::read(data("tiny-qwen3moe-q4_k_m.gguf")).unwrap())
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/cli/model/tiny-qwen3moe-q4_k_m.gguf");
+    Arc::new(Gguf::read(path).unwrap())
 }
 
 pub fn prompts() -> Vec<Prompt> {

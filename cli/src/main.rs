@@ -1,4 +1,4 @@
-//! The command line: arguments, the choice of a command, and how its result becomes an exit code.
+//! The command-line program: arguments, the choice of a command, and how its result becomes an exit code.
 
 mod backend;
 mod bench;
@@ -77,8 +77,7 @@ pub enum Outcome {
     Failed,
 }
 
-/// Runs the program.
-pub fn main() -> ExitCode {
+fn main() -> ExitCode {
     let command = Cli::parse().command.unwrap_or_else(|| Command::Run(run::Args::default()));
     match carry_out(command) {
         Ok(Outcome::Ok) => ExitCode::SUCCESS,

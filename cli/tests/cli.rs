@@ -1,5 +1,4 @@
 //! The program as its users see it: output, files, exit codes and messages.
-#![cfg(feature = "program")]
 
 use std::fs;
 use std::io::Read;
@@ -11,8 +10,8 @@ use kquant_moe::gguf::{GgmlType, Gguf, Header, Value};
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
-const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-qwen3moe-q4_k_m.gguf");
-const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/reference");
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/model/tiny-qwen3moe-q4_k_m.gguf");
+const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/reference");
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kquant-moe"));

@@ -15,7 +15,7 @@ use super::output::Progress;
 use super::tokenizer::Tokenizer;
 
 /// The built-in model.
-static DEFAULT_MODEL: &[u8] = include_bytes!("../../tests/data/tiny-qwen3moe-q4_k_m.gguf");
+static DEFAULT_MODEL: &[u8] = include_bytes!("../model/tiny-qwen3moe-q4_k_m.gguf");
 
 /// Larger files are mapped instead of read.
 const MAP_BYTES: u64 = 64 << 20;

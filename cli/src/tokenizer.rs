@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     fn tiny() -> Tokenizer {
-        let bytes = include_bytes!("../../tests/data/tiny-qwen3moe-q4_k_m.gguf");
+        let bytes = include_bytes!("../model/tiny-qwen3moe-q4_k_m.gguf");
         let gguf = Gguf::from_static("tiny", bytes).unwrap();
         Tokenizer::from_gguf(&gguf, 2048).unwrap().unwrap()
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// How the kernels were compiled: toolkit and targets, or `none`.
-pub const CUDA_BUILD: &str = env!("KQUANT_MOE_CUDA_BUILD");
+pub const CUDA_BUILD: &str = kquant_moe::device::CUDA_BUILD;
 
 /// The CPU's name and the number of threads in use.
 pub fn cpu() -> String {
