@@ -41,8 +41,8 @@ impl Argmax<'_> {
         at_least(NAME, "done", self.done.len(), &[self.rows])?;
         let (mut advance, mut history, mut history_len) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
         if let Some(feed) = self.feed {
-            at_least(NAME, "position", feed.position.len(), &[1])?;
-            history_len = count(NAME, "history", feed.history.len())?;
+            at_least(NAME, "feed.position", feed.position.len(), &[1])?;
+            history_len = count(NAME, "feed.history", feed.history.len())?;
             advance = feed.position.as_ptr();
             history = feed.history.as_ptr();
         }

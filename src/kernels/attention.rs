@@ -98,7 +98,12 @@ impl Attention<'_> {
             at_least(Self::NAME, "out", out.len(), &q_shape)?;
         }
         if let Some(fixed) = &self.fixed {
-            at_least(Self::NAME, "fixed", fixed.len(), &[self.tokens, self.heads * self.head_dim / BLOCK])?;
+            at_least(
+                Self::NAME,
+                "fixed",
+                fixed.len(),
+                &[self.tokens, self.heads.saturating_mul(self.head_dim) / BLOCK],
+            )?;
         }
         if let Some(scores) = &self.scores {
             at_least(Self::NAME, "scores", scores.len(), &[self.tokens, self.heads, self.capacity])?;

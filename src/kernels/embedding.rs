@@ -26,8 +26,8 @@ impl Embedding<'_> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
-        let row_bytes = self.cols / self.kind.block_len() * self.kind.block_bytes();
-        at_least("embedding", "table", self.table.len(), &[self.vocab, row_bytes])?;
+        let row_blocks = self.cols / self.kind.block_len();
+        at_least("embedding", "table", self.table.len(), &[self.vocab, row_blocks, self.kind.block_bytes()])?;
         at_least("embedding", "ids", self.ids.len(), &[self.tokens])?;
         at_least("embedding", "out", self.out.len(), &[self.tokens, self.cols])?;
         launch!(

@@ -29,7 +29,7 @@ pub use argmax::{Argmax, DecodeLoop};
 pub use attention::{Attention, Queries};
 pub use embedding::Embedding;
 pub use moe_down::{DownInput, MoeDown};
-pub use moe_group::{MoeGroup, max_items};
+pub use moe_group::{Groups, MoeGroup, max_items};
 pub use moe_router::{MoeRouter, RouterChoice, RouterInput};
 pub use moe_swiglu::{Choose, MoeSwiglu};
 pub use q4_k_matvec::Q4KMatvec;
@@ -70,7 +70,13 @@ impl<D: Device> Matrix<D> {
                 "matrix {kind:?} [{experts}][{rows}, {cols}]: no kernel computes with it"
             )));
         }
-        let bytes = experts * tile_bytes(kind, rows, cols);
+        for (what, n) in [("rows", rows), ("cols", cols), ("experts", experts)] {
+            count("matrix", what, n)?;
+        }
+        // Counts of 32 bits: the bytes of one expert's matrix fit into 64.
+        let bytes = experts
+            .checked_mul(tile_bytes(kind, rows, cols))
+            .ok_or_else(|| Error::Invalid(format!("matrix {kind:?} [{experts}][{rows}, {cols}]: too large")))?;
         Ok(Self { tiles: Buffer::uninitialised(device, bytes)?, kind, rows, cols, experts })
     }
 
@@ -101,8 +107,24 @@ impl<D: Device> Matrix<D> {
 
     /// The tiles of one expert, to be written by [`Repack`].
     pub fn expert_tiles(&mut self, expert: usize) -> Result<SliceMut<'_, u8>> {
+        if expert >= self.experts {
+            return Err(Error::Invalid(format!("expert {expert} of a stack of {}", self.experts)));
+        }
         let bytes = tile_bytes(self.kind, self.rows, self.cols);
         self.tiles.part_mut(expert * bytes, bytes)
+    }
+
+    /// Fails unless the operand `other` has this matrix's shape.
+    fn same_shape(&self, kernel: &'static str, operand: &'static str, other: &Self) -> Result<()> {
+        let shape = |matrix: &Self| (matrix.experts, matrix.rows, matrix.cols);
+        if shape(self) == shape(other) {
+            return Ok(());
+        }
+        let ((experts, rows, cols), expected) = (shape(other), shape(self));
+        Err(Error::Invalid(format!(
+            "{kernel}: {operand} has shape [{experts}][{rows}, {cols}], expected [{}][{}, {}]",
+            expected.0, expected.1, expected.2
+        )))
     }
 
     pub(crate) fn as_sys(&self) -> sys::kqm_matrix {
@@ -113,55 +135,6 @@ impl<D: Device> Matrix<D> {
             cols: self.cols as u32,
             experts: self.experts as u32,
         }
-    }
-}
-
-/// Places for the results of [`MoeGroup`].
-#[derive(Debug)]
-pub struct Groups<D: Device> {
-    order: Buffer<D, u32>,
-    items: Buffer<D, u32>,
-    count: Buffer<D, u32>,
-    pairs: usize,
-}
-
-impl<D: Device> Groups<D> {
-    /// Room for batches of up to `tokens` tokens.
-    pub fn new(device: &D, tokens: usize, experts: usize, top_k: usize) -> Result<Self> {
-        let items = max_items(device, tokens, experts, top_k)?;
-        Ok(Self {
-            order: Buffer::zeroed(device, tokens * top_k)?,
-            items: Buffer::zeroed(device, 3 * items)?,
-            count: Buffer::zeroed(device, 1)?,
-            pairs: tokens * top_k,
-        })
-    }
-
-    /// Pair numbers in ascending (expert, pair) order.
-    pub fn order(&self) -> &Buffer<D, u32> {
-        &self.order
-    }
-
-    /// Work items `[expert, first position in order, pairs]`.
-    pub fn items(&self) -> &Buffer<D, u32> {
-        &self.items
-    }
-
-    /// Work items in use.
-    pub fn count(&self) -> &Buffer<D, u32> {
-        &self.count
-    }
-
-    pub(crate) fn as_sys(&self) -> sys::kqm_groups {
-        sys::kqm_groups {
-            order: self.order.slice().as_ptr().cast_mut(),
-            items: self.items.slice().as_ptr().cast_mut(),
-            count: self.count.slice().as_ptr().cast_mut(),
-        }
-    }
-
-    pub(crate) fn check(&self, kernel: &'static str, tokens: usize, top_k: usize) -> Result<()> {
-        at_least(kernel, "groups", self.pairs, &[tokens, top_k])
     }
 }
 

@@ -64,7 +64,7 @@ impl<D: Device> MoeDown<'_, D> {
         if let Some(sum) = &self.sum {
             at_least(NAME, "sum", sum.len(), &[self.tokens, rows])?;
         }
-        self.groups.check(NAME, self.tokens, self.top_k)?;
+        self.groups.check(NAME, self.tokens, self.down.experts(), self.top_k)?;
         launch!(
             device,
             moe_down,

@@ -49,6 +49,7 @@ impl<D: Device> MoeSwiglu<'_, D> {
     pub fn launch(self, device: &D) -> Result<()> {
         const NAME: &str = "moe_swiglu";
         let shape = [self.tokens, self.top_k, self.gate.rows()];
+        self.gate.same_shape(NAME, "up", self.up)?;
         at_least(NAME, "x", self.x.len(), &[self.tokens, self.gate.cols() / BLOCK])?;
         let (indices, logits, weights) = match self.choose {
             Choose::Made(indices) => {
@@ -63,10 +64,13 @@ impl<D: Device> MoeSwiglu<'_, D> {
             }
         };
         at_least(NAME, "out", self.out.len(), &shape)?;
-        for tap in [&self.gate_out, &self.up_out].into_iter().flatten() {
-            at_least(NAME, "tap", tap.len(), &shape)?;
+        if let Some(gate_out) = &self.gate_out {
+            at_least(NAME, "gate_out", gate_out.len(), &shape)?;
         }
-        self.groups.check(NAME, self.tokens, self.top_k)?;
+        if let Some(up_out) = &self.up_out {
+            at_least(NAME, "up_out", up_out.len(), &shape)?;
+        }
+        self.groups.check(NAME, self.tokens, self.gate.experts(), self.top_k)?;
         launch!(
             device,
             moe_swiglu,

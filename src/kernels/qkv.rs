@@ -20,9 +20,14 @@ impl<D: Device> Qkv<'_, D> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch(self, device: &D) -> Result<()> {
-        let cols = self.w.iter().map(|w| w.cols()).max().unwrap_or(0);
-        for (w, y) in self.w.iter().zip(&self.y) {
-            at_least("qkv", "y", y.len(), &[self.tokens, w.rows()])?;
+        let cols = self.w[0].cols();
+        for (operand, w) in ["w[1]", "w[2]"].into_iter().zip(&self.w[1..]) {
+            if w.cols() != cols {
+                return Err(Error::Invalid(format!("qkv: {operand} has {} columns, expected {cols}", w.cols())));
+            }
+        }
+        for ((operand, w), y) in ["y[0]", "y[1]", "y[2]"].into_iter().zip(self.w).zip(&self.y) {
+            at_least("qkv", operand, y.len(), &[self.tokens, w.rows()])?;
         }
         let (x, norm) = match self.x {
             Activations::Fixed(x) => {

@@ -28,7 +28,9 @@ impl Repack<'_> {
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
         at_least("repack", "blocks", self.blocks.len(), &[self.rows, self.cols / BLOCK, self.kind.block_bytes()])?;
-        at_least("repack", "tiles", self.tiles.len(), &[tile_bytes(self.kind, self.rows, self.cols)])?;
+        let tile_rows = sys::KQM_TILE_ROWS as usize;
+        let tiles = [self.rows.div_ceil(tile_rows), tile_rows, self.cols / BLOCK, self.kind.block_bytes()];
+        at_least("repack", "tiles", self.tiles.len(), &tiles)?;
         launch!(
             device,
             repack,

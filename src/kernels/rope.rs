@@ -69,14 +69,20 @@ impl Rope<'_> {
         at_least(NAME, "start", self.start.len(), &[1])?;
         at_least(NAME, "k_cache", self.k_cache.len(), &cache_shape)?;
         at_least(NAME, "v_cache", self.v_cache.len(), &cache_shape)?;
-        for weight in [&self.q_weight, &self.k_weight].into_iter().flatten() {
-            at_least(NAME, "weight", weight.len(), &[self.head_dim])?;
+        if let Some(weight) = &self.q_weight {
+            at_least(NAME, "q_weight", weight.len(), &[self.head_dim])?;
+        }
+        if let Some(weight) = &self.k_weight {
+            at_least(NAME, "k_weight", weight.len(), &[self.head_dim])?;
         }
         if let Some(tap) = &self.q_normed {
             at_least(NAME, "q_normed", tap.len(), &q_shape)?;
         }
-        for tap in [&self.k_normed, &self.k_out].into_iter().flatten() {
-            at_least(NAME, "k tap", tap.len(), &kv_shape)?;
+        if let Some(tap) = &self.k_normed {
+            at_least(NAME, "k_normed", tap.len(), &kv_shape)?;
+        }
+        if let Some(tap) = &self.k_out {
+            at_least(NAME, "k_out", tap.len(), &kv_shape)?;
         }
         Ok(sys::kqm_rope_args {
             q: self.q.as_ptr(),
