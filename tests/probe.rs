@@ -110,7 +110,9 @@ fn kernels_run_without_the_others() {
     probe.take_counts();
     context.truncate(POSITION);
     context.decode(&model, 5, 1).unwrap();
-    for (kernel, count) in probe.take_counts() {
+    let kernels = probe.take_counts();
+    assert_eq!(kernels.len(), 10, "{kernels:?}");
+    for (kernel, count) in kernels {
         probe.only(Some(kernel));
         context.truncate(POSITION);
         context.decode(&model, 0, 2).unwrap();
