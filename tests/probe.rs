@@ -9,6 +9,7 @@ use kquant_moe::Error;
 use kquant_moe::device::{Device, Probe};
 use kquant_moe::model::gpu::{Gpu, weight_reads};
 use kquant_moe::model::{Backend, Config, Context, ContextOptions, Model, Tensors};
+use kquant_moe_emulation::Recording;
 
 const PROMPT: [u32; 4] = [766, 306, 598, 17];
 /// Positions of the context.
@@ -53,14 +54,14 @@ fn partition<D: Device>(device: D, launches: impl Fn(&D::Graph) -> usize) -> Vec
     kernels
 }
 
-fn counting() -> Option<EmulatedDevice> {
-    emulated_device().map(EmulatedDevice::counting)
+fn recording() -> Option<EmulatedDevice> {
+    emulated_device().map(EmulatedDevice::recording)
 }
 
 #[test]
 fn the_kernels_of_a_step_are_its_parts() {
-    let Some(device) = counting() else { return };
-    let kernels = partition(device, |&launches| launches);
+    let Some(device) = recording() else { return };
+    let kernels = partition(device, Recording::launches);
     let gguf = common::gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let layers = config.layers;
@@ -110,7 +111,9 @@ fn kernels_run_without_the_others() {
     probe.take_counts();
     context.truncate(POSITION);
     context.decode(&model, 5, 1).unwrap();
-    for (kernel, count) in probe.take_counts() {
+    let kernels = probe.take_counts();
+    assert_eq!(kernels.len(), 10, "{kernels:?}");
+    for (kernel, count) in kernels {
         probe.only(Some(kernel));
         context.truncate(POSITION);
         context.decode(&model, 0, 2).unwrap();
@@ -122,19 +125,32 @@ fn kernels_run_without_the_others() {
 }
 
 #[test]
+fn emulated_replays_leave_the_sequence_alone() {
+    if let Some(device) = recording() {
+        replays_leave_the_sequence_alone(device, 1);
+    }
+}
+
+#[test]
 fn cuda_replays_leave_the_sequence_alone() {
-    let Some(device) = cuda_device() else { return };
+    if let Some(device) = cuda_device() {
+        replays_leave_the_sequence_alone(device, 4);
+    }
+}
+
+/// Each kernel alone, and `replays` times as often as it takes.
+fn replays_leave_the_sequence_alone<D: Device>(device: D, replays: usize) {
     let (model, mut context) = decoded(device);
     let expected = context.decode(&model, 5, 3).unwrap();
     let probe = probe(&model);
     context.truncate(POSITION);
     probe.take_counts();
-    context.record_steps(&model, 1).unwrap().unwrap().replay(4, |_| Ok(())).unwrap();
+    context.record_steps(&model, 1).unwrap().unwrap().replay(replays, |_| Ok(())).unwrap();
     for (kernel, _) in probe.take_counts() {
         probe.only(Some(kernel));
         let mut steps = context.record_steps(&model, 3).unwrap().unwrap();
-        for _ in 0..4 {
-            steps.replay(4, |_| Ok(())).unwrap();
+        for _ in 0..replays {
+            steps.replay(replays, |_| Ok(())).unwrap();
         }
     }
     probe.only(None);
@@ -161,7 +177,7 @@ fn cuda_marks_enclose_the_steps() {
 
 #[test]
 fn recordings_stay_within_the_cache() {
-    let Some(device) = counting() else { return };
+    let Some(device) = recording() else { return };
     let (model, mut context) = decoded(device);
     let overflow = |result: Result<(), Error>, wanted: usize| {
         let Err(Error::ContextOverflow { used, wanted: found, capacity }) = result else { panic!("{result:?}") };
@@ -187,7 +203,7 @@ fn recordings_stay_within_the_cache() {
 /// Steps are recorded once they have been done: not before, not for another model, and not where nothing is recorded.
 #[test]
 fn steps_are_recorded_after_one_was_decoded() {
-    let Some(device) = counting() else { return };
+    let Some(device) = recording() else { return };
     let (model, mut context) = decoded(device.clone());
     let other = common::model(Gpu::new(Probe::new(device)));
     assert!(context.record_steps(&other, 1).unwrap().is_none());

@@ -4,6 +4,8 @@ mod backend;
 mod bench;
 mod capture;
 mod diff;
+#[cfg(test)]
+mod faulty;
 mod info;
 mod input;
 mod kernels;

@@ -26,6 +26,7 @@ uint64_t next_random(engine &device) {
 
 namespace {
 
+constexpr int32_t OUT_OF_MEMORY = 2;         // cudaErrorMemoryAllocation
 constexpr int32_t INVALID_CONFIGURATION = 9; // cudaErrorInvalidConfiguration
 
 // The last part of a path: reports do not depend on where the sources lie.
@@ -296,12 +297,16 @@ void run_block(engine &device, uint64_t number) {
   current = nullptr;
 }
 
+bool can_be_launched(dim3 grid, dim3 block) {
+  const uint64_t threads = uint64_t(block.x) * block.y * block.z;
+  return grid.x && grid.y && grid.z && grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535 && threads &&
+         threads <= 1024 && block.x <= 1024 && block.y <= 1024 && block.z <= 64;
+}
+
 bool prepare(engine &device, const launch_request &request) {
   const dim3 grid = request.grid;
   const dim3 block = request.block;
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
-  if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return false;
-  if (!threads || threads > 1024 || block.x > 1024 || block.y > 1024 || block.z > 64) return false;
   device.grid.block_size = block;
   device.grid.grid_size = grid;
   device.thread_count = uint32_t(threads);
@@ -480,12 +485,11 @@ void collective(uint32_t mask, void *payload, finish_function finish, const char
 int32_t run(const launch_request &request) {
   if (current) fail(BAD_LAUNCH, request.file, request.line, "a kernel launches a kernel");
   engine &device = this_engine();
-  device.request = &request;
   device.kernel = kernel_name(request);
   device.status = 0;
   device.error.clear();
   const std::string place = text(" launched at %s:%d: ", base_name(request.file), request.line);
-  if (!prepare(device, request)) {
+  if (!can_be_launched(request.grid, request.block)) {
     device.error = "kernel " + device.kernel + place +
                    text("grid (%u,%u,%u) of blocks (%u,%u,%u) cannot be launched", request.grid.x, request.grid.y,
                         request.grid.z, request.block.x, request.block.y, request.block.z);
@@ -498,6 +502,16 @@ int32_t run(const launch_request &request) {
                    text("%zu bytes of dynamic shared memory, and a block has at most %zu", request.dynamic_shared_bytes,
                         MOST_SHARED_BYTES);
     return device.status = BAD_LAUNCH;
+  }
+  if (device.records) {
+    device.records->launches.push_back(request);
+    device.records->launches.back().closure = request.copy(request.closure);
+    return 0;
+  }
+  device.request = &request;
+  if (!prepare(device, request)) {
+    device.error = "kernel " + device.kernel + place + "no memory for the stacks of its threads";
+    return device.status = OUT_OF_MEMORY;
   }
   shared_begin_launch(device, uint32_t(request.dynamic_shared_bytes));
   device.launcher = fiber_of_this_thread();
@@ -540,3 +554,18 @@ KQM_EMULATION_EXPORT void kqm_emulation_set_time_limit(uint64_t milliseconds) {
   this_engine().time_limit_ms = milliseconds;
 }
 KQM_EMULATION_EXPORT void kqm_emulation_statistics(kqm_emulation::statistics *out) { *out = this_engine().counts; }
+
+// From here on the calling thread's launches are kept instead of made.
+KQM_EMULATION_EXPORT void kqm_emulation_record() { this_engine().records.reset(new kqm_emulation::recording); }
+// What was kept since; null when nothing recorded.
+KQM_EMULATION_EXPORT void *kqm_emulation_recorded() { return this_engine().records.release(); }
+KQM_EMULATION_EXPORT size_t kqm_emulation_recorded_launches(const void *recording) {
+  return static_cast<const kqm_emulation::recording *>(recording)->launches.size();
+}
+// Makes launch number `index` on the calling thread, as if it were called now.
+KQM_EMULATION_EXPORT int32_t kqm_emulation_replay(const void *recording, size_t index) {
+  return kqm_emulation::run(static_cast<const kqm_emulation::recording *>(recording)->launches[index]);
+}
+KQM_EMULATION_EXPORT void kqm_emulation_forget(void *recording) {
+  delete static_cast<kqm_emulation::recording *>(recording);
+}

@@ -98,6 +98,11 @@ struct Runtime {
     set_schedule: unsafe extern "C" fn(u64),
     set_time_limit: unsafe extern "C" fn(u64),
     statistics: unsafe extern "C" fn(*mut Statistics),
+    record: unsafe extern "C" fn(),
+    recorded: unsafe extern "C" fn() -> *mut c_void,
+    recorded_launches: unsafe extern "C" fn(*const c_void) -> usize,
+    replay: unsafe extern "C" fn(*const c_void, usize) -> i32,
+    forget: unsafe extern "C" fn(*mut c_void),
 }
 
 impl Runtime {
@@ -124,6 +129,56 @@ impl Runtime {
         unsafe { (self.statistics)(&mut statistics) };
         statistics
     }
+    fn record<T>(self, enqueue: impl FnOnce() -> T) -> (T, Recording) {
+        // SAFETY: launches of this thread are kept from here on.
+        unsafe { (self.record)() };
+        let result = enqueue();
+        // SAFETY: ends what the call above began.
+        let launches = unsafe { (self.recorded)() };
+        assert!(!launches.is_null(), "recordings do not nest");
+        (result, Recording { launches, runtime: self })
+    }
+}
+
+/// Launches that were recorded instead of made, with copies of their arguments.
+pub struct Recording {
+    launches: *mut c_void,
+    runtime: Runtime,
+}
+
+// SAFETY: the recording is not changed after it was made, and belongs to no thread.
+unsafe impl Send for Recording {}
+
+impl Recording {
+    /// How many kernels it launches.
+    pub fn launches(&self) -> usize {
+        // SAFETY: the recording is alive.
+        unsafe { (self.runtime.recorded_launches)(self.launches) }
+    }
+
+    /// Makes the launches on the calling thread, in their order; `before` is called before each one, for its schedule. Stops at the
+    /// first that fails, and gives its status.
+    ///
+    /// # Safety
+    /// All memory that the launches use is still there.
+    pub unsafe fn replay(&self, mut before: impl FnMut()) -> Result<(), i32> {
+        for launch in 0..self.launches() {
+            before();
+            // SAFETY: the recording has that launch, and the caller vouches for its operands.
+            match unsafe { (self.runtime.replay)(self.launches, launch) } {
+                0 => {}
+                status => return Err(status),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        // SAFETY: the recording is this value's own.
+        unsafe { (self.runtime.forget)(self.launches) };
+    }
 }
 
 #[cfg(emulation_available)]
@@ -141,6 +196,11 @@ mod native {
         fn kqm_emulation_set_schedule(seed: u64);
         fn kqm_emulation_set_time_limit(milliseconds: u64);
         fn kqm_emulation_statistics(out: *mut Statistics);
+        fn kqm_emulation_record();
+        fn kqm_emulation_recorded() -> *mut c_void;
+        fn kqm_emulation_recorded_launches(recording: *const c_void) -> usize;
+        fn kqm_emulation_replay(recording: *const c_void, launch: usize) -> i32;
+        fn kqm_emulation_forget(recording: *mut c_void);
     }
 
     pub const RUNTIME: Runtime = Runtime {
@@ -149,6 +209,11 @@ mod native {
         set_schedule: kqm_emulation_set_schedule,
         set_time_limit: kqm_emulation_set_time_limit,
         statistics: kqm_emulation_statistics,
+        record: kqm_emulation_record,
+        recorded: kqm_emulation_recorded,
+        recorded_launches: kqm_emulation_recorded_launches,
+        replay: kqm_emulation_replay,
+        forget: kqm_emulation_forget,
     };
 }
 
@@ -187,8 +252,33 @@ mod native {
     unsafe extern "C" fn fill(_: *mut Statistics) {
         missing()
     }
-    pub const RUNTIME: Runtime =
-        Runtime { last_error: text, last_status: status, set_schedule: set, set_time_limit: set, statistics: fill };
+    unsafe extern "C" fn begin() {
+        missing()
+    }
+    unsafe extern "C" fn end() -> *mut c_void {
+        missing()
+    }
+    unsafe extern "C" fn launches(_: *const c_void) -> usize {
+        missing()
+    }
+    unsafe extern "C" fn replay(_: *const c_void, _: usize) -> i32 {
+        missing()
+    }
+    unsafe extern "C" fn forget(_: *mut c_void) {
+        missing()
+    }
+    pub const RUNTIME: Runtime = Runtime {
+        last_error: text,
+        last_status: status,
+        set_schedule: set,
+        set_time_limit: set,
+        statistics: fill,
+        record: begin,
+        recorded: end,
+        recorded_launches: launches,
+        replay,
+        forget,
+    };
 }
 
 /// Whether kernels can be emulated here, or why not. Nothing else may be called when they cannot.
@@ -227,6 +317,12 @@ pub fn set_time_limit(limit: Duration) {
 /// What this thread has emulated so far.
 pub fn statistics() -> Statistics {
     native::RUNTIME.statistics()
+}
+
+/// Keeps the launches that `enqueue` makes on this thread instead of making them: they do nothing, return 0, and are made when the
+/// recording is replayed.
+pub fn record<T>(enqueue: impl FnOnce() -> T) -> (T, Recording) {
+    native::RUNTIME.record(enqueue)
 }
 
 /// What new buffers are filled with, unless asked otherwise: no zero, no small number, and as f32 a tiny negative one.

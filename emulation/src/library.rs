@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::{Runtime, Statistics, native};
+use crate::{Recording, Runtime, Statistics, native};
 
 /// A piece of text to replace in a source. It must occur exactly once, so that it neither goes stale nor hits by chance.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +97,11 @@ impl Library {
             set_schedule: symbol(&object, "kqm_emulation_set_schedule")?,
             set_time_limit: symbol(&object, "kqm_emulation_set_time_limit")?,
             statistics: symbol(&object, "kqm_emulation_statistics")?,
+            record: symbol(&object, "kqm_emulation_record")?,
+            recorded: symbol(&object, "kqm_emulation_recorded")?,
+            recorded_launches: symbol(&object, "kqm_emulation_recorded_launches")?,
+            replay: symbol(&object, "kqm_emulation_replay")?,
+            forget: symbol(&object, "kqm_emulation_forget")?,
         };
         type Describe = unsafe extern "C" fn(usize, *mut c_char, usize) -> usize;
         type Overrun = unsafe extern "C" fn(*mut c_char, usize) -> usize;
@@ -139,6 +144,11 @@ impl Library {
     /// As [`crate::set_time_limit`].
     pub fn set_time_limit(&self, limit: Duration) {
         self.runtime.set_time_limit(limit)
+    }
+
+    /// As [`crate::record`]. The recording must not outlive the library.
+    pub fn record<T>(&self, enqueue: impl FnOnce() -> T) -> (T, Recording) {
+        self.runtime.record(enqueue)
     }
 
     /// As [`crate::statistics`].

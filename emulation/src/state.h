@@ -6,6 +6,7 @@
 #include "fiber.h"
 #include "shadow.h"
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -70,9 +71,21 @@ struct statistics {
   uint64_t operations; // barriers and warp operations
 };
 
+// Launches that were recorded instead of made, each with arguments of its own.
+struct recording {
+  std::vector<launch_request> launches;
+  recording() = default;
+  ~recording() {
+    for (const launch_request &launch : launches) launch.drop(const_cast<void *>(launch.closure));
+  }
+  recording(const recording &) = delete;
+  recording &operator=(const recording &) = delete;
+};
+
 struct engine {
   grid_view grid;
   const launch_request *request = nullptr;
+  std::unique_ptr<recording> records; // while launches are recorded
   std::string kernel;
   fiber launcher;
   stack_pool stacks;

@@ -3,13 +3,11 @@
 use std::cell::Cell;
 
 use kquant_moe::device::Device;
-use kquant_moe::{Result, sys};
-use kquant_moe_emulation::{self as emulation, Library};
+use kquant_moe::{Error, Result, sys};
+use kquant_moe_emulation::{self as emulation, Library, Recording};
 
 thread_local! {
     static LAUNCHES: Cell<u64> = const { Cell::new(0) };
-    /// While a device that counts records: launches so far.
-    static RECORDED: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
 /// A device whose launches run at once, on the calling thread. Allocations end at a guard page.
@@ -17,13 +15,13 @@ thread_local! {
 pub struct EmulatedDevice {
     /// Kernels with a planted fault; without them those of `cuda/`.
     faulty: Option<&'static Library>,
-    /// Whether it records launches, only to count them: a replay does nothing.
-    counts: bool,
+    /// Whether it records launches, as a GPU does.
+    records: bool,
     slow_fp64: bool,
 }
 
 impl EmulatedDevice {
-    const PLAIN: Self = Self { faulty: None, counts: false, slow_fp64: false };
+    const PLAIN: Self = Self { faulty: None, records: false, slow_fp64: false };
 
     /// Fails where the emulation could not be compiled.
     pub fn new() -> Result<Self, &'static str> {
@@ -31,9 +29,9 @@ impl EmulatedDevice {
         Ok(Self::PLAIN)
     }
 
-    /// The same device, which records: a recording is the number of its launches, and to replay it does nothing.
-    pub fn counting(self) -> Self {
-        Self { counts: true, ..self }
+    /// The same device, which records launches, with copies of their arguments, and makes them when the recording is replayed.
+    pub fn recording(self) -> Self {
+        Self { records: true, ..self }
     }
 
     /// The same device, which says that its fp64 is slow.
@@ -46,6 +44,13 @@ impl EmulatedDevice {
         Self { faulty: Some(Box::leak(Box::new(library))), ..Self::PLAIN }
     }
 
+    /// Each launch runs its blocks and threads in another order, the first one ascending.
+    fn next_schedule(&self) {
+        let launch = LAUNCHES.get();
+        LAUNCHES.set(launch + 1);
+        self.faulty.map_or_else(|| emulation::set_schedule(launch), |library| library.set_schedule(launch));
+    }
+
     /// The report of this thread's last launch; empty when it broke no rule.
     pub fn report(&self) -> String {
         self.faulty.map_or_else(emulation::last_error, Library::last_error)
@@ -55,28 +60,23 @@ impl EmulatedDevice {
 // SAFETY: memory lives until it is freed; work is done when a call returns. The alignment is 16, less than the trait
 // promises and all that kernels may demand, so that the guard page catches reads behind a buffer.
 unsafe impl Device for EmulatedDevice {
-    type Graph = usize;
+    type Graph = Recording;
 
-    fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<usize>> {
-        if !self.counts {
+    fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Recording>> {
+        if !self.records {
             return Ok(None);
         }
-        RECORDED.set(Some(0));
-        let enqueued = enqueue();
-        let launches = RECORDED.take();
-        enqueued.map(|()| launches)
+        let (enqueued, recording) = match self.faulty {
+            Some(library) => library.record(enqueue),
+            None => emulation::record(enqueue),
+        };
+        enqueued.map(|()| Some(recording))
     }
 
-    unsafe fn replay(&self, _graph: &mut usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn wants(&self, _kernel: &'static str) -> bool {
-        match RECORDED.get() {
-            Some(launches) => RECORDED.set(Some(launches + 1)),
-            None => return true,
-        }
-        false
+    unsafe fn replay(&self, recording: &mut Recording) -> Result<()> {
+        // SAFETY: the caller vouches for the memory of the launches.
+        let replayed = unsafe { recording.replay(|| self.next_schedule()) };
+        replayed.map_err(|status| Error::Kernel { kernel: "a recorded one", status, message: self.report() })
     }
 
     fn slow_fp64(&self) -> bool {
@@ -102,11 +102,9 @@ unsafe impl Device for EmulatedDevice {
         Ok(self.clone())
     }
 
-    /// Called before every launch: each one runs its blocks and threads in another order, the first one ascending.
+    /// Called before every launch.
     fn activate(&self) -> Result<()> {
-        let launch = LAUNCHES.get();
-        LAUNCHES.set(launch + 1);
-        self.faulty.map_or_else(|| emulation::set_schedule(launch), |library| library.set_schedule(launch));
+        self.next_schedule();
         Ok(())
     }
 

@@ -7,6 +7,7 @@ mod emulated;
 pub mod hooked;
 pub mod launches;
 pub mod random;
+pub mod shaped;
 
 pub use devices::{cuda_device, emulated_device};
 pub use emulated::EmulatedDevice;
@@ -53,9 +54,9 @@ pub fn prompts() -> Vec<Prompt> {
     let ids = |value: &serde_json::Value| -> Vec<u32> {
         value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
     };
-    json.as_object()
-        .unwrap()
-        .iter()
+    let json = json.as_object().unwrap();
+    assert_eq!(json.len(), 4, "prompts of the reference");
+    json.iter()
         .map(|(name, prompt)| Prompt {
             name: name.clone(),
             tokens: ids(&prompt["tokens"]),
