@@ -668,7 +668,7 @@ mod tests {
     use crate::gguf::Gguf;
     use crate::model::LoadOptions;
     use crate::model::cpu::Cpu;
-    use crate::model::synth::Preset;
+    use crate::model::synth::{Preset, SynthOptions, synth};
     use crate::trace::{Data, Positions, Record, Select, Selection, Stage};
 
     #[test]
@@ -714,8 +714,10 @@ mod tests {
     }
 
     fn tiny() -> Model<Cpu> {
-        let bytes = include_bytes!("../../tests/data/tiny-qwen3moe-q4_k_m.gguf");
-        let gguf = Arc::new(Gguf::from_static("tiny", bytes).unwrap());
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tiny.gguf");
+        synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(2), seed: 5 }, &mut |_, _| {}).unwrap();
+        let gguf = Arc::new(Gguf::read(&path).unwrap());
         Model::load(gguf, Cpu::new(), LoadOptions { check_blocks: false }, &mut |_, _| {}).unwrap()
     }
 
