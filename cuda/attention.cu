@@ -553,8 +553,8 @@ kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream) {
   KQM_REQUIRE(args->q != nullptr || args->rope.q != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->out != nullptr || args->fixed != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->cache_type == KQM_TYPE_F32 || args->cache_type == KQM_TYPE_F16, KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(args->tokens > 0 && args->capacity > 0 && args->kv_heads > 0 && args->kv_heads <= 65535 &&
-                  args->heads % args->kv_heads == 0 && args->heads / args->kv_heads >= 1 &&
+  KQM_REQUIRE(args->tokens > 0 && args->capacity > 0 && args->capacity <= kqm_max_capacity && args->kv_heads > 0 &&
+                  args->heads > 0 && args->heads <= kqm_max_heads && args->heads % args->kv_heads == 0 &&
                   args->heads / args->kv_heads <= uint32_t(max_group) && args->head_dim > 0 && args->head_dim % 64 == 0 &&
                   args->head_dim <= uint32_t(kqm_max_head_dim),
               KQM_BAD_SHAPE);

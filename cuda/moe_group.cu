@@ -65,7 +65,7 @@ uint32_t kqm_moe_max_items(uint32_t tokens, uint32_t experts, uint32_t top_k) {
 kqm_status kqm_moe_group(const kqm_moe_group_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr && args->indices && args->groups.order && args->groups.items && args->groups.count,
               KQM_NULL_POINTER);
-  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 65535 && args->experts > 0 && args->experts <= KQM_MAX_EXPERTS &&
+  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 65535 && args->experts <= KQM_MAX_EXPERTS &&
                   args->top_k > 0 && args->top_k <= KQM_MAX_TOP_K && args->top_k <= args->experts,
               KQM_BAD_SHAPE);
   return KQM_LAUNCH(moe_group_kernel, dim3(args->experts), dim3(threads), 0, stream, *args);

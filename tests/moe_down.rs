@@ -171,7 +171,7 @@ fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
     }
 }
 
-/// A launch whose operands, but for `x` and the weights, are good for four tokens of four experts each.
+/// A launch whose operands, but for `x` and the weights, are good for some tokens.
 fn launch<D: Device>(
     device: &D,
     down: &Matrix<D>,
@@ -188,7 +188,7 @@ fn launch<D: Device>(
         x,
         indices: indices.slice(),
         weights,
-        groups: &ok(Groups::new(device, 4, down.experts(), 4)),
+        groups: &moe::group(device, &indices, tokens, down.experts(), top_k),
         expert_out: expert_out.slice_mut(),
         sum: None,
         y: y.slice_mut(),
@@ -211,9 +211,10 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     assert_status(run(0, weights_at, 1, 2), sys::KQM_NULL_POINTER);
     assert_status(run(x_at, 0, 1, 2), sys::KQM_NULL_POINTER);
     assert_status(run(x_at + 8, weights_at, 1, 2), sys::KQM_MISALIGNED);
-    for (tokens, top_k) in [(0, 2), (1, 0), (1, 5)] {
-        assert_status(run(x_at, weights_at, tokens, top_k), sys::KQM_BAD_SHAPE);
+    for top_k in [0, 5] {
+        assert_status(run(x_at, weights_at, 1, top_k), sys::KQM_BAD_SHAPE);
     }
+    assert_invalid(run(x_at, weights_at, 0, 2));
     assert_invalid(run(x_at, weights_at, 17, 1));
     assert_eq!(status_without_arguments!(device, moe_down), sys::KQM_NULL_POINTER);
 }
