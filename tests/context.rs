@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use common::shaped::{self, SMALL, UNEVEN};
-use common::{EmulatedDevice, bits, emulated_device};
+use common::{EmulatedDevice, bits, cuda_device, emulated_device};
 use kquant_moe::Error;
 use kquant_moe::gguf::Gguf;
 use kquant_moe::model::cpu::Cpu;
@@ -155,13 +155,13 @@ fn greedy<B: Backend>(model: &Model<B>, prompt: &[u32], count: usize) -> Vec<u32
 /// Generation ends after any number of tokens, when the caller says so or when there are enough; the context is then where
 /// single forwards would be, and goes on like them.
 fn generation_stops_anywhere<B: Backend>(backend: B) {
-    const COUNT: usize = 14;
+    const COUNT: usize = 12;
     let model = common::model_of(files()[0].clone(), backend);
     let expected = greedy(&model, &PROMPT, COUNT + 2);
     assert!(expected.iter().any(|token| *token != expected[0]), "{expected:?}");
     // The first call records, where anything is recorded.
     let mut context = model.context(options()).unwrap();
-    for stop in (0..=COUNT).chain([9, 8, 1]) {
+    for stop in [0, 1, 2, 3, 8, 9, 10, 11, 12, 1] {
         for by_caller in [false, true] {
             context.reset();
             let what = format!("{stop} tokens, by the caller: {by_caller}");
@@ -181,7 +181,7 @@ fn generation_stops_anywhere<B: Backend>(backend: B) {
         }
     }
     // As many as are asked for at once, however they are asked for.
-    for parts in [vec![COUNT], vec![1; COUNT], vec![3, 8, 3], vec![9, 5]] {
+    for parts in [vec![COUNT], vec![1; COUNT], vec![3, 8, 1]] {
         context.reset();
         let mut tokens = vec![context.next_token(&model, &PROMPT).unwrap()];
         for part in parts {
@@ -201,6 +201,21 @@ fn generation_stops_anywhere_on_the_cpu() {
 #[test]
 fn generation_stops_anywhere_emulated() {
     if let Some(device) = emulated_device() {
+        generation_stops_anywhere(Gpu::new(device));
+    }
+}
+
+/// Where steps are recorded, several are made at once, and some are made that nobody wants.
+#[test]
+fn generation_stops_anywhere_recorded() {
+    if let Some(device) = emulated_device() {
+        generation_stops_anywhere(Gpu::new(device.recording()));
+    }
+}
+
+#[test]
+fn generation_stops_anywhere_on_a_gpu() {
+    if let Some(device) = cuda_device() {
         generation_stops_anywhere(Gpu::new(device));
     }
 }
@@ -244,6 +259,50 @@ fn models_change_emulated() {
     }
 }
 
+#[test]
+fn models_change_recorded() {
+    if let Some(device) = emulated_device() {
+        models_change(Gpu::new(device.recording()));
+    }
+}
+
+#[test]
+fn models_change_on_a_gpu() {
+    if let Some(device) = cuda_device() {
+        models_change(Gpu::new(device));
+    }
+}
+
+/// Steps that were recorded read the context as it is: after it was cut back, after other calls, and up to the last position.
+#[test]
+fn recorded_steps_follow_the_context() {
+    let Some(device) = emulated_device() else { return };
+    let model = common::model_of(files()[0].clone(), Gpu::new(device.recording()));
+    let mut context = model.context(options()).unwrap();
+    let expected = greedy(&model, &PROMPT, CAPACITY - PROMPT.len() + 1);
+    context.next_token(&model, &PROMPT).unwrap();
+    context.decode(&model, expected[0], 2).unwrap();
+    for from in [PROMPT.len() + 1, PROMPT.len(), PROMPT.len() + 2] {
+        context.truncate(from);
+        let done = from - PROMPT.len();
+        // Forwards between the steps leave the position behind them.
+        if from == PROMPT.len() + 1 {
+            context.forward(&model, &[1, 2, 3], Logits::Last).unwrap();
+            context.truncate(from);
+        }
+        let tokens = context.decode(&model, expected[done], CAPACITY - from).unwrap();
+        assert_eq!(tokens, expected[done + 1..], "from {from}");
+        assert_eq!(context.position(), CAPACITY);
+    }
+    // A context of its own records for itself.
+    let mut another = model.context(options()).unwrap();
+    another.next_token(&model, &[9]).unwrap();
+    let tokens = another.decode(&model, 8, 5).unwrap();
+    assert_eq!(tokens, greedy(&model, &[9, 8], 5));
+    context.truncate(PROMPT.len());
+    assert_eq!(context.decode(&model, expected[0], 4).unwrap(), expected[1..5]);
+}
+
 /// Without room for a trace there is none; a sink that fails ends the forward, which leaves the position as it was.
 #[test]
 fn a_trace_needs_its_room_and_may_fail() {
@@ -268,7 +327,7 @@ fn a_trace_needs_its_room_and_may_fail() {
     );
 }
 
-/// A shape in which nothing can be taken for something else: every stage of the emulated kernels, and of the CPU in batches.
+/// A shape in which nothing can be taken for something else: every stage of the emulated kernels.
 fn an_uneven_shape(device: EmulatedDevice, cache: CacheType) {
     let gguf = shaped::model(&UNEVEN, 3);
     common::equals_the_cpu(&gguf, Gpu::new(device), cache, &[5, 1002, 0, 77, 5, 6], 2);
@@ -285,5 +344,77 @@ fn an_uneven_shape_emulated_with_an_f32_cache() {
 fn an_uneven_shape_emulated_with_an_f16_cache() {
     if let Some(device) = emulated_device() {
         an_uneven_shape(device, CacheType::F16);
+    }
+}
+
+/// Every head dimension, KV heads for one and for sixteen query heads, one expert and all of them.
+const SHAPES: [Config; 5] = [
+    Config { heads: 16, kv_heads: 1, head_dim: 64, ..SMALL },
+    Config { heads: 2, kv_heads: 2, head_dim: 128, experts: 5, top_k: 5, ..SMALL },
+    Config { heads: 4, kv_heads: 2, head_dim: 192, expert_ff: 768, ..SMALL },
+    Config { heads: 3, kv_heads: 1, head_dim: 256, hidden: 768, ..SMALL },
+    Config { experts: 1, top_k: 1, vocab: 1, layers: 2, ..SMALL },
+];
+
+/// Tokens of the vocabulary, more than two chunks of attention.
+fn sequence(config: &Config) -> Vec<u32> {
+    (0..140_u32).map(|number| number.wrapping_mul(2_654_435_761) % config.vocab as u32).collect()
+}
+
+#[test]
+fn every_shape_has_the_same_bits_in_batches_and_alone() {
+    for (number, config) in SHAPES.iter().enumerate() {
+        let model = common::model_of(shaped::model(config, 7 + number as u64), Cpu::new());
+        let tokens = sequence(config);
+        for cache in [CacheType::F32, CacheType::F16] {
+            let what = format!("shape {number}, {cache:?}");
+            let mut context = model.context(ContextOptions { cache, capacity: 140, ..common::options() }).unwrap();
+            let mut pieces = |sizes: &[usize]| common::in_pieces(&model, &mut context, &tokens, sizes);
+            let whole = pieces(&[140]);
+            assert!(whole.iter().all(|&bits| f32::from_bits(bits).is_finite()), "{what}");
+            assert!(pieces(&[1]) == whole && pieces(&[33, 2, 1, 64]) == whole, "{what}");
+        }
+    }
+}
+
+#[test]
+fn every_shape_emulated_has_the_bits_of_the_cpu() {
+    let Some(device) = emulated_device() else { return };
+    for (number, config) in SHAPES.iter().enumerate() {
+        let gguf = shaped::model(config, 7 + number as u64);
+        let cache = [CacheType::F16, CacheType::F32][number % 2];
+        common::equals_the_cpu(&gguf, Gpu::new(device.clone()), cache, &sequence(config)[..5], 1);
+    }
+}
+
+/// The halves of a cache in half precision are those of its values: what is stored is rounded, once, to nearest.
+#[test]
+fn caches_of_either_type_give_other_bits() {
+    let model = common::model_of(shaped::model(&SMALL, 4), Cpu::new());
+    let [single, half] = [CacheType::F32, CacheType::F16].map(|cache| {
+        let mut context = model.context(ContextOptions { cache, ..options() }).unwrap();
+        context.forward(&model, &PROMPT, Logits::Last).unwrap()
+    });
+    assert!(bits(&single) != bits(&half));
+    assert!(common::relative_l2(&half, &single) < 1e-2);
+}
+
+/// A matrix comes to a device in as many parts as it takes.
+#[test]
+fn matrices_are_loaded_in_parts() {
+    let Some(device) = emulated_device() else { return };
+    let config = Config { experts: 5, vocab: 40, ..SMALL };
+    let gguf = shaped::model(&config, 5);
+    let tokens = [1, 2, 3, 39, 7, 8];
+    let logits = |staging| {
+        let model = common::model_of(gguf.clone(), Gpu::new(device.clone()).with_staging(staging));
+        bits(&model.context(options()).unwrap().forward(&model, &tokens, Logits::All).unwrap())
+    };
+    let cpu = common::model_of(gguf.clone(), Cpu::new());
+    let expected = bits(&cpu.context(options()).unwrap().forward(&cpu, &tokens, Logits::All).unwrap());
+    // Of five experts one at a time, two (and one that is left), three, four, and all.
+    let expert = 256 * 144;
+    for staging in [0, expert, 2 * expert, 2 * 256 * 210, 3 * expert + 1, 5 * 256 * 210, usize::MAX] {
+        assert!(logits(staging) == expected, "in parts of {staging} bytes");
     }
 }

@@ -25,7 +25,7 @@ fn best(mut run: impl FnMut() -> f64) -> f64 {
 }
 
 #[test]
-fn decode_and_prefill_beat_the_figures_to_beat() {
+fn decode_and_prefill_on_a_gpu_beat_the_figures_to_beat() {
     let Some(device) = common::cuda_device() else { return };
     let Some(path) = env::var_os("KQUANT_MOE_FULL_MODEL") else {
         println!("skipped: KQUANT_MOE_FULL_MODEL names no model");

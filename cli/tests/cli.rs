@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use kquant_moe::gguf::{GgmlType, Gguf, Header, Value};
+use kquant_moe::model::{Config, ContextOptions, MemoryPlan, Tensors};
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
@@ -151,6 +152,42 @@ fn text_ends_with_the_end_token() {
     assert_eq!(text, "    let mut c = Create\n");
 }
 
+/// Bytes that become no character, or not yet: at the end of a prompt, at the end of what is generated, and in between.
+#[test]
+fn text_may_end_in_half_a_character() {
+    let dir = TempDir::new().unwrap();
+    let tiny = Gguf::read(TINY).unwrap();
+    let mut words: Vec<String> =
+        tiny.strings("tokenizer.ggml.tokens").unwrap().into_iter().map(str::to_owned).collect();
+    // In a byte-level vocabulary these two stand for the bytes of "é".
+    let halves = ["Ã", "©"].map(|half| words.iter().position(|word| word == half).unwrap());
+    let prompt = "766,306,598,284,280";
+    let greedy = [258, 316, 493];
+    assert_eq!(
+        succeeds(&["run", TINY, "--tokens", &format!("1,{}", halves[0]), "-n", "0"]).lines().next(),
+        Some("\"\u{fffd}")
+    );
+    assert_eq!(succeeds(&["run", TINY, "--tokens", &halves[0].to_string(), "-n", "0", "-q"]), "\n");
+
+    // The model's first two tokens are the two halves, and the third is another first half.
+    words.swap(halves[0], greedy[0]);
+    words.swap(halves[1], greedy[1]);
+    let third = words[greedy[2]].clone();
+    let mut header = Header::new("words");
+    header.set("words", &words).unwrap();
+    let list = Gguf::from_vec("words", header.begin(Vec::new()).unwrap().finish().unwrap()).unwrap();
+    let model = changed(&dir, keep, &[("tokenizer.ggml.tokens", list.metadata("words"))]);
+    let run = |more: &[&str]| succeeds(&[&["run", &model, "--tokens", prompt], more].concat());
+    assert_eq!(run(&["-n", "1", "-q"]), "\u{fffd}\n");
+    assert_eq!(run(&["-n", "2", "-q"]), "é\n");
+    assert_eq!(run(&["-n", "3", "-q"]), format!("é{}\n", third.replace('Ġ', " ").replace('Ċ', "\n")));
+    // What the prompt begins, the first token ends.
+    let begun = format!("{prompt},{}", greedy[0]);
+    let text = succeeds(&["run", &model, "--tokens", &begun, "-n", "1"]);
+    assert!(text.contains("é\n") && !text.contains('\u{fffd}'), "{text}");
+    assert_eq!(succeeds(&["run", &model, "--tokens", &begun, "-n", "1", "-q"]), "\u{fffd}\n");
+}
+
 #[test]
 fn without_a_tokenizer_there_are_ids() {
     let dir = TempDir::new().unwrap();
@@ -246,6 +283,32 @@ fn info_shows_the_model_and_its_memory() {
     let half = json(&["info", "--json", "--context", "100", "--kv", "f16"]);
     assert_eq!(half["memory"]["cache"], 2 * 4 * 100 * 256 * 2);
     assert_eq!(half["memory"]["weights"], report["memory"]["weights"]);
+    // The rest is the library's plan, for the positions that are asked for, or 4,096.
+    let gguf = std::sync::Arc::new(Gguf::read(TINY).unwrap());
+    let config = Config::from_gguf(&gguf).unwrap();
+    let tensors = Tensors::find(&gguf, &config).unwrap();
+    let all = json(&["info", TINY, "--json"]);
+    for (report, capacity) in [(&report, 100), (&all, 4096)] {
+        let options = ContextOptions { capacity, ..ContextOptions::default() };
+        let plan = MemoryPlan::new(&config, &tensors, &options).unwrap();
+        let expected = [plan.weights, plan.cache, plan.activations, 0, plan.total(), capacity as u64];
+        let names = ["weights", "cache", "activations", "workspace", "total", "context"];
+        assert_eq!(names.map(|name| report["memory"][name].as_u64().unwrap()), expected);
+    }
+    for (name, value) in [
+        ("layers", config.layers),
+        ("hidden", config.hidden),
+        ("heads", config.heads),
+        ("kv_heads", config.kv_heads),
+        ("head_dim", config.head_dim),
+        ("experts", config.experts),
+        ("top_k", config.top_k),
+        ("expert_ff", config.expert_ff),
+        ("vocab", config.vocab),
+        ("context_length", config.context_length),
+    ] {
+        assert_eq!(report[name], value, "{name}");
+    }
     // A quarter of the experts and one row of the embedding table are read, and all of the rest.
     let gguf = Gguf::read(TINY).unwrap();
     let bytes = gguf.tensors().map(|tensor| {
@@ -292,9 +355,22 @@ fn bench_reports_rates_and_the_machine() {
         assert!(report.as_object().unwrap().contains_key(key) && report[key].is_null(), "{key}: {report}");
     }
     assert!(report["decode"]["device_runs"].is_null() && report["decode"]["copy_bytes_per_second"].is_null());
-    assert_eq!(report["decode"]["runs"].as_array().unwrap().len(), 3);
-    assert!(report["decode"]["tokens_per_second"].as_f64().unwrap() > 0.0);
-    assert!(report["prefill"]["tokens_per_second"].as_f64().unwrap() > 0.0);
+    // The rate is the middle one of the runs.
+    for part in ["decode", "prefill"] {
+        let mut runs: Vec<f64> =
+            report[part]["runs"].as_array().unwrap().iter().map(|run| run.as_f64().unwrap()).collect();
+        runs.sort_by(f64::total_cmp);
+        assert!(runs.len() == 3 && runs[0] > 0.0, "{part}: {runs:?}");
+        assert_eq!(report[part]["tokens_per_second"].as_f64().unwrap(), runs[1], "{part}");
+    }
+    assert_eq!((&report["decode"]["depth"], &report["decode"]["tokens"]), (&Json::from(5), &Json::from(3)));
+    assert_eq!(report["prefill"]["tokens"], 7);
+    let info: Json = serde_json::from_str(&succeeds(&["info", "--json"])).unwrap();
+    let bytes = &report["decode"]["weight_bytes_per_token"];
+    assert_eq!(bytes, &info["bytes_per_token"]);
+    let rate = report["decode"]["weight_bytes_per_second"].as_f64().unwrap();
+    let expected = report["decode"]["tokens_per_second"].as_f64().unwrap() * bytes.as_f64().unwrap();
+    assert!((rate / expected - 1.0).abs() < 1e-9, "{rate}, {expected}");
     assert!(report["machine"]["crate"].as_str().unwrap().contains(env!("CARGO_PKG_VERSION")));
     let report = succeeds(&["bench", "--tokens", "1", "--runs", "1", "--prefill", "0", "--json"]);
     assert!(serde_json::from_str::<Json>(&report).unwrap()["prefill"].is_null());
@@ -453,6 +529,14 @@ fn diff_names_the_stage_where_traces_part() {
         ),
         "{text}"
     );
+    // Bounds that a stage passes, and that it does not.
+    assert_eq!(diff(&a, &b, &["--min-cosine", "0.999"]).0, 0);
+    assert_eq!(diff(&a, &b, &["--min-cosine", "1.001"]).0, 1);
+    assert_eq!(diff(&a, &b, &["--min-cosine", "1.001", "--json"]).0, 1);
+    let (_, q) = npy::<f32>(b.join("layer03.q.npy"));
+    poke(&b.join("layer03.q.npy"), 0, &q.iter().map(|x| x * 0.5).collect::<Vec<_>>());
+    assert_eq!(["0.49", "0.51", "0.99"].map(|bound| diff(&a, &b, &["--min-cosine", bound]).0), [0, 1, 1]);
+    poke(&b.join("layer03.q.npy"), 0, &q);
     let (code, text) = diff(&a, &b, &["--exact"]);
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("the first that diverges is layer01.v (Diverge)"), "{text}");
@@ -642,6 +726,8 @@ fn bad_prompts_are_named() {
     fails_with(&["run", "--tokens", "1,2048"], &["2048", "position 1"]);
     fails_with(&["verify", "--tokens", "4294967295"], &["4294967295"]);
     fails_with(&["run", "--context", "8", "-n", "9"], &["context overflow", "13", "8"]);
+    // The last token needs no position.
+    assert!(succeeds(&["run", "--context", "13", "-n", "9"]).contains("over 9 tokens"));
     fails_with(&["run", "-n", "5000"], &["context overflow", "4096"]);
     fails_with(&["run", "-n", &usize::MAX.to_string()], &["context overflow"]);
     fails_with(&["run", "--context", "5000"], &["4096", "5000"]);
