@@ -277,7 +277,7 @@ pub fn assert_same_records(what: &str, got: &[Recorded], expected: &[Recorded]) 
         let Recorded { stage, layer, position, .. } = expected;
         let place = format!("{what}: {stage} of layer {layer:?} at position {position}");
         assert_eq!((got.stage, got.layer, got.position), (*stage, *layer, *position), "{place}");
-        assert_eq!(got.shape, expected.shape, "{place}");
+        assert_eq!((&got.shape, got.bits.len()), (&expected.shape, expected.bits.len()), "{place}");
         if let Some(i) = (0..got.bits.len()).find(|&i| got.bits[i] != expected.bits[i]) {
             panic!("{place}: [{i}] is {:#010x}, expected {:#010x}", got.bits[i], expected.bits[i]);
         }
