@@ -54,7 +54,7 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
 /// The maximum at both sides of every seam between warps, rounds and blocks; as a number and as any NaN.
 fn finds_the_maximum_anywhere<D: Device>(device: &D, _: Size) {
     for cols in [4096, 8192, 8300] {
-        let seams = [0, 32, 256, 3840, 4096, 4352, 8192, 8288, cols];
+        let seams = [0_usize, 32, 256, 3840, 4096, 4352, 8192, 8288, cols];
         let places: Vec<usize> =
             seams.iter().flat_map(|&seam| [seam.wrapping_sub(1), seam]).filter(|&place| place < cols).collect();
         let values = NANS.into_iter().chain([7.5, f32::INFINITY]).cycle();

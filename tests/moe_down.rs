@@ -165,7 +165,7 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             let w = Weights::random(&mut random, kind, experts, rows, cols);
             let down = w.upload(device);
             for (case, &tokens) in tokens.iter().enumerate() {
-                if size == Size::Small && top_k == 32 && tokens > 3 {
+                if size == Size::Small && top_k >= 8 && rows > 1 && tokens > 3 {
                     continue;
                 }
                 let what = format!("{experts} experts");

@@ -7,7 +7,6 @@ mod common;
 use common::pins::{self, Pin};
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType};
-use kquant_moe::device::bytes_of;
 use kquant_moe::oracle::attention::{self, Head};
 use kquant_moe::oracle::exp::{exp, silu};
 use kquant_moe::oracle::moe_swiglu::swiglu;
@@ -169,11 +168,12 @@ fn weighted_sums_have_their_bits() {
 fn activations_have_their_digits() {
     for pin in pins::list("quantize") {
         let x = Random::new(pin.seed()).numbers(pin.exponent("exponent"), BLOCK);
-        let block = FixedBlock::new(x.as_array().unwrap()).digits();
+        let block = FixedBlock::new(&x.as_chunks().0[0]).digits();
+        let bytes = |digits: &[i8]| digits.iter().map(|&digit| digit as u8).collect::<Vec<_>>();
         assert_wide("unit", block.unit, pin.wide("unit"));
-        assert_eq!(bytes_of(block.digit.as_flattened().as_flattened()), pin.bytes("digits"), "digits");
-        let sums = [bytes_of(block.sum_low.as_flattened()), bytes_of(block.sum_high.as_flattened())].concat();
-        assert_eq!(sums, pin.bytes("sums"), "sums");
+        assert_same("digits", &bytes(block.digit.as_flattened().as_flattened()), &pin.bytes("digits"));
+        let sums = [bytes(block.sum_low.as_flattened()), bytes(block.sum_high.as_flattened())].concat();
+        assert_same("sums", &sums, &pin.bytes("sums"));
     }
 }
 

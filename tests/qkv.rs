@@ -59,7 +59,7 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             ([17, 16, 15], 2048),
             ([33, 1, 16], 4352),
             // More than two groups of 16 super-blocks.
-            ([1, 17, 5], 8448),
+            ([1, 3, 5], 8448),
         ],
         &[([4096, 512, 512], 2048)],
     );

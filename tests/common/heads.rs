@@ -32,10 +32,9 @@ impl Case {
 
     /// Scores whose softmax has a denominator of many sizes, with values that show its last bit.
     pub fn denominator(pin: &Pin) -> Self {
-        let (chunks, scores) = (pin.number("chunks"), pin.values("scores"));
-        let mut case = Self::new(chunks, pin.values("y"));
-        // The scores of a single chunk's positions, or of the first position of each chunk: the others' probabilities are 0.
-        let step = if chunks == 1 { 1 } else { CHUNK };
+        let mut case = Self::new(pin.number("chunks"), pin.values("y"));
+        // The scores of all positions, or of the first position of each chunk: the others' probabilities are 0.
+        let (step, scores) = (pin.number("step"), pin.values("scores"));
         for (position, key) in case.k.chunks_mut(HEAD_DIM).enumerate() {
             key[0] = if position % step == 0 { scores[position / step] } else { -400.0 };
         }

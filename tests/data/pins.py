@@ -153,7 +153,8 @@ def silu(x):
 
 
 def swiglu(gate, up):
-    return f32(F(silu(gate)) * F(up))
+    factor = silu(gate)
+    return math.copysign(f32(abs(F(factor) * F(up))), factor * up)
 
 
 def near(x, count):
@@ -354,24 +355,43 @@ def cancelling(random, length, filled):
     return row
 
 
-def telling(what, variants, definition, length, make, result, tries=6000, least=2):
-    """Operands that tell every variant from the definition: `make` proposes them, `result` is what is compared."""
+def telling(what, variants, definition, length, make, result, seen=lambda row: row, tries=6000, least=2):
+    """Operands that tell every variant from the definition: `make` proposes them, `seen` is what variants get of them, of that length, and
+    `result` is what is compared."""
     open_variants = {name: v for name, v in variants.items() if not same_order(v, definition, length)}
     rows = []
     for _ in range(tries):
         if not open_variants and len(rows) >= least:
             break
         row = make()
-        expected = result(definition(row), row)
-        if expected is None:
+        values = seen(row)
+        total = definition(values)
+        sums = {name: variant(values) for name, variant in open_variants.items()}
+        others = {name: other for name, other in sums.items() if other != total}
+        if open_variants and not others:
             continue
-        told = [name for name, variant in open_variants.items() if result(variant(row), row) != expected]
-        if told or (not open_variants and expected == expected):
+        expected = result(total)
+        told = [name for name, other in others.items() if result(other) != expected]
+        if told or not open_variants:
             rows.append(row)
             for name in told:
                 del open_variants[name]
     assert not open_variants, f"{what} of {length}: not told {sorted(open_variants)}"
     return rows
+
+
+def run_sums(products):
+    """The sums of the runs of 256."""
+    products = padded(products, 256)
+    return [dot(products[i:i + 256]) for i in range(0, len(products), 256)]
+
+
+def telling_dots(what, cols, products, make, result, tries):
+    """Rows that tell the orders of a tree_dot apart: of few columns all of them, of more those of the runs."""
+    if cols in (8, 64, 72, 80, 128, 192, 256, 768):
+        variants = DOTS if cols <= 256 or what == "dots" else {name: v for name, v in DOTS.items() if name.startswith("runs")}
+        return telling(what, variants, dot, cols, make, result, products, tries)
+    return telling(what, SUMS, groups, -(-cols // 256), make, result, lambda row: run_sums(products(row)), tries)
 
 
 def to_f32(x):
@@ -385,7 +405,7 @@ def sums():
     for length in lengths:
         def make():
             return cancelling(random, length, length)
-        for row in telling("sums", SUMS, groups, length, make, lambda s, _: to_f32(s), least=3):
+        for row in telling("sums", SUMS, groups, length, make, to_f32, least=3):
             total = exact_sum(row)
             assert total == groups(row)
             out.append({"values": hex32(row), "sum": hex64([total])})
@@ -403,7 +423,7 @@ def dots():
     for cols in (64, 80, 256, 512, 768, 2048, 2304, 4096, 4352):
         def make():
             return cancelling(random, cols, random.pick([4, 8, 12, 24, 64, 200]))
-        for row in telling("dots", DOTS, dot, cols, make, lambda s, _: to_f32(s)):
+        for row in telling_dots("dots", cols, lambda row: row, make, to_f32, 6000):
             total = exact_dot(row, [1.0] * cols)
             assert total == dot(row)
             out.append({**sparse(row), "dot": hex64([total])})
@@ -474,16 +494,10 @@ def norm_row(random, n):
 def norms():
     random = Random(4)
     out = []
-    for cols in (8, 64, 72, 80, 128, 192, 256, 512, 768, 1024, 2048, 2304, 4096, 4352, 8192):
-        squares = {name: (lambda v: lambda row: v([x * x for x in row]))(variant) for name, variant in DOTS.items()}
-
+    for cols in (8, 64, 72, 80, 128, 192, 256, 512, 768, 1024, 2048, 2304, 4096, 4352):
         def make():
             return norm_row(random, cols)
-        if cols > 256:
-            # Leaves and lanes are those of shorter rows.
-            squares = {name: variant for name, variant in squares.items() if name.startswith("runs")}
-        found = telling("norms", squares, lambda row: dot([x * x for x in row]), cols, make, lambda s, row: inverse_rms(s, cols, 0.0),
-                        tries=20000)
+        found = telling_dots("norms", cols, lambda row: [x * x for x in row], make, lambda total: inverse_rms(total, cols, 0.0), 20000)
         for row in found:
             r = inverse_rms(exact_dot(row, row), cols, 0.0)
             out.append({**sparse(row), "r": hex32([r])})
@@ -613,33 +627,70 @@ JOINS = {"ascending": ascending, "descending": descending, "4 chains": lambda v:
          "one tree": lambda v: tree(power_padded(v)), "groups": groups}
 
 
-def quotient_between(total, other):
-    """A number V of 24 bits such that V * (1 / total) and V * (1 / other) are rounded to different f32, or nothing: a convergent p / q of
+def value_that_tells(total, wrong):
+    """A number V of 24 bits such that V * (1 / total) and wrong(V) are rounded to different f32, or nothing: a convergent p / q of
     1 / total whose p is in the middle of two f32, V = q."""
-    y, z = f64(1 / F(total)), f64(1 / F(other))
+    y = f64(1 / F(total))
     a, (p0, q0), (p1, q1) = F(y), (0, 1), (1, 0)
     while True:
         whole = a.numerator // a.denominator
         for n in range(max(1, whole - 2), whole + 1):
             p, q = n * p1 + p0, n * q1 + q0
-            odd = q & -q
-            if p >= 2 ** 25 or q // odd >= 2 ** 24:
-                continue
-            value = float(q)
-            if f32(F(f64(F(value) * F(y)))) != f32(F(f64(F(value) * F(z)))):
-                return value
+            if p < 2 ** 25 and q // (q & -q) < 2 ** 24 and f32(F(f64(F(q) * F(y)))) != f32(F(wrong(q))):
+                return float(q)
         p0, q0, p1, q1 = p1, q1, whole * p1 + p0, whole * q1 + q0
         if p1 >= 2 ** 26 or a == whole:
             return None
         a = 1 / (a - whole)
 
 
+def by_another(other):
+    """V times the inverse of another denominator."""
+    z = f64(1 / F(other))
+    return lambda q: f64(F(q) * F(z))
+
+
+def denominator(chunks, step, scores, values):
+    """A case: q = (8, 0, ...), head_dim = 64 and a scale of 1/8, so that the keys' first dimensions are the scores."""
+    seen = 64 if chunks == 1 else 64 * (chunks - 1) + 1
+    k = [[scores[i // step] if i % step == 0 else -400.0] + [0.0] * 63 for i in range(seen)]
+    v = [[0.0] * 64 for _ in range(seen)]
+    place = scores.index(0.0) * step
+    v[place][:len(values)] = values
+    y, _ = attention([8.0] + [0.0] * 63, k, v, 0.125)
+    return {"chunks": chunks, "step": step, "scores": hex32(scores), "place": place, "values": hex32(values), "y": hex32(y[:len(values)])}
+
+
+def quotients():
+    """Denominators whose values show that a chunk's sum is added by an fma, and that 1 / L is a factor."""
+    random = Random(10)
+    out, open_variants = [], {"not fused", "divided"}
+    while open_variants:
+        # The first and the ninth chunk, which have a chain in common; all others are nothing beside them.
+        scores = [-250.0] * (64 * 9 + 1)
+        for place in list(range(64)) + list(range(512, 576)):
+            scores[place] = -random.below(1 << 20) / 2.0 ** 17
+        scores[random.below(64)] = 0.0
+        first, ninth = scores[:64], scores[512:576]
+        weight, other_weight = (tree([exp(f32(F(x) - F(max(s)))) for x in s]) for s in (first, ninth))
+        factor = exp(max(ninth))
+        total = fma(f64, other_weight, factor, weight)
+        wrong = {"not fused": by_another(f64(F(weight) + F(f64(F(other_weight) * F(factor))))),
+                 "divided": lambda q: f64(F(q) / F(total))}
+        values = {name: value_that_tells(total, wrong[name]) for name in open_variants}
+        told = sorted(name for name, value in values.items() if value is not None)
+        if told:
+            open_variants -= set(told)
+            out.append(denominator(10, 1, scores, [values[name] for name in told]))
+    return out
+
+
 TINY = (-37.4375, -37.5, -38.125, -36.8125)
 
 
 def denominators():
-    """Scores whose softmax's denominator depends on its order, with a value that shows it. `chunks` is the number of chunks of 64 positions:
-    of one the scores of all 64, of more the scores of each one's first position (the others are far below)."""
+    """Scores whose softmax's denominator depends on its order, with values that show it: of one chunk the scores of all 64 positions, of
+    more chunks those of each one's first position (the others are far below)."""
     random = Random(6)
     out = []
     for chunks in (1, 9, 17, 20):
@@ -661,32 +712,15 @@ def denominators():
             for name, variant in open_variants.items():
                 other = variant(p)
                 if other != total:
-                    value = quotient_between(total, other)
+                    value = value_that_tells(total, by_another(other))
                     if value is not None:
                         told.append(name)
                         if value not in values:
                             values.append(value)
-            if not told:
-                continue
             for name in told:
                 del open_variants[name]
-            top = scores.index(0.0)
-            # With q = (8, 0, ...), head_dim = 64 and a scale of 1/8 the keys' first dimensions are the scores.
-            seen = 64 if chunks == 1 else 64 * (chunks - 1) + 1
-            step = seen if chunks == 1 else 64
-            k = [[-200.0 if chunks > 1 else scores[i]] + [0.0] * 63 for i in range(seen)]
-            v = [[0.0] * 64 for _ in range(seen)]
-            place = top * (1 if chunks == 1 else 64)
-            for i, score in enumerate(scores):
-                k[i * (1 if chunks == 1 else 64)][0] = score
-            if chunks > 1:
-                # What lies behind the first position of a chunk is nothing beside it: p = 0.
-                for i in range(seen):
-                    if i % 64:
-                        k[i][0] = -400.0
-            v[place][:len(values)] = values
-            y, _ = attention([8.0] + [0.0] * 63, k, v, 0.125)
-            out.append({"chunks": chunks, "scores": hex32(scores), "place": place, "values": hex32(values), "y": hex32(y[:len(values)])})
+            if told:
+                out.append(denominator(chunks, 1 if chunks == 1 else 64, scores, values))
         assert not open_variants, f"{chunks} chunks: not told {sorted(open_variants)}"
     return out
 
@@ -699,12 +733,12 @@ def joins():
         def make():
             return cancelling(random, chunks, chunks)
 
-        def result(total, _):
+        def result(total):
             # The last chunk has one position, the others 64.
             inverse = f64(1 / F(64 * (chunks - 1) + 1))
             return f32(F(f64(F(total) * F(inverse))))
         for row in telling("joins", JOINS, chains, chunks, make, result):
-            out.append({"chunks": chunks, "values": hex32(row), "y": hex32([result(chains(row), row)])})
+            out.append({"chunks": chunks, "values": hex32(row), "y": hex32([result(chains(row))])})
     return out
 
 
@@ -837,7 +871,8 @@ def quantized():
     out = []
     for case, exponent in enumerate((0, 1, 20, -30, 127, -120, -126)):
         seed = 500 + case
-        x = Random(seed).numbers(exponent, 256)
+        # Denormal numbers have fewer bits.
+        x = [f32(F(value)) for value in Random(seed).numbers(exponent, 256)]
         integers, unit = fixed(x)
         d = digits(integers)
         sums = [[sum(d[j][plane]) for j in range(8)] for plane in range(5)]
@@ -942,7 +977,7 @@ def main():
         "rope": rope(),
         "scales": [{"head_dim": d, "scale": hex32([scale_of(d)])} for d in (8, 16, 32, 64, 80, 96, 128, 160, 192, 256)],
         "attention": attention_rows(),
-        "denominators": denominators(),
+        "denominators": denominators() + quotients(),
         "joins": joins(),
         "router": router(),
         "weighted_sums": weighted_sums(),
