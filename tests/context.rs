@@ -9,9 +9,10 @@ use common::shaped::{self, SMALL, UNEVEN};
 use common::{EmulatedDevice, bits, cuda_device, emulated_device};
 use kquant_moe::Error;
 use kquant_moe::gguf::Gguf;
+use kquant_moe::kernels::{DownInput, FusedNorm};
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::gpu::Gpu;
-use kquant_moe::model::{Backend, CacheType, Config, Context, ContextOptions, Logits, Model};
+use kquant_moe::model::{Backend, CacheType, Config, Context, ContextOptions, LoadOptions, Logits, Model};
 
 const PROMPT: [u32; 5] = [66, 6, 58, 28, 20];
 /// Positions of a context.
@@ -138,6 +139,21 @@ fn fills_up_on_the_cpu() {
 #[test]
 fn fills_up_emulated() {
     if let Some(device) = emulated_device() {
+        fills_up(Gpu::new(device));
+    }
+}
+
+/// Several steps are made at once, and none behind the last position.
+#[test]
+fn fills_up_recorded() {
+    if let Some(device) = emulated_device() {
+        fills_up(Gpu::new(device.recording()));
+    }
+}
+
+#[test]
+fn fills_up_on_a_gpu() {
+    if let Some(device) = cuda_device() {
         fills_up(Gpu::new(device));
     }
 }
@@ -377,6 +393,31 @@ fn every_shape_has_the_same_bits_in_batches_and_alone() {
     }
 }
 
+/// Wider than a kernel that makes its own norm takes, and more experts' blocks than one that makes its own fixed point does.
+#[test]
+fn what_is_not_fused_emulated_has_the_bits_of_the_cpu() {
+    let Some(device) = emulated_device() else { return };
+    let wide = Config { hidden: FusedNorm::MAX_COLS + 256, experts: 2, top_k: 1, vocab: 5, ..SMALL };
+    let top_k = DownInput::MAX_BLOCKS / 3 + 1;
+    assert!(3 * top_k > DownInput::MAX_BLOCKS && top_k <= 32, "{top_k} experts");
+    let many = Config { experts: top_k, top_k, expert_ff: 768, vocab: 9, ..SMALL };
+    for config in [wide, many] {
+        let gguf = shaped::model(&config, 9);
+        common::equals_the_cpu(&gguf, Gpu::new(device.clone()), CacheType::F32, &sequence(&config)[..3], 1);
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_documentation() {
+    let ContextOptions { capacity, cache, max_batch, trace } = ContextOptions::default();
+    assert_eq!((capacity, cache, max_batch, trace), (4096, CacheType::F32, 512, false));
+    assert!(LoadOptions::default().check_blocks);
+    assert_eq!((Logits::default(), CacheType::default()), (Logits::Last, CacheType::F32));
+    assert_eq!(kquant_moe::trace::Positions::default(), kquant_moe::trace::Positions::All);
+    let selection = kquant_moe::trace::Selection::default();
+    assert!(selection.stages.is_none() && selection.layers.is_none());
+}
+
 #[test]
 fn every_shape_emulated_has_the_bits_of_the_cpu() {
     let Some(device) = emulated_device() else { return };
@@ -417,4 +458,90 @@ fn matrices_are_loaded_in_parts() {
     for staging in [0, expert, 2 * expert, 2 * 256 * 210, 3 * expert + 1, 5 * 256 * 210, usize::MAX] {
         assert!(logits(staging) == expected, "in parts of {staging} bytes");
     }
+}
+
+/// Every stage of every layer, traced in batches of a few tokens, has the rows of a trace of one batch, at their positions; and a
+/// trace of the last position has the last of them.
+#[test]
+fn traces_in_batches_have_the_same_rows() {
+    use kquant_moe::trace::{Data, Positions, Record, Select, Selection, Stage};
+    type Row = (Stage, Option<usize>, usize, Vec<u32>);
+    let config = Config { layers: 2, ..SMALL };
+    let model = common::model_of(shaped::model(&config, 6), Cpu::new());
+    let tokens = &sequence(&config)[..19];
+    let traced = |max_batch, positions, stages: Option<Vec<Stage>>, layers| {
+        let options = ContextOptions { max_batch, trace: true, ..options() };
+        let mut context = model.context(options).unwrap();
+        let mut rows: Vec<Row> = Vec::new();
+        let record = |record: Record<'_>| {
+            let values = match record.data {
+                Data::F32(values) => bits(values),
+                Data::U32(values) => values.to_vec(),
+            };
+            for (row, values) in values.chunks_exact(values.len() / record.shape[0]).enumerate() {
+                // Later batches see more positions than earlier ones: those that a token does not see are left out.
+                let unseen = f32::NEG_INFINITY.to_bits();
+                let seen = values.iter().filter(|&&bits| record.stage != Stage::AttnScores || bits != unseen);
+                rows.push((record.stage, record.layer, record.position + row, seen.copied().collect()));
+            }
+            Ok(())
+        };
+        let mut sink = Select { selection: Selection { stages, layers, positions }, record };
+        // After some tokens that are not traced.
+        context.forward(&model, &[3, 2, 1], Logits::None).unwrap();
+        context.trace(&model, tokens, Logits::All, &mut sink).unwrap();
+        rows.sort();
+        rows
+    };
+    let whole = traced(22, Positions::All, None, None);
+    assert_eq!(whole.len(), (3 + 2 * 22) * 19);
+    assert!(whole.iter().all(|row| (3..22).contains(&row.2)));
+    let scores = whole.iter().filter(|row| row.0 == Stage::AttnScores);
+    assert!(scores.into_iter().all(|row| row.3.len() == config.heads * (row.2 + 1)));
+    let last: Vec<Row> = whole.iter().filter(|row| row.2 == 21).cloned().collect();
+    for max_batch in [22, 7, 1] {
+        assert!(traced(max_batch, Positions::All, None, None) == whole, "batches of {max_batch}");
+        assert!(traced(max_batch, Positions::Last, None, None) == last, "the last, batches of {max_batch}");
+    }
+    // A choice has what is chosen, as it is in all of them.
+    for stage in Stage::ALL {
+        let chosen = |row: &&Row| row.0 == *stage && row.1.is_none_or(|layer| layer == 1);
+        let expected: Vec<Row> = whole.iter().filter(chosen).cloned().collect();
+        assert_eq!(expected.len(), 19);
+        assert!(traced(8, Positions::All, Some(vec![*stage]), Some(vec![1])) == expected, "{stage}");
+    }
+}
+
+/// What an earlier queue still does is waited for where another one, or the host, goes on: before a context's queue is made,
+/// before the memory that a matrix was staged in is freed, and at the end of a forward without logits.
+#[test]
+fn a_queue_is_waited_for() {
+    use common::hooked::{Call, Hook, Hooked};
+    use std::sync::Mutex;
+    #[derive(Default)]
+    struct Log(Mutex<Vec<Call>>);
+    impl Hook for Log {
+        fn before(&self, call: Call) -> kquant_moe::Result<()> {
+            self.0.lock().unwrap().push(call);
+            Ok(())
+        }
+    }
+    let Some(emulation) = emulated_device() else { return };
+    let device = Hooked::new(emulation, Log::default());
+    let calls = || std::mem::take(&mut *device.hook().0.lock().unwrap());
+    let model = common::model_of(files()[0].clone(), Gpu::new(device.clone()));
+    // Every matrix is uploaded and repacked, and its stage freed.
+    let loading = calls();
+    let frees: Vec<usize> = (0..loading.len()).filter(|&at| matches!(loading[at], Call::Free(_))).collect();
+    assert_eq!(frees.len(), 8, "{loading:?}");
+    assert!(frees.iter().all(|&at| loading[at - 1] == Call::Synchronize), "{loading:?}");
+
+    let mut context = model.context(options()).unwrap();
+    let making = calls();
+    let fork = making.iter().position(|call| *call == Call::Fork).unwrap();
+    assert_eq!(making[fork - 1], Call::Synchronize, "{making:?}");
+    assert!(!making.contains(&Call::Launch));
+
+    context.forward(&model, &PROMPT, Logits::None).unwrap();
+    assert_eq!(calls().last(), Some(&Call::Synchronize));
 }

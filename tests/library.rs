@@ -28,9 +28,11 @@ fn offences(files: &[PathBuf], breaks: impl Fn(&[&str], usize) -> bool) -> Vec<S
     let mut found = Vec::new();
     for file in files {
         let text = fs::read_to_string(file).unwrap();
-        let lines: Vec<&str> = text.lines().take_while(|line| *line != "#[cfg(test)]").collect();
+        let all: Vec<&str> = text.lines().collect();
+        let tests = all.windows(2).position(|pair| pair[0] == "#[cfg(test)]" && pair[1].ends_with('{'));
+        let lines = &all[..tests.unwrap_or(all.len())];
         let code = |line: &str| !line.trim_start().starts_with("//");
-        let bad = (0..lines.len()).filter(|&at| code(lines[at]) && breaks(&lines, at));
+        let bad = (0..lines.len()).filter(|&at| code(lines[at]) && breaks(lines, at));
         found.extend(bad.map(|at| format!("{}:{}: {}", file.display(), at + 1, lines[at].trim())));
     }
     found

@@ -171,6 +171,11 @@ fn tensors_are_found_by_shape_and_type() {
 /// Keys that other writers leave out, or add.
 #[test]
 fn head_dimensions_may_follow_from_the_width() {
+    // 512 values of four heads, and below of eight.
+    let wide = Config { hidden: 512, heads: 4, head_dim: 128, ..common::shaped::SMALL };
+    let without = [("qwen3moe.attention.key_length", None)];
+    let wide_file = common::changed::changed(&common::shaped::model(&wide, 1), &without, |_| {});
+    assert_eq!(Config::from_gguf(&wide_file).unwrap(), wide);
     let shape = Config { hidden: 512, heads: 8, head_dim: 64, ..common::shaped::SMALL };
     let gguf = common::shaped::model(&shape, 1);
     let (key, value) = ("qwen3moe.attention.key_length", "qwen3moe.attention.value_length");

@@ -4,9 +4,12 @@ mod common;
 
 use std::collections::BTreeMap;
 
+use common::shaped::{self, SMALL, UNEVEN};
 use common::{EmulatedDevice, cuda_device, emulated_device};
 use kquant_moe::Error;
+use kquant_moe::blocks::TensorType;
 use kquant_moe::device::{Device, Probe};
+use kquant_moe::kernels::FusedNorm;
 use kquant_moe::model::gpu::{Gpu, weight_reads};
 use kquant_moe::model::{Backend, Config, Context, ContextOptions, Model, Tensors};
 use kquant_moe_emulation::Recording;
@@ -220,4 +223,51 @@ fn never_records<B: Backend>(backend: B) {
     let mut context = model.context(common::options()).unwrap();
     context.decode(&model, 1, 2).unwrap();
     assert!(context.record_steps(&model, 1).unwrap().is_none());
+}
+
+/// By kernel, and to the byte: norms are read by who makes them, experts' matrices by the part that a token uses, and of the table
+/// one row.
+#[test]
+fn weights_are_read_by_the_kernels_that_need_them() {
+    let narrow = Config { hidden: FusedNorm::MAX_COLS, vocab: 5, ..SMALL };
+    let wide = Config { hidden: FusedNorm::MAX_COLS + 256, ..narrow.clone() };
+    for (config, fuses) in [(UNEVEN, true), (narrow, true), (wide, false)] {
+        let gguf = shaped::model(&config, 1);
+        let tensors = Tensors::find(&gguf, &config).unwrap();
+        let &Config { layers, hidden, head_dim, experts, top_k, expert_ff, .. } = &config;
+        let matrix = |name: String, rows: usize, cols: usize| {
+            let kind = gguf.require_tensor(&name).unwrap().tensor_type().unwrap();
+            (kind, (rows * cols / 256 * kind.block_bytes()) as u64)
+        };
+        for slow_fp64 in [false, true] {
+            let mut expected = BTreeMap::<&str, u64>::new();
+            let mut add = |kernel, bytes: u64| *expected.entry(kernel).or_default() += bytes;
+            let product = |kind| if kind == TensorType::Q6K { "q6_k_gemv" } else { "q4_k_matvec" };
+            let norm = |kernel| if fuses && !slow_fp64 { kernel } else { "rms_norm" };
+            add("embedding", matrix("token_embd.weight".into(), 1, hidden).1);
+            for layer in 0..layers {
+                let part = |part: &str, rows, cols| matrix(format!("blk.{layer}.{part}.weight"), rows, cols);
+                for (part_name, rows) in
+                    [("attn_q", config.q_width()), ("attn_k", config.kv_width()), ("attn_v", config.kv_width())]
+                {
+                    add("qkv", part(part_name, rows, hidden).1);
+                }
+                add(norm("qkv"), 4 * hidden as u64);
+                add("attention", 2 * 4 * head_dim as u64);
+                let (kind, bytes) = part("attn_output", hidden, config.q_width());
+                add(product(kind), bytes);
+                add(norm("moe_router"), 4 * hidden as u64);
+                add("moe_router", 4 * (experts * hidden) as u64);
+                for (part_name, kernel) in
+                    [("ffn_gate_exps", "moe_swiglu"), ("ffn_up_exps", "moe_swiglu"), ("ffn_down_exps", "moe_down")]
+                {
+                    add(kernel, top_k as u64 * part(part_name, expert_ff, hidden).1);
+                }
+            }
+            add("rms_norm", 4 * hidden as u64);
+            let (kind, bytes) = matrix("output.weight".into(), config.vocab, hidden);
+            add(product(kind), bytes);
+            assert_eq!(weight_reads(&config, &tensors, slow_fp64), expected, "hidden {hidden}, slow: {slow_fp64}");
+        }
+    }
 }

@@ -268,7 +268,7 @@ mod tests {
 
     /// The metadata of the test model with some of it replaced, or left out.
     fn changed(replaced: &[(&str, Option<&dyn Fn(&mut Header, &str)>)]) -> Gguf {
-        let bytes = include_bytes!("../../tests/data/tiny-qwen3moe-q4_k_m.gguf");
+        let bytes = include_bytes!("../model/tiny-qwen3moe-q4_k_m.gguf");
         let tiny = Gguf::from_static("tiny", bytes).unwrap();
         let mut header = Header::new("changed");
         for (key, value) in tiny.entries() {

@@ -411,6 +411,10 @@ fn a_trace_has_every_stage_and_a_manifest() {
     let manifest: Json = serde_json::from_str(&fs::read_to_string(all.join("manifest.json")).unwrap()).unwrap();
     assert_eq!(manifest["tokens"], serde_json::json!([766, 306, 598]));
     assert_eq!(manifest["model_sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(manifest["model_bytes"], fs::metadata(TINY).unwrap().len());
+    for (key, value) in [("positions", "all"), ("backend", "cpu"), ("kv", "f32"), ("model", TINY)] {
+        assert_eq!(manifest[key], value, "{key}");
+    }
     let stages = manifest["stages"].as_array().unwrap();
     assert_eq!(stages.len(), 3 + 4 * 22);
     assert_eq!((&stages[0]["file"], &stages[90]["file"]), (&Json::from("embedding.npy"), &Json::from("logits.npy")));
@@ -426,6 +430,8 @@ fn a_trace_has_every_stage_and_a_manifest() {
 
     // The last token's values are the last rows of all.
     let last = trace(&dir, "last", &["--positions", "last", "--stages", "q,logits,attn_scores", "--layers", "0,3"]);
+    let manifest: Json = serde_json::from_slice(&fs::read(last.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!((&manifest["positions"], manifest["stages"].as_array().unwrap().len()), (&Json::from("last"), 5));
     let mut names: Vec<_> = fs::read_dir(&last).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     let scores = ["layer00.attn_scores.npy", "layer00.q.npy", "layer03.attn_scores.npy", "layer03.q.npy"];
@@ -518,6 +524,16 @@ fn diff_names_the_stage_where_traces_part() {
 
     // The first trace is the one with the NaN when they are given the other way round.
     assert!(diff(&b, &a, &[]).1.contains("NanA"));
+    // What the manifests say of the traces is compared: of the same model, which tokens and which of them.
+    let note = |other: &Path| {
+        let output = run(&["diff", a.to_str().unwrap(), other.to_str().unwrap()]);
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(note(&b), "");
+    assert_eq!(note(&trace(&dir, "positions", &["--positions", "last"])), "note: the manifests differ in positions\n");
+    let tokens = path(&dir, "tokens");
+    succeeds(&["trace", TINY, "--tokens", "766,306,599", "--backend", "cpu", "--out", &tokens]);
+    assert_eq!(note(Path::new(&tokens)), "note: the manifests differ in tokens\n");
     // A stricter bound.
     fs::remove_file(b.join("layer02.attn_norm.npy")).unwrap();
     fs::remove_file(b.join("layer02.q.npy")).unwrap();
