@@ -1,6 +1,8 @@
 //! The kernels' own sources, run on the CPU.
 
 use std::cell::Cell;
+use std::path::Path;
+use std::sync::OnceLock;
 
 use kquant_moe::device::Device;
 use kquant_moe::{Result, sys};
@@ -25,10 +27,16 @@ pub struct EmulatedDevice {
 impl EmulatedDevice {
     const PLAIN: Self = Self { faulty: None, counts: false, slow_fp64: false };
 
-    /// Fails where the emulation could not be compiled.
+    /// Fails where the emulation could not be compiled. `KQUANT_MOE_EMULATED_KERNELS` names a shared object whose kernels
+    /// take the place of those of `cuda/`, for programs that plant faults in them.
     pub fn new() -> Result<Self, &'static str> {
         emulation::available()?;
-        Ok(Self::PLAIN)
+        static OTHER: OnceLock<Option<Library>> = OnceLock::new();
+        let other = OTHER.get_or_init(|| {
+            let path = std::env::var_os("KQUANT_MOE_EMULATED_KERNELS")?;
+            Some(Library::open(Path::new(&path)).expect("KQUANT_MOE_EMULATED_KERNELS is a library of kernels"))
+        });
+        Ok(Self { faulty: other.as_ref(), ..Self::PLAIN })
     }
 
     /// The same device, which records: a recording is the number of its launches, and to replay it does nothing.
