@@ -17,8 +17,6 @@ pub struct Token {
     pub kind: Kind,
     /// Its bytes in the source.
     pub range: Range<usize>,
-    /// From one on.
-    pub line: usize,
     /// The preprocessor's line it stands in, counted from one; `None` in ordinary code.
     pub directive: Option<usize>,
 }
@@ -76,8 +74,7 @@ pub fn tokens(source: &str) -> Result<Vec<Token>, String> {
             directives += 1;
             let body = directive(&rest[..length], &mut levels).map_err(|text| format!("line {line}: {text}"))?;
             if active && let Some(body) = body {
-                let first = line + rest[..body].matches('\n').count();
-                lex(source, at + body..at + length, first, Some(directives), &mut found)?;
+                lex(source, at + body..at + length, directives, &mut found)?;
             }
             line += rest[..length].matches('\n').count();
             at += length;
@@ -85,7 +82,7 @@ pub fn tokens(source: &str) -> Result<Vec<Token>, String> {
             line_start = false;
             let end = token_end(source, at)?;
             if levels.iter().all(|level| level.active) {
-                found.push(Token { kind: kind(source, at), range: at..end, line, directive: None });
+                found.push(Token { kind: kind(source, at), range: at..end, directive: None });
             }
             line += source[at..end].matches('\n').count();
             at = end;
@@ -146,20 +143,11 @@ fn directive(text: &str, levels: &mut Vec<Level>) -> Result<Option<usize>, Strin
 }
 
 /// The tokens of a macro's body.
-fn lex(
-    source: &str,
-    range: Range<usize>,
-    mut line: usize,
-    directive: Option<usize>,
-    found: &mut Vec<Token>,
-) -> Result<(), String> {
+fn lex(source: &str, range: Range<usize>, directive: usize, found: &mut Vec<Token>) -> Result<(), String> {
     let mut at = range.start;
     while at < range.end {
         let rest = &source[at..range.end];
-        if rest.starts_with('\n') {
-            line += 1;
-            at += 1;
-        } else if rest.starts_with("//") {
+        if rest.starts_with("//") {
             break;
         } else if rest.starts_with("/*") {
             at += rest.find("*/").ok_or("a comment without an end")? + 2;
@@ -167,7 +155,7 @@ fn lex(
             at += 1;
         } else {
             let end = token_end(source, at)?;
-            found.push(Token { kind: kind(source, at), range: at..end, line, directive });
+            found.push(Token { kind: kind(source, at), range: at..end, directive: Some(directive) });
             at = end;
         }
     }
@@ -254,7 +242,6 @@ mod tests {
         let source = "#define F(x, y) \\\n  (x) + \\\n  y  // z\n#define G 7\n#include <a>\nh";
         assert_eq!(texts(source), ["(", "x", ")", "+", "y", "7", "h"]);
         let found = tokens(source).unwrap();
-        assert_eq!(found.iter().map(|token| token.line).collect::<Vec<_>>(), [2, 2, 2, 2, 3, 4, 6]);
         assert!(found[0].directive.is_some() && found[0].directive != found[5].directive);
         assert_eq!(found[6].directive, None);
     }

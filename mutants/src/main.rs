@@ -62,6 +62,9 @@ enum Mode {
         /// Checks of the wrappers' operands, all unless a number is given
         #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
         operands: usize,
+        /// Only files whose path begins like this
+        #[arg(long, value_name = "PATH", default_value = "", hide_default_value = true, conflicts_with = "record")]
+        only: String,
         /// Writes mutants/results.txt, by which CI knows what has changed
         #[arg(long)]
         record: bool,
@@ -109,7 +112,7 @@ fn run(arguments: Arguments) -> Result<bool, String> {
             runner.deadline = minutes(Some(10));
             runner.changed()
         }
-        Mode::Sample { seed, cuda, emulation, src, oracle, conditions, operands, record } => {
+        Mode::Sample { seed, cuda, emulation, src, oracle, conditions, operands, only, record } => {
             runner.deadline = minutes(None);
             let most = BTreeMap::from([
                 (Class::Cuda, cuda),
@@ -119,7 +122,7 @@ fn run(arguments: Arguments) -> Result<bool, String> {
                 (Class::Conditions, conditions),
                 (Class::Operands, operands),
             ]);
-            runner.sample(&seed.to_string(), &most, record)
+            runner.sample(&seed.to_string(), &most, &only, record)
         }
         Mode::One { place, rule } => {
             let found = selected(&place, rule.as_deref())?;
@@ -136,8 +139,7 @@ fn run(arguments: Arguments) -> Result<bool, String> {
             Ok(all)
         }
         Mode::List { place, rule } => {
-            let place = place.unwrap_or_default();
-            for mutant in selected(&place, rule.as_deref())? {
+            for mutant in selected(&place.unwrap_or_default(), rule.as_deref())? {
                 println!("{} {} {mutant}\n", mutant.id(), mutant.class);
             }
             Ok(true)
@@ -169,12 +171,17 @@ fn selected(place: &str, rule: Option<&str>) -> Result<Vec<Mutant>, String> {
         Some((file, line)) => (file, Some(line.parse::<usize>().map_err(|_| format!("{place} is not FILE:LINE"))?)),
         None => (place, None),
     };
-    let cpp = file.starts_with("cuda/") || file.starts_with("emulation/");
-    let mut found = everything(!cpp)?;
-    found.retain(|mutant| {
+    let wanted = |mutant: &Mutant| {
         let here = mutant.file == file && line.is_none_or(|line| line == mutant.line);
         (place.is_empty() || here || mutant.id() == place) && rule.is_none_or(|rule| rule == mutant.rule)
-    });
+    };
+    let mut found = everything(false)?;
+    found.retain(wanted);
+    // Where it can be told from the place, nothing is installed in vain.
+    let cpp = file.starts_with("cuda/") || file.starts_with("emulation/");
+    if !cpp && (found.is_empty() || place.is_empty() || file.starts_with("src/")) {
+        found.extend(rust::listed(None)?.into_iter().filter(wanted));
+    }
     Ok(found)
 }
 
@@ -245,13 +252,14 @@ impl Runner {
         report(&tried, left)
     }
 
-    fn sample(mut self, seed: &str, most: &BTreeMap<Class, usize>, record: bool) -> Result<bool, String> {
+    fn sample(mut self, seed: &str, most: &BTreeMap<Class, usize>, only: &str, record: bool) -> Result<bool, String> {
         let rust = [Class::Src, Class::Oracle].iter().any(|class| most[class] > 0) || record;
         let all = everything(rust)?;
         stale(&all, rust)?;
         let mut list = Vec::new();
         for class in Class::ALL {
-            let of_class: Vec<_> = all.iter().filter(|mutant| mutant.class == class).cloned().collect();
+            let of_class = all.iter().filter(|mutant| mutant.class == class && mutant.file.starts_with(only));
+            let of_class: Vec<_> = of_class.cloned().collect();
             println!("{class}: {} faults", of_class.len());
             list.extend(drawn(of_class, seed, most[&class]));
         }

@@ -45,6 +45,9 @@ const TESTS: [(&str, &[&str]); 15] = [
     ("src/program/", &["bin", "cli"]),
     ("src/", &["lib", "library", "cli"]),
 ];
+const LITTLE_OPTIMISATION: &str = "profile.release.package.kquant-moe.opt-level=1";
+/// Cargo names what it builds by the place in the workspace and the profile, and must not take the copy for the original.
+const TOLD_APART: &str = "profile.release.package.kquant-moe-emulation.opt-level=2";
 /// Added to the wrappers' module of the copy: which of the numbered checks is left out.
 const SWITCH: &str = r#"
 fn dropped(number: usize) -> bool {
@@ -228,7 +231,7 @@ impl Rust {
     /// All files as they are.
     fn restore(&self) -> Result<(), String> {
         let mut files = vec!["Cargo.toml".to_owned(), "Cargo.lock".into(), "build.rs".into(), "README.md".into()];
-        for directory in ["src", "tests", "cuda", "emulation", "benches", "mutants"] {
+        for directory in ["src", "tests", "cuda", "emulation", "benches", "mutants", "fuzz/seeds"] {
             files.extend(files_below(directory)?);
         }
         mirror(&files, &root(), &self.directory)
@@ -238,7 +241,11 @@ impl Rust {
         let target = target();
         let target = target.to_str().ok_or("a path that is not UTF-8")?;
         // The dependencies are those of the other builds.
-        let arguments = ["--config", "profile.release.package.kquant-moe.opt-level=1", "--target-dir", target];
+        let mut arguments = vec!["--config", LITTLE_OPTIMISATION, "--config", TOLD_APART, "--target-dir", target];
+        // Without the program, where it does not matter, it need not be linked again.
+        if !["bin", "cli", "hostile"].contains(&test) {
+            arguments.push("--no-default-features");
+        }
         Ok(build_tests(&self.directory, &arguments, &[test], show)?.and_then(|mut tests| tests.pop()))
     }
 
