@@ -417,17 +417,22 @@ fn stale(all: &[Mutant], rust: bool) -> Result<(), String> {
     if stale.is_empty() { Ok(()) } else { Err("mutants/judged.txt names faults that are none".into()) }
 }
 
+/// A fault as the list of judged survivors has it.
+fn entry(mutant: &Mutant) -> String {
+    format!("{} {}\n{}", mutant.file, mutant.rule, mutant.hunk)
+}
+
 /// Prints figures and survivors; whether there is none that nobody has judged.
 fn report(tried: &Tried, left: usize) -> Result<bool, String> {
     let judged = Judged::load()?;
     let reason = |mutant: &Mutant| judged.iter().find(|judged| judged.is(mutant)).map(|judged| judged.reason.as_str());
     let survived = |entry: &&(Mutant, Outcome)| entry.1 == Outcome::Survived;
     for (mutant, _) in tried.iter().filter(survived).filter(|(mutant, _)| reason(mutant).is_some()) {
-        println!("\njudged: {mutant}\n= {}", reason(mutant).unwrap_or_default());
+        println!("\njudged ({}):\n{}\n= {}", mutant.place(), entry(mutant), reason(mutant).unwrap_or_default());
     }
     let mut gaps = 0;
     for (mutant, _) in tried.iter().filter(survived).filter(|(mutant, _)| reason(mutant).is_none()) {
-        println!("\nnot found: {} {mutant}", mutant.id());
+        println!("\nnot found, {} at {}:\n{}", mutant.id(), mutant.place(), entry(mutant));
         gaps += 1;
     }
     println!("\n| class | tried | not compiled | equal | judged equal | valid | found | not found | found of valid |");
