@@ -101,6 +101,7 @@ pub fn faults(source: &str, tokens: &[Token]) -> Vec<Fault> {
         code.calls(at);
         code.choices(at);
         code.loops(at);
+        code.contractions(at);
         code.statements(at);
         code.types(at);
     }
@@ -401,6 +402,9 @@ impl Code<'_> {
             "KQM_REQUIRE" => {
                 if let Some(&(first, _)) = arguments.first() {
                     let end = self.split(first, close, &[","])[0].1;
+                    if self.split(first, end + 1, &["||"]).len() > 1 {
+                        self.replace("condition", first, end, "true");
+                    }
                     self.conditions(first, end);
                 }
             }
@@ -517,28 +521,65 @@ impl Code<'_> {
         {
             self.exchange("order", a.1, b.1);
         }
-        // a + b + c as a + (b + c), of anything but whole numbers: what looks like one is left out.
+        // a + b + c as a + (b + c).
         if self.text(at) == "+" && self.binary(at) && !self.fixed[at] {
-            let operand = |first: usize| {
-                let mut last = first;
-                while [".", "::", "->", "(", "["].contains(&self.text(last + 1)) {
-                    last = if ["(", "["].contains(&self.text(last + 1)) { self.partner[last + 1] } else { last + 2 };
-                }
-                last
-            };
-            let second = at + 1;
-            let last = operand(second);
+            let last = self.operand_end(at + 1);
             if self.text(last + 1) == "+" && self.binary(last + 1) {
-                let third = operand(last + 2);
-                let floating = |text: &str| {
-                    ["double(", "float(", ".group(", ".rest(", "f64", "0.0"].iter().any(|w| text.contains(w))
-                };
-                if floating(self.span(at - 1, third)) {
-                    let text = format!("({})", self.span(second, third));
-                    self.replace("order", second, third, &text);
+                let third = self.operand_end(last + 2);
+                if self.floating(at - 1, third) {
+                    let text = format!("({})", self.span(at + 1, third));
+                    self.replace("order", at + 1, third, &text);
                 }
             }
         }
+    }
+
+    /// a * b + c, contracted.
+    fn contractions(&mut self, at: usize) {
+        if self.text(at) != "*" || !self.binary(at) || self.fixed[at] {
+            return;
+        }
+        let (first, last) = (self.operand_start(at - 1), self.operand_end(at + 1));
+        if self.text(last + 1) != "+" || !self.binary(last + 1) || ["*", "/", "%", "-"].contains(&self.before(first)) {
+            return;
+        }
+        let sum = self.operand_end(last + 2);
+        if self.floating(first, sum) && !["*", "/", "%"].contains(&self.text(sum + 1)) {
+            let (a, b, c) = (self.span(first, at - 1), self.span(at + 1, last), self.span(last + 2, sum));
+            let text = format!("fma({a}, {b}, {c})");
+            self.replace("fma", first, sum, &text);
+        }
+    }
+
+    /// The last token of an operand with its members, arguments and indices.
+    fn operand_end(&self, first: usize) -> usize {
+        let mut last = self.partner.get(first).map_or(first, |&close| close.max(first));
+        while [".", "::", "->", "(", "["].contains(&self.text(last + 1)) {
+            last = if ["(", "["].contains(&self.text(last + 1)) { self.partner[last + 1] } else { last + 2 };
+        }
+        last
+    }
+
+    /// The first token of an operand, looking back.
+    fn operand_start(&self, last: usize) -> usize {
+        let mut first = self.partner[last].min(last);
+        while first > 0 {
+            let applied = ["(", "["].contains(&self.text(first)) && self.tokens[first - 1].kind == Kind::Word;
+            if applied {
+                first -= 1;
+            } else if first > 1 && [".", "::", "->"].contains(&self.before(first)) {
+                first = self.partner[first - 2].min(first - 2);
+            } else {
+                break;
+            }
+        }
+        first
+    }
+
+    /// Whether tokens speak of something else than whole numbers, for which the order of sums does not matter.
+    fn floating(&self, first: usize, last: usize) -> bool {
+        let text = self.span(first, last);
+        ["double(", "float(", ".group(", ".rest(", "0.0"].iter().any(|word| text.contains(word))
     }
 
     /// Whether behind the index of an element comes a sum that begins with the same element: `x[i] = x[i] + ...`.
@@ -813,6 +854,7 @@ mod tests {
                 "KQM_REQUIRE(a && (b || (c && d)) &&\n true, BAD);",
             ],
         );
+        check("condition", "KQM_REQUIRE(!a || b == 0, BAD);", &["KQM_REQUIRE(true, BAD);"]);
         check("condition", "KQM_TRY(kqm_check(a));", &["(void)0;"]);
         check("condition", "#define KQM_TRY(expression) do { x(expression); } while (0)\n", &[]);
         check("status", "KQM_TRY(KQM_LAUNCH(a, b));", &["(void)(KQM_LAUNCH(a, b));"]);
@@ -838,6 +880,8 @@ mod tests {
         check("fma", "y = __fadd_rn(__fmul_rn(a, b), c);", &["y = fma(a, b, (c));"]);
         check("fma", "y = __fsub_rn(c, __fmul_rn(a, b));", &["y = fma(-(a), b, c);"]);
         check("fma", "y = __fadd_rn(a, b);", &[]);
+        check("fma", "y = a.b[1] * c + double(d);", &["y = fma(a.b[1], c, double(d));"]);
+        check("fma", "y = 2 * a + b; z = double(a) * b;", &[]);
     }
 
     #[test]
