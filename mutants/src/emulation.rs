@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use kquant_moe_emulation::link;
 
@@ -23,12 +24,12 @@ pub struct Emulation {
     work: PathBuf,
     /// The emulation's own tests in each worker's directory, with their limits.
     own: Vec<Test>,
-    /// Tests of kernels.
-    kernels: Vec<Test>,
+    /// Tests of kernels, and with their limits once they have passed without a fault.
+    kernels: Vec<(Test, OnceLock<Result<Test, String>>)>,
 }
 
 impl Emulation {
-    /// Builds the tests and sees them pass, in the directory of each worker.
+    /// Builds the tests in the directory of each worker, and sees the emulation's own pass.
     pub fn new(work: &Path, workers: usize) -> Result<Self, String> {
         let mut this = Self { work: work.to_owned(), own: Vec::new(), kernels: Vec::new() };
         for worker in 0..workers {
@@ -36,14 +37,10 @@ impl Emulation {
             this.own = build(&directory, true)?.ok_or("the emulation's tests do not compile")?;
             keep_originals(&directory)?;
         }
-        for test in &mut this.own {
-            test.measure(&[])?;
-        }
+        this.own = this.own.iter().map(|test| test.measured(&[])).collect::<Result<_, _>>()?;
         let names: Vec<&str> = KERNELS.into_iter().filter(|name| is_test(name)).collect();
-        this.kernels = build_tests(&root(), &[], &names, true)?.ok_or("the tests of kernels do not compile")?;
-        for kernel in &mut this.kernels {
-            kernel.measure(&[])?;
-        }
+        let kernels = build_tests(&root(), &[], &names, true)?.ok_or("the tests of kernels do not compile")?;
+        this.kernels = kernels.into_iter().map(|test| (test, OnceLock::new())).collect();
         Ok(this)
     }
 
@@ -95,7 +92,7 @@ impl Emulation {
     fn try_kernels(&self, directory: &Path, header: bool, same_runtime: bool, show: bool) -> Result<Outcome, String> {
         let runtime = out_directory(directory)?.join("libkqm_emulation_runtime.a");
         let mut changed = !same_runtime;
-        for test in &self.kernels {
+        for (test, measured) in &self.kernels {
             let mut objects = Vec::new();
             if header {
                 let object = directory.join(format!("{}.o", test.name));
@@ -116,6 +113,7 @@ impl Emulation {
             }
             let library = directory.join("kernels.so");
             link(&objects, Some(&runtime), true, &library)?;
+            let test = measured.get_or_init(|| test.measured(&[])).as_ref().map_err(String::clone)?;
             if let Some(found) = test.run(&environment(&library), show) {
                 return Ok(Outcome::Found(found));
             }

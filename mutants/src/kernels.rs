@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use kquant_moe_emulation::{compile_command, link};
 
@@ -19,12 +20,13 @@ const SLOW: [&str; 8] =
 
 /// Compiled tests, and a directory for each worker with the sources and objects of its fault.
 pub struct Kernels {
-    tests: BTreeMap<String, Test>,
+    /// Each test, and with its limit once it has passed without a fault.
+    tests: BTreeMap<String, (Test, OnceLock<Result<Test, String>>)>,
     work: PathBuf,
 }
 
 impl Kernels {
-    /// Builds the tests that the mutants need, and sees them pass.
+    /// Builds the tests that the mutants need.
     pub fn new(work: &Path, mutants: &[&Mutant]) -> Result<Self, String> {
         let mut names = BTreeSet::new();
         for file in mutants.iter().map(|mutant| &mutant.file).collect::<BTreeSet<_>>() {
@@ -33,16 +35,20 @@ impl Kernels {
         names.extend(OF_ALL.iter().map(|&name| name.to_owned()).filter(|name| is_test(name)));
         let list: Vec<&str> = names.iter().map(String::as_str).collect();
         let tests = build_tests(&root(), &[], &list, true)?.ok_or("the tests do not compile")?;
-        let mut this =
-            Self { tests: tests.into_iter().map(|test| (test.name.clone(), test)).collect(), work: work.to_owned() };
-        for name in names {
-            let objects = if kernel_file(&name).is_some() { vec![this.original(&name)?] } else { Vec::new() };
-            let library = this.work.join("original.so");
+        let tests = tests.into_iter().map(|test| (test.name.clone(), (test, OnceLock::new()))).collect();
+        Ok(Self { tests, work: work.to_owned() })
+    }
+
+    /// A test that has passed with the original of a kernel; `None` when there is no such test.
+    fn test(&self, name: &str) -> Result<Option<&Test>, String> {
+        let Some((test, measured)) = self.tests.get(name) else { return Ok(None) };
+        let measure = || {
+            let objects = if kernel_file(name).is_some() { vec![self.original(name)?] } else { Vec::new() };
+            let library = self.work.join(format!("original-{name}.so"));
             link(&objects, None, true, &library)?;
-            let environment = environment(&library);
-            this.tests.get_mut(&name).ok_or("a test is missing")?.measure(&environment)?;
-        }
-        Ok(this)
+            test.measured(&environment(&library))
+        };
+        measured.get_or_init(measure).as_ref().map(Some).map_err(String::clone)
     }
 
     /// The object of a kernel without a fault.
@@ -85,13 +91,14 @@ impl Kernels {
             changed.push(object.clone());
             let library = directory.join("kernels.so");
             link(&[object], None, true, &library)?;
-            let of_all = OF_ALL.iter().filter_map(|&name| self.tests.get(name));
-            let mut tests: Vec<&Test> = self.tests.get(&kernel).into_iter().chain(of_all).collect();
+            let mut tests: Vec<&str> = [kernel.as_str()].into_iter().chain(OF_ALL).collect();
             if mutant.class == Class::Conditions {
-                tests.sort_by_key(|test| test.name != "launchers");
+                tests.sort_by_key(|&test| test != "launchers");
             }
-            for test in tests {
-                if let Some(found) = test.run(&environment(&library), show) {
+            for name in tests {
+                if let Some(test) = self.test(name)?
+                    && let Some(found) = test.run(&environment(&library), show)
+                {
                     return Ok(Outcome::Found(found));
                 }
             }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -122,20 +122,23 @@ fn cargo(directory: &Path) -> Command {
 }
 
 impl Test {
-    /// Runs it without a fault, in which it must pass; takes the limit from the time it took. Nothing else runs meanwhile.
-    pub fn measure(&mut self, environment: &[(&str, OsString)]) -> Result<(), String> {
-        let before = processor_time();
-        let found = self.run(environment, false);
+    /// The same with a limit: runs it without a fault, in which it must pass, and takes the limit from the time it took.
+    pub fn measured(&self, environment: &[(&str, OsString)]) -> Result<Self, String> {
+        let (found, time) = self.timed(environment, false);
         if let Some(test) = found {
             return Err(format!("{test} fails without a fault: no fault can be judged by it"));
         }
         // Five times as long is a hang; the seconds are for whatever else the machine does.
-        self.limit = 5 * (processor_time() - before).as_secs() + 10;
-        Ok(())
+        Ok(Self { limit: 5 * time.as_secs() + 10, ..self.clone() })
     }
 
     /// Which of its tests fails first; `None` when it passes. `show`: all of its output, to the end.
     pub fn run(&self, environment: &[(&str, OsString)], show: bool) -> Option<String> {
+        self.timed(environment, show).0
+    }
+
+    /// The same, and the processor time it took.
+    fn timed(&self, environment: &[(&str, OsString)], show: bool) -> (Option<String>, Duration) {
         // The limit is one of processor time, so that a busy machine does not make tests fail; one that sleeps for good ends by
         // the clock.
         let mut command = Command::new("sh");
@@ -153,9 +156,9 @@ impl Test {
             .stderr(if show { Stdio::inherit() } else { Stdio::null() });
         let mut child = match command.spawn() {
             Ok(child) => child,
-            Err(error) => return Some(format!("{}: {error}", self.name)),
+            Err(error) => return (Some(format!("{}: {error}", self.name)), Duration::ZERO),
         };
-        let mut stdout = child.stdout.take()?;
+        let mut stdout = child.stdout.take().expect("the output is piped");
         let (sender, receiver) = channel();
         // It ends with the last process that has the pipe.
         thread::spawn(move || {
@@ -181,34 +184,32 @@ impl Test {
             // It may have ended by itself.
             let _ = child.kill();
         }
-        let status = child.wait();
+        let (success, time) = wait(&child);
         if show {
             println!("{}", String::from_utf8_lossy(&output));
         }
         if let Some(test) = failed(&output) {
-            return Some(format!("{}::{test}", self.name));
+            return (Some(format!("{}::{test}", self.name)), time);
         }
-        let passed = String::from_utf8_lossy(&output).contains("test result: ok.");
-        if passed && !hangs && status.is_ok_and(|status| status.success()) {
-            return None;
+        let text = String::from_utf8_lossy(&output);
+        if success && !hangs && text.contains("test result: ok.") {
+            return (None, time);
         }
         // The name of the test that ran is the last thing written.
-        let last =
-            String::from_utf8_lossy(&output).lines().last().unwrap_or_default().trim_end_matches(" ... ").to_owned();
-        Some(format!("{}::{} (hangs or crashes)", self.name, last.trim_start_matches("test ")))
+        let last = text.lines().last().unwrap_or_default().trim_end_matches(" ... ").trim_start_matches("test ");
+        (Some(format!("{}::{last} (hangs or crashes)", self.name)), time)
     }
 }
 
-/// What all children that have ended used.
-fn processor_time() -> Duration {
-    // SAFETY: a structure of numbers, for which zeros are valid, is filled in.
-    let usage = unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage);
-        usage
+/// Waits for a child: whether it succeeded, and the processor time that it used.
+fn wait(child: &Child) -> (bool, Duration) {
+    // SAFETY: both are numbers, for which zeros are valid, and are filled in; the child has not been waited for.
+    let (waited, status, usage) = unsafe {
+        let (mut status, mut usage) = (0, std::mem::zeroed::<libc::rusage>());
+        (libc::wait4(child.id() as libc::pid_t, &mut status, 0, &mut usage), status, usage)
     };
     let time = |value: libc::timeval| Duration::new(value.tv_sec as u64, 1000 * value.tv_usec as u32);
-    time(usage.ru_utime) + time(usage.ru_stime)
+    (waited > 0 && status == 0, time(usage.ru_utime) + time(usage.ru_stime))
 }
 
 /// The first test of which the output says that it failed.

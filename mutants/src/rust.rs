@@ -259,9 +259,8 @@ impl Rust {
         }
         for test in &tests {
             if !self.limits.contains_key(test) {
-                let mut built = self.build(test, true)?.ok_or(format!("{test} does not compile"))?;
-                built.measure(&[])?;
-                self.limits.insert(test.clone(), built.limit);
+                let built = self.build(test, true)?.ok_or(format!("{test} does not compile"))?;
+                self.limits.insert(test.clone(), built.measured(&[])?.limit);
             }
         }
         write_changed(&self.directory.join(&mutant.file), mutant.text(&read(&mutant.file)?).as_bytes())?;
@@ -322,10 +321,8 @@ impl Rust {
         }
         let mut tests = BTreeMap::new();
         for name in names {
-            let mut test = self.build(&name, true)?.ok_or(format!("{name} does not compile with switches"))?;
-            test.measure(&[])?;
-            // The next build may take its place.
-            tests.insert(name, test);
+            let test = self.build(&name, true)?.ok_or(format!("{name} does not compile with switches"))?;
+            tests.insert(name, test.measured(&[])?);
         }
         Ok((all, tests))
     }
