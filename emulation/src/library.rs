@@ -58,10 +58,7 @@ impl Library {
                 continue;
             }
             let object = work.0.join(&name).with_extension("o");
-            let mut compile = compiler();
-            compile.arg("-I").arg(&sources);
-            compile.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}'));
-            run(compile.arg("-fPIC").arg("-c").arg(&source).arg("-o").arg(&object))?;
+            run(compile_command()?.arg("-I").arg(&sources).arg("-c").arg(&source).arg("-o").arg(&object))?;
             objects.push(object);
         }
         if let Some(files) = kernels
@@ -70,26 +67,13 @@ impl Library {
             return Err(format!("{files:?} are not all in {}", directory.display()));
         }
         let shared_object = work.0.join("kernels.so");
-        let archives = Path::new(env!("OUT_DIR"));
-        let mut link = compiler();
-        link.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').filter(|a| a.starts_with("-fsanitize=")));
-        link.arg("-shared").arg("-Wl,-Bsymbolic").args(&objects).arg("-Wl,--whole-archive");
-        link.arg(archives.join("libkqm_emulation_runtime.a"));
-        if kernels.is_some() {
-            link.arg(archives.join("libkqm_emulation_table.a"));
-        }
-        link.arg("-Wl,--no-whole-archive");
-        // The changed objects come first: of the archive the linker takes only what is still missing.
-        let compiled = archives.join("libkqm_emulation_kernels.a");
-        if kernels.is_some() && compiled.exists() {
-            link.arg(compiled).arg("-Wl,--no-undefined");
-        }
-        run(link.arg("-o").arg(&shared_object))?;
-        Self::load(&shared_object)
+        link(&objects, None, kernels.is_some(), &shared_object)?;
+        Self::open(&shared_object)
     }
 
-    fn load(path: &Path) -> Result<Self, String> {
-        // SAFETY: the object was compiled just now from sources of this repository; loading it runs no code of theirs.
+    /// Loads a shared object that [`link`] made.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        // SAFETY: the object was compiled from sources of this repository; loading it runs no code of theirs.
         let object = unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
         let runtime = Runtime {
             last_error: symbol(&object, "kqm_emulation_last_error")?,
@@ -160,6 +144,37 @@ impl Library {
 fn symbol<F: Copy>(object: &libloading::Library, name: &str) -> Result<F, String> {
     // SAFETY: callers give the type that the C++ side has; the copied address lives as long as the library.
     unsafe { object.get::<F>(name.as_bytes()) }.map(|found| *found).map_err(|error| error.to_string())
+}
+
+/// The compiler with the arguments that the kernels of this build were compiled with, for code of a shared object; what is
+/// missing are the sources' directory (`-I`) and the files.
+pub fn compile_command() -> Result<Command, String> {
+    crate::available()?;
+    let mut compile = compiler();
+    compile.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}')).arg("-fPIC");
+    Ok(compile)
+}
+
+/// Links objects with the emulation's runtime (or another archive of it) into a shared object for [`Library::open`].
+/// `kernels`: the objects are of files of `cuda/`; the other kernels are taken as already compiled, and all are in one
+/// table.
+pub fn link(objects: &[PathBuf], runtime: Option<&Path>, kernels: bool, shared_object: &Path) -> Result<(), String> {
+    crate::available()?;
+    let archives = Path::new(env!("OUT_DIR"));
+    let mut link = compiler();
+    link.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').filter(|a| a.starts_with("-fsanitize=")));
+    link.arg("-shared").arg("-Wl,-Bsymbolic").args(objects).arg("-Wl,--whole-archive");
+    link.arg(runtime.map_or_else(|| archives.join("libkqm_emulation_runtime.a"), Path::to_owned));
+    if kernels {
+        link.arg(archives.join("libkqm_emulation_table.a"));
+    }
+    link.arg("-Wl,--no-whole-archive");
+    // The changed objects come first: of the archive the linker takes only what is still missing.
+    let compiled = archives.join("libkqm_emulation_kernels.a");
+    if kernels && compiled.exists() {
+        link.arg(compiled).arg("-Wl,--no-undefined");
+    }
+    run(link.arg("-o").arg(shared_object))
 }
 
 fn compiler() -> Command {

@@ -1,6 +1,8 @@
 //! The kernels' own sources, run on the CPU.
 
 use std::cell::Cell;
+use std::path::Path;
+use std::sync::OnceLock;
 
 use kquant_moe::device::Device;
 use kquant_moe::{Error, Result, sys};
@@ -23,10 +25,16 @@ pub struct EmulatedDevice {
 impl EmulatedDevice {
     const PLAIN: Self = Self { faulty: None, records: false, slow_fp64: false };
 
-    /// Fails where the emulation could not be compiled.
+    /// Fails where the emulation could not be compiled. `KQUANT_MOE_EMULATED_KERNELS` names a shared object whose kernels
+    /// take the place of those of `cuda/`, for programs that plant faults in them.
     pub fn new() -> Result<Self, &'static str> {
         emulation::available()?;
-        Ok(Self::PLAIN)
+        static OTHER: OnceLock<Option<Library>> = OnceLock::new();
+        let other = OTHER.get_or_init(|| {
+            let path = std::env::var_os("KQUANT_MOE_EMULATED_KERNELS")?;
+            Some(Library::open(Path::new(&path)).expect("KQUANT_MOE_EMULATED_KERNELS is a library of kernels"))
+        });
+        Ok(Self { faulty: other.as_ref(), ..Self::PLAIN })
     }
 
     /// The same device, which records launches, with copies of their arguments, and makes them when the recording is replayed.
