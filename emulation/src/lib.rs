@@ -5,7 +5,7 @@
 //! there, or in shared memory, or outside a buffer, ends the launch with a status of at least 10000 and a report (see
 //! [`Failure`] and `README.md`). Settings and reports belong to the calling thread, so tests may run in parallel.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::fmt;
 use std::time::Duration;
 
@@ -50,12 +50,14 @@ pub enum Failure {
     TimeLimit = 10014,
     /// An integer division by zero.
     ArithmeticTrap = 10015,
+    /// Memory of a launch that may still run, touched before the wait for it.
+    Dependency = 10016,
 }
 
 impl Failure {
     /// The failure that a launch status stands for, if it is one.
     pub fn from_status(status: i32) -> Option<Self> {
-        const ALL: [Failure; 15] = [
+        const ALL: [Failure; 16] = [
             Failure::Divergence,
             Failure::Deadlock,
             Failure::BadMask,
@@ -71,6 +73,7 @@ impl Failure {
             Failure::BadLaunch,
             Failure::TimeLimit,
             Failure::ArithmeticTrap,
+            Failure::Dependency,
         ];
         ALL.into_iter().find(|failure| *failure as i32 == status)
     }
@@ -94,6 +97,7 @@ pub struct Statistics {
 #[derive(Clone, Copy)]
 struct Runtime {
     last_error: unsafe extern "C" fn() -> *const c_char,
+    add_to_report: unsafe extern "C" fn(*const c_char),
     last_status: unsafe extern "C" fn() -> i32,
     set_schedule: unsafe extern "C" fn(u64),
     set_time_limit: unsafe extern "C" fn(u64),
@@ -109,6 +113,11 @@ impl Runtime {
     fn last_error(&self) -> String {
         // SAFETY: the text belongs to this thread and stays until its next launch.
         unsafe { CStr::from_ptr((self.last_error)()) }.to_string_lossy().into_owned()
+    }
+    fn add_to_report(&self, line: &str) {
+        let line = CString::new(line).expect("a line without a zero");
+        // SAFETY: the text is copied.
+        unsafe { (self.add_to_report)(line.as_ptr()) }
     }
     fn last_status(&self) -> i32 {
         // SAFETY: reads a number of this thread.
@@ -191,7 +200,11 @@ mod native {
         pub fn kqm_emulation_free(pointer: *mut c_void) -> i32;
         pub fn kqm_emulation_describe(address: usize, text: *mut c_char, bytes: usize) -> usize;
         pub fn kqm_emulation_overrun(text: *mut c_char, bytes: usize) -> usize;
+        pub fn kqm_emulation_synchronize();
+        pub fn kqm_emulation_synchronizations() -> u64;
+        pub fn kqm_emulation_buffers() -> *mut c_void;
         fn kqm_emulation_last_error() -> *const c_char;
+        fn kqm_emulation_add_to_report(line: *const c_char);
         fn kqm_emulation_last_status() -> i32;
         fn kqm_emulation_set_schedule(seed: u64);
         fn kqm_emulation_set_time_limit(milliseconds: u64);
@@ -205,6 +218,7 @@ mod native {
 
     pub const RUNTIME: Runtime = Runtime {
         last_error: kqm_emulation_last_error,
+        add_to_report: kqm_emulation_add_to_report,
         last_status: kqm_emulation_last_status,
         set_schedule: kqm_emulation_set_schedule,
         set_time_limit: kqm_emulation_set_time_limit,
@@ -240,7 +254,19 @@ mod native {
     pub unsafe extern "C" fn kqm_emulation_overrun(_: *mut c_char, _: usize) -> usize {
         missing()
     }
+    pub unsafe fn kqm_emulation_synchronize() {
+        missing()
+    }
+    pub unsafe extern "C" fn kqm_emulation_synchronizations() -> u64 {
+        missing()
+    }
+    pub unsafe fn kqm_emulation_buffers() -> *mut c_void {
+        missing()
+    }
     unsafe extern "C" fn text() -> *const c_char {
+        missing()
+    }
+    unsafe extern "C" fn line(_: *const c_char) {
         missing()
     }
     unsafe extern "C" fn status() -> i32 {
@@ -269,6 +295,7 @@ mod native {
     }
     pub const RUNTIME: Runtime = Runtime {
         last_error: text,
+        add_to_report: line,
         last_status: status,
         set_schedule: set,
         set_time_limit: set,
@@ -287,6 +314,12 @@ pub fn available() -> Result<(), &'static str> {
     if reason.is_empty() { Ok(()) } else { Err(reason) }
 }
 
+/// Whether accesses of global memory are seen, and so those that come before the wait for earlier launches. Not where the kernels are
+/// compiled for a sanitizer.
+pub fn sees_global_memory() -> bool {
+    env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').any(|argument| argument == "-fsanitize=thread")
+}
+
 /// The `kqm_kernels` table of the emulated kernels; null as long as the sources define none.
 pub fn table() -> *const c_void {
     // SAFETY: returns the address of a constant.
@@ -296,6 +329,11 @@ pub fn table() -> *const c_void {
 /// The report of this thread's last launch; empty when it broke no rule.
 pub fn last_error() -> String {
     native::RUNTIME.last_error()
+}
+
+/// Adds a line to that report: what the caller knows of the launch.
+pub fn add_to_report(line: &str) {
+    native::RUNTIME.add_to_report(line)
 }
 
 /// The status of this thread's last launch.
@@ -317,6 +355,13 @@ pub fn set_time_limit(limit: Duration) {
 /// What this thread has emulated so far.
 pub fn statistics() -> Statistics {
     native::RUNTIME.statistics()
+}
+
+/// The host waits for this thread's launches, or puts a copy between them and later ones: without it a launch may begin while earlier
+/// ones still run, as far as those let it. [`Buffer`] says so itself when it is read or made of values.
+pub fn synchronize() {
+    // SAFETY: counts.
+    unsafe { native::kqm_emulation_synchronize() }
 }
 
 /// Keeps the launches that `enqueue` makes on this thread instead of making them: they do nothing, return 0, and are made when the

@@ -3,8 +3,9 @@
 //! A fault is a substitution in the text of a source. Each library is a shared object with its own copy of the
 //! emulation and hidden symbols, so that many variants of one kernel fit in one program.
 
-use std::ffi::{OsStr, c_char, c_void};
-use std::fs;
+use std::ffi::{CString, OsStr, c_char, c_void};
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,6 +28,8 @@ pub struct Substitution<'a> {
 pub struct Library {
     object: libloading::Library,
     runtime: Runtime,
+    /// The file, whose name is gone: reports look lines up in it.
+    _file: File,
 }
 
 impl Library {
@@ -75,8 +78,12 @@ impl Library {
     pub fn open(path: &Path) -> Result<Self, String> {
         // SAFETY: the object was compiled from sources of this repository; loading it runs no code of theirs.
         let object = unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
+        let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let file_name = CString::new(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
+        let file_name = file_name.map_err(|error| error.to_string())?;
         let runtime = Runtime {
             last_error: symbol(&object, "kqm_emulation_last_error")?,
+            add_to_report: symbol(&object, "kqm_emulation_add_to_report")?,
             last_status: symbol(&object, "kqm_emulation_last_status")?,
             set_schedule: symbol(&object, "kqm_emulation_set_schedule")?,
             set_time_limit: symbol(&object, "kqm_emulation_set_time_limit")?,
@@ -89,10 +96,20 @@ impl Library {
         };
         type Describe = unsafe extern "C" fn(usize, *mut c_char, usize) -> usize;
         type Overrun = unsafe extern "C" fn(*mut c_char, usize) -> usize;
-        let share_buffers: unsafe extern "C" fn(Describe, Overrun) = symbol(&object, "kqm_emulation_share_buffers")?;
+        type Synchronizations = unsafe extern "C" fn() -> u64;
+        type ShareBuffers = unsafe extern "C" fn(Describe, Overrun, Synchronizations, *mut c_void, *const c_char);
+        let share_buffers: ShareBuffers = symbol(&object, "kqm_emulation_share_buffers")?;
         // SAFETY: the functions stay where they are as long as the program runs.
-        unsafe { share_buffers(native::kqm_emulation_describe, native::kqm_emulation_overrun) };
-        Ok(Library { object, runtime })
+        unsafe {
+            share_buffers(
+                native::kqm_emulation_describe,
+                native::kqm_emulation_overrun,
+                native::kqm_emulation_synchronizations,
+                native::kqm_emulation_buffers(),
+                file_name.as_ptr(),
+            );
+        }
+        Ok(Library { object, runtime, _file: file })
     }
 
     /// The `kqm_kernels` table of [`faulty_kernels`](Self::faulty_kernels).
@@ -113,6 +130,11 @@ impl Library {
     /// The report of this thread's last launch; empty when it broke no rule.
     pub fn last_error(&self) -> String {
         self.runtime.last_error()
+    }
+
+    /// As [`crate::add_to_report`].
+    pub fn add_to_report(&self, line: &str) {
+        self.runtime.add_to_report(line)
     }
 
     /// The status of this thread's last launch.
@@ -141,6 +163,11 @@ impl Library {
     }
 }
 
+/// Whether an argument brings a sanitizer whose runtime is to be linked: that of the thread sanitizer is the emulation's own.
+fn sanitizes(argument: &str) -> bool {
+    argument.starts_with("-fsanitize=") && argument != "-fsanitize=thread"
+}
+
 fn symbol<F: Copy>(object: &libloading::Library, name: &str) -> Result<F, String> {
     // SAFETY: callers give the type that the C++ side has; the copied address lives as long as the library.
     unsafe { object.get::<F>(name.as_bytes()) }.map(|found| *found).map_err(|error| error.to_string())
@@ -162,7 +189,7 @@ pub fn link(objects: &[PathBuf], runtime: Option<&Path>, kernels: bool, shared_o
     crate::available()?;
     let archives = Path::new(env!("OUT_DIR"));
     let mut link = compiler();
-    link.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').filter(|a| a.starts_with("-fsanitize=")));
+    link.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').filter(|a| sanitizes(a)));
     link.arg("-shared").arg("-Wl,-Bsymbolic").args(objects).arg("-Wl,--whole-archive");
     link.arg(runtime.map_or_else(|| archives.join("libkqm_emulation_runtime.a"), Path::to_owned));
     if kernels {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::library;
-use kquant_moe_emulation::{Buffer, Library};
+use kquant_moe_emulation::{Buffer, Library, synchronize};
 
 type Reduce = unsafe extern "C" fn(*const f32, *mut f32, u32, u32) -> i32;
 type Product = unsafe extern "C" fn(*const u8, *const i8, *mut i32, u32) -> i32;
@@ -162,7 +162,13 @@ fn recorded_launches_are_made_when_they_are_replayed() {
     for replay in 1..4 {
         let mut before = 0;
         // SAFETY: the buffers are still there.
-        let replayed = unsafe { recording.replay(|| before += 1) };
+        let replayed = unsafe {
+            recording.replay(|| {
+                before += 1;
+                // The kernel does not wait for the launch before it.
+                synchronize();
+            })
+        };
         assert_eq!((replayed, before), (Ok(()), 2), "{}", library.last_error());
         assert_eq!(library.statistics().launches, launches + 2 * replay);
         for output in &outputs {

@@ -8,8 +8,60 @@ use kquant_moe::device::Device;
 use kquant_moe::{Error, Result, sys};
 use kquant_moe_emulation::{self as emulation, Library, Recording};
 
+use super::table::each_launcher;
+
 thread_local! {
     static LAUNCHES: Cell<u64> = const { Cell::new(0) };
+    /// The device in use on this thread.
+    static IN_USE: Cell<Option<&'static Library>> = const { Cell::new(None) };
+}
+
+/// The launchers of the device in use.
+fn launchers() -> &'static sys::kqm_kernels {
+    let table = IN_USE.get().map_or_else(emulation::table, |library| library.table().expect("a table"));
+    // SAFETY: the table is a constant of this program or of a library that stays loaded, compiled from the header that
+    // the bindings were made of.
+    unsafe { table.cast::<sys::kqm_kernels>().as_ref() }.expect("the emulation has no kernels")
+}
+
+/// Launchers that call those of the device in use, and add the arguments to the report of a launch that fails: types, shapes and tokens.
+macro_rules! table {
+    ($($kernel:ident($args:ident)),* $(,)?) => {{
+        $(unsafe extern "C" fn $kernel(args: *const sys::$args, stream: sys::kqm_stream) -> sys::kqm_status {
+            let launcher = launchers().$kernel.expect("a launcher");
+            // SAFETY: the caller keeps the launcher's contract.
+            let status = unsafe { launcher(args, stream) };
+            if status > sys::KQM_OK {
+                // SAFETY: what was launched had arguments.
+                let text = format!("{} with {:?}", stringify!($kernel), unsafe { &*args });
+                IN_USE.get().map_or_else(|| emulation::add_to_report(&text), |library| library.add_to_report(&text));
+            }
+            status
+        })*
+        sys::kqm_kernels {
+            $($kernel: Some($kernel),)*
+            attention_workspace: Some(attention_workspace),
+            moe_max_items: Some(moe_max_items),
+            status_text: Some(status_text),
+        }
+    }};
+}
+
+static TABLE: sys::kqm_kernels = each_launcher!(table);
+
+unsafe extern "C" fn attention_workspace(args: *const sys::kqm_attention_args) -> u64 {
+    // SAFETY: the caller keeps the function's contract.
+    unsafe { launchers().attention_workspace.expect("a function")(args) }
+}
+
+unsafe extern "C" fn moe_max_items(tokens: u32, experts: u32, top_k: u32) -> u32 {
+    // SAFETY: the caller keeps the function's contract.
+    unsafe { launchers().moe_max_items.expect("a function")(tokens, experts, top_k) }
+}
+
+unsafe extern "C" fn status_text(status: sys::kqm_status) -> *const std::ffi::c_char {
+    // SAFETY: the caller keeps the function's contract.
+    unsafe { launchers().status_text.expect("a function")(status) }
 }
 
 /// A device whose launches run at once, on the calling thread. Allocations end at a guard page.
@@ -96,10 +148,8 @@ unsafe impl Device for EmulatedDevice {
     }
 
     fn kernels(&self) -> &'static sys::kqm_kernels {
-        let table = self.faulty.map_or_else(emulation::table, |library| library.table().expect("a table"));
-        // SAFETY: the table is a constant of this program or of a library that stays loaded, compiled from the header that
-        // the bindings were made of.
-        unsafe { table.cast::<sys::kqm_kernels>().as_ref() }.expect("the emulation has no kernels")
+        IN_USE.set(self.faulty);
+        &TABLE
     }
 
     fn stream(&self) -> sys::kqm_stream {
@@ -135,30 +185,35 @@ unsafe impl Device for EmulatedDevice {
     }
 
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        emulation::synchronize();
         // SAFETY: the caller vouches for the range.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        emulation::synchronize();
         // SAFETY: the caller vouches for the range.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        emulation::synchronize();
         // SAFETY: the caller vouches for both ranges.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
         Ok(())
     }
 
     unsafe fn clear(&self, address: u64, bytes: usize) -> Result<()> {
+        emulation::synchronize();
         // SAFETY: the caller vouches for the range.
         unsafe { std::ptr::write_bytes(address as *mut u8, 0, bytes) };
         Ok(())
     }
 
     fn synchronize(&self) -> Result<()> {
+        emulation::synchronize();
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ mod memory;
 pub mod moe;
 pub mod norm;
 pub mod pins;
+mod table;
 
 pub use compare::{
     assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, assert_stored_nan, difference,

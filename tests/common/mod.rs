@@ -8,6 +8,7 @@ pub mod hooked;
 pub mod launches;
 pub mod random;
 pub mod shaped;
+mod table;
 
 pub use devices::{cuda_device, emulated_device};
 pub use emulated::EmulatedDevice;
