@@ -636,11 +636,12 @@ fn takes_in_the_rotation<D: Device>(device: &D, size: Size) {
 fn norms_in_one_order<D: Device>(device: &D, _: Size) {
     let mut random = Random::new(46);
     for head_dim in [64, 128, 192, 256] {
-        let rows = pins::norm_rows(head_dim);
-        let (heads, cache) = (rows.len(), CACHES[head_dim / 64 % 2]);
-        let shape = Shape { tokens: 1, heads, kv_heads: heads, head_dim, start: 5, capacity: 6, cache };
-        let token = Token::random(&mut random, shape, true, Activations::Gaussian);
-        Token { q: rows.concat(), k: rows.concat(), eps: 0.0, ..token }.check(device, "norms", true);
+        for (index, (head, eps)) in pins::norm_rows(head_dim).into_iter().enumerate() {
+            let cache = CACHES[index % 2];
+            let shape = Shape { tokens: 1, heads: 3, kv_heads: 1, head_dim, start: 5, capacity: 6, cache };
+            let token = Token::random(&mut random, shape, true, Activations::Gaussian);
+            Token { q: head.repeat(3), k: head, eps, ..token }.check(device, &format!("head {index}"), true);
+        }
     }
     for cache in CACHES {
         let shape = Shape { tokens: 1, heads: 4, kv_heads: 2, head_dim: 128, start: 65, capacity: 66, cache };

@@ -73,7 +73,7 @@ fn sums_have_one_order() {
 fn norms_have_their_bits() {
     for pin in pins::list("norms") {
         let row = pin.row();
-        assert_bits(&format!("{} columns", row.len()), &[inverse_rms(&row, 0.0)], &pin.values("r"));
+        assert_bits(&format!("{} columns", row.len()), &[inverse_rms(&row, pin.values("eps")[0])], &pin.values("r"));
     }
     for pin in pins::list("norm_values") {
         let (mut random, cols) = (Random::new(pin.seed()), pin.number("cols"));

@@ -223,22 +223,24 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
 fn norms_in_one_order<D: Device>(device: &D, _: Size) {
     let mut random = Random::new(170);
     for head_dim in [8, 64, 72, 80, 128, 192, 256] {
-        let heads = pins::norm_rows(head_dim);
-        let case = Case {
-            tokens: 1,
-            heads: heads.len(),
-            kv_heads: heads.len(),
-            head_dim,
-            start: 1,
-            capacity: 3,
-            norm: true,
-            taps: true,
-            in_place: false,
-            cache: TensorType::F32,
-            eps: 0.0,
-        };
-        let operands = Operands { q: heads.concat(), k: heads.concat(), ..case.operands(&mut random) };
-        assert_results(&format!("heads of {head_dim}"), &case.run(device, &operands), &case.expected(&operands));
+        for (index, (head, eps)) in pins::norm_rows(head_dim).into_iter().enumerate() {
+            let case = Case {
+                tokens: 1,
+                heads: 3,
+                kv_heads: 1,
+                head_dim,
+                start: 1,
+                capacity: 3,
+                norm: true,
+                taps: true,
+                in_place: false,
+                cache: TensorType::F32,
+                eps,
+            };
+            let operands = Operands { q: head.repeat(3), k: head, ..case.operands(&mut random) };
+            let (got, expected) = (case.run(device, &operands), case.expected(&operands));
+            assert_results(&format!("head {index} of {head_dim}"), &got, &expected);
+        }
     }
 }
 

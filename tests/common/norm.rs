@@ -29,7 +29,7 @@ impl Row {
 
     /// Rows whose norm shows the order of its sum.
     pub fn telling(random: &mut Random, cols: usize) -> Vec<Self> {
-        pins::norm_rows(cols).into_iter().map(|x| Self { x, weight: random.gaussians(cols), eps: 0.0 }).collect()
+        pins::norm_rows(cols).into_iter().map(|(x, eps)| Self { x, weight: random.gaussians(cols), eps }).collect()
     }
 
     /// Rows with NaNs that are not the one that kernels store: in x, and in a few weights.

@@ -92,16 +92,16 @@ pub fn sequences(len: usize) -> Vec<Vec<f32>> {
 
 /// Rows whose sum (a `tree_dot` with ones) differs in f32 when it is made in another order.
 pub fn dot_rows(cols: usize) -> Vec<Vec<f32>> {
-    rows("dots", cols)
+    of_columns("dots", cols).iter().map(Pin::row).collect()
 }
 
-/// Rows whose RMSNorm with eps = 0 differs when the squares are added in another order.
-pub fn norm_rows(cols: usize) -> Vec<Vec<f32>> {
-    rows("norms", cols)
+/// Rows whose RMSNorm differs when the squares are added in another order, each with its own eps.
+pub fn norm_rows(cols: usize) -> Vec<(Vec<f32>, f32)> {
+    of_columns("norms", cols).iter().map(|pin| (pin.row(), pin.values("eps")[0])).collect()
 }
 
-fn rows(name: &str, cols: usize) -> Vec<Vec<f32>> {
-    let all: Vec<Vec<f32>> = list(name).iter().filter(|pin| pin.number("cols") == cols).map(Pin::row).collect();
+fn of_columns(name: &str, cols: usize) -> Vec<Pin> {
+    let all: Vec<Pin> = list(name).into_iter().filter(|pin| pin.number("cols") == cols).collect();
     assert!(!all.is_empty(), "{name}: no rows of {cols}");
     all
 }

@@ -280,6 +280,10 @@ DOTS = {
     "leaves of 8": lambda p: dot(p, leaf=ascending, leaf_size=8),
     "leaves of 2": lambda p: dot(p, leaf=ascending, leaf_size=2),
     "lanes ascending": lambda p: dot(p, lanes=ascending),
+    "lanes descending": lambda p: dot(p, lanes=descending),
+    "lanes of pairs of halves": lambda p: dot(p, lanes=lambda v: halves([v[i] + v[i + 1] for i in range(0, len(v), 2)])),
+    "lanes of fours one by one": lambda p: dot(p, lanes=lambda v: groups(v, 4, ascending, tree)),
+    "lanes of eights as a sum": lambda p: dot(p, lanes=lambda v: groups(v, 8, tree, ascending)),
     "lanes of halves": lambda p: dot(p, lanes=halves),
     "lanes of crossed pairs": lambda p: dot(p, lanes=crossed),
     "runs of 128": lambda p: dot(p, run=128),
@@ -355,7 +359,7 @@ def cancelling(random, length, filled):
     return row
 
 
-def telling(what, variants, definition, length, make, result, seen=lambda row: row, tries=6000, least=2):
+def telling(what, variants, definition, length, make, result, seen=lambda row: row, tries=6000, least=6):
     """Operands that tell every variant from the definition: `make` proposes them, `seen` is what variants get of them, of that length, and
     `result` is what is compared."""
     open_variants = {name: v for name, v in variants.items() if not same_order(v, definition, length)}
@@ -370,8 +374,8 @@ def telling(what, variants, definition, length, make, result, seen=lambda row: r
         others = {name: other for name, other in sums.items() if other != total}
         if open_variants and not others:
             continue
-        expected = result(total)
-        told = [name for name, other in others.items() if result(other) != expected]
+        expected = result(total, row)
+        told = [name for name, other in others.items() if result(other, row) != expected]
         if told or not open_variants:
             rows.append(row)
             for name in told:
@@ -394,7 +398,7 @@ def telling_dots(what, cols, products, make, result, tries):
     return telling(what, SUMS, groups, -(-cols // 256), make, result, lambda row: run_sums(products(row)), tries)
 
 
-def to_f32(x):
+def to_f32(x, _):
     return f32(F(x))
 
 
@@ -457,14 +461,14 @@ def normed(x, weight, eps):
 
 
 def norm_row(random, n):
-    """A row whose mean square lies in the middle of two f32, with squares of the size of the last place of their sum in f64: the sum says
-    which of the two it becomes."""
+    """A row with many squares of the size of the last place of their sum in f64, and an eps with which its mean square is the middle of two
+    f32, or one place above: when the sum becomes more, or less, the norm is another."""
     odd = n
     while odd % 2 == 0:
         odd //= 2
-    # In units of 2^-24, an f32 with an even last place and half of that: one large square and a few others that fill up to it.
+    # In units of 2^-40, an f32 with an even last place, half of that, and not quite: one large square and others that fill up to it.
     unit = 1 + random.below(2)
-    total = odd * (4 * unit * (2 ** 22 + random.below(2 ** 22)) + unit)
+    total = odd * ((4 * unit * (2 ** 22 + random.below(2 ** 22)) + unit) * 2 ** 16 - 1)
     numbers = [math.isqrt(int(total * (0.5 + random.below(1000) / 2001)))]
     rest = total - numbers[0] ** 2
     while rest:
@@ -473,22 +477,20 @@ def norm_row(random, n):
     row = [0.0] * n
     places = list(range(n))
     random.shuffle(places)
-    first = places[-1]
-    # Half a unit of the last place or less, as a square of a power of two.
-    last = math.frexp(total * 2.0 ** -24)[1] - 53
-    tiny = 2.0 ** ((last - 1 - random.below(2)) // 2)
-    # Around the large one, in its leaf or beside it; and anywhere.
-    near_first = first // 4 * 4
-    close = [near_first + i for i in range(4 + 4 * random.below(2)) if near_first + i < n and near_first + i != first]
-    random.shuffle(close)
-    close = close[:random.below(6)]
-    places = [place for place in places if place not in close]
-    for number in numbers:
-        if places:
-            row[places.pop()] = number * 2.0 ** -12 * random.pick([1.0, -1.0])
-    for place in close + places[len(places) - random.pick([0, 1, 2, 3, 8, 24]):]:
-        row[place] = tiny
-    return row
+    for number in numbers[:max(n // 2, 4)]:
+        row[places.pop()] = number * 2.0 ** -20 * random.pick([1.0, -1.0])
+    last = math.frexp(total * 2.0 ** -40)[1] - 53
+    for place in places[:random.pick([3, n // 8, n // 3, n])][:200]:
+        row[place] = 2.0 ** ((last - random.below(3)) // 2)
+    m = f64(F(dot([x * x for x in row])) * F(f64(F(1, n))))
+    place = math.ulp(m)
+    # The next middle above whose lower neighbour is even.
+    half = F(2) ** (math.frexp(m)[1] - 25)
+    middle = (F(m) // (4 * half)) * 4 * half + half
+    if middle < F(m):
+        middle += 4 * half
+    eps = middle - F(m) + random.below(2) * F(place)
+    return row, float(eps)
 
 
 def norms():
@@ -496,11 +498,17 @@ def norms():
     out = []
     for cols in (8, 64, 72, 80, 128, 192, 256, 512, 768, 1024, 2048, 2304, 4096, 4352):
         def make():
-            return norm_row(random, cols)
-        found = telling_dots("norms", cols, lambda row: [x * x for x in row], make, lambda total: inverse_rms(total, cols, 0.0), 20000)
-        for row in found:
-            r = inverse_rms(exact_dot(row, row), cols, 0.0)
-            out.append({**sparse(row), "r": hex32([r])})
+            while True:
+                row, eps = norm_row(random, cols)
+                total = dot([x * x for x in row])
+                above, below = (inverse_rms(total * (1 + sign * 2.0 ** -49), cols, eps) for sign in (1, -1))
+                if F(f32(F(eps))) == F(eps) and above != below:
+                    return row, eps
+        found = telling_dots("norms", cols, lambda row: [x * x for x in row[0]], make,
+                             lambda total, row: inverse_rms(total, cols, row[1]), 20000)
+        for row, eps in found:
+            r = inverse_rms(exact_dot(row, row), cols, eps)
+            out.append({**sparse(row), "eps": hex32([eps]), "r": hex32([r])})
     return out
 
 
@@ -594,7 +602,7 @@ def attention(q, k, v, scale):
     def add64(a, b):
         return f64(F(a) + F(b))
     inverse = f64(1 / F(tree_of_eight(l, add64)))
-    return [f32(F(tree_of_eight(chains, add64)) * F(inverse)) if any(chains) else 0.0 for chains in o], scores
+    return [f32(F(f64(F(tree_of_eight(chains, add64)) * F(inverse)))) for chains in o], scores
 
 
 def attention_rows():
@@ -636,7 +644,8 @@ def value_that_tells(total, wrong):
         whole = a.numerator // a.denominator
         for n in range(max(1, whole - 2), whole + 1):
             p, q = n * p1 + p0, n * q1 + q0
-            if p < 2 ** 25 and q // (q & -q) < 2 ** 24 and f32(F(f64(F(q) * F(y)))) != f32(F(wrong(q))):
+            middle = 2 ** 24 <= p < 2 ** 25 and p % 2 and q // (q & -q) < 2 ** 24
+            if middle and f32(F(f64(F(q) * F(y)))) != f32(F(wrong(q))):
                 return float(q)
         p0, q0, p1, q1 = p1, q1, whole * p1 + p0, whole * q1 + q0
         if p1 >= 2 ** 26 or a == whole:
@@ -688,12 +697,12 @@ def quotients():
 TINY = (-37.4375, -37.5, -38.125, -36.8125)
 
 
-def denominators():
+def denominators(all_chunks=(1, 9, 17, 20)):
     """Scores whose softmax's denominator depends on its order, with values that show it: of one chunk the scores of all 64 positions, of
     more chunks those of each one's first position (the others are far below)."""
-    random = Random(6)
     out = []
-    for chunks in (1, 9, 17, 20):
+    for chunks in all_chunks:
+        random = Random(60 + chunks)
         length, variants, order = (64, CHUNKS, tree) if chunks == 1 else (chunks, JOINS, chains)
         open_variants = {name: v for name, v in variants.items() if not same_order(v, order, length)}
         for _ in range(200000):
@@ -733,7 +742,7 @@ def joins():
         def make():
             return cancelling(random, chunks, chunks)
 
-        def result(total):
+        def result(total, _=None):
             # The last chunk has one position, the others 64.
             inverse = f64(1 / F(64 * (chunks - 1) + 1))
             return f32(F(f64(F(total) * F(inverse))))
