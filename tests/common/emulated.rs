@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use kquant_moe::device::Device;
+use kquant_moe::device::{Device, DeviceId};
 use kquant_moe::{Result, sys};
 use kquant_moe_emulation::{self as emulation, Library};
 
@@ -20,10 +20,12 @@ pub struct EmulatedDevice {
     /// Whether it records launches, only to count them: a replay does nothing.
     counts: bool,
     slow_fp64: bool,
+    /// Whose memory is said to be its own.
+    id: DeviceId,
 }
 
 impl EmulatedDevice {
-    const PLAIN: Self = Self { faulty: None, counts: false, slow_fp64: false };
+    const PLAIN: Self = Self { faulty: None, counts: false, slow_fp64: false, id: DeviceId::new("emulation", 0) };
 
     /// Fails where the emulation could not be compiled.
     pub fn new() -> Result<Self, &'static str> {
@@ -39,6 +41,11 @@ impl EmulatedDevice {
     /// The same device, which says that its fp64 is slow.
     pub fn with_slow_fp64(self) -> Self {
         Self { slow_fp64: true, ..self }
+    }
+
+    /// A device that has nothing to do with the others.
+    pub fn other(self) -> Self {
+        Self { id: DeviceId::new("emulation", 1), ..self }
     }
 
     /// A device with other kernels, which stay loaded.
@@ -85,6 +92,10 @@ unsafe impl Device for EmulatedDevice {
 
     fn name(&self) -> &'static str {
         "emulation"
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id
     }
 
     fn kernels(&self) -> &'static sys::kqm_kernels {
