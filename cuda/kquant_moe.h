@@ -220,7 +220,7 @@ typedef struct kqm_attention_args {
   uint32_t cache_type;
   uint32_t capacity; /* below 2^31 */
   uint32_t tokens;
-  uint32_t heads;    /* at most 65535, a multiple of kv_heads, at most 16 times; heads * head_dim a multiple of 256 when fixed is set */
+  uint32_t heads;    /* at most 65535; a multiple of kv_heads, at most 16 times; with fixed, heads * head_dim one of 256 */
   uint32_t kv_heads;
   uint32_t head_dim; /* 64, 128, 192 or 256 */
   float scale;       /* 1 / sqrt(head_dim) */

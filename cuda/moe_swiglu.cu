@@ -22,10 +22,9 @@ __device__ __forceinline__ void finish_value(const kqm_moe_swiglu_args &a, size_
 }
 
 // The expert of a single token's block: chosen by every warp for itself, down to the rank of its block.
-__device__ __forceinline__ uint32_t expert_of_block(const kqm_moe_swiglu_args &a, KqmChoice &choice) {
-  if (!a.logits) return a.indices[blockIdx.y];
-  choice = kqm_choose<false>(a.logits, a.gate.experts, blockIdx.y);
-  return choice.last;
+__device__ __forceinline__ KqmExpert expert_of_block(const kqm_moe_swiglu_args &a, KqmChoice &choice) {
+  if (a.logits) choice = kqm_choose<false>(a.logits, a.gate.experts, blockIdx.y);
+  return KqmExpert(a.logits ? choice.last : a.indices[blockIdx.y], a.gate.experts);
 }
 
 // The block of the last rank has chosen all experts and writes the choice down for moe_down. Its last warp does: the first one has the
@@ -58,15 +57,16 @@ __global__ void __launch_bounds__(32 * one_token_warps, (AtOnce<Gate, Up>::block
   KqmBlockOnItsWay on_its_way;
   on_its_way.load(a.x + warp);
   KqmChoice choice{};
-  const uint32_t expert = expert_of_block(a, choice);
+  const KqmExpert expert = expert_of_block(a, choice);
   on_its_way.store(own_block);
   Gate gate;
   Up up;
   gate.load(kqm_expert_tile<Gate>(a.gate, expert, blockIdx.x) + size_t(warp) * Gate::bytes, lane);
   up.load(kqm_expert_tile<Up>(a.up, expert, blockIdx.x) + size_t(warp) * Up::bytes, lane);
   const KqmSharedToken x(own_block, lane);
-  kqm_contribute_one(gate, x, x.unit(), warp, part);
-  kqm_contribute_one(up, x, x.unit(), one_token_warps + warp, part);
+  const double unit = expert.or_nan(x.unit());
+  kqm_contribute_one(gate, x, unit, warp, part);
+  kqm_contribute_one(up, x, unit, one_token_warps + warp, part);
   __syncthreads();
   if (warp == 0) {
     // Half a warp sums up gate, the other half up.
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   KqmChoice choice{};
-  const uint32_t expert = expert_of_block(a, choice);
+  const KqmExpert expert = expert_of_block(a, choice);
   const uint8_t *gate_data = kqm_expert_tile<Gate>(a.gate, expert, blockIdx.x);
   const uint8_t *up_data = kqm_expert_tile<Up>(a.up, expert, blockIdx.x);
   for (int b = warp; b < blocks; b += warps) {
@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
   __syncthreads();
   const int r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
   if (threadIdx.x < KQM_TILE_ROWS && r < int(a.gate.rows))
-    finish_value(a, size_t(blockIdx.y) * a.gate.rows + r, kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x),
-                 kqm_row_sum<1>(part, blocks, blocks, 0, threadIdx.x));
+    finish_value(a, size_t(blockIdx.y) * a.gate.rows + r, expert.or_nan(kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x)),
+                 expert.or_nan(kqm_row_sum<1>(part, blocks, blocks, 0, threadIdx.x)));
   write_choice(a, choice);
 }
 
@@ -122,13 +122,13 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
-  const KqmItem item = kqm_item(a.groups, blockIdx.y);
+  const KqmItem item = kqm_item(a.groups, blockIdx.y, a.gate.experts, a.tokens * a.top_k);
   if (item.count == 0) return;
   const bool is_gate = warp < wide_tiles;
   const int s = is_gate ? warp : warp - wide_tiles, tile = blockIdx.x * wide_tiles + s, place = (s * 32 + lane) * KqmTokenColumns::results;
   // A warp beyond the last tile works on that one, too, and stores nothing.
   const int own_tile = min(tile, int(a.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
-  const auto first = [&](int i) { return i < item.count ? item.pair(i) / a.top_k * blocks : kqm_wide_absent; };
+  const auto first = [&](int i) { return i < item.count ? item.readable_pair(i) / a.top_k * blocks : kqm_wide_absent; };
   float y[KqmTokenColumns::results];
   if (is_gate)
     kqm_wide_sums<Largest<Gate, Up>::bytes, Gate>(kqm_expert_tile<Gate>(a.gate, item.expert, own_tile), blocks, a.x, first, shared, y);
@@ -144,7 +144,9 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu
   KQM_UNROLL
   for (int i = 0; i < KqmTokenColumns::results; i++) {
     const int r = tile * KQM_TILE_ROWS + KqmTokenColumns::row(i, lane), token = KqmTokenColumns::token(i, lane);
-    if (r < int(a.gate.rows) && token < item.count) finish_value(a, size_t(item.pair(token)) * a.gate.rows + r, y[i], up[i]);
+    if (r >= int(a.gate.rows) || token >= item.count) continue;
+    const uint32_t pair = item.pair(token);
+    if (pair < item.pairs) finish_value(a, size_t(pair) * a.gate.rows + r, item.expert.or_nan(y[i]), item.expert.or_nan(up[i]));
   }
 }
 

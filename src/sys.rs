@@ -465,7 +465,7 @@ pub struct kqm_attention_args {
     /// below 2^31
     pub capacity: u32,
     pub tokens: u32,
-    /// at most 65535, a multiple of kv_heads, at most 16 times; heads \* head_dim a multiple of 256 when fixed is set
+    /// at most 65535; a multiple of kv_heads, at most 16 times; with fixed, heads \* head_dim one of 256
     pub heads: u32,
     pub kv_heads: u32,
     /// 64, 128, 192 or 256

@@ -132,7 +132,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let (x_at, out_at) = (x.slice().as_ptr() as u64, out.slice_mut().as_ptr() as u64);
     let mut run = |x: u64, out: u64, rows, cols| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
-        let (x, out) = unsafe { (Slice::from_raw(x, 8), SliceMut::from_raw(out, 2)) };
+        let (x, out) = unsafe { (Slice::from_raw(device, x, 8), SliceMut::from_raw(device, out, 2)) };
         let (partial, done) = (partial.slice_mut(), done.slice_mut());
         Argmax { x, out, partial, done, feed: None, rows, cols }.launch(device)
     };

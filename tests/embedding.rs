@@ -120,7 +120,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let (table_at, out_at) = (table.slice().as_ptr() as u64, out.slice_mut().as_ptr() as u64);
     let run = |table: u64, out: u64, vocab, cols, tokens| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
-        let (table, out) = unsafe { (Slice::from_raw(table, 4096), SliceMut::from_raw(out, 1024)) };
+        let (table, out) = unsafe { (Slice::from_raw(device, table, 4096), SliceMut::from_raw(device, out, 1024)) };
         Embedding { table, kind: TensorType::F32, vocab, cols, ids: ids.slice(), tokens, out }.launch(device)
     };
     assert_status(run(0, out_at, 1, 256, 1), sys::KQM_NULL_POINTER);

@@ -258,6 +258,8 @@ fn attention(table: &mut Table, kernels: &kqm_kernels) {
     l.takes(types, "args->cache_type == KQM_TYPE_F32", |_| {});
     l.takes(types, "args->cache_type == KQM_TYPE_F16", |a| a.cache_type = KQM_TYPE_F16);
     l.refuses(KQM_BAD_SHAPE, "args->tokens > 0", |a| a.tokens = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->tokens <= 0x7fffffffu", |a| a.tokens = 0x8000_0000);
+    l.launches("args->tokens <= 0x7fffffffu", |a| (a.tokens, a.q) = (0x7fff_ffff, nowhere));
     l.refuses(KQM_BAD_SHAPE, "args->capacity > 0", |a| a.capacity = 0);
     l.refuses(KQM_BAD_SHAPE, "args->capacity <= kqm_max_capacity", |a| {
         (a.capacity, a.workspace_bytes) = (0x8000_0000, u64::MAX);
@@ -299,6 +301,8 @@ fn attention(table: &mut Table, kernels: &kqm_kernels) {
         a.fixed = null();
     });
     l.takes(whole, "args->heads * args->head_dim % KQM_BLOCK == 0", |_| {});
+    // A single head will do.
+    l.takes(whole, "args->fixed == nullptr", |a| (a.heads, a.kv_heads, a.fixed) = (1, 1, null()));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->q, 16)", |a| a.q = shifted(a.q));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->k_cache, 16)", |a| a.k_cache = shifted(a.k_cache));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->v_cache, 16)", |a| a.v_cache = shifted(a.v_cache));
@@ -518,13 +522,13 @@ fn pairs<A: Copy>(
     launcher.refuses_in(FILE, KQM_BAD_SHAPE, items, |a| {
         experts(a, 8);
         *parts(a).3 = 8;
-        // 65,528 items and 8 that are not full.
-        tokens(a, 65528);
+        // 65,527 full items, and 9 that are not full.
+        tokens(a, 65527);
     });
     launcher.launches_in(FILE, items, |a| {
         experts(a, 8);
         *parts(a).3 = 8;
-        tokens(a, 65527);
+        tokens(a, 65526);
         unreadable(a);
     });
 }

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType::*};
 use kquant_moe::device::{Buffer, Device, Slice};
-use kquant_moe::kernels::{DownInput, FixedBlock, Groups, Matrix, MoeDown};
+use kquant_moe::kernels::{DownInput, FixedBlock, Matrix, MoeDown};
 use kquant_moe::{Result, oracle, sys};
 use rayon::prelude::*;
 
@@ -16,6 +16,7 @@ on_devices!(
     stores_one_nan,
     batch_equals_single_tokens,
     quantizes_rows,
+    absent_experts_give_nan,
     refuses_bad_arguments,
     refuses_bad_rows,
 );
@@ -82,8 +83,11 @@ fn expected(
 ) -> Results {
     let (rows, blocks) = (down.rows, down.cols / BLOCK);
     let mut expert_out = vec![0.0; indices.len() * rows];
-    expert_out.par_chunks_mut(rows).enumerate().for_each(|(pair, out)| {
-        oracle::product(down.expert(indices[pair] as usize), down.cols, &x[pair * blocks..][..blocks], out);
+    expert_out.par_chunks_mut(rows).enumerate().for_each(|(pair, out)| match indices[pair] as usize {
+        expert if expert < down.experts => {
+            oracle::product(down.expert(expert), down.cols, &x[pair * blocks..][..blocks], out);
+        }
+        _ => oracle::absent(out),
     });
     let mut sum = vec![0.0; y.len()];
     let tokens = weights.chunks(top_k).zip(expert_out.chunks(top_k * rows)).zip(sum.chunks_mut(rows));
@@ -283,6 +287,38 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
     }
 }
 
+/// Indices of experts that do not exist give NaN, in every form of the kernel, and so does all of their token.
+fn absent_experts_give_nan<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(62);
+    // Few units and many, more than a block has warps, and more than fit into shared memory.
+    let shapes = size.shapes(
+        &[(17, 512, 5, 3), (17, 1280, 5, 3), (15, 256, 40, 9), (15, 6656, 3, 1), (15, 4352, 12, 10)],
+        &[(2048, 768, 128, 8)],
+    );
+    for (rows, cols, experts, top_k) in shapes {
+        let w = Weights::random(&mut random, Q6K, experts, rows, cols);
+        let down = w.upload(device);
+        for tokens in [1, 2, 9] {
+            let x = random.gaussians(tokens * top_k * cols);
+            let (blocks, digits) = fixed_blocks(&x);
+            let (weights, residual) = (random.gaussians(tokens * top_k), random.gaussians(tokens * rows));
+            for absent in moe::absent(experts) {
+                let what = format!("[{experts}][{rows}, {cols}], {tokens} tokens of {top_k} experts, expert {absent}");
+                let indices = moe::with_absent(&mut random, tokens, experts, top_k, absent);
+                let expected = expected(&w, &blocks, &indices, &weights, residual.clone(), top_k);
+                let fused = tokens == 1 && top_k * cols / BLOCK <= DownInput::MAX_BLOCKS;
+                for x in [X::Fixed(&digits), X::Rows(&x)].into_iter().take(1 + usize::from(fused)) {
+                    let operands = Operands { x, indices: &indices, weights: &weights, residual: &residual };
+                    let got = run(device, &down, operands, tokens, true);
+                    assert_bits(&format!("{what}, expert_out"), &got.expert_out, &expected.expert_out);
+                    assert_bits(&format!("{what}, sum"), &got.sum, &expected.sum);
+                    assert_bits(&what, &got.y, &expected.y);
+                }
+            }
+        }
+    }
+}
+
 /// Grouped by expert, a token gets what it gets alone.
 fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(29);
@@ -344,13 +380,13 @@ fn launch<D: Device>(
 }
 
 fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
-    let down = Matrix::uninitialised(device, Q6K, 16, 256, 4).unwrap();
+    let down = Matrix::zeroed(device, Q6K, 16, 256, 4).unwrap();
     let x: Buffer<D, FixedBlock> = Buffer::zeroed(device, 32).unwrap();
     let weights: Buffer<D, f32> = Buffer::zeroed(device, 64).unwrap();
     let (x_at, weights_at) = (x.slice().as_ptr() as u64, weights.slice().as_ptr() as u64);
     let run = |x: u64, weights: u64, tokens, top_k| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
-        let (x, weights) = unsafe { (Slice::from_raw(x, 32), Slice::from_raw(weights, 64)) };
+        let (x, weights) = unsafe { (Slice::from_raw(device, x, 32), Slice::from_raw(device, weights, 64)) };
         launch(device, &down, DownInput::Fixed(x), weights, tokens, top_k)
     };
     assert_status(run(0, weights_at, 1, 2), sys::KQM_NULL_POINTER);
@@ -360,7 +396,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
         assert_status(run(x_at, weights_at, 1, top_k), sys::KQM_BAD_SHAPE);
     }
     assert_invalid(run(x_at, weights_at, 0, 2));
-    assert_invalid(run(x_at, weights_at, 17, 1));
+    assert_invalid(run(x_at, weights_at, 33, 1));
     assert_eq!(status_without_arguments!(device, moe_down), sys::KQM_NULL_POINTER);
 }
 
@@ -399,14 +435,14 @@ fn quantizes_rows<D: Device>(device: &D, size: Size) {
 
 fn refuses_bad_rows<D: Device>(device: &D, _: Size) {
     let cols = BLOCK * (DownInput::MAX_BLOCKS / 4);
-    let matrix = |cols| Matrix::uninitialised(device, Q6K, 16, cols, 8).unwrap();
+    let matrix = |cols| Matrix::zeroed(device, Q6K, 16, cols, 8).unwrap();
     let (good, long) = (matrix(cols), matrix(cols + BLOCK));
     let x: Buffer<D, f32> = Buffer::zeroed(device, 8 * cols).unwrap();
     let weights: Buffer<D, f32> = Buffer::zeroed(device, 64).unwrap();
     let x_at = x.slice().as_ptr() as u64;
     let run = |down, (at, len): (u64, usize), tokens, top_k| {
         // SAFETY: as long as the buffer says, or refused before anything is read.
-        let x = DownInput::Rows(unsafe { Slice::from_raw(at, len) });
+        let x = DownInput::Rows(unsafe { Slice::from_raw(device, at, len) });
         launch(device, down, x, weights.slice(), tokens, top_k)
     };
     let whole = (x_at, 8 * cols);

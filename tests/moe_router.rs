@@ -302,7 +302,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let mut run = |x: u64, tokens, cols, experts, top_k| {
         MoeRouter {
             // SAFETY: as long as the buffer says, or refused before anything is read.
-            x: RouterInput::Rows(unsafe { Slice::from_raw(x, 513 * 256) }),
+            x: RouterInput::Rows(unsafe { Slice::from_raw(device, x, 513 * 256) }),
             w: w.slice(),
             logits: logits.slice_mut(),
             choice: Some(RouterChoice {
@@ -392,12 +392,12 @@ fn refuses_bad_norms<D: Device>(device: &D, _: Size) {
                 None => RouterInput::Rows(floats.slice()),
                 Some([x, weight, out]) => RouterInput::Norm(
                     FusedNorm {
-                        x: Slice::from_raw(x.0, x.1),
-                        weight: Slice::from_raw(weight.0, weight.1),
+                        x: Slice::from_raw(device, x.0, x.1),
+                        weight: Slice::from_raw(device, weight.0, weight.1),
                         eps: norm::EPS,
-                        out: Some(SliceMut::from_raw(out.0, out.1)),
+                        out: Some(SliceMut::from_raw(device, out.0, out.1)),
                     },
-                    SliceMut::from_raw(fixed.0, fixed.1),
+                    SliceMut::from_raw(device, fixed.0, fixed.1),
                 ),
             }
         };

@@ -17,6 +17,7 @@ on_devices!(
     batch_equals_single_tokens,
     chooses_the_experts,
     weighs_in_rank_order,
+    absent_experts_give_nan,
     refuses_bad_arguments,
     refuses_bad_choices,
 );
@@ -61,6 +62,10 @@ fn expected([gate, up]: [&Weights; 2], x: &[oracle::FixedBlock], indices: &[u32]
     let rows = gate_out.par_chunks_mut(ff).zip(up_out.par_chunks_mut(ff)).zip(out.par_chunks_mut(ff));
     rows.enumerate().for_each(|(pair, ((gate_out, up_out), out))| {
         let (expert, x) = (indices[pair] as usize, &x[pair / top_k * blocks..][..blocks]);
+        if expert >= gate.experts {
+            [gate_out, up_out, out].into_iter().for_each(|results| oracle::absent(results));
+            return;
+        }
         oracle::moe_swiglu::moe_swiglu(gate.expert(expert), up.expert(expert), x, gate_out, up_out, out);
     });
     outputs
@@ -179,6 +184,27 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
     }
 }
 
+/// Indices of experts that do not exist give NaN, in every form of the kernel, and the others what they give without them.
+fn absent_experts_give_nan<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(61);
+    for (ff, cols, experts, top_k) in size.shapes(&[(17, 512, 5, 3), (33, 4352, 2, 2)], &[(768, 2048, 128, 8)]) {
+        let w = [Q6K, Q4K].map(|kind| Weights::random(&mut random, kind, experts, ff, cols));
+        let matrices = w.each_ref().map(|w| w.upload(device));
+        for tokens in [1, 2, 9, 20] {
+            let (blocks, digits) = fixed_blocks(&random.gaussians(tokens * cols));
+            for absent in moe::absent(experts) {
+                let what = format!("[{experts}][{ff}, {cols}], {tokens} tokens of {top_k} experts, expert {absent}");
+                let indices = moe::with_absent(&mut random, tokens, experts, top_k, absent);
+                let got = run(device, matrices.each_ref(), &digits, &indices, tokens, true);
+                let expected = expected(w.each_ref(), &blocks, &indices, top_k);
+                for (got, expected) in got.iter().zip(&expected) {
+                    assert_bits(&what, got, expected);
+                }
+            }
+        }
+    }
+}
+
 /// Grouped by expert, a pair gets what it gets alone.
 fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(27);
@@ -198,7 +224,7 @@ fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
 }
 
 fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
-    let matrix = |rows, cols, experts| Matrix::uninitialised(device, Q4K, rows, cols, experts).unwrap();
+    let matrix = |rows, cols, experts| Matrix::zeroed(device, Q4K, rows, cols, experts).unwrap();
     let good = matrix(16, 256, 4);
     let others = [matrix(17, 256, 4), matrix(16, 512, 4), matrix(16, 256, 5), matrix(16, 256, 1)];
     let x: Buffer<D, FixedBlock> = Buffer::zeroed(device, 4).unwrap();
@@ -211,7 +237,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
             gate: &good,
             up,
             // SAFETY: as long as the buffer says, or refused before anything is read.
-            x: unsafe { Slice::from_raw(x, 4) },
+            x: unsafe { Slice::from_raw(device, x, 4) },
             choose: Choose::Made(indices.slice()),
             groups: &groups,
             gate_out: None,
@@ -354,7 +380,7 @@ fn chooses_the_experts<D: Device>(device: &D, size: Size) {
 }
 
 fn refuses_bad_choices<D: Device>(device: &D, _: Size) {
-    let w = Matrix::uninitialised(device, Q4K, 16, 256, 4).unwrap();
+    let w = Matrix::zeroed(device, Q4K, 16, 256, 4).unwrap();
     let x: Buffer<D, FixedBlock> = Buffer::zeroed(device, 4).unwrap();
     let logits: Buffer<D, f32> = Buffer::zeroed(device, 4).unwrap();
     let mut indices: Buffer<D, u32> = Buffer::zeroed(device, 4).unwrap();
@@ -364,8 +390,9 @@ fn refuses_bad_choices<D: Device>(device: &D, _: Size) {
     let (indices_at, weights_at) = (indices.slice_mut().as_ptr() as u64, weights.slice_mut().as_ptr() as u64);
     let mut run = |logits, indices: (u64, usize), weights: (u64, usize), tokens| {
         // SAFETY: as long as the buffers say, or refused before anything is written.
-        let (indices, weights) =
-            unsafe { (SliceMut::from_raw(indices.0, indices.1), SliceMut::from_raw(weights.0, weights.1)) };
+        let (indices, weights) = unsafe {
+            (SliceMut::from_raw(device, indices.0, indices.1), SliceMut::from_raw(device, weights.0, weights.1))
+        };
         MoeSwiglu {
             gate: &w,
             up: &w,

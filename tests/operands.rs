@@ -32,6 +32,14 @@ fn invalid(kernel: &str, operand: &str) -> Refusal {
     Refusal::Invalid(format!("{kernel}: {operand}"))
 }
 
+fn too_few(name: &str, found: usize) -> Refusal {
+    Refusal::Invalid(format!("{name} has {found} elements"))
+}
+
+fn foreign(name: &str) -> Refusal {
+    Refusal::Invalid(format!("{name} lies on another device"))
+}
+
 const BAD_SHAPE: Refusal = Refusal::Status(sys::KQM_BAD_SHAPE);
 
 /// A mistake in a set: the field, and which of the field's mistakes it is.
@@ -69,47 +77,59 @@ impl Set {
         self.mistake.as_ref().filter(|mistake| mistake.field == field).map(|mistake| mistake.number)
     }
 
-    fn len(&self, field: &'static str, refusal: Refusal, len: usize) -> usize {
-        match self.choose(field, false, &[refusal]) {
-            Some(_) => len - 1,
-            None if self.mistake.as_ref().is_some_and(|mistake| mistake.of_count) => usize::MAX,
-            None => len,
+    /// The device and the length that are said of an operand, which the wrapper calls `name`, as "kernel: operand". `short` is what
+    /// comes of an element too few; memory of another device is no operand at all.
+    fn place(&self, field: &'static str, name: &str, short: Refusal, len: usize) -> (EmulatedDevice, usize) {
+        let device = self.device.clone();
+        match self.choose(field, false, &[foreign(name), short]) {
+            Some(0) => (device.other(), len),
+            Some(_) => (device, len - 1),
+            None if self.mistake.as_ref().is_some_and(|mistake| mistake.of_count) => (device, usize::MAX),
+            None => (device, len),
         }
     }
 
-    /// An operand that a kernel reads. The wrapper calls it `name`, as "kernel: operand".
+    /// An operand that a kernel reads.
     fn read<'b, T: Plain>(&self, field: &'static str, name: &str, buffer: &'b Memory<T>) -> Slice<'b, T> {
-        self.read_at(field, name, (buffer.slice().as_ptr() as u64, buffer.len()))
-    }
-
-    /// The same for memory at an address, which outlives the launch.
-    fn read_at<'b, T: Plain>(&self, field: &'static str, name: &str, (address, len): (u64, usize)) -> Slice<'b, T> {
-        let len = self.len(field, Refusal::Invalid(format!("{name} has {} elements", len - 1)), len);
-        // SAFETY: where the length is not that of the memory the launch is refused.
-        unsafe { Slice::from_raw(address, len) }
+        let (device, len) = self.place(field, name, too_few(name, buffer.len() - 1), buffer.len());
+        // SAFETY: where it is not the buffer's memory that is said the launch is refused.
+        unsafe { Slice::from_raw(&device, buffer.slice().as_ptr() as u64, len) }
     }
 
     /// An operand that a kernel writes.
     fn write<'b, T: Plain>(&self, field: &'static str, name: &str, buffer: &'b mut Memory<T>) -> SliceMut<'b, T> {
-        let refusal = Refusal::Invalid(format!("{name} has {} elements", buffer.len() - 1));
-        self.write_as(field, refusal, buffer)
+        self.write_as(field, name, too_few(name, buffer.len() - 1), buffer)
     }
 
+    /// The same, with something else coming of an element too few.
     fn write_as<'b, T: Plain>(
         &self,
         field: &'static str,
-        refusal: Refusal,
+        name: &str,
+        short: Refusal,
         buffer: &'b mut Memory<T>,
     ) -> SliceMut<'b, T> {
-        let len = self.len(field, refusal, buffer.len());
-        // SAFETY: where the length is not that of the memory the launch is refused.
-        unsafe { SliceMut::from_raw(buffer.slice_mut().as_ptr() as u64, len) }
+        let (device, len) = self.place(field, name, short, buffer.len());
+        // SAFETY: where it is not the buffer's memory that is said the launch is refused.
+        unsafe { SliceMut::from_raw(&device, buffer.slice_mut().as_ptr() as u64, len) }
     }
 
-    /// An operand of any length: its length says how much is to be done.
-    fn any_length<'b, T: Plain>(&self, field: &'static str, buffer: &'b mut Memory<T>) -> SliceMut<'b, T> {
-        self.fields.borrow_mut().insert(field);
-        buffer.slice_mut()
+    /// An operand of any length: its length says how much is to be done. `endless` is what comes of one that is too long.
+    fn any_length<'b, T: Plain>(
+        &self,
+        field: &'static str,
+        name: &str,
+        endless: Refusal,
+        buffer: &'b mut Memory<T>,
+    ) -> SliceMut<'b, T> {
+        let device = self.device.clone();
+        let (device, len) = match self.choose(field, false, &[foreign(name), endless]) {
+            Some(0) => (device.other(), buffer.len()),
+            Some(_) => (device, usize::MAX),
+            None => (device, buffer.len()),
+        };
+        // SAFETY: where it is not the buffer's memory that is said the launch is refused.
+        unsafe { SliceMut::from_raw(&device, buffer.slice_mut().as_ptr() as u64, len) }
     }
 
     /// The first one, which is right, or one of the others, which are not.
@@ -160,11 +180,18 @@ impl Set {
             // Room that nothing has been grouped in.
             ok(Groups::new(&self.device, 2, EXPERTS, TOP_K)),
         ];
-        self.one_of(field, self.groups(2, EXPERTS, TOP_K), wrong.map(|groups| (groups, refusal.clone())))
+        let elsewhere = (self.elsewhere().groups(2, EXPERTS, TOP_K), foreign(&format!("{kernel}: groups")));
+        let wrong = wrong.map(|groups| (groups, refusal.clone())).into_iter().chain([elsewhere]);
+        self.one_of(field, self.groups(2, EXPERTS, TOP_K), wrong)
     }
 
     fn zeros<T: Plain>(&self, len: usize) -> Memory<T> {
         ok(Buffer::zeroed(&self.device, len))
+    }
+
+    /// A source of memory of another device.
+    fn elsewhere(&self) -> Self {
+        Self::new(&self.device.clone().other(), None)
     }
 
     fn matrix(&self, kind: TensorType, experts: usize, rows: usize, cols: usize) -> Matrix<EmulatedDevice> {
@@ -222,7 +249,12 @@ fn argmax(set: &Set) -> Result<()> {
         done: set.write("Argmax.done", "argmax: done", &mut done),
         feed: Some(DecodeLoop {
             position: set.write("DecodeLoop.position", "argmax: feed.position", &mut position),
-            history: set.any_length("DecodeLoop.history", &mut history),
+            history: set.any_length(
+                "DecodeLoop.history",
+                "argmax: feed.history",
+                invalid("argmax", "feed.history = 18446744073709551615 is too large"),
+                &mut history,
+            ),
         }),
         rows: set.count("Argmax.rows", "argmax: rows", rows),
         cols: set.count("Argmax.cols", "argmax: cols", cols),
@@ -309,22 +341,20 @@ fn rope(set: &Set) -> Result<()> {
     memory.operands(set, &start, caches.each_mut(), 2).launch(&set.device)
 }
 
-/// The operands of `attention`. The caches are borrowed by the fused rope, too.
-fn attention(set: &Set, tokens: usize, q: Queries<'_>, start: &Memory<u32>, caches: [(u64, usize); 2]) -> Result<()> {
+/// The operands of `attention` but for the queries.
+fn attention(set: &Set, tokens: usize, q: Queries<'_>) -> Result<()> {
     let workspace = ok(Attention::workspace_bytes(&set.device, CAPACITY, 1, HEADS, HEAD_DIM));
     let mut out = set.zeros(tokens * HEADS * HEAD_DIM);
     let mut fixed = set.zeros(tokens * HEADS * HEAD_DIM / 256);
     let (mut scores, mut workspace) = (set.zeros(tokens * HEADS * CAPACITY), set.zeros(workspace));
+    let too_small = Refusal::Status(sys::KQM_WORKSPACE);
     Attention {
         q,
-        k_cache: set.read_at("Attention.k_cache", "attention: k_cache", caches[0]),
-        v_cache: set.read_at("Attention.v_cache", "attention: v_cache", caches[1]),
         cache_kind: F16,
-        start: set.read("Attention.start", "attention: start", start),
         out: Some(set.write("Attention.out", "attention: out", &mut out)),
         fixed: Some(set.write("Attention.fixed", "attention: fixed", &mut fixed)),
         scores: Some(set.write("Attention.scores", "attention: scores", &mut scores)),
-        workspace: set.write_as("Attention.workspace", Refusal::Status(sys::KQM_WORKSPACE), &mut workspace),
+        workspace: set.write_as("Attention.workspace", "attention: workspace", too_small, &mut workspace),
         capacity: set.count("Attention.capacity", "attention: capacity", CAPACITY),
         tokens: set.count("Attention.tokens", "attention: tokens", tokens),
         heads: set.count("Attention.heads", "attention: heads", HEADS),
@@ -336,20 +366,20 @@ fn attention(set: &Set, tokens: usize, q: Queries<'_>, start: &Memory<u32>, cach
 }
 
 fn attention_rotated(set: &Set) -> Result<()> {
-    let (q, start, caches) = (set.zeros(2 * HEADS * HEAD_DIM), set.zeros(1), caches(set));
-    let queries = Queries::Rotated(set.read("Queries::Rotated.0", "attention: q", &q));
-    attention(set, 2, queries, &start, caches.each_ref().map(place))
+    let (q, start, [k_cache, v_cache]) = (set.zeros(2 * HEADS * HEAD_DIM), set.zeros(1), caches(set));
+    let queries = Queries::Rotated {
+        q: set.read("Queries::Rotated.q", "attention: q", &q),
+        k_cache: set.read("Queries::Rotated.k_cache", "attention: k_cache", &k_cache),
+        v_cache: set.read("Queries::Rotated.v_cache", "attention: v_cache", &v_cache),
+        start: set.read("Queries::Rotated.start", "attention: start", &start),
+    };
+    attention(set, 2, queries)
 }
 
 fn attention_fused(set: &Set) -> Result<()> {
     let (mut memory, start, mut caches) = (RopeMemory::new(set, 1), set.zeros(1), caches(set));
-    let places = caches.each_ref().map(place);
     let rope = memory.operands(set, &start, caches.each_mut(), 1);
-    attention(set, 1, Queries::Fused { rope, settled: false }, &start, places)
-}
-
-fn place<T: Plain>(buffer: &Memory<T>) -> (u64, usize) {
-    (buffer.slice().as_ptr() as u64, buffer.len())
+    attention(set, 1, Queries::Fused { rope, settled: false })
 }
 
 fn embedding<const KIND: u32>(set: &Set) -> Result<()> {
@@ -386,6 +416,7 @@ fn moe_down(set: &Set, tokens: usize, x: DownInput<'_>, groups: &Groups<Emulated
         _ => (set.matrix(Q4K, EXPERTS - 1, rows, cols), invalid("moe_down", "groups hold ")),
     };
     let wrong = [
+        (set.elsewhere().matrix(Q4K, EXPERTS, rows, cols), foreign("moe_down: down")),
         (set.matrix(Q4K, EXPERTS, rows + 1, cols), invalid("moe_down", "expert_out has ")),
         (set.matrix(Q4K, EXPERTS, rows, cols + 256), invalid("moe_down", "x has ")),
         experts,
@@ -430,6 +461,7 @@ fn moe_group(set: &Set) -> Result<()> {
         "MoeGroup.groups",
         room(tokens, EXPERTS, TOP_K),
         [
+            (ok(Groups::new(&device.clone().other(), tokens, EXPERTS, TOP_K)), foreign("moe_group: groups.order")),
             (room(tokens - 1, EXPERTS, TOP_K), invalid("moe_group", "groups.order has ")),
             (room(tokens, EXPERTS - 1, TOP_K), invalid("moe_group", "groups.items has ")),
             (room(tokens, EXPERTS, TOP_K - 1), invalid("moe_group", "groups.order has ")),
@@ -528,12 +560,15 @@ fn moe_swiglu(set: &Set, tokens: usize, choose: Choose<'_>, groups: &Groups<Emul
     let matrix = |experts, rows, cols| set.matrix(Q4K, experts, rows, cols);
     let (gate, up) = (matrix(EXPERTS, ff, cols), set.matrix(Q6K, EXPERTS, ff, cols));
     let others = [matrix(EXPERTS - 1, ff, cols), matrix(EXPERTS, ff - 1, cols), matrix(EXPERTS, ff, cols + 256)];
-    let wrong = |operand| others.each_ref().map(|other| (other, invalid("moe_swiglu", operand)));
-    // The shape is the gate's, and the activations of longer rows would be the first to be too short.
-    let gate = set.one_of("MoeSwiglu.gate", &gate, wrong("up has shape "));
+    let elsewhere = set.elsewhere().matrix(Q4K, EXPERTS, ff, cols);
+    // The shape is the gate's.
+    let wrong = |name| {
+        let others = others.iter().map(|other| (other, invalid("moe_swiglu", "up has shape ")));
+        others.chain([(&elsewhere, foreign(name))])
+    };
     MoeSwiglu {
-        gate,
-        up: set.one_of("MoeSwiglu.up", &up, wrong("up has shape ")),
+        gate: set.one_of("MoeSwiglu.gate", &gate, wrong("moe_swiglu: gate")),
+        up: set.one_of("MoeSwiglu.up", &up, wrong("moe_swiglu: up")),
         x: set.read("MoeSwiglu.x", "moe_swiglu: x", &x),
         choose,
         groups,
@@ -572,6 +607,7 @@ fn matvec(set: &Set, kernel: &str, kind: TensorType, other: TensorType) -> Resul
     let (x, mut y, mut product) = (set.zeros(tokens * cols / 256), set.zeros(tokens * rows), set.zeros(tokens * rows));
     let right = set.matrix(kind, 1, rows, cols);
     let wrong = [
+        (set.elsewhere().matrix(kind, 1, rows, cols), foreign(&name("w"))),
         (set.matrix(other, 1, rows, cols), Refusal::Status(sys::KQM_UNSUPPORTED_TYPE)),
         (set.matrix(kind, 2, rows, cols), BAD_SHAPE),
         (set.matrix(kind, 1, rows + 1, cols), invalid(kernel, "y has ")),
@@ -609,6 +645,7 @@ fn qkv(set: &Set, x: kernels::Activations<'_>, tokens: usize) -> Result<()> {
         // Matrices with longer rows than the first one are named themselves; of a first one with longer rows the second.
         let cols_of = ["w[1] has ", "w[1] has ", "w[2] has "][i];
         let wrong = [
+            (set.elsewhere().matrix(kind, 1, rows[i], cols), foreign(&format!("qkv: w[{i}]"))),
             (set.matrix(kind, 1, rows[i], cols + 256), invalid("qkv", cols_of)),
             (set.matrix(kind, 1, rows[i] + 1, cols), invalid("qkv", &format!("y[{i}] has "))),
             (set.matrix(kind, 2, rows[i], cols), BAD_SHAPE),
@@ -665,7 +702,7 @@ fn residual_add(set: &Set) -> Result<()> {
     ResidualAdd {
         a: set.read("ResidualAdd.a", "residual_add: a", &a),
         b: set.read("ResidualAdd.b", "residual_add: b", &b),
-        y: set.any_length("ResidualAdd.y", &mut y),
+        y: set.any_length("ResidualAdd.y", "residual_add: y", invalid("residual_add", "a has "), &mut y),
     }
     .launch(&set.device)
 }
@@ -714,6 +751,42 @@ fn every_operand_is_checked() {
     }
     println!("{mistakes} mistakes refused");
     assert!(mistakes > 300, "{mistakes} mistakes");
+}
+
+/// Counts outside of launches: what room there must be, and what a matrix may be.
+#[test]
+fn counts_of_more_than_32_bits_are_refused() {
+    let Some(device) = emulated_device() else { return };
+    let refused = |what: &str, result: Result<()>| {
+        let Err(Error::Invalid(message)) = result else { panic!("{what}: {result:?}") };
+        assert!(message.contains(&format!("{what} = 4294967296 is too large")), "{what}: {message}");
+    };
+    for (i, what) in ["capacity", "tokens", "heads", "head_dim"].into_iter().enumerate() {
+        let mut counts = [1, 1, 1, 64];
+        counts[i] = 1 << 32;
+        let [capacity, tokens, heads, head_dim] = counts;
+        refused(what, Attention::workspace_bytes(&device, capacity, tokens, heads, head_dim).map(drop));
+    }
+    for (i, what) in ["tokens", "experts", "top_k"].into_iter().enumerate() {
+        let mut counts = [1, 1, 1];
+        counts[i] = 1 << 32;
+        let [tokens, experts, top_k] = counts;
+        refused(what, max_items(&device, tokens, experts, top_k).map(drop));
+        refused(what, Groups::new(&device, tokens, experts, top_k).map(drop));
+    }
+    for (i, what) in ["experts", "rows", "cols"].into_iter().enumerate() {
+        let mut counts = [1, 1, 256];
+        counts[i] = 1 << 32;
+        let [experts, rows, cols] = counts;
+        refused(what, Matrix::zeroed(&device, Q4K, rows, cols, experts).map(drop));
+    }
+    // Each count fits, and the product does not.
+    for result in [
+        Groups::new(&device, 1 << 31, 32, 32).map(drop),
+        Matrix::zeroed(&device, Q4K, (1 << 32) - 16, 1 << 31, 1 << 31).map(drop),
+    ] {
+        assert_invalid(result);
+    }
 }
 
 /// Operands in structures and enums of `src/kernels/`: by type, the fields with their types.

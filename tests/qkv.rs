@@ -265,14 +265,15 @@ fn leaves_out_empty_matrices<D: Device>(device: &D, _: Size) {
 }
 
 fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
-    let matrix = |cols, experts| Matrix::uninitialised(device, Q4K, 16, cols, experts).unwrap();
+    let matrix = |cols, experts| Matrix::zeroed(device, Q4K, 16, cols, experts).unwrap();
     let (good, wide, stack) = (matrix(256, 1), matrix(512, 1), matrix(256, 2));
     let x: Buffer<D, FixedBlock> = Buffer::zeroed(device, 4).unwrap();
     let y: Buffer<D, f32> = Buffer::zeroed(device, 64).unwrap();
     let (x_at, y_at) = (x.slice().as_ptr() as u64, y.slice().as_ptr() as u64);
     let run = |third, x_at: u64, y_at: u64, tokens| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
-        let (x, y) = unsafe { (Slice::from_raw(x_at, 4), [0, 0, 0].map(|_| SliceMut::from_raw(y_at, 64))) };
+        let (x, y) =
+            unsafe { (Slice::from_raw(device, x_at, 4), [0, 0, 0].map(|_| SliceMut::from_raw(device, y_at, 64))) };
         Qkv { w: [&good, &good, third], x: Input::Fixed(x), y, tokens }.launch(device)
     };
     assert_status(run(&wide, x_at, y_at, 1), sys::KQM_BAD_SHAPE);
@@ -286,8 +287,8 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
 }
 
 fn refuses_bad_norms<D: Device>(device: &D, _: Size) {
-    let good = Matrix::uninitialised(device, Q4K, 16, 256, 1).unwrap();
-    let long = Matrix::uninitialised(device, Q4K, 16, FusedNorm::MAX_COLS + BLOCK, 1).unwrap();
+    let good = Matrix::zeroed(device, Q4K, 16, 256, 1).unwrap();
+    let long = Matrix::zeroed(device, Q4K, 16, FusedNorm::MAX_COLS + BLOCK, 1).unwrap();
     let floats: Buffer<D, f32> = Buffer::zeroed(device, 8192).unwrap();
     let mut y: Buffer<D, f32> = Buffer::zeroed(device, 64).unwrap();
     let y_at = y.slice_mut().as_ptr() as u64;
@@ -295,9 +296,9 @@ fn refuses_bad_norms<D: Device>(device: &D, _: Size) {
     let run = |w: &Matrix<D>, [x, weight, out]: [(u64, usize); 3], tokens| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
         unsafe {
-            let y = [0, 0, 0].map(|_| SliceMut::from_raw(y_at, 64));
-            let (x, weight) = (Slice::from_raw(x.0, x.1), Slice::from_raw(weight.0, weight.1));
-            let norm = FusedNorm { x, weight, eps: norm::EPS, out: Some(SliceMut::from_raw(out.0, out.1)) };
+            let y = [0, 0, 0].map(|_| SliceMut::from_raw(device, y_at, 64));
+            let (x, weight) = (Slice::from_raw(device, x.0, x.1), Slice::from_raw(device, weight.0, weight.1));
+            let norm = FusedNorm { x, weight, eps: norm::EPS, out: Some(SliceMut::from_raw(device, out.0, out.1)) };
             Qkv { w: [w, w, w], x: Input::Norm(norm), y, tokens }.launch(device)
         }
     };

@@ -78,7 +78,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let (x_at, out_at) = (x.slice().as_ptr() as u64, out.slice_mut().as_ptr() as u64);
     let run = |x: u64, out: u64, tokens, cols| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
-        let (x, out) = unsafe { (Slice::from_raw(x, 512), SliceMut::from_raw(out, 2)) };
+        let (x, out) = unsafe { (Slice::from_raw(device, x, 512), SliceMut::from_raw(device, out, 2)) };
         Quantize { x, out, tokens, cols }.launch(device)
     };
     assert_status(run(0, out_at, 1, 256), sys::KQM_NULL_POINTER);

@@ -115,7 +115,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let at = x.slice().as_ptr() as u64;
     let mut run = |x_at: u64, with_out: bool, tokens, cols| {
         // SAFETY: as long as the buffer says, or refused before anything is read.
-        let x = unsafe { Slice::from_raw(x_at, 16640) };
+        let x = unsafe { Slice::from_raw(device, x_at, 16640) };
         let out = with_out.then(|| out.slice_mut());
         RmsNorm { x, weight: x, eps: 0.0, tokens, cols, out, fixed: None }.launch(device)
     };

@@ -465,7 +465,7 @@ fn an_engine_brings_its_own_cuda_stream() {
             {
                 let ((from, _reads), (to, _writes)) = (a.device_ptr(&stream), y.device_ptr_mut(&stream));
                 // SAFETY: 1,000 floats each, which nothing else uses until the guards are gone.
-                let (a, y) = unsafe { (Slice::from_raw(from, 1000), SliceMut::from_raw(to, 1000)) };
+                let (a, y) = unsafe { (Slice::from_raw(&device, from, 1000), SliceMut::from_raw(&device, to, 1000)) };
                 ResidualAdd { a, b: a, y }.launch(&device).unwrap();
             }
             assert_eq!(stream.clone_dtoh(&y).unwrap(), [2.0; 1000]);
@@ -521,7 +521,7 @@ fn lose_the_gpu() {
 
     let x = Buffer::from_slice(&device, &[1.0_f32; 1000]).unwrap();
     // SAFETY: nothing is there, in the page behind the null pointer's, so that nothing but the kernel comes to harm.
-    let nowhere = || unsafe { SliceMut::from_raw(1 << 12, 1000) };
+    let nowhere = || unsafe { SliceMut::from_raw(&device, 1 << 12, 1000) };
     let launch = || ResidualAdd { a: x.slice(), b: x.slice(), y: nowhere() }.launch(&device);
     launch().unwrap();
     let lost = |what: &str, result: Result<()>| match result {

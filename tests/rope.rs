@@ -74,7 +74,7 @@ impl Case {
         let q = input(device, &operands.q);
         let mut q_out = Output::starting_with(device, &operands.q);
         // SAFETY: in place, which the kernel allows.
-        let in_place = unsafe { Slice::from_raw(q_out.slice().as_ptr() as u64, operands.q.len()) };
+        let in_place = unsafe { Slice::from_raw(device, q_out.slice().as_ptr() as u64, operands.q.len()) };
         let (k, v) = (input(device, &operands.k), input(device, &operands.v));
         let (q_weight, k_weight) = (input(device, &operands.q_weight), input(device, &operands.k_weight));
         let table = input(device, &operands.table);
@@ -182,6 +182,8 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             // The last tokens do not fit.
             (5, 2, 1, 72, 6, 8),
             (2, 2, 1, 64, 9, 8),
+            // No token does, and none has the position that is left of its own in 32 bits.
+            (3, 2, 1, 64, u32::MAX as usize, 8),
         ],
         &[(70, 32, 4, 128, 500, 1024)],
     );
@@ -343,8 +345,13 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let k_at = values.slice().as_ptr() as u64;
     let mut run = |q: u64, q_out: u64, k: u64, cache_kind, tokens, heads, head_dim| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
-        let (q, k, q_out) =
-            unsafe { (Slice::from_raw(q, 4096), Slice::from_raw(k, 4096), SliceMut::from_raw(q_out, 4096)) };
+        let (q, k, q_out) = unsafe {
+            (
+                Slice::from_raw(device, q, 4096),
+                Slice::from_raw(device, k, 4096),
+                SliceMut::from_raw(device, q_out, 4096),
+            )
+        };
         Rope {
             q,
             q_out,

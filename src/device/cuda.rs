@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys as driver};
 
-use super::Device;
+use super::{Device, DeviceId};
 use crate::{Error, Result, sys};
 
 impl From<DriverError> for Error {
@@ -128,7 +128,7 @@ impl CudaDevice {
     /// let a = Buffer::from_slice(&device, &[1.0; 256])?;
     /// let (address, _guard) = y.device_ptr_mut(&stream);
     /// // SAFETY: 256 floats, which nothing else uses while the guard is there.
-    /// let out = unsafe { SliceMut::from_raw(address, 256) };
+    /// let out = unsafe { SliceMut::from_raw(&device, address, 256) };
     /// ResidualAdd { a: a.slice(), b: a.slice(), y: out }.launch(&device)?;
     /// # Ok(())
     /// # }
@@ -265,7 +265,10 @@ impl CudaGraph {
     ///
     /// # Errors
     /// [`Error::Cuda`], [`Error::DeviceLost`].
-    pub fn launch(&mut self) -> Result<()> {
+    ///
+    /// # Safety
+    /// Every buffer that the captured launches use is alive, and nothing else uses those that they write.
+    pub unsafe fn launch(&mut self) -> Result<()> {
         Ok(self.graph.launch()?)
     }
 
@@ -287,6 +290,10 @@ unsafe impl Device for CudaDevice {
 
     fn name(&self) -> &'static str {
         "cuda"
+    }
+
+    fn id(&self) -> DeviceId {
+        DeviceId::new("cuda", self.context.cu_ctx() as u64)
     }
 
     fn kernels(&self) -> &'static sys::kqm_kernels {
@@ -368,6 +375,7 @@ unsafe impl Device for CudaDevice {
     }
 
     unsafe fn replay(&self, graph: &mut CudaGraph) -> Result<()> {
-        graph.launch()
+        // SAFETY: the caller's promise.
+        unsafe { graph.launch() }
     }
 }

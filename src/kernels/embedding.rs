@@ -27,9 +27,9 @@ impl Embedding<'_> {
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
         let row_blocks = self.cols / self.kind.block_len();
-        at_least("embedding", "table", self.table.len(), &[self.vocab, row_blocks, self.kind.block_bytes()])?;
-        at_least("embedding", "ids", self.ids.len(), &[self.tokens])?;
-        at_least("embedding", "out", self.out.len(), &[self.tokens, self.cols])?;
+        at_least(device, "embedding", "table", self.table.place(), &[self.vocab, row_blocks, self.kind.block_bytes()])?;
+        at_least(device, "embedding", "ids", self.ids.place(), &[self.tokens])?;
+        at_least(device, "embedding", "out", self.out.place(), &[self.tokens, self.cols])?;
         launch!(
             device,
             embedding,

@@ -6,7 +6,7 @@
 //! same name computes the same bits.
 
 use crate::blocks::{BLOCK, TensorType};
-use crate::device::{Buffer, Device, Slice, SliceMut, check_launch};
+use crate::device::{Buffer, Device, Place, Slice, SliceMut, check_launch};
 use crate::{Error, Result, sys};
 
 mod argmax;
@@ -55,11 +55,11 @@ pub struct Matrix<D: Device> {
 }
 
 impl<D: Device> Matrix<D> {
-    /// Room for a matrix, to be filled by [`Repack`]. Unspecified contents.
+    /// Room for a matrix, to be filled by [`Repack`]: zeros.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a type without a kernel or columns that are not whole super-blocks.
-    pub fn uninitialised(device: &D, kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<Self> {
+    pub fn zeroed(device: &D, kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<Self> {
         if !matches!(kind, TensorType::Q4K | TensorType::Q6K)
             || rows == 0
             || cols == 0
@@ -77,7 +77,7 @@ impl<D: Device> Matrix<D> {
         let bytes = experts
             .checked_mul(tile_bytes(kind, rows, cols))
             .ok_or_else(|| Error::Invalid(format!("matrix {kind:?} [{experts}][{rows}, {cols}]: too large")))?;
-        Ok(Self { tiles: Buffer::uninitialised(device, bytes)?, kind, rows, cols, experts })
+        Ok(Self { tiles: Buffer::zeroed(device, bytes)?, kind, rows, cols, experts })
     }
 
     /// Its type: it decides which kernel multiplies with it.
@@ -127,14 +127,16 @@ impl<D: Device> Matrix<D> {
         )))
     }
 
-    pub(crate) fn as_sys(&self) -> sys::kqm_matrix {
-        sys::kqm_matrix {
+    /// The operand as launchers take it.
+    fn on(&self, device: &D, kernel: &'static str, operand: &'static str) -> Result<sys::kqm_matrix> {
+        at_least(device, kernel, operand, self.tiles.place(), &[])?;
+        Ok(sys::kqm_matrix {
             tiles: self.tiles.slice().as_ptr().cast(),
             type_: self.kind as u32,
             rows: self.rows as u32,
             cols: self.cols as u32,
             experts: self.experts as u32,
-        }
+        })
     }
 }
 
@@ -154,12 +156,17 @@ impl FusedNorm<'_> {
     /// Most columns.
     pub const MAX_COLS: usize = sys::KQM_FUSED_COLS as usize;
 
-    fn args(norm: Option<Self>, kernel: &'static str, cols: usize) -> Result<sys::kqm_fused_norm> {
+    fn args<D: Device>(
+        norm: Option<Self>,
+        device: &D,
+        kernel: &'static str,
+        cols: usize,
+    ) -> Result<sys::kqm_fused_norm> {
         let Some(norm) = norm else { return Ok(sys::kqm_fused_norm::default()) };
-        at_least(kernel, "norm.x", norm.x.len(), &[cols])?;
-        at_least(kernel, "norm.weight", norm.weight.len(), &[cols])?;
+        at_least(device, kernel, "norm.x", norm.x.place(), &[cols])?;
+        at_least(device, kernel, "norm.weight", norm.weight.place(), &[cols])?;
         if let Some(out) = &norm.out {
-            at_least(kernel, "norm.out", out.len(), &[cols])?;
+            at_least(device, kernel, "norm.out", out.place(), &[cols])?;
         }
         let Self { x, weight, eps, out } = norm;
         Ok(sys::kqm_fused_norm { x: x.as_ptr(), weight: weight.as_ptr(), out: optional(out), eps })
@@ -174,12 +181,21 @@ pub enum Activations<'a> {
     Norm(FusedNorm<'a>),
 }
 
-/// Fails unless a buffer of `found` elements holds the product of `shape`.
-fn at_least(kernel: &'static str, operand: &'static str, found: usize, shape: &[usize]) -> Result<()> {
+/// Fails unless an operand lies on the device and has room for the product of `shape`.
+fn at_least<D: Device>(
+    device: &D,
+    kernel: &'static str,
+    operand: &'static str,
+    found: Place,
+    shape: &[usize],
+) -> Result<()> {
+    if found.device != device.id() {
+        return Err(Error::Invalid(format!("{kernel}: {operand} lies on another device")));
+    }
     let needed = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
     match needed {
-        Some(needed) if found >= needed => Ok(()),
-        _ => Err(Error::Invalid(format!("{kernel}: {operand} has {found} elements, expected {shape:?}"))),
+        Some(needed) if found.len >= needed => Ok(()),
+        _ => Err(Error::Invalid(format!("{kernel}: {operand} has {} elements, expected {shape:?}", found.len))),
     }
 }
 
@@ -205,8 +221,9 @@ macro_rules! launch {
                 message: "the table has no launcher".into(),
             })?;
             let args = $args;
-            // SAFETY: the wrapper checked every operand's length against the shapes; operands are borrowed device memory,
-            // which work enqueued earlier on the same queue wrote.
+            // SAFETY: the wrapper checked that every operand is memory of the device and as long as the shapes demand. It is
+            // borrowed, and given back to the device behind the work that is on its queues. The numbers in it are checked by the
+            // kernels that use them.
             let status = unsafe { launcher(&args, device.stream()) };
             check_launch(device, name, status)
         } else {

@@ -80,7 +80,15 @@ impl<D: Device> Groups<D> {
     }
 
     /// Fails unless they hold the grouping of such a batch. A single token needs none.
-    pub(super) fn check(&self, kernel: &'static str, tokens: usize, experts: usize, top_k: usize) -> Result<()> {
+    pub(super) fn check(
+        &self,
+        device: &D,
+        kernel: &'static str,
+        tokens: usize,
+        experts: usize,
+        top_k: usize,
+    ) -> Result<()> {
+        at_least(device, kernel, "groups", self.order.place(), &[])?;
         let expected = Batch { tokens, experts, top_k };
         if tokens == 1 || self.batch == Some(expected) {
             return Ok(());
@@ -116,10 +124,10 @@ impl<D: Device> MoeGroup<'_, D> {
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch(self, device: &D) -> Result<()> {
         const NAME: &str = "moe_group";
-        at_least(NAME, "indices", self.indices.len(), &[self.tokens, self.top_k])?;
+        at_least(device, NAME, "indices", self.indices.place(), &[self.tokens, self.top_k])?;
         let items = max_items(device, self.tokens, self.experts, self.top_k)?;
-        at_least(NAME, "groups.order", self.groups.order.len(), &[self.tokens, self.top_k])?;
-        at_least(NAME, "groups.items", self.groups.items.len(), &[items, 3])?;
+        at_least(device, NAME, "groups.order", self.groups.order.place(), &[self.tokens, self.top_k])?;
+        at_least(device, NAME, "groups.items", self.groups.items.place(), &[items, 3])?;
         let batch = Batch { tokens: self.tokens, experts: self.experts, top_k: self.top_k };
         // Whatever becomes of the launch: what was there before is no longer known to be.
         self.groups.batch = None;

@@ -27,10 +27,16 @@ impl Repack<'_> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
-        at_least("repack", "blocks", self.blocks.len(), &[self.rows, self.cols / BLOCK, self.kind.block_bytes()])?;
+        at_least(
+            device,
+            "repack",
+            "blocks",
+            self.blocks.place(),
+            &[self.rows, self.cols / BLOCK, self.kind.block_bytes()],
+        )?;
         let tile_rows = sys::KQM_TILE_ROWS as usize;
         let tiles = [self.rows.div_ceil(tile_rows), tile_rows, self.cols / BLOCK, self.kind.block_bytes()];
-        at_least("repack", "tiles", self.tiles.len(), &tiles)?;
+        at_least(device, "repack", "tiles", self.tiles.place(), &tiles)?;
         launch!(
             device,
             repack,

@@ -6,7 +6,7 @@ use super::backend::{Attention, Backend, CacheShape, CacheType, Down, NormQkv, N
 use super::config::Config;
 use super::weights::{Tensor, Tensors};
 use crate::blocks::{BLOCK, TensorType};
-use crate::device::{Buffer, Device, Slice};
+use crate::device::{Buffer, Device};
 use crate::kernels::{
     self, Activations, Choose, DecodeLoop, DownInput, FixedBlock, FusedNorm, Groups, Matrix, Queries, Repack,
     RouterChoice, RouterInput,
@@ -220,10 +220,10 @@ impl<D: Device> Backend for Gpu<D> {
 
     fn matrix(&self, tensor: &Tensor) -> Result<Matrix<D>> {
         let (rows, cols, kind) = (tensor.rows(), tensor.cols(), tensor.kind());
-        let mut matrix = Matrix::uninitialised(&self.device, kind, rows, cols, tensor.experts())?;
+        let mut matrix = Matrix::zeroed(&self.device, kind, rows, cols, tensor.experts())?;
         let bytes = tensor.bytes();
         let (expert_bytes, group) = stage(tensor, self.staging);
-        let mut stage = Buffer::<D, u8>::uninitialised(&self.device, group * expert_bytes)?;
+        let mut stage = Buffer::<D, u8>::zeroed(&self.device, group * expert_bytes)?;
         for first in (0..tensor.experts()).step_by(group) {
             let experts = group.min(tensor.experts() - first);
             let Some(part) = bytes.get(first * expert_bytes..(first + experts) * expert_bytes) else {
@@ -282,7 +282,7 @@ impl<D: Device> Backend for Gpu<D> {
     fn cache(&self, shape: CacheShape) -> Result<Cache<D>> {
         let bytes = shape.capacity * shape.kv_heads * shape.head_dim * element_kind(shape.element).block_bytes();
         let layers = || (0..shape.layers).map(|_| Buffer::zeroed(&self.device, bytes)).collect::<Result<Vec<_>>>();
-        let workspace = Buffer::uninitialised(&self.device, self.workspace_bytes(shape)? as usize)?;
+        let workspace = Buffer::zeroed(&self.device, self.workspace_bytes(shape)? as usize)?;
         Ok(Cache { shape, keys: layers()?, values: layers()?, workspace })
     }
 
@@ -388,11 +388,6 @@ impl<D: Device> Backend for Gpu<D> {
         let Attention { q, k, v, q_weight, k_weight, table, heads, eps, rotated, .. } = operands;
         let Attention { q_normed, k_normed, k_out, fixed, out, scores, .. } = operands;
         let (k_cache, v_cache) = (&mut cache.keys[layer], &mut cache.values[layer]);
-        // SAFETY: the rotation and attention use the cache in this order, in one launch or in two.
-        let (k_seen, v_seen) = unsafe {
-            let seen = |cache: &Buffer<D, u8>| Slice::from_raw(cache.slice().as_ptr() as u64, cache.len());
-            (seen(k_cache), seen(v_cache))
-        };
         let rope = kernels::Rope {
             q: q.slice(),
             q_out: rotated.slice_mut(),
@@ -420,14 +415,16 @@ impl<D: Device> Backend for Gpu<D> {
             Queries::Fused { rope, settled: true }
         } else {
             rope.launch(&self.device)?;
-            Queries::Rotated(rotated.slice())
+            Queries::Rotated {
+                q: rotated.slice(),
+                k_cache: k_cache.slice(),
+                v_cache: v_cache.slice(),
+                start: input.start.slice(),
+            }
         };
         kernels::Attention {
             q: queries,
-            k_cache: k_seen,
-            v_cache: v_seen,
             cache_kind: element_kind(element),
-            start: input.start.slice(),
             out: out.map(Buffer::slice_mut),
             fixed: Some(fixed.slice_mut()),
             scores: scores.map(Buffer::slice_mut),

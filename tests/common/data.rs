@@ -299,7 +299,7 @@ impl Weights {
 
     /// The matrices on a device, in the oracle's tile layout: independent of the kernel that repacks.
     pub fn upload<D: Device>(&self, device: &D) -> Matrix<D> {
-        let mut matrix = ok(Matrix::uninitialised(device, self.kind, self.rows, self.cols, self.experts));
+        let mut matrix = ok(Matrix::zeroed(device, self.kind, self.rows, self.cols, self.experts));
         for expert in 0..self.experts {
             let tiles = match self.expert(expert) {
                 oracle::Matrix::Q4K(blocks) => oracle::repack::q4_k(blocks, self.cols),

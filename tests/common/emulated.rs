@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use kquant_moe::device::Device;
+use kquant_moe::device::{Device, DeviceId};
 use kquant_moe::{Error, Result, sys};
 use kquant_moe_emulation::{self as emulation, Library, Recording};
 
@@ -72,10 +72,12 @@ pub struct EmulatedDevice {
     /// Whether it records launches, as a GPU does.
     records: bool,
     slow_fp64: bool,
+    /// Whose memory is said to be its own.
+    id: DeviceId,
 }
 
 impl EmulatedDevice {
-    const PLAIN: Self = Self { faulty: None, records: false, slow_fp64: false };
+    const PLAIN: Self = Self { faulty: None, records: false, slow_fp64: false, id: DeviceId::new("emulation", 0) };
 
     /// Fails where the emulation could not be compiled. `KQUANT_MOE_EMULATED_KERNELS` names a shared object whose kernels
     /// take the place of those of `cuda/`, for programs that plant faults in them.
@@ -97,6 +99,11 @@ impl EmulatedDevice {
     /// The same device, which says that its fp64 is slow.
     pub fn with_slow_fp64(self) -> Self {
         Self { slow_fp64: true, ..self }
+    }
+
+    /// A device that has nothing to do with the others.
+    pub fn other(self) -> Self {
+        Self { id: DeviceId::new("emulation", 1), ..self }
     }
 
     /// A device with other kernels, which stay loaded.
@@ -145,6 +152,10 @@ unsafe impl Device for EmulatedDevice {
 
     fn name(&self) -> &'static str {
         "emulation"
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id
     }
 
     fn kernels(&self) -> &'static sys::kqm_kernels {

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 
 use kquant_moe::Result;
-use kquant_moe::device::Device;
+use kquant_moe::device::{Device, DeviceId};
 use kquant_moe::sys::{self, kqm_status, kqm_stream};
 use kquant_moe_emulation as emulation;
 
@@ -127,6 +127,10 @@ unsafe impl<D: Device> Device for Noted<D> {
 
     fn name(&self) -> &'static str {
         self.0.name()
+    }
+
+    fn id(&self) -> DeviceId {
+        self.0.id()
     }
 
     fn kernels(&self) -> &'static sys::kqm_kernels {

@@ -208,7 +208,7 @@ pub fn batch_equals_single_tokens<D: Device>(device: &D, size: Size, kind: Tenso
 pub fn refuses_bad_arguments<D: Device>(device: &D, kind: TensorType) {
     let other = if kind == TensorType::Q4K { TensorType::Q6K } else { TensorType::Q4K };
     let matrix = |kind, experts| {
-        let mut matrix = Matrix::uninitialised(device, kind, 16, 256, experts).unwrap();
+        let mut matrix = Matrix::zeroed(device, kind, 16, 256, experts).unwrap();
         for expert in 0..experts {
             let tiles = matrix.expert_tiles(expert).unwrap();
             // SAFETY: the range is the expert's.
@@ -222,7 +222,7 @@ pub fn refuses_bad_arguments<D: Device>(device: &D, kind: TensorType) {
     let address = y.slice().as_ptr() as u64;
     let run = |w, x: Slice<'_, FixedBlock>, y: Option<u64>, tokens| {
         // SAFETY: as long as the buffer says; the launcher reads none of it when it refuses.
-        let y = unsafe { SliceMut::from_raw(y.unwrap_or(address), 64) };
+        let y = unsafe { SliceMut::from_raw(device, y.unwrap_or(address), 64) };
         launch(kind, Q4KMatvec { w, x, y, add: false, product: None, tokens }, device)
     };
     assert_status(run(&wrong, x.slice(), None, 1), sys::KQM_UNSUPPORTED_TYPE);
@@ -230,13 +230,14 @@ pub fn refuses_bad_arguments<D: Device>(device: &D, kind: TensorType) {
     assert_status(run(&right, x.slice(), None, 0), sys::KQM_BAD_SHAPE);
     assert_status(run(&right, x.slice(), Some(0), 1), sys::KQM_NULL_POINTER);
     // SAFETY: never read.
-    let (null, odd) = unsafe { (Slice::from_raw(0, 4), Slice::from_raw(x.slice().as_ptr() as u64 + 8, 1)) };
+    let (null, odd) =
+        unsafe { (Slice::from_raw(device, 0, 4), Slice::from_raw(device, x.slice().as_ptr() as u64 + 8, 1)) };
     assert_status(run(&right, null, None, 1), sys::KQM_NULL_POINTER);
     assert_status(run(&right, odd, None, 1), sys::KQM_MISALIGNED);
     assert_invalid(run(&right, x.part(0, 1).unwrap(), None, 2));
     assert_invalid(run(&right, x.slice(), None, 5));
-    assert!(Matrix::uninitialised(device, TensorType::F16, 16, 256, 1).is_err());
-    assert!(Matrix::uninitialised(device, kind, 16, 255, 1).is_err());
+    assert!(Matrix::zeroed(device, TensorType::F16, 16, 256, 1).is_err());
+    assert!(Matrix::zeroed(device, kind, 16, 255, 1).is_err());
     ok(run(&right, x.slice(), None, 4));
     ok(device.synchronize());
 }
