@@ -8,6 +8,7 @@
 mod analysis;
 
 use analysis::{Class, Function, ISSUE_RATE, Instruction, Pipe, Resources};
+use kquant_moe::device::CUDA_BUILD;
 use std::{
     env,
     path::{Path, PathBuf},
@@ -211,10 +212,7 @@ fn library() -> Option<&'static Library> {
 }
 
 fn read_library() -> Result<Library, String> {
-    if !cfg!(kqm_cuda) {
-        return Err("the crate was built without CUDA".to_owned());
-    }
-    let build = env!("KQUANT_MOE_CUDA_BUILD");
+    let build = CUDA_BUILD.map_err(|reason| format!("the crate was built without CUDA: {reason}"))?.to_string();
     for card in &CARDS {
         if !build.split([' ', ',']).any(|word| word == card.arch) {
             return Err(format!("the kernels were not built for {} ({build})", card.arch));
