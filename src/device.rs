@@ -7,16 +7,17 @@ use std::marker::PhantomData;
 
 use crate::{Error, Result, sys};
 
+mod build;
 mod cuda;
 mod probe;
+mod runtime;
 
+pub use build::{CUDA_BUILD, CudaBuild};
 pub use cuda::{CudaDevice, CudaGraph, CudaMark, kernels};
 /// The crate whose streams [`CudaDevice::from_stream`] takes, in the version that it takes them of.
+#[cfg(feature = "cudarc")]
 pub use cudarc;
 pub use probe::Probe;
-
-/// How the kernels of this build were compiled: toolkit and targets, or `none`.
-pub const CUDA_BUILD: &str = env!("KQUANT_MOE_CUDA_BUILD");
 
 /// Which device's memory an address is of. Equal for all that may be used together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

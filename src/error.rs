@@ -71,8 +71,9 @@ pub enum Error {
     /// An argument does not fit the operation.
     #[error("{0}")]
     Invalid(String),
-    /// There is no CUDA device, driver or build.
-    #[error("no CUDA device: {0}")]
+    /// There is no CUDA to compute with: the build has no kernels, or none for the card, or the machine has no driver or no device.
+    /// The text says which, and of a build why.
+    #[error("no CUDA: {0}")]
     NoCuda(String),
     /// The device has not enough free memory. Said before anything is allocated.
     #[error("not enough GPU memory: {needed} bytes are needed, {free} are free")]

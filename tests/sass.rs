@@ -8,6 +8,7 @@
 mod analysis;
 
 use analysis::{Class, Function, ISSUE_RATE, Instruction, Pipe, Resources};
+use kquant_moe::device::CUDA_BUILD;
 use std::{
     env,
     path::{Path, PathBuf},
@@ -196,9 +197,14 @@ impl Library {
     }
 }
 
+/// What the kernels were built with; empty when there are none.
+fn built() -> String {
+    CUDA_BUILD.map_or_else(|_| String::new(), |build| build.to_string())
+}
+
 /// The library's disassembly for the cards of the table; `None`, said once a test, when there is none to be had and it is not demanded.
 fn library() -> Option<&'static Library> {
-    let build = env!("KQUANT_MOE_CUDA_BUILD");
+    let build = built();
     let missing = CARDS.iter().find(|card| !build.split([' ', ',']).any(|word| word == card.arch));
     found(match missing {
         Some(card) if cfg!(kqm_cuda) => Err(format!("the kernels were not built for {} ({build})", card.arch)),
@@ -229,8 +235,8 @@ fn found(library: Result<&'static Library, String>) -> Option<&'static Library> 
 }
 
 fn read_library() -> Result<Library, String> {
-    if !cfg!(kqm_cuda) {
-        return Err("the crate was built without CUDA".to_owned());
+    if let Err(reason) = CUDA_BUILD {
+        return Err(format!("the crate was built without CUDA: {reason}"));
     }
     let cuobjdump = find_cuobjdump().ok_or("there is no cuobjdump beside nvcc, in CUOBJDUMP or in PATH")?;
     let dump = |what| {
@@ -388,7 +394,7 @@ fn dependent_launch_keeps_its_order() {
         checked += 1;
     }
     println!("{checked} kernels");
-    let build = env!("KQUANT_MOE_CUDA_BUILD");
+    let build = built();
     assert!(checked > 0 || !build.split([' ', ',']).any(newer), "no kernel of {build}");
     // Without dependent launch there is neither.
     for function in library.functions.iter().filter(|function| !newer(&function.arch)) {

@@ -43,11 +43,16 @@ Exit codes: 0 success, 1 failure, 2 wrong usage. Model files must not change whi
 
 /// Runs Qwen3-MoE models in GGUF K-quants (Q4_K, Q6_K) on the CPU or on a CUDA GPU, with the same bits on both.
 #[derive(Parser)]
-#[command(name = "kquant-moe", version, after_help = EXAMPLES)]
+#[command(name = "kquant-moe", version = version(), after_help = EXAMPLES)]
 struct Cli {
     /// `run` with the built-in model when there is none.
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+/// The version, and what it was built with.
+fn version() -> String {
+    format!("{} (CUDA kernels: {})", machine::VERSION, machine::cuda_build())
 }
 
 #[derive(Subcommand)]

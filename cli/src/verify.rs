@@ -70,7 +70,7 @@ pub fn verify(args: &Args, out: &mut Out) -> Result<Outcome> {
             "kv": args.kv.name(),
             "cpu": cpu.on,
             "cuda": gpu.as_ref().map(|gpu| &gpu.on),
-            "cuda_build": machine::CUDA_BUILD,
+            "cuda_build": machine::cuda_build(),
             "crate": format!("kquant-moe {}", machine::VERSION),
             "passed": outcome == Outcome::Ok,
             "clauses": clauses.collect::<Vec<_>>(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
+use kquant_moe::device::CUDA_BUILD;
 use kquant_moe::gguf::{GgmlType, Gguf, Header, Value};
 use kquant_moe::model::{Config, ContextOptions, MemoryPlan, Tensors};
 use serde_json::Value as Json;
@@ -123,7 +124,7 @@ fn alone_it_writes_rust_and_says_how_fast() {
     let lines: Vec<&str> = text.lines().collect();
     let [.., speed, parity] = lines.as_slice() else { panic!("{text}") };
     assert!(speed.starts_with("cpu (") && speed.contains("tokens/s"), "{speed}");
-    assert!(parity.starts_with("parity: CPU only, no CUDA device"), "{parity}");
+    assert!(parity.starts_with("parity: CPU only, no CUDA: "), "{parity}");
     let run = succeeds(&["run"]);
     assert_eq!(run.lines().count(), lines.len());
 }
@@ -767,7 +768,7 @@ fn cuda_that_is_not_there_is_an_error() {
         vec!["logits", TINY, "--tokens", "1", "--backend", "cuda", "--out", &out],
         vec!["trace", TINY, "--tokens", "1", "--backend", "cuda", "--out", &out],
     ] {
-        fails_with(&args, &["no CUDA device"]);
+        fails_with(&args, &["no CUDA: "]);
     }
     assert!(!dir.path().join("out").exists());
 }
@@ -802,7 +803,21 @@ fn help_is_there_for_every_command() {
         assert!(succeeds(&[command, "--help"]).contains("Usage: kquant-moe"));
     }
     assert!(help.contains("Examples:"));
-    assert_eq!(succeeds(&["--version"]), format!("kquant-moe {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+/// Whoever has no GPU results is told by the program what it was built with, and if that is no kernels, why.
+#[test]
+fn the_build_is_said() {
+    let build = CUDA_BUILD.map_or_else(|reason| format!("none: {reason}"), |build| build.to_string());
+    let version = format!("kquant-moe {} (CUDA kernels: {build})\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(succeeds(&["--version"]), version);
+    let info = succeeds(&["info"]);
+    assert!(info.contains(&format!("CUDA build           {build}\n")), "{info}");
+    if let Err(reason) = CUDA_BUILD {
+        let text = succeeds(&["run", "-n", "1"]);
+        let parity = format!("parity: CPU only, no CUDA: this build has no CUDA kernels: {reason}\n");
+        assert!(text.ends_with(&parity), "{text}");
+    }
 }
 
 #[test]
