@@ -42,17 +42,14 @@ fn bench(criterion: &mut Criterion) {
             let bytes = 2 * (depth + tokens) * stride * 2;
             on_gpu(&mut group, &device, &format!("{depth}/{tokens}"), bytes, make, |([k, v], fixed)| {
                 Attention {
-                    q: Queries::Rotated(q.slice()),
-                    k_cache: k.slice(),
-                    v_cache: v.slice(),
+                    q: Queries::Rotated { q: q.slice(), k_cache: k.slice(), v_cache: v.slice(), start: start.slice() },
                     cache_kind: TensorType::F16,
-                    start: start.slice(),
                     out: None,
                     fixed: Some(fixed.slice_mut()),
                     scores: None,
                     // SAFETY: launches of one queue follow each other, so they may share the workspace.
                     workspace: unsafe {
-                        kquant_moe::device::SliceMut::from_raw(workspace.slice().as_ptr() as u64, room)
+                        kquant_moe::device::SliceMut::from_raw(&device, workspace.slice().as_ptr() as u64, room)
                     },
                     capacity,
                     tokens,

@@ -2,7 +2,8 @@
 //
 //   out[t, h] = sum_i softmax_i(scale * q[t, h] . k[i, h / group]) v[i, h / group],  i = 0 ..= start + t
 //
-// Shapes: q [tokens, heads, head_dim], caches [capacity, kv_heads, head_dim] in f32 or f16, out [tokens, heads, head_dim].
+// Shapes: q [tokens, heads, head_dim], caches [capacity, kv_heads, head_dim] in f32 or f16, out [tokens, heads, head_dim]. Tokens at
+// positions past the capacity give NaN.
 // Maths: positions are cut into chunks of 64 counted from 0, whatever the card or the batch. A chunk is reduced in f32, the
 // chunks are joined in f64 in a fixed order (docs/arithmetic.md), so one query at a time and many give the same bits.
 // Launch: attention_chunks, one block of eight warps for a chunk, four or eight query heads of a KV head, and a token. Blocks
@@ -329,7 +330,7 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   // Behind qkv the position and the caches are what they will be: they are read at once (kqm_wait_then_release).
   if (!a.follows_qkv) kqm_wait_for_dependencies();
   // A token past the capacity gives NaN and leaves the cache alone.
-  const uint32_t own_position = __ldcg(a.start) + t, position = min(own_position, a.capacity - 1), used = position / chunk + 1;
+  const uint32_t own_position = min(__ldcg(a.start), a.capacity) + t, position = min(own_position, a.capacity - 1), used = position / chunk + 1;
   // One block for four heads, or, where that would be a second round, two blocks for eight.
   const bool wide = most_heads > quad_heads && prepared > quad_heads && used > gridDim.y;
   const uint32_t first = wide ? 2 * blockIdx.y + (offset != 0) : blockIdx.y, stride = wide ? 2 * gridDim.y : gridDim.y;
@@ -414,7 +415,8 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
   const size_t factor_row = (first_row + factor_head) * chunks + factor_chunk;
   kqm_touch_arguments(a);
   // The launch before is attention_chunks, which leaves the start alone (kqm_wait_then_release).
-  const int used = int(min(__ldcg(a.start) + t, a.capacity - 1) / chunk) + 1;
+  const uint32_t position = min(__ldcg(a.start), a.capacity) + t;
+  const int used = int(min(position, a.capacity - 1) / chunk) + 1;
   kqm_wait_for_dependencies();
   kqm_release_dependents();
 
@@ -481,7 +483,8 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
       for (int g = 0; g < chains; g += 2 * step) l[g] = l[g] + l[g + step], y[g] = y[g] + y[g + step];
     }
     const int within = 4 * quad + chain, own = first_output + within;
-    const float y_own = own < outputs ? kqm_canonical(float(y[0] * __ddiv_rn(1.0, l[0]))) : 0.0f;
+    const float sum = position < a.capacity ? kqm_canonical(float(y[0] * __ddiv_rn(1.0, l[0]))) : __uint_as_float(0x7fc00000u);
+    const float y_own = own < outputs ? sum : 0.0f;
     if (own < outputs && a.out) a.out[size_t(t) * outputs + own] = y_own;
     result[within] = y_own;
   }
@@ -552,8 +555,8 @@ kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream) {
   KQM_REQUIRE(args->q != nullptr || args->rope.q != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->out != nullptr || args->fixed != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->cache_type == KQM_TYPE_F32 || args->cache_type == KQM_TYPE_F16, KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(args->tokens > 0 && args->capacity > 0 && args->kv_heads > 0 && args->kv_heads <= 65535 &&
-                  args->heads % args->kv_heads == 0 && args->heads / args->kv_heads >= 1 &&
+  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 0x7fffffffu && args->capacity > 0 && args->capacity <= kqm_max_capacity && args->kv_heads > 0 &&
+                  args->heads > 0 && args->heads <= kqm_max_heads && args->heads % args->kv_heads == 0 &&
                   args->heads / args->kv_heads <= uint32_t(max_group) && args->head_dim > 0 && args->head_dim % 64 == 0 &&
                   args->head_dim <= uint32_t(kqm_max_head_dim),
               KQM_BAD_SHAPE);

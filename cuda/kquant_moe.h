@@ -217,10 +217,10 @@ typedef struct kqm_rope_args {
   void *k_cache;         /* [capacity, kv_heads, head_dim] f32 or f16 */
   void *v_cache;         /* [capacity, kv_heads, head_dim] f32 or f16 */
   uint32_t cache_type;   /* KQM_TYPE_F32 or KQM_TYPE_F16 */
-  uint32_t capacity;     /* tokens at positions >= capacity are not written */
+  uint32_t capacity;     /* below 2^31; tokens at positions >= capacity are not written */
   uint32_t tokens;
-  uint32_t heads;
-  uint32_t kv_heads;
+  uint32_t heads;    /* at most 65535 */
+  uint32_t kv_heads; /* at most 65535 */
   uint32_t head_dim; /* even, a multiple of 8, at most 256 */
   float eps;
 } kqm_rope_args;
@@ -239,9 +239,9 @@ typedef struct kqm_attention_args {
   void *workspace;        /* kqm_attention_workspace() bytes, 16-byte aligned */
   uint64_t workspace_bytes;
   uint32_t cache_type;
-  uint32_t capacity;
+  uint32_t capacity; /* below 2^31 */
   uint32_t tokens;
-  uint32_t heads;    /* a multiple of kv_heads, at most 16 times; heads * head_dim a multiple of 256 when fixed is set */
+  uint32_t heads;    /* at most 65535; a multiple of kv_heads, at most 16 times; with fixed, heads * head_dim one of 256 */
   uint32_t kv_heads;
   uint32_t head_dim; /* 64, 128, 192 or 256 */
   float scale;       /* 1 / sqrt(head_dim) */

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token_ro
   }
   kqm_wait_for_dependencies();
   // The index first: the tile waits for it. Activations are quantized while the tile is on its way.
-  const uint32_t expert = a.indices[rank];
+  const KqmExpert expert(a.indices[rank], a.down.experts);
   float x[8];
   kqm_load_eight(a.swiglu + size_t(warp) * KQM_BLOCK, lane, x);
   const End end(a);
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token_ro
   tile.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.down, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
   const double unit = kqm_fixed_warp(x, KqmSharedBlock{block});
   __syncwarp();
-  kqm_contribute_one(tile, KqmSharedToken(block, lane), unit, slot, part);
+  kqm_contribute_one(tile, KqmSharedToken(block, lane), expert.or_nan(unit), slot, part);
   __syncthreads();
   finish_tile<SMALL>(a, end, blocks, part, product);
 }
@@ -113,9 +113,11 @@ __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token(kq
   const End end(a);
   for (int u = warp; u < units; u += warps) {
     const int rank = u / blocks, b = u % blocks;
+    const KqmExpert expert(a.indices[rank], a.down.experts);
     Tile tile;
-    tile.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.down, a.indices[rank], blockIdx.x) + size_t(b) * Tile::bytes, lane));
-    kqm_contribute_block(tile, a.x + u, SMALL ? rank * small_blocks + b : u, part);
+    tile.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.down, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
+    const kqm_fixed_block *x = a.x + u;
+    kqm_contribute_one(tile, KqmOneToken(x, lane), expert.or_nan(x->unit), SMALL ? rank * small_blocks + b : u, part);
   }
   __syncthreads();
   finish_tile<SMALL>(a, end, blocks, part, product);
@@ -131,7 +133,8 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) moe_down_long_tok
   kqm_wait_for_dependencies();
   const uint32_t rank = blockIdx.y;
   const kqm_fixed_block *x = a.x + size_t(rank) * blocks;
-  const uint8_t *data = kqm_expert_tile<Tile>(a.down, a.indices[rank], blockIdx.x);
+  const KqmExpert expert(a.indices[rank], a.down.experts);
+  const uint8_t *data = kqm_expert_tile<Tile>(a.down, expert, blockIdx.x);
   for (int b = warp; b < blocks; b += warps) {
     Tile tile;
     tile.load(KqmTileInMemory(data + size_t(b) * Tile::bytes, lane));
@@ -140,7 +143,7 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) moe_down_long_tok
   __syncthreads();
   const uint32_t r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
   if (threadIdx.x < KQM_TILE_ROWS && r < a.down.rows)
-    a.expert_out[size_t(rank) * a.down.rows + r] = kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x);
+    a.expert_out[size_t(rank) * a.down.rows + r] = expert.or_nan(kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x));
 }
 
 // Many tokens: the pairs of an item.
@@ -153,16 +156,17 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_down_w
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
-  const KqmItem item = kqm_item(a.groups, blockIdx.y);
+  const KqmItem item = kqm_item(a.groups, blockIdx.y, a.down.experts, a.tokens * a.top_k);
   if (item.count == 0) return;
   // A warp beyond the last tile works on that one, too, and stores nothing.
   const int own_tile = min(tile, int(a.down.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
   float y[KqmTokenColumns::results];
   kqm_wide_sums<Tile>(
       Tile::bytes, kqm_expert_tile<Tile>(a.down, item.expert, own_tile), blocks, a.x,
-      [&](int i) { return i < item.count ? item.pair(i) * blocks : kqm_wide_absent; }, shared, y);
+      [&](int i) { return i < item.count ? item.readable_pair(i) * blocks : kqm_wide_absent; }, shared, y);
   kqm_wide_store(y, tile, a.down.rows, item.count, [&](int r, int token, float value) {
-    a.expert_out[size_t(item.pair(token)) * a.down.rows + r] = value;
+    const uint32_t pair = item.pair(token);
+    if (pair < item.pairs) a.expert_out[size_t(pair) * a.down.rows + r] = item.expert.or_nan(value);
   });
 }
 

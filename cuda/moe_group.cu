@@ -1,8 +1,9 @@
 // moe_group: the (token, expert) pairs of a batch in ascending (expert, pair) order, cut into work items of at most
-// KQM_ITEM_PAIRS pairs of one expert.
+// KQM_ITEM_PAIRS pairs of one expert. Indices of experts that do not exist all count as the one behind the last, for which the
+// kernels that take the items write NaN.
 //
 // Shapes: indices [tokens, top_k]; order [pairs], items [max_items][3], count [1].
-// Launch: one block an expert. Each counts the pairs of all experts, for the places of its own, and then lists its pairs: thread i of 256
+// Launch: one block an expert, and one for all that do not exist. Each counts the pairs of all experts, for the places of its own, and then lists its pairs: thread i of 256
 // those of the i-th part of the pairs, behind what the threads before it have.
 // Bound by: latency; every block reads all pairs (L2).
 #include "common/check.cuh"
@@ -12,22 +13,23 @@ namespace {
 const int threads = 256;
 
 __global__ void __launch_bounds__(threads) moe_group_kernel(kqm_moe_group_args a) {
-  KQM_SHARED(uint32_t, pairs_of, KQM_MAX_EXPERTS);
+  KQM_SHARED(uint32_t, pairs_of, KQM_MAX_EXPERTS + 1);
   KQM_SHARED(uint32_t, before, 3);  // pairs and items of the experts before this one, items of all
   KQM_SHARED(uint32_t, found, threads);
   const uint32_t expert = blockIdx.x, pairs = a.tokens * a.top_k;
-  for (uint32_t e = threadIdx.x; e < a.experts; e += threads) pairs_of[e] = 0;
+  const auto expert_of = [&](uint32_t p) { return min(a.indices[p], a.experts); };
+  for (uint32_t e = threadIdx.x; e <= a.experts; e += threads) pairs_of[e] = 0;
   if (threadIdx.x < 3) before[threadIdx.x] = 0;
   kqm_release_dependents();
   kqm_wait_for_dependencies();
   __syncthreads();
-  for (uint32_t p = threadIdx.x; p < pairs; p += threads) kqm_shared_atomic_add<uint32_t>(pairs_of, a.indices[p], 1u);
+  for (uint32_t p = threadIdx.x; p < pairs; p += threads) kqm_shared_atomic_add<uint32_t>(pairs_of, expert_of(p), 1u);
   const uint32_t part = (pairs + threads - 1) / threads, begin = min(threadIdx.x * part, pairs), end = min(begin + part, pairs);
   uint32_t own = 0;
-  for (uint32_t p = begin; p < end; p++) own += a.indices[p] == expert;
+  for (uint32_t p = begin; p < end; p++) own += expert_of(p) == expert;
   found[threadIdx.x] = own;
   __syncthreads();
-  for (uint32_t e = threadIdx.x; e < a.experts; e += threads) {
+  for (uint32_t e = threadIdx.x; e <= a.experts; e += threads) {
     const uint32_t n = pairs_of[e], items = (n + KQM_ITEM_PAIRS - 1) / KQM_ITEM_PAIRS;
     if (e < expert) {
       kqm_shared_atomic_add<uint32_t>(before, 0, n);
@@ -48,26 +50,27 @@ __global__ void __launch_bounds__(threads) moe_group_kernel(kqm_moe_group_args a
   uint32_t at = first;
   for (uint32_t i = 0; i < threadIdx.x; i++) at += found[i];
   for (uint32_t p = begin; p < end; p++) {
-    if (a.indices[p] == expert) a.groups.order[at++] = p;
+    // As many as were counted, unless somebody changes the indices meanwhile.
+    if (expert_of(p) == expert && at < pairs) a.groups.order[at++] = p;
   }
 }
 
 }  // namespace
 
 KQM_ABI_BEGIN
-// Every expert with pairs has at most one item that is not full.
+// Every expert with pairs has at most one item that is not full, and so have those that do not exist together.
 uint32_t kqm_moe_max_items(uint32_t tokens, uint32_t experts, uint32_t top_k) {
-  const uint64_t pairs = uint64_t(tokens) * top_k;
-  const uint64_t most = pairs / KQM_ITEM_PAIRS + (pairs < experts ? pairs : experts);
+  const uint64_t pairs = uint64_t(tokens) * top_k, groups = uint64_t(experts) + 1;
+  const uint64_t most = pairs / KQM_ITEM_PAIRS + (pairs < groups ? pairs : groups);
   return uint32_t(most < pairs ? most : pairs);
 }
 
 kqm_status kqm_moe_group(const kqm_moe_group_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr && args->indices && args->groups.order && args->groups.items && args->groups.count,
               KQM_NULL_POINTER);
-  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 65535 && args->experts > 0 && args->experts <= KQM_MAX_EXPERTS &&
+  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 65535 && args->experts <= KQM_MAX_EXPERTS &&
                   args->top_k > 0 && args->top_k <= KQM_MAX_TOP_K && args->top_k <= args->experts,
               KQM_BAD_SHAPE);
-  return KQM_LAUNCH(moe_group_kernel, dim3(args->experts), dim3(threads), 0, stream, *args);
+  return KQM_LAUNCH(moe_group_kernel, dim3(args->experts + 1), dim3(threads), 0, stream, *args);
 }
 KQM_ABI_END

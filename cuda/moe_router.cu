@@ -89,7 +89,7 @@ kqm_status kqm_moe_router(const kqm_moe_router_args *args, kqm_stream stream) {
   KQM_REQUIRE(args->indices != nullptr || args->tokens == 1, KQM_BAD_SHAPE);
   KQM_REQUIRE(args->x != nullptr || args->norm.x != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->tokens > 0 && args->tokens <= 65535 && args->cols > 0 && args->cols % KQM_BLOCK == 0 &&
-                  args->cols <= kqm_max_cols && args->experts > 0 && args->experts <= KQM_MAX_EXPERTS &&
+                  args->cols <= kqm_max_cols && args->experts <= KQM_MAX_EXPERTS &&
                   args->top_k > 0 && args->top_k <= KQM_MAX_TOP_K && args->top_k <= args->experts,
               KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->w, 16) && kqm_aligned(args->fixed, 16), KQM_MISALIGNED);

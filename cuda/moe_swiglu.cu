@@ -25,10 +25,9 @@ __device__ __forceinline__ void finish_value(const kqm_moe_swiglu_args &a, size_
 }
 
 // The expert of a single token's block: chosen by every warp for itself, down to the rank of its block.
-__device__ __forceinline__ uint32_t expert_of_block(const kqm_moe_swiglu_args &a, KqmChoice &choice) {
-  if (!a.logits) return a.indices[blockIdx.y];
-  choice = kqm_choose<false>(a.logits, a.gate.experts, blockIdx.y);
-  return choice.last;
+__device__ __forceinline__ KqmExpert expert_of_block(const kqm_moe_swiglu_args &a, KqmChoice &choice) {
+  if (a.logits) choice = kqm_choose<false>(a.logits, a.gate.experts, blockIdx.y);
+  return KqmExpert(a.logits ? choice.last : a.indices[blockIdx.y], a.gate.experts);
 }
 
 // The block of the last rank has chosen all experts and writes the choice down for moe_down. Its last warp does: the first one has the
@@ -50,19 +49,19 @@ struct Same {
 
   // Leaves the contributions of super-block b in slots `gate_slot` and `up_slot`. Both tiles are on their way before one is multiplied.
   template <class Activations>
-  __device__ __forceinline__ static void contribute(const kqm_moe_swiglu_args &a, uint32_t expert, int b, const Activations &x, int gate_slot,
-                                                    int up_slot, KQM_SHARED_ARG(double) part) {
+  __device__ __forceinline__ static void contribute(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b, const Activations &x, double unit,
+                                                    int gate_slot, int up_slot, KQM_SHARED_ARG(double) part) {
     const int lane = threadIdx.x & 31;
     Tile gate, up;
     gate.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.gate, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
     up.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.up, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
-    kqm_contribute_one(gate, x, x.unit(), gate_slot, part);
-    kqm_contribute_one(up, x, x.unit(), up_slot, part);
+    kqm_contribute_one(gate, x, unit, gate_slot, part);
+    kqm_contribute_one(up, x, unit, up_slot, part);
   }
 
   // kqm_wide_sums of a row tile of gate or of up.
   template <class First>
-  __device__ __forceinline__ static void wide_sums(const kqm_moe_swiglu_args &a, bool is_gate, uint32_t expert, int tile, int, First first,
+  __device__ __forceinline__ static void wide_sums(const kqm_moe_swiglu_args &a, bool is_gate, const KqmExpert &expert, int tile, int, First first,
                                                    KQM_SHARED_ARG(uint32_t) shared, float (&y)[KqmTokenColumns::results]) {
     const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, expert, tile), *up = kqm_expert_tile<Tile>(a.up, expert, tile);
     kqm_wide_sums<Tile>(Tile::bytes, is_gate ? gate : up, a.gate.cols / KQM_BLOCK, a.x, first, shared, y);
@@ -78,8 +77,8 @@ struct Mixed {
   }
 
   template <class Activations>
-  __device__ __forceinline__ static void contribute(const kqm_moe_swiglu_args &a, uint32_t expert, int b, const Activations &x, int gate_slot,
-                                                    int up_slot, KQM_SHARED_ARG(double) part) {
+  __device__ __forceinline__ static void contribute(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b, const Activations &x, double unit,
+                                                    int gate_slot, int up_slot, KQM_SHARED_ARG(double) part) {
     const int lane = threadIdx.x & 31;
     KQM_LOOP
     for (int i = 0; i < 2; i++) {
@@ -88,13 +87,13 @@ struct Mixed {
         typedef KqmTileOf<decltype(type)> Tile;
         Tile tile;
         tile.load(KqmTileInMemory(kqm_expert_tile<Tile>(w, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
-        kqm_contribute_one(tile, x, x.unit(), i == 0 ? gate_slot : up_slot, part);
+        kqm_contribute_one(tile, x, unit, i == 0 ? gate_slot : up_slot, part);
       });
     }
   }
 
   template <class First>
-  __device__ __forceinline__ static void wide_sums(const kqm_moe_swiglu_args &a, bool is_gate, uint32_t expert, int tile, int most_bytes,
+  __device__ __forceinline__ static void wide_sums(const kqm_moe_swiglu_args &a, bool is_gate, const KqmExpert &expert, int tile, int most_bytes,
                                                    First first, KQM_SHARED_ARG(uint32_t) shared, float (&y)[KqmTokenColumns::results]) {
     const kqm_matrix w = of(a, is_gate);
     KqmBlockTypes::choose(w.type, [&](auto type) {
@@ -126,9 +125,10 @@ __global__ void __launch_bounds__(32 * one_token_warps, Pair::at_once) moe_swigl
   KqmBlockOnItsWay on_its_way;
   on_its_way.load(a.x + warp);
   KqmChoice choice{};
-  const uint32_t expert = expert_of_block(a, choice);
+  const KqmExpert expert = expert_of_block(a, choice);
   on_its_way.store(own_block);
-  Pair::contribute(a, expert, warp, KqmSharedToken(own_block, lane), warp, one_token_warps + warp, part);
+  const KqmSharedToken x(own_block, lane);
+  Pair::contribute(a, expert, warp, x, expert.or_nan(x.unit()), warp, one_token_warps + warp, part);
   __syncthreads();
   if (warp == 0) {
     // Half a warp sums up gate, the other half up.
@@ -149,13 +149,16 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   KqmChoice choice{};
-  const uint32_t expert = expert_of_block(a, choice);
-  for (int b = warp; b < blocks; b += warps) Pair::contribute(a, expert, b, KqmOneToken(a.x + b, lane), b, blocks + b, part);
+  const KqmExpert expert = expert_of_block(a, choice);
+  for (int b = warp; b < blocks; b += warps) {
+    const KqmOneToken x(a.x + b, lane);
+    Pair::contribute(a, expert, b, x, x.unit(), b, blocks + b, part);
+  }
   __syncthreads();
   const int r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
   if (threadIdx.x < KQM_TILE_ROWS && r < int(a.gate.rows))
-    finish_value(a, size_t(blockIdx.y) * a.gate.rows + r, kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x),
-                 kqm_row_sum<1>(part, blocks, blocks, 0, threadIdx.x));
+    finish_value(a, size_t(blockIdx.y) * a.gate.rows + r, expert.or_nan(kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x)),
+                 expert.or_nan(kqm_row_sum<1>(part, blocks, blocks, 0, threadIdx.x)));
   write_choice(a, choice);
 }
 
@@ -169,13 +172,13 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
-  const KqmItem item = kqm_item(a.groups, blockIdx.y);
+  const KqmItem item = kqm_item(a.groups, blockIdx.y, a.gate.experts, a.tokens * a.top_k);
   if (item.count == 0) return;
   const bool is_gate = warp < wide_tiles;
   const int s = is_gate ? warp : warp - wide_tiles, tile = blockIdx.x * wide_tiles + s, place = (s * 32 + lane) * KqmTokenColumns::results;
   // A warp beyond the last tile works on that one, too, and stores nothing.
   const int own_tile = min(tile, int(a.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
-  const auto first = [&](int i) { return i < item.count ? item.pair(i) / a.top_k * blocks : kqm_wide_absent; };
+  const auto first = [&](int i) { return i < item.count ? item.readable_pair(i) / a.top_k * blocks : kqm_wide_absent; };
   float y[KqmTokenColumns::results];
   Pair::wide_sums(a, is_gate, item.expert, own_tile, most_bytes, first, shared, y);
   // The digits are done with: ups take their place.
@@ -188,7 +191,9 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu
   KQM_UNROLL
   for (int i = 0; i < KqmTokenColumns::results; i++) {
     const int r = tile * KQM_TILE_ROWS + KqmTokenColumns::row(i, lane), token = KqmTokenColumns::token(i, lane);
-    if (r < int(a.gate.rows) && token < item.count) finish_value(a, size_t(item.pair(token)) * a.gate.rows + r, y[i], up[i]);
+    if (r >= int(a.gate.rows) || token >= item.count) continue;
+    const uint32_t pair = item.pair(token);
+    if (pair < item.pairs) finish_value(a, size_t(pair) * a.gate.rows + r, item.expert.or_nan(y[i]), item.expert.or_nan(up[i]));
   }
 }
 

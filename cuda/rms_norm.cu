@@ -49,7 +49,8 @@ KQM_ABI_BEGIN
 kqm_status kqm_rms_norm(const kqm_rms_norm_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr && args->x != nullptr && args->weight != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->out != nullptr || args->fixed != nullptr, KQM_NULL_POINTER);
-  KQM_REQUIRE(args->tokens > 0 && args->cols > 0 && args->cols % KQM_BLOCK == 0 && args->cols <= kqm_max_cols,
+  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 0x7fffffffu && args->cols > 0 && args->cols % KQM_BLOCK == 0 &&
+                  args->cols <= kqm_max_cols,
               KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->weight, 16) && kqm_aligned(args->out, 16) &&
                   kqm_aligned(args->fixed, 16),

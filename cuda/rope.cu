@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(32 * warps_per_block) rope_kernel(kqm_rope_arg
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   if (index >= a.heads + 2 * a.kv_heads) return;
-  const uint32_t position = *a.start + blockIdx.y;
+  const uint32_t position = min(*a.start, a.capacity) + blockIdx.y;
   const KqmHeadRow row(a, blockIdx.y, index);
   float x[8] = {}, weight[8] = {};
   kqm_load_head(a, row, lane, x);

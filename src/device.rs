@@ -7,25 +7,45 @@ use std::marker::PhantomData;
 
 use crate::{Error, Result, sys};
 
+mod build;
 mod cuda;
 mod probe;
+mod runtime;
 
+pub use build::{CUDA_BUILD, CudaBuild};
 pub use cuda::{CudaDevice, CudaGraph, CudaMark, kernels};
 /// The crate whose streams [`CudaDevice::from_stream`] takes, in the version that it takes them of.
+#[cfg(feature = "cudarc")]
 pub use cudarc;
 pub use probe::Probe;
+
+/// Which device's memory an address is of. Equal for all that may be used together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceId {
+    executor: &'static str,
+    number: u64,
+}
+
+impl DeviceId {
+    /// The memory `number` of an executor, such as a device by the address of its context.
+    pub const fn new(executor: &'static str, number: u64) -> Self {
+        Self { executor, number }
+    }
+}
 
 /// Memory and a queue of one device. Clones share the queue; [`Device::fork`] makes another one.
 ///
 /// # Safety
-/// `allocate` returns memory that stays valid for the device's kernels and copies until `free`, aligned to 256 bytes;
-/// copies, fills and launches on one queue take effect in the order of the calls.
+/// `allocate` returns memory that stays valid, until `free`, for the kernels and copies of every device of the same `id`, aligned
+/// to 256 bytes; copies, fills and launches on one queue take effect in the order of the calls.
 pub unsafe trait Device: Clone + Send + Sync + 'static {
     /// Recorded launches.
     type Graph: Send;
 
     /// `"cuda"`, or the name of another executor.
     fn name(&self) -> &'static str;
+    /// Whose memory it allocates and can use: that of its clones and forks.
+    fn id(&self) -> DeviceId;
     /// The launchers.
     fn kernels(&self) -> &'static sys::kqm_kernels;
     /// The queue, as launchers take it.
@@ -98,7 +118,7 @@ pub unsafe trait Device: Clone + Send + Sync + 'static {
 /// # Safety
 /// The type has no padding and no invalid values.
 pub unsafe trait Plain: Copy + Send + Sync + 'static {}
-// SAFETY: numbers, and a structure of numbers whose size is asserted to be the sum of its fields' (1024 + 64 + 16).
+// SAFETY: any bits are a number, and a number has no padding.
 unsafe impl Plain for u8 {}
 // SAFETY: as above.
 unsafe impl Plain for u16 {}
@@ -108,9 +128,19 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for u64 {}
 // SAFETY: as above.
 unsafe impl Plain for f32 {}
-// SAFETY: as above.
+// SAFETY: a structure of numbers, without padding: it is as large as its fields together.
 unsafe impl Plain for sys::kqm_fixed_block {}
-const _: () = assert!(size_of::<sys::kqm_fixed_block>() == 1280 + 80 + 16);
+const _: () = {
+    const fn bytes<T>(_: fn(&sys::kqm_fixed_block) -> &T) -> usize {
+        size_of::<T>()
+    }
+    let fields = bytes(|block| &block.digit)
+        + bytes(|block| &block.sum_low)
+        + bytes(|block| &block.sum_high)
+        + bytes(|block| &block.unit)
+        + bytes(|block| &block.reserved);
+    assert!(size_of::<sys::kqm_fixed_block>() == fields);
+};
 
 /// `values` as bytes.
 pub fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
@@ -124,9 +154,17 @@ pub fn bytes_of_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 
-/// Device memory read by a kernel: `len` elements at an address.
+/// Where an operand lies, and how many elements it has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) device: DeviceId,
+    pub(crate) len: usize,
+}
+
+/// Device memory read by a kernel: `len` elements at an address of one device.
 #[derive(Clone, Copy, Debug)]
 pub struct Slice<'a, T> {
+    device: DeviceId,
     address: u64,
     len: usize,
     lifetime: PhantomData<&'a T>,
@@ -135,24 +173,44 @@ pub struct Slice<'a, T> {
 /// Device memory written by a kernel.
 #[derive(Debug)]
 pub struct SliceMut<'a, T> {
+    device: DeviceId,
     address: u64,
     len: usize,
     lifetime: PhantomData<&'a mut T>,
 }
 
-impl<T> Slice<'_, T> {
+/// The address of elements `from .. from + len` of `whole` at `address`.
+fn part_of<T>(address: u64, whole: usize, from: usize, len: usize) -> Result<u64> {
+    match from.checked_add(len) {
+        Some(end) if end <= whole => Ok(address + (from * size_of::<T>()) as u64),
+        _ => Err(Error::Invalid(format!("elements {from}..{from}+{len} of {whole}"))),
+    }
+}
+
+impl<'a, T> Slice<'a, T> {
     /// Memory that somebody else manages, such as a tensor of the engine that links this crate.
     ///
     /// # Safety
-    /// `len` elements at `address` are valid device memory, initialised, and not written while the slice is in use by
-    /// enqueued work.
-    pub unsafe fn from_raw(address: u64, len: usize) -> Self {
-        Self { address, len, lifetime: PhantomData }
+    /// `len` elements at `address` are valid memory of the device, aligned for the type, initialised, and not written while the
+    /// slice is in use by enqueued work.
+    pub unsafe fn from_raw<D: Device>(device: &D, address: u64, len: usize) -> Self {
+        Self { device: device.id(), address, len, lifetime: PhantomData }
+    }
+    /// `len` elements from index `from`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when there are fewer.
+    pub fn part(&self, from: usize, len: usize) -> Result<Self> {
+        Ok(Self { address: part_of::<T>(self.address, self.len, from, len)?, len, ..*self })
     }
     /// The address.
     pub fn as_ptr(&self) -> *const T {
         self.address as *const T
     }
+    /// Whose memory it is.
+    pub fn device(&self) -> DeviceId {
+        self.device
+    }
     /// Elements.
     pub fn len(&self) -> usize {
         self.len
@@ -161,21 +219,45 @@ impl<T> Slice<'_, T> {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+    pub(crate) fn place(&self) -> Place {
+        Place { device: self.device, len: self.len }
+    }
 }
 
-impl<T> SliceMut<'_, T> {
+impl<'a, T> SliceMut<'a, T> {
     /// Memory that somebody else manages.
     ///
     /// # Safety
-    /// `len` elements at `address` are valid device memory that nothing else touches while the slice is in use by
-    /// enqueued work.
-    pub unsafe fn from_raw(address: u64, len: usize) -> Self {
-        Self { address, len, lifetime: PhantomData }
+    /// `len` elements at `address` are valid memory of the device, aligned for the type, that nothing else touches while the
+    /// slice is in use by enqueued work.
+    pub unsafe fn from_raw<D: Device>(device: &D, address: u64, len: usize) -> Self {
+        Self { device: device.id(), address, len, lifetime: PhantomData }
+    }
+    /// `len` elements from index `from`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when there are fewer.
+    pub fn part(&mut self, from: usize, len: usize) -> Result<SliceMut<'_, T>> {
+        let address = part_of::<T>(self.address, self.len, from, len)?;
+        Ok(SliceMut { device: self.device, address, len, lifetime: PhantomData })
+    }
+    /// The first `at` elements, and the others.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when there are fewer.
+    pub fn split_at(self, at: usize) -> Result<(Self, Self)> {
+        let address = part_of::<T>(self.address, self.len, at, 0)?;
+        let behind = Self { address, len: self.len - at, ..self };
+        Ok((Self { device: behind.device, address: self.address, len: at, lifetime: PhantomData }, behind))
     }
     /// The address.
     pub fn as_ptr(&self) -> *mut T {
         self.address as *mut T
     }
+    /// Whose memory it is.
+    pub fn device(&self) -> DeviceId {
+        self.device
+    }
     /// Elements.
     pub fn len(&self) -> usize {
         self.len
@@ -183,6 +265,9 @@ impl<T> SliceMut<'_, T> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+    pub(crate) fn place(&self) -> Place {
+        Place { device: self.device, len: self.len }
     }
 }
 
@@ -196,8 +281,8 @@ pub struct Buffer<D: Device, T: Plain> {
 }
 
 impl<D: Device, T: Plain> Buffer<D, T> {
-    /// Memory with unspecified contents; to be written before it is read.
-    pub fn uninitialised(device: &D, len: usize) -> Result<Self> {
+    /// Memory with unspecified contents, to be written before anybody reads it.
+    fn unspecified(device: &D, len: usize) -> Result<Self> {
         let bytes = len
             .checked_mul(size_of::<T>())
             .ok_or_else(|| Error::Invalid(format!("a buffer of {len} elements is too large")))?;
@@ -207,7 +292,7 @@ impl<D: Device, T: Plain> Buffer<D, T> {
 
     /// Memory filled with zeros.
     pub fn zeroed(device: &D, len: usize) -> Result<Self> {
-        let buffer = Self::uninitialised(device, len)?;
+        let buffer = Self::unspecified(device, len)?;
         if len > 0 {
             // SAFETY: the range is the allocation.
             unsafe { device.clear(buffer.address, len * size_of::<T>())? };
@@ -217,7 +302,7 @@ impl<D: Device, T: Plain> Buffer<D, T> {
 
     /// Memory with a copy of `values`.
     pub fn from_slice(device: &D, values: &[T]) -> Result<Self> {
-        let mut buffer = Self::uninitialised(device, values.len())?;
+        let mut buffer = Self::unspecified(device, values.len())?;
         buffer.write(device, 0, values)?;
         Ok(buffer)
     }
@@ -234,58 +319,79 @@ impl<D: Device, T: Plain> Buffer<D, T> {
 
     /// All of it, to read.
     pub fn slice(&self) -> Slice<'_, T> {
-        Slice { address: self.address, len: self.len, lifetime: PhantomData }
+        Slice { device: self.device.id(), address: self.address, len: self.len, lifetime: PhantomData }
     }
 
     /// All of it, to write.
     pub fn slice_mut(&mut self) -> SliceMut<'_, T> {
-        SliceMut { address: self.address, len: self.len, lifetime: PhantomData }
+        SliceMut { device: self.device.id(), address: self.address, len: self.len, lifetime: PhantomData }
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        Place { device: self.device.id(), len: self.len }
     }
 
     fn range(&self, from: usize, len: usize) -> Result<u64> {
-        match from.checked_add(len) {
-            Some(end) if end <= self.len => Ok(self.address + (from * size_of::<T>()) as u64),
-            _ => Err(Error::Invalid(format!("elements {from}..{from}+{len} of a buffer of {}", self.len))),
+        part_of::<T>(self.address, self.len, from, len)
+    }
+
+    /// Fails unless it is memory of the device whose queue is to work on it.
+    fn on(&self, device: &D) -> Result<()> {
+        if self.device.id() == device.id() {
+            return Ok(());
         }
+        Err(Error::Invalid(format!("a buffer of {} elements lies on another device", self.len)))
     }
 
     /// `len` elements from index `from`, to read.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when there are fewer.
     pub fn part(&self, from: usize, len: usize) -> Result<Slice<'_, T>> {
-        Ok(Slice { address: self.range(from, len)?, len, lifetime: PhantomData })
+        self.slice().part(from, len)
     }
 
     /// `len` elements from index `from`, to write.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when there are fewer.
     pub fn part_mut(&mut self, from: usize, len: usize) -> Result<SliceMut<'_, T>> {
-        Ok(SliceMut { address: self.range(from, len)?, len, lifetime: PhantomData })
+        let address = self.range(from, len)?;
+        Ok(SliceMut { device: self.device.id(), address, len, lifetime: PhantomData })
     }
 
     /// Copies `values` to index `from` ..., in the order of `device`'s queue.
     pub fn write(&mut self, device: &D, from: usize, values: &[T]) -> Result<()> {
+        self.on(device)?;
         let address = self.range(from, values.len())?;
         if values.is_empty() {
             return Ok(());
         }
-        // SAFETY: the range was checked.
+        // SAFETY: the range was checked, and so was whose memory it is.
         unsafe { device.upload(address, bytes_of(values)) }
     }
 
     /// Copies the elements from index `from` to `out`, after all earlier work of `device`'s queue.
     pub fn read(&self, device: &D, from: usize, out: &mut [T]) -> Result<()> {
+        self.on(device)?;
         let address = self.range(from, out.len())?;
         if out.is_empty() {
             return Ok(());
         }
-        // SAFETY: the range was checked; plain data takes any bytes.
+        // SAFETY: the range was checked, and so was whose memory it is; plain data takes any bytes.
         unsafe { device.download(address, bytes_of_mut(out)) }
     }
 
     /// Copies `len` elements from index `from` of `source` to index `to`.
     pub fn copy_from(&mut self, device: &D, to: usize, source: &Self, from: usize, len: usize) -> Result<()> {
+        self.on(device)?;
+        source.on(device)?;
         let (to, from) = (self.range(to, len)?, source.range(from, len)?);
         if len == 0 {
             return Ok(());
         }
-        // SAFETY: both ranges were checked and lie in different buffers, since one is borrowed mutably.
+        // SAFETY: both ranges were checked, and so was whose memory they are; they lie in different buffers, since one is borrowed
+        // mutably.
         unsafe { device.copy(to, from, len * size_of::<T>()) }
     }
 }

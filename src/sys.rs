@@ -416,10 +416,12 @@ pub struct kqm_rope_args {
     pub v_cache: *mut ::core::ffi::c_void,
     /// KQM_TYPE_F32 or KQM_TYPE_F16
     pub cache_type: u32,
-    /// tokens at positions \>= capacity are not written
+    /// below 2^31; tokens at positions \>= capacity are not written
     pub capacity: u32,
     pub tokens: u32,
+    /// at most 65535
     pub heads: u32,
+    /// at most 65535
     pub kv_heads: u32,
     /// even, a multiple of 8, at most 256
     pub head_dim: u32,
@@ -482,9 +484,10 @@ pub struct kqm_attention_args {
     pub workspace: *mut ::core::ffi::c_void,
     pub workspace_bytes: u64,
     pub cache_type: u32,
+    /// below 2^31
     pub capacity: u32,
     pub tokens: u32,
-    /// a multiple of kv_heads, at most 16 times; heads \* head_dim a multiple of 256 when fixed is set
+    /// at most 65535; a multiple of kv_heads, at most 16 times; with fixed, heads \* head_dim one of 256
     pub heads: u32,
     pub kv_heads: u32,
     /// 64, 128, 192 or 256

@@ -14,10 +14,13 @@ use rayon::prelude::*;
 
 on_devices!(
     equals_the_oracle,
+    sums_in_one_order,
+    stores_one_nan,
     ignores_what_is_masked,
     batch_equals_single_tokens,
     works_in_any_workspace,
     takes_in_the_rotation,
+    norms_in_one_order,
     leaves_the_cache_alone_when_it_is_full,
     refuses_bad_arguments,
     refuses_bad_rotations,
@@ -90,7 +93,7 @@ impl Shape {
         let q = Activations::rows(random, 0, self.tokens, self.row());
         let stride = self.kv_heads * self.head_dim;
         let mut cache = || {
-            let mut values = random.gaussians((self.start + self.tokens) * stride);
+            let mut values = random.gaussians((self.start.min(self.capacity) + self.tokens) * stride);
             values.resize(self.capacity * stride, f32::NAN);
             Cache::new(self.cache, &values)
         };
@@ -112,11 +115,13 @@ impl Shape {
         // Without taps the forward needs nothing but the fixed point.
         let with_out = taps || blocks == 0;
         ok(Attention {
-            q: Queries::Rotated(q.slice()),
-            k_cache: k_cache.slice(),
-            v_cache: v_cache.slice(),
+            q: Queries::Rotated {
+                q: q.slice(),
+                k_cache: k_cache.slice(),
+                v_cache: v_cache.slice(),
+                start: start.slice(),
+            },
             cache_kind: self.cache,
-            start: start.slice(),
             out: out.slice_if(with_out),
             fixed: fixed.slice_if(blocks > 0),
             scores: scores.slice_if(taps),
@@ -155,7 +160,11 @@ impl Shape {
         rows.enumerate().for_each(|(row, ((q, out), scores))| {
             let (token, first) = (row / self.heads, row % self.heads / group * dim);
             let head = Head { k: &k[first..], v: &v[first..], stride };
-            attention::attention(q, head, self.start + token + 1, self.scale(), out, Some(scores));
+            let position = self.start + token;
+            attention::attention(q, head, self.capacity.min(position + 1), self.scale(), out, Some(scores));
+            if position >= self.capacity {
+                oracle::absent(out);
+            }
         });
     }
 
@@ -205,6 +214,12 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             (2, 32, 2, 128, 66, 70),
             (1, 2, 1, 64, 2100, 2200),
             (1, 1, 1, 64, 8300, 8310),
+            // Positions that the cache does not have, up to the largest number.
+            (3, 4, 2, 64, 63, 64),
+            (5, 2, 1, 128, 64, 66),
+            (1, 4, 2, 64, 130, 130),
+            (2, 2, 1, 256, 1_000_000, 70),
+            (3, 4, 1, 64, u32::MAX as usize, 65),
         ],
         &[
             (1, 32, 4, 128, 511, 1024),
@@ -217,6 +232,77 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
         for cache in CACHES {
             let shape = Shape { tokens, heads, kv_heads, head_dim, start, capacity, cache };
             shape.check(device, &shape.operands(&mut random));
+        }
+    }
+}
+
+/// Heads whose output shows the order in which probabilities and chunks are added: with few heads, and with as many as share a block.
+fn sums_in_one_order<D: Device>(device: &D, _: Size) {
+    let mut cases = [heads::Case::denominators(), heads::Case::joins()].concat();
+    cases.sort_by_key(heads::Case::seen);
+    for cases in cases.chunk_by(|a, b| a.seen() == b.seen()) {
+        let seen = cases[0].seen();
+        for group in [1, 8] {
+            if seen > 2000 && group > 1 {
+                continue;
+            }
+            let shape = Shape {
+                tokens: 1,
+                heads: group * cases.len(),
+                kv_heads: cases.len(),
+                head_dim: heads::HEAD_DIM,
+                start: seen - 1,
+                capacity: seen + 2,
+                cache: TensorType::F32,
+            };
+            let rows = |values: fn(&heads::Case) -> &[f32]| {
+                let of_position = |position: usize| {
+                    cases.iter().flat_map(move |case| &values(case)[position * heads::HEAD_DIM..][..heads::HEAD_DIM])
+                };
+                let mut rows: Vec<f32> = (0..seen).flat_map(of_position).copied().collect();
+                rows.resize(shape.capacity * cases.len() * heads::HEAD_DIM, f32::NAN);
+                Cache::F32(rows)
+            };
+            let operands = Operands {
+                q: cases.iter().flat_map(|case| case.q.repeat(group)).collect(),
+                k: rows(|case| &case.k),
+                v: rows(|case| &case.v),
+            };
+            shape.check(device, &operands);
+            let got = shape.run(device, &operands, shape.workspace(device), true);
+            for (row, out) in got.out.chunks(heads::HEAD_DIM).enumerate() {
+                let expected = &cases[row / group].expected;
+                assert_bits(&format!("{shape:?}, head {row}"), &out[..expected.len()], expected);
+            }
+        }
+    }
+}
+
+/// NaNs in queries, keys and values, none of them the one that is stored.
+fn stores_one_nan<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(180);
+    for cache in CACHES {
+        for head_dim in [64, 256] {
+            let shape = Shape { tokens: 2, heads: 4, kv_heads: 4, head_dim, start: 64, capacity: 70, cache };
+            let len = shape.capacity * shape.row();
+            let sound = [2 * shape.row(), len, len].map(|len| random.gaussians(len));
+            for (operand, what) in ["queries", "keys", "values"].into_iter().enumerate() {
+                let mut values = sound.clone();
+                for (head, nan) in NANS.into_iter().enumerate() {
+                    // A query's first token, or position 3 of the cache.
+                    let row = if operand == 0 { 0 } else { 3 };
+                    values[operand][(row * 4 + head) * head_dim + 9] = nan;
+                }
+                let [q, k, v] = values;
+                let operands = Operands { q, k: Cache::new(cache, &k), v: Cache::new(cache, &v) };
+                shape.check(device, &operands);
+                let got = shape.run(device, &operands, shape.workspace(device), true);
+                let lost = |values: &[f32]| values.iter().copied().filter(|x| x.is_nan()).collect::<Vec<_>>();
+                let (out, scores) = (lost(&got.out), lost(&got.scores));
+                assert_eq!(out.len(), [shape.row(), 2 * shape.row(), 8][operand], "{what}");
+                assert_eq!(scores.len(), [4 * 65, 8, 0][operand], "{what}");
+                assert_stored_nan(what, &[out, scores].concat());
+            }
         }
     }
 }
@@ -304,14 +390,11 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let (q_at, cache_at) = (q.slice().as_ptr() as u64, cache.slice().as_ptr() as u64);
     let mut run = |q: u64, cache: u64, cache_kind, (tokens, heads, kv_heads, head_dim), with_out: bool, room| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
-        let (q, k_cache) = unsafe { (Slice::from_raw(q, 8192), Slice::from_raw(cache, 32768)) };
+        let (q, k_cache) = unsafe { (Slice::from_raw(device, q, 8192), Slice::from_raw(device, cache, 32768)) };
         let workspace: SliceMut<'_, u8> = workspace.part_mut(0, room).unwrap();
         Attention {
-            q: Queries::Rotated(q),
-            k_cache,
-            v_cache: k_cache,
+            q: Queries::Rotated { q, k_cache, v_cache: k_cache, start: start.slice() },
             cache_kind,
-            start: start.slice(),
             out: with_out.then(|| out.slice_mut()),
             fixed: None,
             scores: None,
@@ -353,6 +436,7 @@ struct Token {
     v: Vec<f32>,
     /// Of q and of k; without them nothing is normalised.
     weights: Option<[Vec<f32>; 2]>,
+    eps: f32,
     table: Vec<f32>,
     k_cache: Vec<u8>,
     v_cache: Vec<u8>,
@@ -386,6 +470,7 @@ impl Token {
             k: kind.row(random, kv_row),
             v: kind.row(random, kv_row),
             weights: norm.then(|| [0, 1].map(|_| random.gaussians(shape.head_dim))),
+            eps: norm::EPS,
             table,
             k_cache,
             v_cache,
@@ -406,13 +491,6 @@ impl Token {
         let blocks = if shape.row().is_multiple_of(BLOCK) { shape.row() / BLOCK } else { 0 };
         let (mut out, mut fixed) = (Output::new(device, shape.row()), Output::new(device, blocks));
         let mut scores = Output::new(device, shape.heads * shape.capacity);
-        // SAFETY: attention reads what the rotation wrote, in one launch or in two.
-        let seen = unsafe {
-            [&mut k_cache, &mut v_cache].map(|cache| {
-                let cache = cache.slice();
-                Slice::from_raw(cache.as_ptr() as u64, cache.len())
-            })
-        };
         let [q_normed, k_normed, k_out] = taps.each_mut().map(|tap| tap.slice_if(with_taps));
         let rope = Rope {
             q: q.slice(),
@@ -434,22 +512,24 @@ impl Token {
             heads: shape.heads,
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
-            eps: norm::EPS,
+            eps: self.eps,
         };
         let queries = if fused {
             // Nothing is under way before it: behind qkv or not is the same.
             Queries::Fused { rope, follows_qkv: with_taps }
         } else {
             ok(rope.launch(device));
-            Queries::Rotated(q_out.for_reading())
+            Queries::Rotated {
+                q: q_out.for_reading(),
+                k_cache: k_cache.for_reading(),
+                v_cache: v_cache.for_reading(),
+                start: start.slice(),
+            }
         };
         let with_out = with_taps || blocks == 0;
         ok(Attention {
             q: queries,
-            k_cache: seen[0],
-            v_cache: seen[1],
             cache_kind: shape.cache,
-            start: start.slice(),
             out: out.slice_if(with_out),
             fixed: fixed.slice_if(blocks > 0),
             scores: scores.slice_if(with_taps),
@@ -482,7 +562,7 @@ impl Token {
         let rotate = |x: &[f32], weight: usize| {
             let (mut y, mut normed) = (x.to_vec(), vec![0.0; x.len()]);
             let weight = self.weights.as_ref().map(|weights| &weights[weight][..]);
-            oracle::rope::rope(&mut y, head_dim, weight, norm::EPS, angles, Some(&mut normed));
+            oracle::rope::rope(&mut y, head_dim, weight, self.eps, angles, Some(&mut normed));
             (y, normed)
         };
         let ((q_out, q_normed), (k_out, k_normed)) = (rotate(&self.q, 0), rotate(&self.k, 1));
@@ -556,6 +636,30 @@ fn takes_in_the_rotation<D: Device>(device: &D, size: Size) {
     }
 }
 
+/// Heads whose norm shows the order of its sum; and NaNs in norms' weights and angles, none of them the one that is stored.
+fn norms_in_one_order<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(46);
+    for head_dim in [64, 128, 192, 256] {
+        for (index, (head, eps)) in pins::norm_rows(head_dim).into_iter().enumerate() {
+            let cache = CACHES[index % 2];
+            let shape = Shape { tokens: 1, heads: 3, kv_heads: 1, head_dim, start: 5, capacity: 6, cache };
+            let token = Token::random(&mut random, shape, true, Activations::Gaussian);
+            Token { q: head.repeat(3), k: head, eps, ..token }.check(device, &format!("head {index}"), true);
+        }
+    }
+    for cache in CACHES {
+        let shape = Shape { tokens: 1, heads: 4, kv_heads: 2, head_dim: 128, start: 65, capacity: 66, cache };
+        for (place, nan) in NANS.into_iter().enumerate() {
+            let mut token = Token::random(&mut random, shape, true, Activations::Gaussian);
+            match &mut token.weights {
+                Some(weights) if place % 2 == 0 => weights[place / 2][70] = nan,
+                _ => token.table[65 * 128 + 5] = nan,
+            }
+            token.check(device, "NaN", true);
+        }
+    }
+}
+
 /// A token at a position that the cache does not have gives NaN and is not written, in one launch as in two.
 fn leaves_the_cache_alone_when_it_is_full<D: Device>(device: &D, _: Size) {
     let mut random = Random::new(45);
@@ -584,13 +688,11 @@ fn refuses_bad_rotations<D: Device>(device: &D, _: Size) {
     // The rotation of one token on the caches of attention, with a change.
     let mut run = |tokens, change: &dyn Fn(&mut Rope<'_>)| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
-        let (q_out, k_seen, v_seen, k_cache, v_cache) = unsafe {
+        let (q_out, k_cache, v_cache) = unsafe {
             (
-                SliceMut::from_raw(q_out_at, 8192),
-                Slice::from_raw(k_at, 32768),
-                Slice::from_raw(v_at, 32768),
-                SliceMut::from_raw(k_at, 32768),
-                SliceMut::from_raw(v_at, 32768),
+                SliceMut::from_raw(device, q_out_at, 8192),
+                SliceMut::from_raw(device, k_at, 32768),
+                SliceMut::from_raw(device, v_at, 32768),
             )
         };
         let mut rope = Rope {
@@ -618,10 +720,7 @@ fn refuses_bad_rotations<D: Device>(device: &D, _: Size) {
         change(&mut rope);
         Attention {
             q: Queries::Fused { rope, follows_qkv: true },
-            k_cache: k_seen,
-            v_cache: v_seen,
             cache_kind: TensorType::F32,
-            start: starts.part(0, 1).unwrap(),
             out: Some(out.slice_mut()),
             fixed: None,
             scores: None,
@@ -636,18 +735,15 @@ fn refuses_bad_rotations<D: Device>(device: &D, _: Size) {
         .launch(device)
     };
     assert_status(run(2, &|_| {}), sys::KQM_BAD_SHAPE);
-    let other_start = starts.part(1, 1).unwrap();
     // SAFETY: refused before anything is read or written.
-    let raw = |at, len| unsafe { (Slice::<f32>::from_raw(at, len), SliceMut::<u8>::from_raw(at, len)) };
-    let different: [&dyn Fn(&mut Rope<'_>); 9] = [
+    let raw = |at, len| unsafe { (Slice::<f32>::from_raw(device, at, len), SliceMut::<u8>::from_raw(device, at, len)) };
+    let different: [&dyn Fn(&mut Rope<'_>); 7] = [
         &|rope| rope.tokens = 2,
         &|rope| rope.heads = 2,
         &|rope| rope.kv_heads = 4,
         &|rope| rope.head_dim = 128,
         &|rope| rope.capacity = 3,
         &|rope| rope.cache_kind = TensorType::F16,
-        &|rope| rope.k_cache = raw(v_at, 32768).1,
-        &|rope| rope.v_cache = raw(k_at, 32768).1,
         // Other blocks still read q when one writes q_out.
         &|rope| rope.q = raw(q_out_at, 8192).0,
     ];
@@ -655,9 +751,6 @@ fn refuses_bad_rotations<D: Device>(device: &D, _: Size) {
         println!("difference {case}");
         assert_status(run(1, change), sys::KQM_BAD_SHAPE);
     }
-    let other_start_at = other_start.as_ptr() as u64;
-    // SAFETY: one element, refused before it is read.
-    assert_status(run(1, &|rope| rope.start = unsafe { Slice::from_raw(other_start_at, 1) }), sys::KQM_BAD_SHAPE);
     assert_status(run(1, &|rope| rope.q = raw(0, 8192).0), sys::KQM_NULL_POINTER);
     assert_status(run(1, &|rope| rope.k = raw(0, 8192).0), sys::KQM_NULL_POINTER);
     assert_status(run(1, &|rope| rope.v = raw(q_out_at + 4, 8191).0), sys::KQM_MISALIGNED);

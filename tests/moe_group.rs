@@ -46,6 +46,19 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
         let last: Vec<u32> = (0..tokens).flat_map(|_| (experts - top_k) as u32..experts as u32).collect();
         check(device, &what, &last, experts, top_k);
     }
+    for (tokens, experts, top_k) in [(1, 1, 1), (1, 5, 3), (9, 5, 3), (40, 128, 8), (17, 512, 32), (33, 1, 1)] {
+        for absent in moe::absent(experts) {
+            let what = format!("{tokens} tokens, {top_k} of {experts} experts, expert {absent}");
+            check(device, &what, &moe::with_absent(&mut random, tokens, experts, top_k, absent), experts, top_k);
+            // No expert exists.
+            check(device, &what, &vec![absent; tokens * top_k], experts, top_k);
+        }
+        // As many items as there can be: of every expert, and of those that do not exist, one pair too many to be full.
+        let all = (0..=experts as u32).flat_map(|expert| vec![expert; if expert == 0 { 2 } else { 9 }]);
+        let mut all: Vec<u32> = all.collect();
+        all.truncate(all.len() / top_k * top_k);
+        check(device, "all experts", &all, experts, top_k);
+    }
     // Nothing demands that the experts of a token differ.
     check(device, "one expert", &[3; 160], 8, 8);
 }

@@ -9,7 +9,7 @@ use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
 use kquant_moe::kernels::{FixedBlock, Quantize};
 use kquant_moe::{oracle, sys};
 
-on_devices!(equals_the_oracle, rounds_at_the_edges, refuses_bad_arguments);
+on_devices!(equals_the_oracle, rounds_at_the_edges, takes_any_nan, refuses_bad_arguments);
 
 fn run<D: Device>(device: &D, x: &[f32], tokens: usize) -> Vec<FixedBlock> {
     let cols = x.len() / tokens;
@@ -59,13 +59,26 @@ fn rounds_at_the_edges<D: Device>(device: &D, _: Size) {
     assert_blocks("edges", &run(device, &x, 1), &expected(&x));
 }
 
+/// A NaN of any payload, or an infinity, at any lane and place of it.
+fn takes_any_nan<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(45);
+    let mut x = random.gaussians(256 * BLOCK);
+    for (place, block) in x.chunks_mut(BLOCK).enumerate() {
+        let values = NANS.into_iter().chain([f32::INFINITY, f32::NEG_INFINITY]).collect::<Vec<_>>();
+        block[place] = values[place % values.len()];
+    }
+    let got = run(device, &x, 16);
+    assert_blocks("not finite", &got, &expected(&x));
+    assert!(got.iter().all(|block| block.unit.to_bits() == f64::NAN.to_bits() && block.digit == [[[0; 32]; 5]; 8]));
+}
+
 fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let x: Buffer<D, f32> = Buffer::zeroed(device, 512).unwrap();
     let mut out: Buffer<D, FixedBlock> = Buffer::zeroed(device, 2).unwrap();
     let (x_at, out_at) = (x.slice().as_ptr() as u64, out.slice_mut().as_ptr() as u64);
     let run = |x: u64, out: u64, tokens, cols| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
-        let (x, out) = unsafe { (Slice::from_raw(x, 512), SliceMut::from_raw(out, 2)) };
+        let (x, out) = unsafe { (Slice::from_raw(device, x, 512), SliceMut::from_raw(device, out, 2)) };
         Quantize { x, out, tokens, cols }.launch(device)
     };
     assert_status(run(0, out_at, 1, 256), sys::KQM_NULL_POINTER);

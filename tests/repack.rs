@@ -32,7 +32,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let (from, to) = (blocks.slice().as_ptr() as u64, tiles.slice_mut().as_ptr() as u64);
     let run = |from: u64, to: u64, kind, rows, cols| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
-        let (blocks, tiles) = unsafe { (Slice::from_raw(from, 4096), SliceMut::from_raw(to, 4096)) };
+        let (blocks, tiles) = unsafe { (Slice::from_raw(device, from, 4096), SliceMut::from_raw(device, to, 4096)) };
         Repack { blocks, tiles, kind, rows, cols }.launch(device)
     };
     assert_status(run(0, to, TensorType::Q4K, 1, 256), sys::KQM_NULL_POINTER);

@@ -21,7 +21,7 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             let mut in_place = Output::starting_with(device, &a);
             let sum = in_place.slice();
             // SAFETY: the kernel allows y to be a; the buffer holds `count` elements.
-            let a_again = unsafe { Slice::from_raw(sum.as_ptr() as u64, count) };
+            let a_again = unsafe { Slice::from_raw(device, sum.as_ptr() as u64, count) };
             ok(ResidualAdd { a: a_again, b: b_device.slice(), y: sum }.launch(device));
             oracle::residual_add::residual_add(&mut a, &b);
             assert_bits(&format!("{kind:?}, {count}"), &y.read(), &a);
@@ -36,7 +36,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let (a_at, y_at) = (a.slice().as_ptr() as u64, y.slice_mut().as_ptr() as u64);
     let run = |a: u64, y: u64, count| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
-        let (a, y) = unsafe { (Slice::from_raw(a, 4), SliceMut::from_raw(y, count)) };
+        let (a, y) = unsafe { (Slice::from_raw(device, a, 4), SliceMut::from_raw(device, y, count)) };
         ResidualAdd { a, b: a, y }.launch(device)
     };
     assert_status(run(0, y_at, 4), sys::KQM_NULL_POINTER);

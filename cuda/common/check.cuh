@@ -17,7 +17,7 @@ inline bool kqm_aligned(const void *p, uintptr_t bytes) { return reinterpret_cas
 
 template <class T>
 inline T kqm_ceil_div(T a, T b) {
-  return (a + b - 1) / b;
+  return a / b + (a % b != 0);
 }
 
 // Warps for `units` units of work: every warp gets the same number of them where that is possible.
@@ -28,3 +28,5 @@ inline unsigned kqm_even_warps(unsigned units, unsigned most) {
 
 // Largest row length: sums of integers stay inside their types for any of them, and launches stay small.
 static const uint32_t kqm_max_cols = 16384;
+// Most rows of a matrix: those of its tiles fit into an int.
+static const uint32_t kqm_max_rows = 0x7ffffff0;

@@ -4,19 +4,36 @@
 
 #include "matvec.cuh"
 
-struct KqmItem {
-  uint32_t expert;
-  const uint32_t *order;  // the item's pairs
-  int count;              // 0: nothing to do
+// An expert as memory names it. One that does not exist gives NaN; its weights are those of the last one, so that they can be read.
+struct KqmExpert {
+  uint32_t index;
+  bool exists;
 
-  __device__ __forceinline__ uint32_t pair(int i) const { return order[i]; }
+  __device__ __forceinline__ KqmExpert(uint32_t named, uint32_t experts) : index(min(named, experts - 1)), exists(named < experts) {}
+  // A result, and the unit of activations: all that is multiplied with them is NaN, too.
+  __device__ __forceinline__ float or_nan(float result) const { return exists ? result : __uint_as_float(0x7fc00000u); }
+  __device__ __forceinline__ double or_nan(double unit) const { return exists ? unit : double(__uint_as_float(0x7fc00000u)); }
 };
 
-// Item `index` of the groups, which earlier kernels wrote.
-__device__ __forceinline__ KqmItem kqm_item(const kqm_groups &groups, uint32_t index) {
-  if (index >= *groups.count) return KqmItem{0, nullptr, 0};
+struct KqmItem {
+  KqmExpert expert;
+  const uint32_t *order;  // the item's pairs
+  uint32_t pairs;         // of the batch
+  int count;              // 0: nothing to do
+
+  // Pair i of the item: its number, which may be of no pair of the batch and is not written then, and one that can be read.
+  __device__ __forceinline__ uint32_t pair(int i) const { return order[i]; }
+  __device__ __forceinline__ uint32_t readable_pair(int i) const { return min(order[i], pairs - 1); }
+};
+
+// Item `index` of the groups of a batch, which earlier kernels wrote. One whose positions are not all in the order is none.
+__device__ __forceinline__ KqmItem kqm_item(const kqm_groups &groups, uint32_t index, uint32_t experts, uint32_t pairs) {
+  KqmItem none{KqmExpert(0, experts), groups.order, pairs, 0};
+  if (index >= *groups.count) return none;
   const uint32_t *item = groups.items + size_t(3) * index;
-  return KqmItem{item[0], groups.order + item[1], int(item[2])};
+  const uint32_t first = item[1], count = item[2];
+  if (count > KQM_ITEM_PAIRS || first > pairs || count > pairs - first) return none;
+  return KqmItem{KqmExpert(item[0], experts), groups.order + first, pairs, int(count)};
 }
 
 // Items that a launch has to cover: of a single token, its experts.
@@ -37,7 +54,7 @@ inline kqm_status kqm_check_pairs(const kqm_groups &groups, const uint32_t *indi
 
 // First byte of an expert's row tile.
 template <class Tile>
-__device__ __forceinline__ const uint8_t *kqm_expert_tile(const kqm_matrix &w, uint32_t expert, uint32_t row_tile) {
+__device__ __forceinline__ const uint8_t *kqm_expert_tile(const kqm_matrix &w, const KqmExpert &expert, uint32_t row_tile) {
   const size_t row_tiles = (w.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS;
-  return static_cast<const uint8_t *>(w.tiles) + (expert * row_tiles + row_tile) * (w.cols / KQM_BLOCK) * Tile::bytes;
+  return static_cast<const uint8_t *>(w.tiles) + (expert.index * row_tiles + row_tile) * (w.cols / KQM_BLOCK) * Tile::bytes;
 }

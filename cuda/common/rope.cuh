@@ -6,6 +6,8 @@
 #include "tree.cuh"
 
 static const int kqm_max_head_dim = 256;
+// Most heads, and most positions of a cache: sums of counts stay inside their types.
+static const uint32_t kqm_max_heads = 65535, kqm_max_capacity = 0x7fffffff;
 
 // Eight neighbours of a cache row, whose elements are f32 or f16.
 __device__ __forceinline__ void kqm_store_cache(void *cache, uint32_t type, size_t row, int lane, const float (&x)[8]) {
@@ -118,12 +120,14 @@ __device__ __forceinline__ void kqm_cache_head(const kqm_rope_args &a, const Kqm
 inline kqm_status kqm_check_rope(const kqm_rope_args &a) {
   KQM_REQUIRE(a.q && a.k && a.v && a.table && a.start && a.q_out && a.k_cache && a.v_cache, KQM_NULL_POINTER);
   KQM_REQUIRE(a.cache_type == KQM_TYPE_F32 || a.cache_type == KQM_TYPE_F16, KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(a.tokens > 0 && a.tokens <= 65535 && a.heads > 0 && a.kv_heads > 0 && a.capacity > 0 && a.head_dim > 0 &&
+  KQM_REQUIRE(a.tokens > 0 && a.tokens <= 65535 && a.heads > 0 && a.heads <= kqm_max_heads && a.kv_heads > 0 &&
+                  a.kv_heads <= kqm_max_heads && a.capacity > 0 && a.capacity <= kqm_max_capacity && a.head_dim > 0 &&
                   a.head_dim % 8 == 0 && a.head_dim <= uint32_t(kqm_max_head_dim),
               KQM_BAD_SHAPE);
-  const void *vectors[] = {a.q,        a.k,        a.v,     a.q_weight, a.k_weight, a.q_out,
-                           a.q_normed, a.k_normed, a.k_out, a.k_cache,  a.v_cache};
-  for (const void *p : vectors) KQM_REQUIRE(kqm_aligned(p, 16), KQM_MISALIGNED);
-  KQM_REQUIRE(kqm_aligned(a.table, 16), KQM_MISALIGNED);
+  KQM_REQUIRE(kqm_aligned(a.q, 16) && kqm_aligned(a.k, 16) && kqm_aligned(a.v, 16) && kqm_aligned(a.q_weight, 16) &&
+                  kqm_aligned(a.k_weight, 16) && kqm_aligned(a.table, 16) && kqm_aligned(a.q_out, 16) &&
+                  kqm_aligned(a.q_normed, 16) && kqm_aligned(a.k_normed, 16) && kqm_aligned(a.k_out, 16) &&
+                  kqm_aligned(a.k_cache, 16) && kqm_aligned(a.v_cache, 16),
+              KQM_MISALIGNED);
   return KQM_OK;
 }

@@ -53,10 +53,11 @@ struct KqmTypeTable {
 
 typedef KqmTypeTable<KqmTileQ4K, KqmTileQ6K> KqmBlockTypes;
 
+// Of experts every launcher has a number of its own to demand.
 inline kqm_status kqm_check_matrix(const kqm_matrix &w) {
   KQM_REQUIRE(w.tiles != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(KqmBlockTypes::has(w.type), KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(w.rows > 0 && w.cols > 0 && w.cols % KQM_BLOCK == 0 && w.cols <= kqm_max_cols && w.experts > 0,
+  KQM_REQUIRE(w.rows > 0 && w.rows <= kqm_max_rows && w.cols > 0 && w.cols % KQM_BLOCK == 0 && w.cols <= kqm_max_cols,
               KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(w.tiles, 16), KQM_MISALIGNED);
   return KQM_OK;

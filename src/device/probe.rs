@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Device;
+use super::{Device, DeviceId};
 use crate::{Result, sys};
 
 /// Another device, of whose launches only those of chosen kernels are made. Clones and forks share the choice and the counts.
@@ -56,6 +56,10 @@ unsafe impl<D: Device> Device for Probe<D> {
 
     fn name(&self) -> &'static str {
         self.device.name()
+    }
+
+    fn id(&self) -> DeviceId {
+        self.device.id()
     }
 
     fn kernels(&self) -> &'static sys::kqm_kernels {

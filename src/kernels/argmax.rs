@@ -35,14 +35,15 @@ impl Argmax<'_> {
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
         const NAME: &str = "argmax";
-        at_least(NAME, "x", self.x.len(), &[self.rows, self.cols])?;
-        at_least(NAME, "out", self.out.len(), &[self.rows])?;
-        at_least(NAME, "partial", self.partial.len(), &[self.rows])?;
-        at_least(NAME, "done", self.done.len(), &[self.rows])?;
+        at_least(device, NAME, "x", self.x.place(), &[self.rows, self.cols])?;
+        at_least(device, NAME, "out", self.out.place(), &[self.rows])?;
+        at_least(device, NAME, "partial", self.partial.place(), &[self.rows])?;
+        at_least(device, NAME, "done", self.done.place(), &[self.rows])?;
         let (mut advance, mut history, mut history_len) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
         if let Some(feed) = self.feed {
-            at_least(NAME, "position", feed.position.len(), &[1])?;
-            history_len = count(NAME, "history", feed.history.len())?;
+            at_least(device, NAME, "feed.position", feed.position.place(), &[1])?;
+            at_least(device, NAME, "feed.history", feed.history.place(), &[])?;
+            history_len = count(NAME, "feed.history", feed.history.len())?;
             advance = feed.position.as_ptr();
             history = feed.history.as_ptr();
         }

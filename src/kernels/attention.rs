@@ -4,16 +4,10 @@ use super::*;
 
 /// Operands of `attention`. The cache's elements are f32 or f16, as `cache_kind` says.
 pub struct Attention<'a> {
-    /// The queries.
+    /// The queries, and the cache that they see.
     pub q: Queries<'a>,
-    /// `[capacity, kv_heads, head_dim]`, as bytes.
-    pub k_cache: Slice<'a, u8>,
-    /// `[capacity, kv_heads, head_dim]`, as bytes.
-    pub v_cache: Slice<'a, u8>,
     /// F32 or F16.
     pub cache_kind: TensorType,
-    /// `[1]`: position of the first token.
-    pub start: Slice<'a, u32>,
     /// `[tokens, heads, head_dim]`.
     pub out: Option<SliceMut<'a, f32>>,
     /// `[tokens, heads * head_dim / 256]`.
@@ -36,14 +30,23 @@ pub struct Attention<'a> {
     pub scale: f32,
 }
 
-/// The queries of attention.
+/// The queries of attention, and the cache that they see. A token at a position that is not below the capacity gives NaN.
 #[allow(clippy::large_enum_variant)] // made and used on the stack of one call
 pub enum Queries<'a> {
-    /// `[tokens, heads, head_dim]`, rotated; the cache has the tokens' k and v.
-    Rotated(Slice<'a, f32>),
-    /// A single token: what [`super::Rope`] does is done in the same launch, on the same caches.
+    /// Rotated queries; the cache has the tokens' k and v.
+    Rotated {
+        /// `[tokens, heads, head_dim]`.
+        q: Slice<'a, f32>,
+        /// `[capacity, kv_heads, head_dim]`, as bytes.
+        k_cache: Slice<'a, u8>,
+        /// `[capacity, kv_heads, head_dim]`, as bytes.
+        v_cache: Slice<'a, u8>,
+        /// `[1]`: position of the first token.
+        start: Slice<'a, u32>,
+    },
+    /// A single token: what [`super::Rope`] does is done in the same launch, and its caches are those that are seen.
     Fused {
-        /// The operands.
+        /// The operands, of the same shapes.
         rope: super::Rope<'a>,
         /// The launch right before this one on the queue is [`super::Qkv`], or a kernel that does not let its successor start
         /// early, and writes neither `start` nor the caches: they are read while it still runs. Where that is not true, what is
@@ -84,34 +87,48 @@ impl Attention<'_> {
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
         let q_shape = [self.tokens, self.heads, self.head_dim];
         let cache_shape = [self.capacity, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
-        let (q, rope, follows_qkv) = match self.q {
-            Queries::Rotated(q) => {
-                at_least(Self::NAME, "q", q.len(), &q_shape)?;
-                (q.as_ptr(), sys::kqm_rope_args::default(), false)
+        let ([k_cache, v_cache], start, q, rope, follows_qkv) = match self.q {
+            Queries::Rotated { q, k_cache, v_cache, start } => {
+                at_least(device, Self::NAME, "q", q.place(), &q_shape)?;
+                at_least(device, Self::NAME, "k_cache", k_cache.place(), &cache_shape)?;
+                at_least(device, Self::NAME, "v_cache", v_cache.place(), &cache_shape)?;
+                at_least(device, Self::NAME, "start", start.place(), &[1])?;
+                let caches = [k_cache, v_cache].map(|cache| cache.as_ptr().cast());
+                (caches, start.as_ptr(), q.as_ptr(), sys::kqm_rope_args::default(), false)
             }
-            Queries::Fused { rope, follows_qkv } => (std::ptr::null(), rope.args()?, follows_qkv),
+            // The launcher demands that the shapes are the same.
+            Queries::Fused { rope, follows_qkv } => {
+                let rope = rope.args(device)?;
+                let caches = [rope.k_cache.cast_const(), rope.v_cache.cast_const()];
+                (caches, rope.start, std::ptr::null(), rope, follows_qkv)
+            }
         };
-        at_least(Self::NAME, "k_cache", self.k_cache.len(), &cache_shape)?;
-        at_least(Self::NAME, "v_cache", self.v_cache.len(), &cache_shape)?;
-        at_least(Self::NAME, "start", self.start.len(), &[1])?;
         if let Some(out) = &self.out {
-            at_least(Self::NAME, "out", out.len(), &q_shape)?;
+            at_least(device, Self::NAME, "out", out.place(), &q_shape)?;
         }
         if let Some(fixed) = &self.fixed {
-            at_least(Self::NAME, "fixed", fixed.len(), &[self.tokens, self.heads * self.head_dim / BLOCK])?;
+            at_least(
+                device,
+                Self::NAME,
+                "fixed",
+                fixed.place(),
+                &[self.tokens, self.heads.saturating_mul(self.head_dim) / BLOCK],
+            )?;
         }
         if let Some(scores) = &self.scores {
-            at_least(Self::NAME, "scores", scores.len(), &[self.tokens, self.heads, self.capacity])?;
+            at_least(device, Self::NAME, "scores", scores.place(), &[self.tokens, self.heads, self.capacity])?;
         }
+        // How many bytes are enough is the launcher's to say.
+        at_least(device, Self::NAME, "workspace", self.workspace.place(), &[0])?;
         launch!(
             device,
             attention,
             sys::kqm_attention_args {
                 q,
                 rope,
-                k_cache: self.k_cache.as_ptr().cast(),
-                v_cache: self.v_cache.as_ptr().cast(),
-                start: self.start.as_ptr(),
+                k_cache,
+                v_cache,
+                start,
                 out: optional(self.out),
                 fixed: optional(self.fixed),
                 scores: optional(self.scores),

@@ -26,10 +26,10 @@ impl Embedding<'_> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
-        let row_bytes = self.cols / self.kind.block_len() * self.kind.block_bytes();
-        at_least("embedding", "table", self.table.len(), &[self.vocab, row_bytes])?;
-        at_least("embedding", "ids", self.ids.len(), &[self.tokens])?;
-        at_least("embedding", "out", self.out.len(), &[self.tokens, self.cols])?;
+        let row_blocks = self.cols / self.kind.block_len();
+        at_least(device, "embedding", "table", self.table.place(), &[self.vocab, row_blocks, self.kind.block_bytes()])?;
+        at_least(device, "embedding", "ids", self.ids.place(), &[self.tokens])?;
+        at_least(device, "embedding", "out", self.out.place(), &[self.tokens, self.cols])?;
         launch!(
             device,
             embedding,

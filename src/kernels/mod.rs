@@ -6,7 +6,7 @@
 //! same name computes the same bits.
 
 use crate::blocks::{BLOCK, TensorType};
-use crate::device::{Buffer, Device, Slice, SliceMut, check_launch};
+use crate::device::{Buffer, Device, Place, Slice, SliceMut, check_launch};
 use crate::{Error, Result, sys};
 
 mod argmax;
@@ -31,7 +31,7 @@ pub use attention::{Attention, Queries};
 pub use embedding::Embedding;
 pub use matvec::{Matvec, matvec_kernel};
 pub use moe_down::{DownInput, MoeDown};
-pub use moe_group::{MoeGroup, max_items};
+pub use moe_group::{Groups, MoeGroup, max_items};
 pub use moe_router::{MoeRouter, RouterChoice, RouterInput};
 pub use moe_swiglu::{Choose, MoeSwiglu};
 pub use q4_k_matvec::Q4KMatvec;
@@ -57,11 +57,11 @@ pub struct Matrix<D: Device> {
 }
 
 impl<D: Device> Matrix<D> {
-    /// Room for a matrix, to be filled by [`Repack`]. Unspecified contents.
+    /// Room for a matrix, to be filled by [`Repack`]: zeros.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a type without a kernel or columns that are not whole super-blocks.
-    pub fn uninitialised(device: &D, kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<Self> {
+    pub fn zeroed(device: &D, kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<Self> {
         if !TensorType::MATRICES.contains(&kind)
             || rows == 0
             || cols == 0
@@ -72,8 +72,14 @@ impl<D: Device> Matrix<D> {
                 "matrix {kind:?} [{experts}][{rows}, {cols}]: no kernel computes with it"
             )));
         }
-        let bytes = experts * tile_bytes(kind, rows, cols);
-        Ok(Self { tiles: Buffer::uninitialised(device, bytes)?, kind, rows, cols, experts })
+        for (what, n) in [("rows", rows), ("cols", cols), ("experts", experts)] {
+            count("matrix", what, n)?;
+        }
+        // Counts of 32 bits: the bytes of one expert's matrix fit into 64.
+        let bytes = experts
+            .checked_mul(tile_bytes(kind, rows, cols))
+            .ok_or_else(|| Error::Invalid(format!("matrix {kind:?} [{experts}][{rows}, {cols}]: too large")))?;
+        Ok(Self { tiles: Buffer::zeroed(device, bytes)?, kind, rows, cols, experts })
     }
 
     /// Its type: it decides which kernel multiplies with it.
@@ -103,67 +109,36 @@ impl<D: Device> Matrix<D> {
 
     /// The tiles of one expert, to be written by [`Repack`].
     pub fn expert_tiles(&mut self, expert: usize) -> Result<SliceMut<'_, u8>> {
+        if expert >= self.experts {
+            return Err(Error::Invalid(format!("expert {expert} of a stack of {}", self.experts)));
+        }
         let bytes = tile_bytes(self.kind, self.rows, self.cols);
         self.tiles.part_mut(expert * bytes, bytes)
     }
 
-    pub(crate) fn as_sys(&self) -> sys::kqm_matrix {
-        sys::kqm_matrix {
+    /// Fails unless the operand `other` has this matrix's shape.
+    fn same_shape(&self, kernel: &'static str, operand: &'static str, other: &Self) -> Result<()> {
+        let shape = |matrix: &Self| (matrix.experts, matrix.rows, matrix.cols);
+        if shape(self) == shape(other) {
+            return Ok(());
+        }
+        let ((experts, rows, cols), expected) = (shape(other), shape(self));
+        Err(Error::Invalid(format!(
+            "{kernel}: {operand} has shape [{experts}][{rows}, {cols}], expected [{}][{}, {}]",
+            expected.0, expected.1, expected.2
+        )))
+    }
+
+    /// The operand as launchers take it.
+    fn on(&self, device: &D, kernel: &'static str, operand: &'static str) -> Result<sys::kqm_matrix> {
+        at_least(device, kernel, operand, self.tiles.place(), &[])?;
+        Ok(sys::kqm_matrix {
             tiles: self.tiles.slice().as_ptr().cast(),
             type_: self.kind as u32,
             rows: self.rows as u32,
             cols: self.cols as u32,
             experts: self.experts as u32,
-        }
-    }
-}
-
-/// Places for the results of [`MoeGroup`].
-#[derive(Debug)]
-pub struct Groups<D: Device> {
-    order: Buffer<D, u32>,
-    items: Buffer<D, u32>,
-    count: Buffer<D, u32>,
-    pairs: usize,
-}
-
-impl<D: Device> Groups<D> {
-    /// Room for batches of up to `tokens` tokens.
-    pub fn new(device: &D, tokens: usize, experts: usize, top_k: usize) -> Result<Self> {
-        let items = max_items(device, tokens, experts, top_k)?;
-        Ok(Self {
-            order: Buffer::zeroed(device, tokens * top_k)?,
-            items: Buffer::zeroed(device, 3 * items)?,
-            count: Buffer::zeroed(device, 1)?,
-            pairs: tokens * top_k,
         })
-    }
-
-    /// Pair numbers in ascending (expert, pair) order.
-    pub fn order(&self) -> &Buffer<D, u32> {
-        &self.order
-    }
-
-    /// Work items `[expert, first position in order, pairs]`.
-    pub fn items(&self) -> &Buffer<D, u32> {
-        &self.items
-    }
-
-    /// Work items in use.
-    pub fn count(&self) -> &Buffer<D, u32> {
-        &self.count
-    }
-
-    pub(crate) fn as_sys(&self) -> sys::kqm_groups {
-        sys::kqm_groups {
-            order: self.order.slice().as_ptr().cast_mut(),
-            items: self.items.slice().as_ptr().cast_mut(),
-            count: self.count.slice().as_ptr().cast_mut(),
-        }
-    }
-
-    pub(crate) fn check(&self, kernel: &'static str, tokens: usize, top_k: usize) -> Result<()> {
-        at_least(kernel, "groups", self.pairs, &[tokens, top_k])
     }
 }
 
@@ -183,12 +158,17 @@ impl FusedNorm<'_> {
     /// Most columns.
     pub const MAX_COLS: usize = sys::KQM_FUSED_COLS as usize;
 
-    fn args(norm: Option<Self>, kernel: &'static str, cols: usize) -> Result<sys::kqm_fused_norm> {
+    fn args<D: Device>(
+        norm: Option<Self>,
+        device: &D,
+        kernel: &'static str,
+        cols: usize,
+    ) -> Result<sys::kqm_fused_norm> {
         let Some(norm) = norm else { return Ok(sys::kqm_fused_norm::default()) };
-        at_least(kernel, "norm.x", norm.x.len(), &[cols])?;
-        at_least(kernel, "norm.weight", norm.weight.len(), &[cols])?;
+        at_least(device, kernel, "norm.x", norm.x.place(), &[cols])?;
+        at_least(device, kernel, "norm.weight", norm.weight.place(), &[cols])?;
         if let Some(out) = &norm.out {
-            at_least(kernel, "norm.out", out.len(), &[cols])?;
+            at_least(device, kernel, "norm.out", out.place(), &[cols])?;
         }
         let Self { x, weight, eps, out } = norm;
         Ok(sys::kqm_fused_norm { x: x.as_ptr(), weight: weight.as_ptr(), out: optional(out), eps })
@@ -203,12 +183,21 @@ pub enum Activations<'a> {
     Norm(FusedNorm<'a>),
 }
 
-/// Fails unless a buffer of `found` elements holds the product of `shape`.
-fn at_least(kernel: &'static str, operand: &'static str, found: usize, shape: &[usize]) -> Result<()> {
+/// Fails unless an operand lies on the device and has room for the product of `shape`.
+fn at_least<D: Device>(
+    device: &D,
+    kernel: &'static str,
+    operand: &'static str,
+    found: Place,
+    shape: &[usize],
+) -> Result<()> {
+    if found.device != device.id() {
+        return Err(Error::Invalid(format!("{kernel}: {operand} lies on another device")));
+    }
     let needed = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
     match needed {
-        Some(needed) if found >= needed => Ok(()),
-        _ => Err(Error::Invalid(format!("{kernel}: {operand} has {found} elements, expected {shape:?}"))),
+        Some(needed) if found.len >= needed => Ok(()),
+        _ => Err(Error::Invalid(format!("{kernel}: {operand} has {} elements, expected {shape:?}", found.len))),
     }
 }
 
@@ -234,8 +223,9 @@ macro_rules! launch {
                 message: "the table has no launcher".into(),
             })?;
             let args = $args;
-            // SAFETY: the wrapper checked every operand's length against the shapes; operands are borrowed device memory,
-            // which work enqueued earlier on the same queue wrote.
+            // SAFETY: the wrapper checked that every operand is memory of the device and as long as the shapes demand. It is
+            // borrowed, and given back to the device behind the work that is on its queues. The numbers in it are checked by the
+            // kernels that use them.
             let status = unsafe { launcher(&args, device.stream()) };
             check_launch(device, name, status)
         } else {

@@ -49,27 +49,27 @@ impl<D: Device> MoeDown<'_, D> {
         let rows = self.down.rows();
         let (x, swiglu) = match self.x {
             DownInput::Fixed(x) => {
-                at_least(NAME, "x", x.len(), &[self.tokens, self.top_k, self.down.cols() / BLOCK])?;
+                at_least(device, NAME, "x", x.place(), &[self.tokens, self.top_k, self.down.cols() / BLOCK])?;
                 (x.as_ptr(), std::ptr::null())
             }
             DownInput::Rows(x) => {
-                at_least(NAME, "x", x.len(), &[self.tokens, self.top_k, self.down.cols()])?;
+                at_least(device, NAME, "x", x.place(), &[self.tokens, self.top_k, self.down.cols()])?;
                 (std::ptr::null(), x.as_ptr())
             }
         };
-        at_least(NAME, "indices", self.indices.len(), &[self.tokens, self.top_k])?;
-        at_least(NAME, "weights", self.weights.len(), &[self.tokens, self.top_k])?;
-        at_least(NAME, "expert_out", self.expert_out.len(), &[self.tokens, self.top_k, rows])?;
-        at_least(NAME, "y", self.y.len(), &[self.tokens, rows])?;
+        at_least(device, NAME, "indices", self.indices.place(), &[self.tokens, self.top_k])?;
+        at_least(device, NAME, "weights", self.weights.place(), &[self.tokens, self.top_k])?;
+        at_least(device, NAME, "expert_out", self.expert_out.place(), &[self.tokens, self.top_k, rows])?;
+        at_least(device, NAME, "y", self.y.place(), &[self.tokens, rows])?;
         if let Some(sum) = &self.sum {
-            at_least(NAME, "sum", sum.len(), &[self.tokens, rows])?;
+            at_least(device, NAME, "sum", sum.place(), &[self.tokens, rows])?;
         }
-        self.groups.check(NAME, self.tokens, self.top_k)?;
+        self.groups.check(device, NAME, self.tokens, self.down.experts(), self.top_k)?;
         launch!(
             device,
             moe_down,
             sys::kqm_moe_down_args {
-                down: self.down.as_sys(),
+                down: self.down.on(device, NAME, "down")?,
                 x,
                 swiglu,
                 indices: self.indices.as_ptr(),

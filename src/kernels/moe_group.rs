@@ -5,13 +5,102 @@ use super::*;
 /// Most work items that a batch of `tokens` tokens can give.
 ///
 /// # Errors
-/// [`Error::Invalid`] for counts that are too large.
+/// [`Error::Invalid`] for counts that are too large, [`Error::Kernel`] where the device has no such function.
 pub fn max_items<D: Device>(device: &D, tokens: usize, experts: usize, top_k: usize) -> Result<usize> {
     const NAME: &str = "moe_group";
     let tokens = count(NAME, "tokens", tokens)?;
     let (experts, top_k) = (count(NAME, "experts", experts)?, count(NAME, "top_k", top_k)?);
+    let most = device.kernels().moe_max_items.ok_or(Error::Kernel {
+        kernel: NAME,
+        status: sys::KQM_NULL_POINTER,
+        message: "the table has no moe_max_items".into(),
+    })?;
     // SAFETY: a function of three numbers.
-    Ok(device.kernels().moe_max_items.map_or(0, |most| unsafe { most(tokens, experts, top_k) }) as usize)
+    Ok(unsafe { most(tokens, experts, top_k) } as usize)
+}
+
+/// Room for the results of [`MoeGroup`], and what is in it.
+#[derive(Debug)]
+pub struct Groups<D: Device> {
+    order: Buffer<D, u32>,
+    items: Buffer<D, u32>,
+    count: Buffer<D, u32>,
+    /// The batch that was grouped last.
+    batch: Option<Batch>,
+}
+
+/// The counts that a grouping was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Batch {
+    tokens: usize,
+    experts: usize,
+    top_k: usize,
+}
+
+impl<D: Device> Groups<D> {
+    /// Room for batches of up to `tokens` tokens, each with `top_k` of `experts` experts.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for counts that are too large, or the device's when there is no memory.
+    pub fn new(device: &D, tokens: usize, experts: usize, top_k: usize) -> Result<Self> {
+        let items = max_items(device, tokens, experts, top_k)?;
+        let pairs = tokens.checked_mul(top_k).and_then(|pairs| u32::try_from(pairs).ok());
+        let Some(pairs) = pairs else {
+            return Err(Error::Invalid(format!("moe_group: {top_k} experts of {tokens} tokens are too many pairs")));
+        };
+        Ok(Self {
+            order: Buffer::zeroed(device, pairs as usize)?,
+            items: Buffer::zeroed(device, 3 * items)?,
+            count: Buffer::zeroed(device, 1)?,
+            batch: None,
+        })
+    }
+
+    /// Pair numbers in ascending (expert, pair) order.
+    pub fn order(&self) -> &Buffer<D, u32> {
+        &self.order
+    }
+
+    /// Work items `[expert, first position in order, pairs]`.
+    pub fn items(&self) -> &Buffer<D, u32> {
+        &self.items
+    }
+
+    /// Work items in use.
+    pub fn count(&self) -> &Buffer<D, u32> {
+        &self.count
+    }
+
+    pub(super) fn as_sys(&self) -> sys::kqm_groups {
+        sys::kqm_groups {
+            order: self.order.slice().as_ptr().cast_mut(),
+            items: self.items.slice().as_ptr().cast_mut(),
+            count: self.count.slice().as_ptr().cast_mut(),
+        }
+    }
+
+    /// Fails unless they hold the grouping of such a batch. A single token needs none.
+    pub(super) fn check(
+        &self,
+        device: &D,
+        kernel: &'static str,
+        tokens: usize,
+        experts: usize,
+        top_k: usize,
+    ) -> Result<()> {
+        at_least(device, kernel, "groups", self.order.place(), &[])?;
+        let expected = Batch { tokens, experts, top_k };
+        if tokens == 1 || self.batch == Some(expected) {
+            return Ok(());
+        }
+        let found = match self.batch {
+            Some(Batch { tokens, experts, top_k }) => format!("{tokens} tokens with {top_k} of {experts} experts"),
+            None => "nothing".into(),
+        };
+        Err(Error::Invalid(format!(
+            "{kernel}: groups hold {found}, expected {tokens} tokens with {top_k} of {experts} experts"
+        )))
+    }
 }
 
 /// Operands of `moe_group`.
@@ -35,9 +124,14 @@ impl<D: Device> MoeGroup<'_, D> {
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch(self, device: &D) -> Result<()> {
         const NAME: &str = "moe_group";
-        at_least(NAME, "indices", self.indices.len(), &[self.tokens, self.top_k])?;
-        self.groups.check(NAME, self.tokens, self.top_k)?;
-        launch!(
+        at_least(device, NAME, "indices", self.indices.place(), &[self.tokens, self.top_k])?;
+        let items = max_items(device, self.tokens, self.experts, self.top_k)?;
+        at_least(device, NAME, "groups.order", self.groups.order.place(), &[self.tokens, self.top_k])?;
+        at_least(device, NAME, "groups.items", self.groups.items.place(), &[items, 3])?;
+        let batch = Batch { tokens: self.tokens, experts: self.experts, top_k: self.top_k };
+        // Whatever becomes of the launch: what was there before is no longer known to be.
+        self.groups.batch = None;
+        let launched = launch!(
             device,
             moe_group,
             sys::kqm_moe_group_args {
@@ -47,6 +141,10 @@ impl<D: Device> MoeGroup<'_, D> {
                 experts: count(NAME, "experts", self.experts)?,
                 top_k: count(NAME, "top_k", self.top_k)?,
             }
-        )
+        );
+        if launched.is_ok() {
+            self.groups.batch = Some(batch);
+        }
+        launched
     }
 }

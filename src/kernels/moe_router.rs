@@ -49,21 +49,21 @@ impl MoeRouter<'_> {
         const NAME: &str = "moe_router";
         let (x, norm, fixed) = match self.x {
             RouterInput::Rows(x) => {
-                at_least(NAME, "x", x.len(), &[self.tokens, self.cols])?;
+                at_least(device, NAME, "x", x.place(), &[self.tokens, self.cols])?;
                 (x.as_ptr(), None, std::ptr::null_mut())
             }
             RouterInput::Norm(norm, fixed) => {
-                at_least(NAME, "fixed", fixed.len(), &[self.cols / BLOCK])?;
+                at_least(device, NAME, "fixed", fixed.place(), &[self.cols / BLOCK])?;
                 (std::ptr::null(), Some(norm), fixed.as_ptr())
             }
         };
-        at_least(NAME, "w", self.w.len(), &[self.experts, self.cols])?;
-        at_least(NAME, "logits", self.logits.len(), &[self.tokens, self.experts])?;
+        at_least(device, NAME, "w", self.w.place(), &[self.experts, self.cols])?;
+        at_least(device, NAME, "logits", self.logits.place(), &[self.tokens, self.experts])?;
         let (mut indices, mut weights, mut done) = (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
         if let Some(choice) = self.choice {
-            at_least(NAME, "indices", choice.indices.len(), &[self.tokens, self.top_k])?;
-            at_least(NAME, "weights", choice.weights.len(), &[self.tokens, self.top_k])?;
-            at_least(NAME, "done", choice.done.len(), &[self.tokens])?;
+            at_least(device, NAME, "indices", choice.indices.place(), &[self.tokens, self.top_k])?;
+            at_least(device, NAME, "weights", choice.weights.place(), &[self.tokens, self.top_k])?;
+            at_least(device, NAME, "done", choice.done.place(), &[self.tokens])?;
             (indices, weights, done) = (choice.indices.as_ptr(), choice.weights.as_ptr(), choice.done.as_ptr());
         }
         launch!(
@@ -71,7 +71,7 @@ impl MoeRouter<'_> {
             moe_router,
             sys::kqm_moe_router_args {
                 x,
-                norm: FusedNorm::args(norm, NAME, self.cols)?,
+                norm: FusedNorm::args(norm, device, NAME, self.cols)?,
                 fixed,
                 w: self.w.as_ptr(),
                 logits: self.logits.as_ptr(),

@@ -49,30 +49,34 @@ impl<D: Device> MoeSwiglu<'_, D> {
     pub fn launch(self, device: &D) -> Result<()> {
         const NAME: &str = "moe_swiglu";
         let shape = [self.tokens, self.top_k, self.gate.rows()];
-        at_least(NAME, "x", self.x.len(), &[self.tokens, self.gate.cols() / BLOCK])?;
+        self.gate.same_shape(NAME, "up", self.up)?;
+        at_least(device, NAME, "x", self.x.place(), &[self.tokens, self.gate.cols() / BLOCK])?;
         let (indices, logits, weights) = match self.choose {
             Choose::Made(indices) => {
-                at_least(NAME, "indices", indices.len(), &[self.tokens, self.top_k])?;
+                at_least(device, NAME, "indices", indices.place(), &[self.tokens, self.top_k])?;
                 (indices.as_ptr().cast_mut(), std::ptr::null(), std::ptr::null_mut())
             }
             Choose::Here { logits, indices, weights } => {
-                at_least(NAME, "logits", logits.len(), &[self.gate.experts()])?;
-                at_least(NAME, "indices", indices.len(), &[self.top_k])?;
-                at_least(NAME, "weights", weights.len(), &[self.top_k])?;
+                at_least(device, NAME, "logits", logits.place(), &[self.gate.experts()])?;
+                at_least(device, NAME, "indices", indices.place(), &[self.top_k])?;
+                at_least(device, NAME, "weights", weights.place(), &[self.top_k])?;
                 (indices.as_ptr(), logits.as_ptr(), weights.as_ptr())
             }
         };
-        at_least(NAME, "out", self.out.len(), &shape)?;
-        for tap in [&self.gate_out, &self.up_out].into_iter().flatten() {
-            at_least(NAME, "tap", tap.len(), &shape)?;
+        at_least(device, NAME, "out", self.out.place(), &shape)?;
+        if let Some(gate_out) = &self.gate_out {
+            at_least(device, NAME, "gate_out", gate_out.place(), &shape)?;
         }
-        self.groups.check(NAME, self.tokens, self.top_k)?;
+        if let Some(up_out) = &self.up_out {
+            at_least(device, NAME, "up_out", up_out.place(), &shape)?;
+        }
+        self.groups.check(device, NAME, self.tokens, self.gate.experts(), self.top_k)?;
         launch!(
             device,
             moe_swiglu,
             sys::kqm_moe_swiglu_args {
-                gate: self.gate.as_sys(),
-                up: self.up.as_sys(),
+                gate: self.gate.on(device, NAME, "gate")?,
+                up: self.up.on(device, NAME, "up")?,
                 x: self.x.as_ptr(),
                 indices,
                 logits,

@@ -24,19 +24,19 @@ impl<D: Device> Q4KMatvec<'_, D> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher, also for another type.
     pub fn launch(self, device: &D) -> Result<()> {
-        launch!(device, q4_k_matvec, self.args("q4_k_matvec")?)
+        launch!(device, q4_k_matvec, self.args(device, "q4_k_matvec")?)
     }
 
     /// The checked arguments: the same for every type of weights.
-    pub(super) fn args(self, kernel: &'static str) -> Result<sys::kqm_matvec_args> {
+    pub(super) fn args(self, device: &D, kernel: &'static str) -> Result<sys::kqm_matvec_args> {
         let (rows, cols) = (self.w.rows(), self.w.cols());
-        at_least(kernel, "x", self.x.len(), &[self.tokens, cols / BLOCK])?;
-        at_least(kernel, "y", self.y.len(), &[self.tokens, rows])?;
+        at_least(device, kernel, "x", self.x.place(), &[self.tokens, cols / BLOCK])?;
+        at_least(device, kernel, "y", self.y.place(), &[self.tokens, rows])?;
         if let Some(product) = &self.product {
-            at_least(kernel, "product", product.len(), &[self.tokens, rows])?;
+            at_least(device, kernel, "product", product.place(), &[self.tokens, rows])?;
         }
         Ok(sys::kqm_matvec_args {
-            w: self.w.as_sys(),
+            w: self.w.on(device, kernel, "w")?,
             x: self.x.as_ptr(),
             residual: if self.add { self.y.as_ptr() } else { std::ptr::null() },
             product: optional(self.product),

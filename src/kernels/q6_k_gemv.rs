@@ -11,6 +11,6 @@ impl<D: Device> Q6KGemv<'_, D> {
     /// # Errors
     /// As [`Q4KMatvec::launch`].
     pub fn launch(self, device: &D) -> Result<()> {
-        launch!(device, q6_k_gemv, self.0.args("q6_k_gemv")?)
+        launch!(device, q6_k_gemv, self.0.args(device, "q6_k_gemv")?)
     }
 }

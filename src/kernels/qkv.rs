@@ -20,13 +20,20 @@ impl<D: Device> Qkv<'_, D> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch(self, device: &D) -> Result<()> {
-        let cols = self.w.iter().map(|w| w.cols()).max().unwrap_or(0);
-        for (w, y) in self.w.iter().zip(&self.y) {
-            at_least("qkv", "y", y.len(), &[self.tokens, w.rows()])?;
+        let cols = self.w[0].cols();
+        for (operand, w) in ["w[1]", "w[2]"].into_iter().zip(&self.w[1..]) {
+            if w.cols() != cols {
+                return Err(Error::Invalid(format!("qkv: {operand} has {} columns, expected {cols}", w.cols())));
+            }
         }
+        for ((operand, w), y) in ["y[0]", "y[1]", "y[2]"].into_iter().zip(self.w).zip(&self.y) {
+            at_least(device, "qkv", operand, y.place(), &[self.tokens, w.rows()])?;
+        }
+        let [w0, w1, w2] = self.w;
+        let w = [w0.on(device, "qkv", "w[0]")?, w1.on(device, "qkv", "w[1]")?, w2.on(device, "qkv", "w[2]")?];
         let (x, norm) = match self.x {
             Activations::Fixed(x) => {
-                at_least("qkv", "x", x.len(), &[self.tokens, cols / BLOCK])?;
+                at_least(device, "qkv", "x", x.place(), &[self.tokens, cols / BLOCK])?;
                 (x.as_ptr(), None)
             }
             Activations::Norm(norm) => (std::ptr::null(), Some(norm)),
@@ -35,9 +42,9 @@ impl<D: Device> Qkv<'_, D> {
             device,
             qkv,
             sys::kqm_qkv_args {
-                w: self.w.map(Matrix::as_sys),
+                w,
                 x,
-                norm: FusedNorm::args(norm, "qkv", cols)?,
+                norm: FusedNorm::args(norm, device, "qkv", cols)?,
                 y: self.y.map(|y| y.as_ptr()),
                 tokens: count("qkv", "tokens", self.tokens)?,
             }

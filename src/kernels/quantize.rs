@@ -20,8 +20,8 @@ impl Quantize<'_> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
-        at_least("quantize", "x", self.x.len(), &[self.tokens, self.cols])?;
-        at_least("quantize", "out", self.out.len(), &[self.tokens, self.cols / BLOCK])?;
+        at_least(device, "quantize", "x", self.x.place(), &[self.tokens, self.cols])?;
+        at_least(device, "quantize", "out", self.out.place(), &[self.tokens, self.cols / BLOCK])?;
         launch!(
             device,
             quantize,

@@ -28,12 +28,16 @@ impl Repack<'_> {
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
         at_least(
+            device,
             "repack",
             "blocks",
-            self.blocks.len(),
+            self.blocks.place(),
             &[self.rows, self.cols / self.kind.block_len(), self.kind.block_bytes()],
         )?;
-        at_least("repack", "tiles", self.tiles.len(), &[tile_bytes(self.kind, self.rows, self.cols)])?;
+        let tile_rows = sys::KQM_TILE_ROWS as usize;
+        let blocks = self.cols / self.kind.block_len();
+        let tiles = [self.rows.div_ceil(tile_rows), tile_rows, blocks, self.kind.block_bytes()];
+        at_least(device, "repack", "tiles", self.tiles.place(), &tiles)?;
         launch!(
             device,
             repack,

@@ -18,8 +18,9 @@ impl ResidualAdd<'_> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
-        at_least("residual_add", "a", self.a.len(), &[self.y.len()])?;
-        at_least("residual_add", "b", self.b.len(), &[self.y.len()])?;
+        at_least(device, "residual_add", "a", self.a.place(), &[self.y.len()])?;
+        at_least(device, "residual_add", "b", self.b.place(), &[self.y.len()])?;
+        at_least(device, "residual_add", "y", self.y.place(), &[self.y.len()])?;
         launch!(
             device,
             residual_add,

@@ -26,13 +26,13 @@ impl RmsNorm<'_> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher, also without any output.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
-        at_least("rms_norm", "x", self.x.len(), &[self.tokens, self.cols])?;
-        at_least("rms_norm", "weight", self.weight.len(), &[self.cols])?;
+        at_least(device, "rms_norm", "x", self.x.place(), &[self.tokens, self.cols])?;
+        at_least(device, "rms_norm", "weight", self.weight.place(), &[self.cols])?;
         if let Some(out) = &self.out {
-            at_least("rms_norm", "out", out.len(), &[self.tokens, self.cols])?;
+            at_least(device, "rms_norm", "out", out.place(), &[self.tokens, self.cols])?;
         }
         if let Some(fixed) = &self.fixed {
-            at_least("rms_norm", "fixed", fixed.len(), &[self.tokens, self.cols / BLOCK])?;
+            at_least(device, "rms_norm", "fixed", fixed.place(), &[self.tokens, self.cols / BLOCK])?;
         }
         launch!(
             device,

@@ -52,31 +52,37 @@ impl Rope<'_> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
-        launch!(device, rope, self.args()?)
+        launch!(device, rope, self.args(device)?)
     }
 
     /// The checked arguments.
-    pub(super) fn args(self) -> Result<sys::kqm_rope_args> {
+    pub(super) fn args<D: Device>(self, device: &D) -> Result<sys::kqm_rope_args> {
         const NAME: &str = "rope";
         let q_shape = [self.tokens, self.heads, self.head_dim];
         let kv_shape = [self.tokens, self.kv_heads, self.head_dim];
         let cache_shape = [self.capacity, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
-        at_least(NAME, "q", self.q.len(), &q_shape)?;
-        at_least(NAME, "q_out", self.q_out.len(), &q_shape)?;
-        at_least(NAME, "k", self.k.len(), &kv_shape)?;
-        at_least(NAME, "v", self.v.len(), &kv_shape)?;
-        at_least(NAME, "table", self.table.len(), &[self.capacity, self.head_dim])?;
-        at_least(NAME, "start", self.start.len(), &[1])?;
-        at_least(NAME, "k_cache", self.k_cache.len(), &cache_shape)?;
-        at_least(NAME, "v_cache", self.v_cache.len(), &cache_shape)?;
-        for weight in [&self.q_weight, &self.k_weight].into_iter().flatten() {
-            at_least(NAME, "weight", weight.len(), &[self.head_dim])?;
+        at_least(device, NAME, "q", self.q.place(), &q_shape)?;
+        at_least(device, NAME, "q_out", self.q_out.place(), &q_shape)?;
+        at_least(device, NAME, "k", self.k.place(), &kv_shape)?;
+        at_least(device, NAME, "v", self.v.place(), &kv_shape)?;
+        at_least(device, NAME, "table", self.table.place(), &[self.capacity, self.head_dim])?;
+        at_least(device, NAME, "start", self.start.place(), &[1])?;
+        at_least(device, NAME, "k_cache", self.k_cache.place(), &cache_shape)?;
+        at_least(device, NAME, "v_cache", self.v_cache.place(), &cache_shape)?;
+        if let Some(weight) = &self.q_weight {
+            at_least(device, NAME, "q_weight", weight.place(), &[self.head_dim])?;
+        }
+        if let Some(weight) = &self.k_weight {
+            at_least(device, NAME, "k_weight", weight.place(), &[self.head_dim])?;
         }
         if let Some(tap) = &self.q_normed {
-            at_least(NAME, "q_normed", tap.len(), &q_shape)?;
+            at_least(device, NAME, "q_normed", tap.place(), &q_shape)?;
         }
-        for tap in [&self.k_normed, &self.k_out].into_iter().flatten() {
-            at_least(NAME, "k tap", tap.len(), &kv_shape)?;
+        if let Some(tap) = &self.k_normed {
+            at_least(device, NAME, "k_normed", tap.place(), &kv_shape)?;
+        }
+        if let Some(tap) = &self.k_out {
+            at_least(device, NAME, "k_out", tap.place(), &kv_shape)?;
         }
         Ok(sys::kqm_rope_args {
             q: self.q.as_ptr(),

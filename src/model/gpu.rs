@@ -6,20 +6,22 @@ use super::backend::{Attention, Backend, CacheShape, CacheType, Down, NormQkv, N
 use super::config::Config;
 use super::weights::{Tensor, Tensors};
 use crate::blocks::{BLOCK, TensorType};
-use crate::device::{Buffer, Device, Slice};
+use crate::device::{Buffer, Device};
 use crate::kernels::{
     self, Activations, Choose, DecodeLoop, DownInput, FixedBlock, FusedNorm, Groups, Matrix, Queries, Repack,
     RouterChoice, RouterInput, matvec_kernel,
 };
 use crate::{Error, Result};
 
-/// Bytes of a matrix that are on the device in file layout at a time while it is repacked.
+/// Bytes of a matrix that are on the device in file layout at a time while it is repacked, unless said otherwise.
 const STAGE_BYTES: usize = 64 << 20;
 
 /// Runs the forward on a device.
 #[derive(Clone, Debug)]
 pub struct Gpu<D: Device> {
     device: D,
+    /// Bytes of a matrix in file layout on the device at a time.
+    staging: usize,
 }
 
 /// An embedding table on a device, in file layout.
@@ -84,7 +86,12 @@ impl<D: Device> ArgmaxBuffers<D> {
 impl<D: Device> Gpu<D> {
     /// A backend over a device and its queue.
     pub fn new(device: D) -> Self {
-        Self { device }
+        Self { device, staging: STAGE_BYTES }
+    }
+
+    /// The same backend, which loads matrices in parts of about so many bytes: of one expert's matrix at least.
+    pub fn with_staging(self, bytes: usize) -> Self {
+        Self { staging: bytes, ..self }
     }
 
     /// The device.
@@ -118,10 +125,10 @@ impl<D: Device> Gpu<D> {
 }
 
 /// Bytes of one expert's matrix in the file, and how many of them are staged at a time, to fill the copy engine.
-fn stage(tensor: &Tensor) -> (usize, usize) {
+fn stage(tensor: &Tensor, staging: usize) -> (usize, usize) {
     let kind = tensor.kind();
     let expert_bytes = tensor.rows() * (tensor.cols() / kind.block_len()) * kind.block_bytes();
-    (expert_bytes, (STAGE_BYTES / expert_bytes).clamp(1, tensor.experts()))
+    (expert_bytes, (staging / expert_bytes).clamp(1, tensor.experts()))
 }
 
 /// Whether the kernels that need the norm of a single token make it themselves.
@@ -183,7 +190,7 @@ impl<D: Device> Backend for Gpu<D> {
     fn fork(&self) -> Result<Self> {
         // What the other queue still writes, such as weights, must be there before this one reads it.
         self.device.synchronize()?;
-        Ok(Self { device: self.device.fork()? })
+        Ok(Self { device: self.device.fork()?, ..*self })
     }
 
     fn free_memory(&self) -> Result<Option<u64>> {
@@ -191,7 +198,7 @@ impl<D: Device> Backend for Gpu<D> {
     }
 
     fn staging_bytes(&self, tensor: &Tensor) -> u64 {
-        let (expert_bytes, group) = stage(tensor);
+        let (expert_bytes, group) = stage(tensor, self.staging);
         (expert_bytes * group) as u64
     }
 
@@ -203,10 +210,10 @@ impl<D: Device> Backend for Gpu<D> {
 
     fn matrix(&self, tensor: &Tensor) -> Result<Matrix<D>> {
         let (rows, cols, kind) = (tensor.rows(), tensor.cols(), tensor.kind());
-        let mut matrix = Matrix::uninitialised(&self.device, kind, rows, cols, tensor.experts())?;
+        let mut matrix = Matrix::zeroed(&self.device, kind, rows, cols, tensor.experts())?;
         let bytes = tensor.bytes();
-        let (expert_bytes, group) = stage(tensor);
-        let mut stage = Buffer::<D, u8>::uninitialised(&self.device, group * expert_bytes)?;
+        let (expert_bytes, group) = stage(tensor, self.staging);
+        let mut stage = Buffer::<D, u8>::zeroed(&self.device, group * expert_bytes)?;
         for first in (0..tensor.experts()).step_by(group) {
             let experts = group.min(tensor.experts() - first);
             let Some(part) = bytes.get(first * expert_bytes..(first + experts) * expert_bytes) else {
@@ -265,7 +272,7 @@ impl<D: Device> Backend for Gpu<D> {
     fn cache(&self, shape: CacheShape) -> Result<Cache<D>> {
         let bytes = shape.capacity * shape.kv_heads * shape.head_dim * element_kind(shape.element).block_bytes();
         let layers = || (0..shape.layers).map(|_| Buffer::zeroed(&self.device, bytes)).collect::<Result<Vec<_>>>();
-        let workspace = Buffer::uninitialised(&self.device, self.workspace_bytes(shape)? as usize)?;
+        let workspace = Buffer::zeroed(&self.device, self.workspace_bytes(shape)? as usize)?;
         Ok(Cache { shape, keys: layers()?, values: layers()?, workspace })
     }
 
@@ -371,11 +378,6 @@ impl<D: Device> Backend for Gpu<D> {
         let Attention { q, k, v, q_weight, k_weight, table, heads, eps, rotated, .. } = operands;
         let Attention { q_normed, k_normed, k_out, fixed, out, scores, .. } = operands;
         let (k_cache, v_cache) = (&mut cache.keys[layer], &mut cache.values[layer]);
-        // SAFETY: the rotation and attention use the cache in this order, in one launch or in two.
-        let (k_seen, v_seen) = unsafe {
-            let seen = |cache: &Buffer<D, u8>| Slice::from_raw(cache.slice().as_ptr() as u64, cache.len());
-            (seen(k_cache), seen(v_cache))
-        };
         let rope = kernels::Rope {
             q: q.slice(),
             q_out: rotated.slice_mut(),
@@ -403,14 +405,16 @@ impl<D: Device> Backend for Gpu<D> {
             Queries::Fused { rope, follows_qkv: true }
         } else {
             rope.launch(&self.device)?;
-            Queries::Rotated(rotated.slice())
+            Queries::Rotated {
+                q: rotated.slice(),
+                k_cache: k_cache.slice(),
+                v_cache: v_cache.slice(),
+                start: input.start.slice(),
+            }
         };
         kernels::Attention {
             q: queries,
-            k_cache: k_seen,
-            v_cache: v_seen,
             cache_kind: element_kind(element),
-            start: input.start.slice(),
             out: out.map(Buffer::slice_mut),
             fixed: Some(fixed.slice_mut()),
             scores: scores.map(Buffer::slice_mut),

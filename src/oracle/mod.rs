@@ -30,6 +30,11 @@ pub fn canonical(x: f32) -> f32 {
     if x.is_nan() { f32::from_bits(0x7fc0_0000) } else { x }
 }
 
+/// The results for a number that names nothing, such as the index of an expert that does not exist.
+pub fn absent(results: &mut [f32]) {
+    results.fill(canonical(f32::NAN));
+}
+
 /// A quantized matrix `[rows, cols]`, row-major: `rows * cols / 256` blocks of one type.
 pub use crate::blocks::Blocks as Matrix;
 /// What the kernels with several matrices have in common.

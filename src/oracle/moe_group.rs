@@ -11,12 +11,13 @@ pub struct Groups {
     pub items: Vec<[u32; 3]>,
 }
 
-/// Groups the pairs of `indices`, `[tokens, top_k]`, all of them below `experts`.
+/// Groups the pairs of `indices`, `[tokens, top_k]`. Those that are not below `experts` all count as `experts`.
 pub fn moe_group(indices: &[u32], experts: usize) -> Groups {
     let mut groups = Groups::default();
-    for expert in 0..experts as u32 {
+    let experts = experts as u32;
+    for expert in 0..=experts {
         let first = groups.order.len();
-        groups.order.extend((0..indices.len() as u32).filter(|&pair| indices[pair as usize] == expert));
+        groups.order.extend((0..indices.len() as u32).filter(|&pair| indices[pair as usize].min(experts) == expert));
         let end = groups.order.len();
         let step = sys::KQM_ITEM_PAIRS as usize;
         let item = |from: usize| [expert, from as u32, step.min(end - from) as u32];

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use kquant_moe::device::Device;
+use kquant_moe::device::{Device, DeviceId};
 use kquant_moe::{Error, Result, sys};
 
 use super::EmulatedDevice;
@@ -117,6 +117,10 @@ unsafe impl<H: Hook> Device for Hooked<H> {
 
     fn name(&self) -> &'static str {
         self.device.name()
+    }
+
+    fn id(&self) -> DeviceId {
+        self.device.id()
     }
 
     fn kernels(&self) -> &'static sys::kqm_kernels {

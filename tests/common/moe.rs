@@ -15,6 +15,23 @@ pub fn choose(random: &mut Random, tokens: usize, experts: usize, top_k: usize) 
         .collect()
 }
 
+/// Indices of no expert: the first one, one that is far away, and the largest number.
+pub fn absent(experts: usize) -> [u32; 3] {
+    [experts as u32, 1_000_000, u32::MAX]
+}
+
+/// Experts for every token, of which the first one, the last one and about every third one between are that number.
+pub fn with_absent(random: &mut Random, tokens: usize, experts: usize, top_k: usize, absent: u32) -> Vec<u32> {
+    let mut indices = choose(random, tokens, experts, top_k);
+    let last = indices.len() - 1;
+    for (pair, index) in indices.iter_mut().enumerate() {
+        if pair == 0 || pair == last || random.below(3) == 0 {
+            *index = absent;
+        }
+    }
+    indices
+}
+
 /// The pairs of a batch, grouped on the device. A single token has no use for groups: then they stay as they are made.
 pub fn group<D: Device>(
     device: &D,

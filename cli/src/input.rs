@@ -15,7 +15,7 @@ use super::output::Progress;
 use super::tokenizer::Tokenizer;
 
 /// The built-in model.
-static DEFAULT_MODEL: &[u8] = include_bytes!("../../tests/data/tiny-qwen3moe-q4_k_m.gguf");
+static DEFAULT_MODEL: &[u8] = include_bytes!("../model/tiny-qwen3moe-q4_k_m.gguf");
 
 /// Larger files are mapped instead of read.
 const MAP_BYTES: u64 = 64 << 20;
@@ -212,5 +212,51 @@ impl OptionalModel {
     /// Opens it.
     pub fn open(&self) -> Result<Source> {
         Source::open(self.model.as_deref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capacities_are_what_is_asked_for_or_needed() {
+        let source = Source::open(None).unwrap();
+        let most = source.config.context_length;
+        for (needed, asked, expected) in [
+            (5, None, Some(5)),
+            (most, None, Some(most)),
+            (most + 1, None, None),
+            (5, Some(5), Some(5)),
+            (5, Some(100), Some(100)),
+            (6, Some(5), None),
+            // What no context can have is for the context to refuse.
+            (5, Some(0), Some(0)),
+            (5, Some(most + 1), Some(most + 1)),
+        ] {
+            match source.capacity(needed, asked) {
+                Ok(capacity) => assert_eq!(Some(capacity), expected, "{needed}, {asked:?}"),
+                Err(Error::ContextOverflow { used, wanted, capacity }) => {
+                    assert_eq!((used, wanted, capacity), (0, needed, asked.unwrap_or(most)));
+                    assert_eq!(expected, None, "{needed}, {asked:?}");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn tokens_are_those_of_the_vocabulary() {
+        let source = Source::open(None).unwrap();
+        assert!(source.check_tokens(&[0, 2047]).is_ok());
+        assert!(matches!(source.check_tokens(&[]), Err(Error::Invalid(_))));
+        let error = source.check_tokens(&[1, 2047, 2048, 9999]).unwrap_err();
+        assert!(matches!(error, Error::TokenOutOfRange { token: 2048, position: 2, vocab: 2048 }), "{error}");
+        let list = |text: &str| text.parse::<TokenList>().ok().map(|list| list.0);
+        assert_eq!(list(" 1, 2 ,3"), Some(vec![1, 2, 3]));
+        assert_eq!((list("  "), list("4294967295")), (Some(vec![]), Some(vec![u32::MAX])));
+        for wrong in ["1,", ",1", "1 2", "-1", "4294967296", "x"] {
+            assert_eq!(list(wrong), None, "{wrong}");
+        }
     }
 }

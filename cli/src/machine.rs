@@ -1,14 +1,19 @@
 //! Facts about the machine and the build, for reports.
 
 use kquant_moe::Result;
-use kquant_moe::device::CudaDevice;
+use kquant_moe::device::{CUDA_BUILD, CudaDevice};
 use serde_json::{Value, json};
 
 /// The crate's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// How the kernels were compiled: toolkit and targets, or `none`.
-pub const CUDA_BUILD: &str = env!("KQUANT_MOE_CUDA_BUILD");
+/// How the kernels were compiled: toolkit and targets, or `none` and why.
+pub fn cuda_build() -> String {
+    match CUDA_BUILD {
+        Ok(build) => build.to_string(),
+        Err(reason) => format!("none: {reason}"),
+    }
+}
 
 /// The CPU's name and the number of threads in use.
 pub fn cpu() -> String {
@@ -23,7 +28,7 @@ pub fn facts(device: Option<&CudaDevice>) -> Result<Value> {
     Ok(json!({
         "crate": format!("kquant-moe {VERSION}"),
         "cpu": cpu(),
-        "cuda_build": CUDA_BUILD,
+        "cuda_build": cuda_build(),
         "device": device.map(CudaDevice::describe).transpose()?,
     }))
 }

@@ -120,7 +120,11 @@ impl Writer<'_> {
     fn prompt(&mut self, prompt: &[u32]) -> Result<()> {
         match self.tokenizer {
             _ if self.quiet => Ok(()),
-            Some(tokenizer) => self.out.text(tokenizer.decode(prompt)),
+            Some(tokenizer) => {
+                // A character that the prompt begins may end in what follows.
+                let text: String = prompt.iter().map(|&token| self.decoder.push(tokenizer, token)).collect();
+                self.out.text(text)
+            }
             None => prompt.iter().try_for_each(|&token| self.id(token)),
         }
     }
@@ -247,5 +251,63 @@ impl Job for PrefillLogits<'_> {
             context.forward(&model, before, Logits::None)?;
         }
         context.forward(&model, &[&[*last], appended].concat(), Logits::All)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Logits that are equal pass, and one bit, one row, or all of them make the run fail.
+    #[test]
+    fn parity_is_of_all_bits_of_all_tokens() {
+        let source = Source::open(None).unwrap();
+        let vocab = source.config.vocab;
+        let (prompt, options) = ([766, 306, 598], ContextOptions { capacity: 8, ..ContextOptions::default() });
+        let (model, mut context) = source.load_with_context(kquant_moe::model::cpu::Cpu::new(), options).unwrap();
+        let generated = context.generate(&model, &prompt, 4, |_| ControlFlow::Continue(())).unwrap();
+        let logits = decode_logits(&model, &mut context, &prompt, &generated).unwrap();
+        assert_eq!(logits.len(), 4 * vocab);
+        for (row, &token) in logits.chunks(vocab).zip(&generated) {
+            assert!(row.iter().all(|&logit| logit <= row[token as usize]));
+        }
+        let parity = |generated: &[u32], logits: &[f32]| {
+            let (text, outcome) = parity(&source, &prompt, generated, options, logits).unwrap();
+            assert_eq!(text.contains("FAIL"), outcome == Outcome::Failed, "{text}");
+            (text, outcome)
+        };
+        assert_eq!(parity(&generated, &logits).1, Outcome::Ok);
+        assert!(parity(&generated, &logits).0.contains("all 4 tokens"));
+        for (at, token) in [(0, 0), (vocab - 1, 0), (vocab, 1), (4 * vocab - 1, 3)] {
+            let mut wrong = logits.clone();
+            wrong[at] = wrong[at].next_up();
+            let (text, outcome) = parity(&generated, &wrong);
+            assert!(outcome == Outcome::Failed && text.contains(&format!("generated token {token} on")), "{text}");
+        }
+        assert_eq!(parity(&generated, &logits[..3 * vocab]).1, Outcome::Failed);
+        assert_eq!(parity(&generated, &[]).1, Outcome::Failed);
+        assert_eq!(parity(&[], &[]).1, Outcome::Ok);
+        assert!(decode_logits(&model, &mut context, &prompt, &[]).unwrap().is_empty());
+        let one = decode_logits(&model, &mut context, &prompt, &generated[..1]).unwrap();
+        assert_eq!(one, logits[..vocab]);
+    }
+
+    #[test]
+    fn speeds_are_of_the_tokens_between_the_first_and_the_last() {
+        let generated = |count| Generated {
+            tokens: vec![1; count],
+            logits: None,
+            backend: "cpu",
+            device: "any".into(),
+            prefill_seconds: 0.5,
+            decode_seconds: 2.0,
+        };
+        let text = generated(9).speed(10);
+        assert!(text.contains("4.0 tokens/s over 9 tokens") && text.contains("10 at 20.0 tokens/s"), "{text}");
+        assert!(generated(2).speed(10).contains("0.5 tokens/s over 2 tokens"));
+        for count in [0, 1] {
+            assert!(!generated(count).speed(10).contains("over"), "{count}");
+        }
+        assert!(Generated { decode_seconds: 0.0, ..generated(9) }.speed(10).contains(" 0.0 tokens/s over"));
     }
 }

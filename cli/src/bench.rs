@@ -288,4 +288,51 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
     }
+
+    #[test]
+    fn tokens_to_measure_with_are_of_all_the_vocabulary() {
+        let source = Source::open(None).unwrap();
+        let args = Args {
+            model: OptionalModel::default(),
+            tokens: 1,
+            runs: 1,
+            depth: 0,
+            prefill: 0,
+            backend: Choice::Cpu,
+            kv: Kv::F32,
+            json: false,
+        };
+        let measure = Measure { source: &source, args: &args, options: ContextOptions::default() };
+        let tokens = measure.tokens(4096);
+        assert_eq!(tokens[..100], measure.tokens(100));
+        assert!(tokens.iter().all(|&token| token < 2048));
+        let different: std::collections::HashSet<u32> = tokens.into_iter().collect();
+        assert!(different.len() > 1600, "{} of 2048", different.len());
+    }
+
+    #[test]
+    fn memory_is_what_is_not_free() {
+        let plan = MemoryPlan { weights: 1000, cache: 200, activations: 30, workspace: 4 };
+        let kernels = Kernels { position: 0, rows: vec![], launches: 0, replayed: 0.0, joined: 0.0 };
+        let card = Card {
+            copy_bandwidth: 1.0,
+            total: 10_000,
+            free_before: 9_000,
+            free_after: 7_500,
+            plan,
+            step: 1.0,
+            kernels,
+        };
+        assert_eq!((card.in_use(), card.taken()), (2_500, 1_500));
+        let json = card.memory_json();
+        assert_eq!((&json["in_use"], &json["taken"], &json["total"]), (&json!(2500), &json!(1500), &json!(10_000)));
+        assert_eq!(
+            json["planned"],
+            json!({
+                "weights": 1000, "cache": 200, "activations": 30, "workspace": 4, "total": 1234,
+            })
+        );
+        // Another program gave memory back meanwhile.
+        assert_eq!(Card { free_before: 7_000, ..card }.taken(), 0);
+    }
 }

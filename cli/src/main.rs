@@ -1,9 +1,11 @@
-//! The command line: arguments, the choice of a command, and how its result becomes an exit code.
+//! The command-line program: arguments, the choice of a command, and how its result becomes an exit code.
 
 mod backend;
 mod bench;
 mod capture;
 mod diff;
+#[cfg(test)]
+mod faulty;
 mod info;
 mod input;
 mod kernels;
@@ -41,11 +43,16 @@ Exit codes: 0 success, 1 failure, 2 wrong usage. Model files must not change whi
 
 /// Runs Qwen3-MoE models in GGUF K-quants (Q4_K, Q6_K) on the CPU or on a CUDA GPU, with the same bits on both.
 #[derive(Parser)]
-#[command(name = "kquant-moe", version, after_help = EXAMPLES)]
+#[command(name = "kquant-moe", version = version(), after_help = EXAMPLES)]
 struct Cli {
     /// `run` with the built-in model when there is none.
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+/// The version, and what it was built with.
+fn version() -> String {
+    format!("{} (CUDA kernels: {})", machine::VERSION, machine::cuda_build())
 }
 
 #[derive(Subcommand)]
@@ -77,8 +84,7 @@ pub enum Outcome {
     Failed,
 }
 
-/// Runs the program.
-pub fn main() -> ExitCode {
+fn main() -> ExitCode {
     let command = Cli::parse().command.unwrap_or_else(|| Command::Run(run::Args::default()));
     match carry_out(command) {
         Ok(Outcome::Ok) => ExitCode::SUCCESS,

@@ -236,4 +236,73 @@ mod tests {
         assert!(parse(b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}").is_err());
         assert!(parse(b"\x93NUMPY\x01\x00\x02\x00{}").is_err());
     }
+
+    /// A file whose data is not what its header says, by a byte, is no file of values.
+    #[test]
+    fn bytes_behind_the_values_are_errors() {
+        for (descr, size) in [("<f2", 2), ("<f4", 4), ("<f8", 8), ("<i4", 4), ("<u4", 4)] {
+            for (shape, count) in [("()", 1), ("(3,)", 3), ("(0,)", 0), ("(2, 0)", 0), ("(2, 3)", 6)] {
+                let data = vec![0; size * count];
+                assert!(parse(&file(descr, "False", shape, &data)).is_ok(), "{descr} {shape}");
+                for more in [1, size - 1, size, 64] {
+                    let longer = vec![0; size * count + more];
+                    assert!(parse(&file(descr, "False", shape, &longer)).is_err(), "{descr} {shape}: {more} more");
+                }
+                if let Some((_, shorter)) = data.split_first() {
+                    assert!(parse(&file(descr, "False", shape, shorter)).is_err(), "{descr} {shape}: one less");
+                }
+            }
+        }
+        // More values than memory has bytes.
+        assert!(parse(&file("<f8", "False", "(2305843009213693952, 8)", &[])).is_err());
+        assert!(parse(&file("<f8", "False", "(2305843009213693952,)", &[])).is_err());
+    }
+
+    #[test]
+    fn byte_orders_and_orders_of_dimensions_are_read() {
+        let value = 1.5_f64;
+        for (descr, bytes) in [
+            ("<f8", value.to_le_bytes().to_vec()),
+            (">f8", value.to_be_bytes().to_vec()),
+            ("=f8", value.to_ne_bytes().to_vec()),
+        ] {
+            assert_eq!(
+                parse(&file(descr, "False", "(1,)", &bytes)).unwrap().values,
+                Values::F64(vec![value]),
+                "{descr}"
+            );
+        }
+        for (descr, bytes) in [("<f4", 1.5_f32.to_le_bytes()), (">f4", 1.5_f32.to_be_bytes())] {
+            assert_eq!(parse(&file(descr, "False", "(1,)", &bytes)).unwrap().values, Values::F32(vec![1.5]), "{descr}");
+        }
+        assert_eq!(parse(&file(">f2", "False", "(1,)", &[0x3e, 0])).unwrap().values, Values::F32(vec![1.5]));
+        assert_eq!(parse(&file(">u4", "False", "(1,)", &[0xff; 4])).unwrap().values, Values::Int(vec![0xffff_ffff]));
+        assert_eq!(parse(&file("<i4", "False", "(1,)", &[0xff; 4])).unwrap().values, Values::Int(vec![-1]));
+        // Element [a][b][c] of shape [2, 3, 4] is the number abc.
+        let number = |[a, b, c]: [u32; 3]| 100 * a + 10 * b + c;
+        let rows = (0..2).flat_map(|a| (0..3).flat_map(move |b| (0..4).map(move |c| number([a, b, c]))));
+        let columns = (0..4).flat_map(|c| (0..3).flat_map(move |b| (0..2).map(move |a| number([a, b, c]))));
+        let columns: Vec<u8> = columns.flat_map(u32::to_le_bytes).collect();
+        let array = parse(&file("<u4", "True", "(2, 3, 4)", &columns)).unwrap();
+        assert_eq!(array.values, Values::Int(rows.map(i64::from).collect()));
+        assert_eq!(array.shape, [2, 3, 4]);
+    }
+
+    #[test]
+    fn headers_of_either_version_end_at_a_multiple_of_64() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.npy");
+        for shape in [&[][..], &[1], &[100_000], &[12, 345, 6789], &[1_000_000_000; 7]] {
+            create::<f32>(&path, shape).unwrap();
+            let bytes = fs::read(&path).unwrap();
+            assert!(bytes.len().is_multiple_of(64) && bytes.ends_with(b"\n"), "{shape:?}: {} bytes", bytes.len());
+            let text = std::str::from_utf8(&bytes[10..]).unwrap();
+            assert_eq!(usize::from(u16::from_le_bytes([bytes[8], bytes[9]])), text.len());
+        }
+        // Version 2 has a length of four bytes.
+        let header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }";
+        let length = (header.len() as u32).to_le_bytes();
+        let file = [MAGIC, &[2, 0], &length, header, &2.5_f32.to_le_bytes()].concat();
+        assert_eq!(parse(&file).unwrap().values, Values::F32(vec![2.5]));
+    }
 }

@@ -103,3 +103,24 @@ pub fn bytes(bytes: u64) -> String {
         _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_the_unit_that_fits() {
+        for (count, text) in [
+            (0, "0 B"),
+            (9_999, "9999 B"),
+            (10_000, "10.0 kB"),
+            (999_949, "999.9 kB"),
+            (1_000_000, "1.0 MB"),
+            (12_340_000, "12.3 MB"),
+            (1_000_000_000, "1.00 GB"),
+            (18_550_000_000, "18.55 GB"),
+        ] {
+            assert_eq!(bytes(count), text);
+        }
+    }
+}

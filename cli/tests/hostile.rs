@@ -1,7 +1,7 @@
 //! What broken files and broken promises cost: the program says what is wrong in one line, within a second and 200 MiB.
 //!
 //! A file of its own that holds no large data itself: a child's peak is at least that of the process that starts it.
-#![cfg(all(target_os = "linux", feature = "program"))]
+#![cfg(target_os = "linux")]
 
 use std::fs;
 use std::io::{BufWriter, Read, Write};
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 #[allow(dead_code)]
-#[path = "gguf/malformed.rs"]
+#[path = "../../tests/gguf/malformed.rs"]
 mod malformed;
 
-const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-qwen3moe-q4_k_m.gguf");
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/model/tiny-qwen3moe-q4_k_m.gguf");
 
 const MOST_TIME: Duration = Duration::from_secs(1);
 const MOST_MEMORY: u64 = 200 << 20;

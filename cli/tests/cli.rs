@@ -1,5 +1,4 @@
 //! The program as its users see it: output, files, exit codes and messages.
-#![cfg(feature = "program")]
 
 use std::fs;
 use std::io::Read;
@@ -7,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
+use kquant_moe::device::CUDA_BUILD;
 use kquant_moe::gguf::{GgmlType, Gguf, Header, Value};
+use kquant_moe::model::{Config, ContextOptions, MemoryPlan, Tensors};
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
-const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-qwen3moe-q4_k_m.gguf");
-const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/reference");
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/model/tiny-qwen3moe-q4_k_m.gguf");
+const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/reference");
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kquant-moe"));
@@ -123,7 +124,7 @@ fn alone_it_writes_rust_and_says_how_fast() {
     let lines: Vec<&str> = text.lines().collect();
     let [.., speed, parity] = lines.as_slice() else { panic!("{text}") };
     assert!(speed.starts_with("cpu (") && speed.contains("tokens/s"), "{speed}");
-    assert!(parity.starts_with("parity: CPU only, no CUDA device"), "{parity}");
+    assert!(parity.starts_with("parity: CPU only, no CUDA: "), "{parity}");
     let run = succeeds(&["run"]);
     assert_eq!(run.lines().count(), lines.len());
 }
@@ -150,6 +151,42 @@ fn text_ends_with_the_end_token() {
     let model = changed(&dir, keep, &[("tokenizer.ggml.eos_token_id", Some(Value::U32(end)))]);
     let text = succeeds(&["run", &model, "--prompt", "fn main() {\n", "-q"]);
     assert_eq!(text, "    let mut c = Create\n");
+}
+
+/// Bytes that become no character, or not yet: at the end of a prompt, at the end of what is generated, and in between.
+#[test]
+fn text_may_end_in_half_a_character() {
+    let dir = TempDir::new().unwrap();
+    let tiny = Gguf::read(TINY).unwrap();
+    let mut words: Vec<String> =
+        tiny.strings("tokenizer.ggml.tokens").unwrap().into_iter().map(str::to_owned).collect();
+    // In a byte-level vocabulary these two stand for the bytes of "é".
+    let halves = ["Ã", "©"].map(|half| words.iter().position(|word| word == half).unwrap());
+    let prompt = "766,306,598,284,280";
+    let greedy = [258, 316, 493];
+    assert_eq!(
+        succeeds(&["run", TINY, "--tokens", &format!("1,{}", halves[0]), "-n", "0"]).lines().next(),
+        Some("\"\u{fffd}")
+    );
+    assert_eq!(succeeds(&["run", TINY, "--tokens", &halves[0].to_string(), "-n", "0", "-q"]), "\n");
+
+    // The model's first two tokens are the two halves, and the third is another first half.
+    words.swap(halves[0], greedy[0]);
+    words.swap(halves[1], greedy[1]);
+    let third = words[greedy[2]].clone();
+    let mut header = Header::new("words");
+    header.set("words", &words).unwrap();
+    let list = Gguf::from_vec("words", header.begin(Vec::new()).unwrap().finish().unwrap()).unwrap();
+    let model = changed(&dir, keep, &[("tokenizer.ggml.tokens", list.metadata("words"))]);
+    let run = |more: &[&str]| succeeds(&[&["run", &model, "--tokens", prompt], more].concat());
+    assert_eq!(run(&["-n", "1", "-q"]), "\u{fffd}\n");
+    assert_eq!(run(&["-n", "2", "-q"]), "é\n");
+    assert_eq!(run(&["-n", "3", "-q"]), format!("é{}\n", third.replace('Ġ', " ").replace('Ċ', "\n")));
+    // What the prompt begins, the first token ends.
+    let begun = format!("{prompt},{}", greedy[0]);
+    let text = succeeds(&["run", &model, "--tokens", &begun, "-n", "1"]);
+    assert!(text.contains("é\n") && !text.contains('\u{fffd}'), "{text}");
+    assert_eq!(succeeds(&["run", &model, "--tokens", &begun, "-n", "1", "-q"]), "\u{fffd}\n");
 }
 
 #[test]
@@ -247,6 +284,32 @@ fn info_shows_the_model_and_its_memory() {
     let half = json(&["info", "--json", "--context", "100", "--kv", "f16"]);
     assert_eq!(half["memory"]["cache"], 2 * 4 * 100 * 256 * 2);
     assert_eq!(half["memory"]["weights"], report["memory"]["weights"]);
+    // The rest is the library's plan, for the positions that are asked for, or 4,096.
+    let gguf = std::sync::Arc::new(Gguf::read(TINY).unwrap());
+    let config = Config::from_gguf(&gguf).unwrap();
+    let tensors = Tensors::find(&gguf, &config).unwrap();
+    let all = json(&["info", TINY, "--json"]);
+    for (report, capacity) in [(&report, 100), (&all, 4096)] {
+        let options = ContextOptions { capacity, ..ContextOptions::default() };
+        let plan = MemoryPlan::new(&config, &tensors, &options).unwrap();
+        let expected = [plan.weights, plan.cache, plan.activations, 0, plan.total(), capacity as u64];
+        let names = ["weights", "cache", "activations", "workspace", "total", "context"];
+        assert_eq!(names.map(|name| report["memory"][name].as_u64().unwrap()), expected);
+    }
+    for (name, value) in [
+        ("layers", config.layers),
+        ("hidden", config.hidden),
+        ("heads", config.heads),
+        ("kv_heads", config.kv_heads),
+        ("head_dim", config.head_dim),
+        ("experts", config.experts),
+        ("top_k", config.top_k),
+        ("expert_ff", config.expert_ff),
+        ("vocab", config.vocab),
+        ("context_length", config.context_length),
+    ] {
+        assert_eq!(report[name], value, "{name}");
+    }
     // A quarter of the experts and one row of the embedding table are read, and all of the rest.
     let gguf = Gguf::read(TINY).unwrap();
     let bytes = gguf.tensors().map(|tensor| {
@@ -293,9 +356,22 @@ fn bench_reports_rates_and_the_machine() {
         assert!(report.as_object().unwrap().contains_key(key) && report[key].is_null(), "{key}: {report}");
     }
     assert!(report["decode"]["device_runs"].is_null() && report["decode"]["copy_bytes_per_second"].is_null());
-    assert_eq!(report["decode"]["runs"].as_array().unwrap().len(), 3);
-    assert!(report["decode"]["tokens_per_second"].as_f64().unwrap() > 0.0);
-    assert!(report["prefill"]["tokens_per_second"].as_f64().unwrap() > 0.0);
+    // The rate is the middle one of the runs.
+    for part in ["decode", "prefill"] {
+        let mut runs: Vec<f64> =
+            report[part]["runs"].as_array().unwrap().iter().map(|run| run.as_f64().unwrap()).collect();
+        runs.sort_by(f64::total_cmp);
+        assert!(runs.len() == 3 && runs[0] > 0.0, "{part}: {runs:?}");
+        assert_eq!(report[part]["tokens_per_second"].as_f64().unwrap(), runs[1], "{part}");
+    }
+    assert_eq!((&report["decode"]["depth"], &report["decode"]["tokens"]), (&Json::from(5), &Json::from(3)));
+    assert_eq!(report["prefill"]["tokens"], 7);
+    let info: Json = serde_json::from_str(&succeeds(&["info", "--json"])).unwrap();
+    let bytes = &report["decode"]["weight_bytes_per_token"];
+    assert_eq!(bytes, &info["bytes_per_token"]);
+    let rate = report["decode"]["weight_bytes_per_second"].as_f64().unwrap();
+    let expected = report["decode"]["tokens_per_second"].as_f64().unwrap() * bytes.as_f64().unwrap();
+    assert!((rate / expected - 1.0).abs() < 1e-9, "{rate}, {expected}");
     assert!(report["machine"]["crate"].as_str().unwrap().contains(env!("CARGO_PKG_VERSION")));
     let report = succeeds(&["bench", "--tokens", "1", "--runs", "1", "--prefill", "0", "--json"]);
     assert!(serde_json::from_str::<Json>(&report).unwrap()["prefill"].is_null());
@@ -336,6 +412,10 @@ fn a_trace_has_every_stage_and_a_manifest() {
     let manifest: Json = serde_json::from_str(&fs::read_to_string(all.join("manifest.json")).unwrap()).unwrap();
     assert_eq!(manifest["tokens"], serde_json::json!([766, 306, 598]));
     assert_eq!(manifest["model_sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(manifest["model_bytes"], fs::metadata(TINY).unwrap().len());
+    for (key, value) in [("positions", "all"), ("backend", "cpu"), ("kv", "f32"), ("model", TINY)] {
+        assert_eq!(manifest[key], value, "{key}");
+    }
     let stages = manifest["stages"].as_array().unwrap();
     assert_eq!(stages.len(), 3 + 4 * 22);
     assert_eq!((&stages[0]["file"], &stages[90]["file"]), (&Json::from("embedding.npy"), &Json::from("logits.npy")));
@@ -351,6 +431,8 @@ fn a_trace_has_every_stage_and_a_manifest() {
 
     // The last token's values are the last rows of all.
     let last = trace(&dir, "last", &["--positions", "last", "--stages", "q,logits,attn_scores", "--layers", "0,3"]);
+    let manifest: Json = serde_json::from_slice(&fs::read(last.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!((&manifest["positions"], manifest["stages"].as_array().unwrap().len()), (&Json::from("last"), 5));
     let mut names: Vec<_> = fs::read_dir(&last).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     let scores = ["layer00.attn_scores.npy", "layer00.q.npy", "layer03.attn_scores.npy", "layer03.q.npy"];
@@ -443,6 +525,16 @@ fn diff_names_the_stage_where_traces_part() {
 
     // The first trace is the one with the NaN when they are given the other way round.
     assert!(diff(&b, &a, &[]).1.contains("NanA"));
+    // What the manifests say of the traces is compared: of the same model, which tokens and which of them.
+    let note = |other: &Path| {
+        let output = run(&["diff", a.to_str().unwrap(), other.to_str().unwrap()]);
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(note(&b), "");
+    assert_eq!(note(&trace(&dir, "positions", &["--positions", "last"])), "note: the manifests differ in positions\n");
+    let tokens = path(&dir, "tokens");
+    succeeds(&["trace", TINY, "--tokens", "766,306,599", "--backend", "cpu", "--out", &tokens]);
+    assert_eq!(note(Path::new(&tokens)), "note: the manifests differ in tokens\n");
     // A stricter bound.
     fs::remove_file(b.join("layer02.attn_norm.npy")).unwrap();
     fs::remove_file(b.join("layer02.q.npy")).unwrap();
@@ -454,6 +546,14 @@ fn diff_names_the_stage_where_traces_part() {
         ),
         "{text}"
     );
+    // Bounds that a stage passes, and that it does not.
+    assert_eq!(diff(&a, &b, &["--min-cosine", "0.999"]).0, 0);
+    assert_eq!(diff(&a, &b, &["--min-cosine", "1.001"]).0, 1);
+    assert_eq!(diff(&a, &b, &["--min-cosine", "1.001", "--json"]).0, 1);
+    let (_, q) = npy::<f32>(b.join("layer03.q.npy"));
+    poke(&b.join("layer03.q.npy"), 0, &q.iter().map(|x| x * 0.5).collect::<Vec<_>>());
+    assert_eq!(["0.49", "0.51", "0.99"].map(|bound| diff(&a, &b, &["--min-cosine", bound]).0), [0, 1, 1]);
+    poke(&b.join("layer03.q.npy"), 0, &q);
     let (code, text) = diff(&a, &b, &["--exact"]);
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("the first that diverges is layer01.v (Diverge)"), "{text}");
@@ -643,6 +743,8 @@ fn bad_prompts_are_named() {
     fails_with(&["run", "--tokens", "1,2048"], &["2048", "position 1"]);
     fails_with(&["verify", "--tokens", "4294967295"], &["4294967295"]);
     fails_with(&["run", "--context", "8", "-n", "9"], &["context overflow", "13", "8"]);
+    // The last token needs no position.
+    assert!(succeeds(&["run", "--context", "13", "-n", "9"]).contains("over 9 tokens"));
     fails_with(&["run", "-n", "5000"], &["context overflow", "4096"]);
     fails_with(&["run", "-n", &usize::MAX.to_string()], &["context overflow"]);
     fails_with(&["run", "--context", "5000"], &["4096", "5000"]);
@@ -666,7 +768,7 @@ fn cuda_that_is_not_there_is_an_error() {
         vec!["logits", TINY, "--tokens", "1", "--backend", "cuda", "--out", &out],
         vec!["trace", TINY, "--tokens", "1", "--backend", "cuda", "--out", &out],
     ] {
-        fails_with(&args, &["no CUDA device"]);
+        fails_with(&args, &["no CUDA: "]);
     }
     assert!(!dir.path().join("out").exists());
 }
@@ -701,7 +803,21 @@ fn help_is_there_for_every_command() {
         assert!(succeeds(&[command, "--help"]).contains("Usage: kquant-moe"));
     }
     assert!(help.contains("Examples:"));
-    assert_eq!(succeeds(&["--version"]), format!("kquant-moe {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+/// Whoever has no GPU results is told by the program what it was built with, and if that is no kernels, why.
+#[test]
+fn the_build_is_said() {
+    let build = CUDA_BUILD.map_or_else(|reason| format!("none: {reason}"), |build| build.to_string());
+    let version = format!("kquant-moe {} (CUDA kernels: {build})\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(succeeds(&["--version"]), version);
+    let info = succeeds(&["info"]);
+    assert!(info.contains(&format!("CUDA build           {build}\n")), "{info}");
+    if let Err(reason) = CUDA_BUILD {
+        let text = succeeds(&["run", "-n", "1"]);
+        let parity = format!("parity: CPU only, no CUDA: this build has no CUDA kernels: {reason}\n");
+        assert!(text.ends_with(&parity), "{text}");
+    }
 }
 
 #[test]

@@ -226,3 +226,50 @@ impl Job for Trace<'_> {
         Ok(Traced { written: self.files.written, load: loaded - began, trace: loaded.elapsed(), memory })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The examples of FIPS 180-4, and files that are longer than what is read at a time.
+    #[test]
+    fn hashes_are_those_of_the_standard() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        for (bytes, expected) in [
+            (Vec::new(), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+            (b"abc".to_vec(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+            (vec![b'a'; 1_000_000], "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"),
+            (vec![0; (2 << 20) + 1], HASH_OF_ZEROS),
+        ] {
+            fs::write(&file, &bytes).unwrap();
+            assert_eq!(sha256(&file).unwrap(), expected, "{} bytes", bytes.len());
+        }
+    }
+
+    /// 2 MiB of zeros, and one more, as `sha256sum` has it.
+    const HASH_OF_ZEROS: &str = "e9a099c75ef837c28bc91683bee127e463fa0ee10c11fd816f8d2d428c0d610e";
+
+    #[test]
+    fn scores_are_as_wide_as_the_last_token_sees() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files { dir: dir.path(), rows: 3, positions: 4, memory: None, written: BTreeMap::new() };
+        let mut files = files;
+        let mut record = |stage, shape: &[usize], data: Data<'_>| {
+            files.record(Record { stage, layer: Some(1), position: 0, shape, data }).unwrap();
+        };
+        record(Stage::AttnScores, &[2, 1, 2], Data::F32(&[1.0, 2.0, 3.0, 4.0]));
+        record(Stage::AttnScores, &[1, 1, 4], Data::F32(&[5.0, 6.0, 7.0, 8.0]));
+        record(Stage::MoeRouterIndices, &[2, 1], Data::U32(&[1, 2]));
+        record(Stage::MoeRouterIndices, &[1, 1], Data::U32(&[3]));
+        let no = f32::NEG_INFINITY;
+        let scores = npy::read(&dir.path().join("layer01.attn_scores.npy")).unwrap();
+        assert_eq!(scores.shape, [3, 1, 4]);
+        let expected = vec![1.0, 2.0, no, no, 3.0, 4.0, no, no, 5.0, 6.0, 7.0, 8.0];
+        assert_eq!(scores.values, kquant_moe::diff::Values::F32(expected));
+        let indices = npy::read(&dir.path().join("layer01.moe_router_indices.npy")).unwrap();
+        assert_eq!((indices.shape, indices.values), (vec![3, 1], kquant_moe::diff::Values::Int(vec![1, 2, 3])));
+        let types: Vec<_> = files.written.values().map(|(shape, dtype)| (shape.clone(), *dtype)).collect();
+        assert_eq!(types, [(vec![3, 1, 4], "<f4"), (vec![3, 1], "<u4")]);
+    }
+}

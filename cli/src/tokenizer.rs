@@ -114,14 +114,6 @@ impl Tokenizer {
     pub fn end(&self) -> Option<u32> {
         self.end
     }
-
-    /// The text of tokens.
-    pub fn decode(&self, tokens: &[u32]) -> String {
-        let mut decoder = Decoder::default();
-        let mut text: String = tokens.iter().map(|&token| decoder.push(self, token)).collect();
-        text += &decoder.finish();
-        text
-    }
 }
 
 fn failed(error: tokenizers::Error) -> Error {
@@ -199,9 +191,20 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kquant_moe::gguf::Header;
+
+    impl Tokenizer {
+        /// The text of tokens.
+        fn decode(&self, tokens: &[u32]) -> String {
+            let mut decoder = Decoder::default();
+            let mut text: String = tokens.iter().map(|&token| decoder.push(self, token)).collect();
+            text += &decoder.finish();
+            text
+        }
+    }
 
     fn tiny() -> Tokenizer {
-        let bytes = include_bytes!("../../tests/data/tiny-qwen3moe-q4_k_m.gguf");
+        let bytes = include_bytes!("../model/tiny-qwen3moe-q4_k_m.gguf");
         let gguf = Gguf::from_static("tiny", bytes).unwrap();
         Tokenizer::from_gguf(&gguf, 2048).unwrap().unwrap()
     }
@@ -261,5 +264,122 @@ mod tests {
         assert_eq!(decoder.bytes(b"a"), "\u{fffd}a");
         assert_eq!(decoder.bytes(&[0xff, 0xfe, b'b', 0xc3]), "\u{fffd}\u{fffd}b");
         assert_eq!(decoder.finish(), "\u{fffd}");
+    }
+
+    /// The metadata of the test model with some of it replaced, or left out.
+    fn changed(replaced: &[(&str, Option<&dyn Fn(&mut Header, &str)>)]) -> Gguf {
+        let bytes = include_bytes!("../model/tiny-qwen3moe-q4_k_m.gguf");
+        let tiny = Gguf::from_static("tiny", bytes).unwrap();
+        let mut header = Header::new("changed");
+        for (key, value) in tiny.entries() {
+            match replaced.iter().find(|(name, _)| *name == key) {
+                None => header.set_value(key, value).unwrap(),
+                Some((_, Some(set))) => set(&mut header, key),
+                Some((_, None)) => {}
+            }
+        }
+        for (key, set) in replaced {
+            if let (None, Some(set)) = (tiny.metadata(key), set) {
+                set(&mut header, key);
+            }
+        }
+        Gguf::from_vec("changed", header.begin(Vec::new()).unwrap().finish().unwrap()).unwrap()
+    }
+
+    /// The vocabulary of the test model.
+    fn words() -> Vec<String> {
+        changed(&[]).strings("tokenizer.ggml.tokens").unwrap().into_iter().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_sequence_may_end_in_half_a_character() {
+        let tokenizer = tiny();
+        let words = words();
+        let id = |byte: u8| words.iter().position(|word| *word == byte_char(byte).to_string()).unwrap() as u32;
+        let crab = "🦀".as_bytes().iter().map(|&byte| id(byte)).collect::<Vec<_>>();
+        assert_eq!(tokenizer.decode(&crab), "🦀");
+        for len in 1..4 {
+            assert_eq!(tokenizer.decode(&crab[..len]), "\u{fffd}", "{len} of 4 bytes");
+            let text = [&[id(b'a')], &crab[..len], &[id(b'b')], &crab[..len]].concat();
+            assert_eq!(tokenizer.decode(&text), "a\u{fffd}b\u{fffd}", "{len} of 4 bytes");
+        }
+        let mut decoder = Decoder::default();
+        assert_eq!(crab.iter().map(|&token| decoder.push(&tokenizer, token)).collect::<Vec<_>>(), ["", "", "", "🦀"]);
+        assert_eq!(decoder.finish(), "");
+    }
+
+    #[test]
+    fn prompts_begin_as_the_file_says() {
+        let plain = tiny().encode("fn main").unwrap();
+        let begins = |value: bool| move |header: &mut Header, key: &str| header.set(key, &value).unwrap();
+        let id = |header: &mut Header, key: &str| header.set(key, &7_u32).unwrap();
+        let (add, token) = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.bos_token_id");
+        let encoded = |gguf: Gguf| Tokenizer::from_gguf(&gguf, 2048).map(|t| t.unwrap().encode("fn main").unwrap());
+        assert_eq!(encoded(changed(&[(add, Some(&begins(false))), (token, Some(&id))])).unwrap(), plain);
+        let begun = encoded(changed(&[(add, Some(&begins(true))), (token, Some(&id))])).unwrap();
+        assert_eq!(begun, [&[7], &plain[..]].concat());
+        assert_eq!(encoded(changed(&[(add, None)])).unwrap(), plain);
+        assert!(encoded(changed(&[(add, Some(&begins(true))), (token, None)])).is_err());
+        let end =
+            Tokenizer::from_gguf(&changed(&[("tokenizer.ggml.eos_token_id", None)]), 2048).unwrap().unwrap().end();
+        assert_eq!(end, None);
+    }
+
+    #[test]
+    fn kinds_of_tokens_decide_what_they_stand_for() {
+        let mut types = vec![1_i32; 2048];
+        let words = words();
+        // A token that is text as it stands, although it is spelled like bytes, and one that steers.
+        let (text, steers) = (2040, 2041);
+        (types[text], types[steers]) = (USER_DEFINED, CONTROL);
+        let mut tokens = words.clone();
+        tokens[text] = "Ġ<é>".into();
+        tokens[steers] = "<|steer|>".into();
+        let gguf = changed(&[
+            ("tokenizer.ggml.token_type", Some(&|header, key| header.set(key, &types).unwrap())),
+            ("tokenizer.ggml.tokens", Some(&|header, key| header.set(key, &tokens).unwrap())),
+            ("tokenizer.ggml.merges", Some(&|header, key| header.set(key, &Vec::<String>::new()).unwrap())),
+        ]);
+        let tokenizer = Tokenizer::from_gguf(&gguf, 2048).unwrap().unwrap();
+        let ids = tokenizer.encode("aĠ<é>b<|steer|>").unwrap();
+        assert_eq!(ids.len(), 4);
+        assert_eq!((ids[1], ids[3]), (text as u32, steers as u32));
+        assert_eq!(tokenizer.decode(&ids), "aĠ<é>b");
+        // Without types all tokens are text in bytes.
+        let untyped = changed(&[("tokenizer.ggml.token_type", None)]);
+        let tokenizer = Tokenizer::from_gguf(&untyped, 2048).unwrap().unwrap();
+        assert_eq!(tokenizer.decode(&[2046]), words[2046]);
+    }
+
+    #[test]
+    fn vocabularies_that_cannot_be_one_are_refused() {
+        let set = |value: &'static str| move |header: &mut Header, key: &str| header.set(key, value).unwrap();
+        let kind = "tokenizer.ggml.model";
+        for none in ["none", "no_vocab"] {
+            assert!(Tokenizer::from_gguf(&changed(&[(kind, Some(&set(none)))]), 2048).unwrap().is_none());
+        }
+        assert!(Tokenizer::from_gguf(&changed(&[(kind, None)]), 2048).unwrap().is_none());
+        let refused = |gguf: Gguf, vocab| matches!(Tokenizer::from_gguf(&gguf, vocab), Err(Error::Model(_)));
+        assert!(refused(changed(&[(kind, Some(&set("llama")))]), 2048));
+        assert!(refused(changed(&[("tokenizer.ggml.pre", Some(&set("default")))]), 2048));
+        assert!(refused(changed(&[("tokenizer.ggml.pre", None)]), 2048));
+        assert!(!refused(changed(&[]), 2048) && !refused(changed(&[]), 2049) && refused(changed(&[]), 2047));
+        // Every byte must have its token.
+        for byte in [0, b'a', 0xff] {
+            let tokens: Vec<String> = words()
+                .into_iter()
+                .map(|word| if word == byte_char(byte).to_string() { "gone".into() } else { word })
+                .collect();
+            let none = |header: &mut Header, key: &str| header.set(key, &Vec::<String>::new()).unwrap();
+            let gguf = changed(&[
+                ("tokenizer.ggml.tokens", Some(&|header, key| header.set(key, &tokens).unwrap())),
+                ("tokenizer.ggml.merges", Some(&none)),
+            ]);
+            assert!(refused(gguf, 2048), "{byte}");
+        }
+        for merge in ["ab", "a b c", ""] {
+            let merges = |header: &mut Header, key: &str| header.set(key, &vec![merge]).unwrap();
+            assert!(refused(changed(&[("tokenizer.ggml.merges", Some(&merges))]), 2048), "{merge:?}");
+        }
     }
 }

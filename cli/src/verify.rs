@@ -60,20 +60,7 @@ pub fn verify(args: &Args, out: &mut Out) -> Result<Outcome> {
     let cpu = backend::run(None, gather())?;
     let clauses =
         Clauses { cpu: &cpu, gpu: gpu.as_ref(), no_gpu, require_cuda: args.require_cuda, vocab: source.config.vocab };
-    let clauses = clauses.all();
-    let outcome =
-        if clauses.iter().any(|clause| matches!(clause.state, State::Fail(_))) { Outcome::Failed } else { Outcome::Ok };
-    // Where the two traces that the first failed clause is about part.
-    let report = clauses.iter().find(|clause| matches!(clause.state, State::Fail(_))).and_then(|clause| {
-        match (clause.about, &gpu) {
-            (About::Parity, Some(gpu)) => Some(("A: cpu, B: cuda", cpu.prefill.compare(&gpu.prefill, MIN_COSINE))),
-            (About::Decode, _) => [Some(&cpu), gpu.as_ref()]
-                .into_iter()
-                .flatten()
-                .find_map(|run| Some(("A: prefill, B: decode", run.prefill.compare(run.decode.as_ref()?, MIN_COSINE)))),
-            _ => None,
-        }
-    });
+    let Findings { clauses, outcome, report } = clauses.findings();
 
     if args.json {
         let clauses = clauses.iter().map(Clause::json);
@@ -83,7 +70,7 @@ pub fn verify(args: &Args, out: &mut Out) -> Result<Outcome> {
             "kv": args.kv.name(),
             "cpu": cpu.on,
             "cuda": gpu.as_ref().map(|gpu| &gpu.on),
-            "cuda_build": machine::CUDA_BUILD,
+            "cuda_build": machine::cuda_build(),
             "crate": format!("kquant-moe {}", machine::VERSION),
             "passed": outcome == Outcome::Ok,
             "clauses": clauses.collect::<Vec<_>>(),
@@ -252,7 +239,9 @@ fn first_difference(a: &Capture, b: &Capture, wanted: &dyn Fn(Point) -> bool) ->
         _ => true,
     };
     let point = points.filter(differ).min()?;
-    let (a, b) = (a.arrays.get(point)?, b.arrays.get(point)?);
+    let (Some(a), Some(b)) = (a.arrays.get(point), b.arrays.get(point)) else {
+        return Some(format!("{point} is in one of the two only"));
+    };
     let index = bad_index(a, b)?;
     let row = index / a.shape.iter().skip(1).product::<usize>().max(1);
     Some(format!("{point} at token {row} (value {index})"))
@@ -349,7 +338,31 @@ struct Clauses<'a> {
     vocab: usize,
 }
 
+/// What comes of the clauses.
+struct Findings {
+    clauses: Vec<Clause>,
+    outcome: Outcome,
+    /// Where the two traces that the first failed clause is about part.
+    report: Option<(&'static str, Report)>,
+}
+
 impl Clauses<'_> {
+    fn findings(&self) -> Findings {
+        let clauses = self.all();
+        let failed = clauses.iter().find(|clause| matches!(clause.state, State::Fail(_)));
+        let outcome = if failed.is_some() { Outcome::Failed } else { Outcome::Ok };
+        let Self { cpu, gpu, .. } = *self;
+        let report = failed.and_then(|clause| match (clause.about, gpu) {
+            (About::Parity, Some(gpu)) => Some(("A: cpu, B: cuda", cpu.prefill.compare(&gpu.prefill, MIN_COSINE))),
+            (About::Decode, _) => [Some(cpu), gpu]
+                .into_iter()
+                .flatten()
+                .find_map(|run| Some(("A: prefill, B: decode", run.prefill.compare(run.decode.as_ref()?, MIN_COSINE)))),
+            _ => None,
+        });
+        Findings { clauses, outcome, report }
+    }
+
     fn all(&self) -> Vec<Clause> {
         let stage = |wanted: Stage| {
             move |gpu: &Evidence, cpu: &Evidence| {
@@ -407,7 +420,11 @@ impl Clauses<'_> {
     }
 
     fn top_fault(&self, gpu: &Evidence, cpu: &Evidence) -> Option<String> {
-        let rows = logits(&cpu.prefill).chunks(self.vocab).zip(logits(&gpu.prefill).chunks(self.vocab));
+        let (cpu, gpu) = (logits(&cpu.prefill), logits(&gpu.prefill));
+        if cpu.len() != gpu.len() {
+            return Some(format!("{} and {} logits", cpu.len(), gpu.len()));
+        }
+        let rows = cpu.chunks(self.vocab).zip(gpu.chunks(self.vocab));
         let (token, cpu, gpu) =
             rows.enumerate().map(|(token, (cpu, gpu))| (token, top(cpu), top(gpu))).find(|(_, cpu, gpu)| cpu != gpu)?;
         Some(format!("token {token}: cpu {cpu:?}, cuda {gpu:?}"))
@@ -422,6 +439,7 @@ fn memory_fault(gpu: &Evidence) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::faulty::{Fault, Faulty};
     use super::*;
     use kquant_moe::trace::Data;
 
@@ -520,5 +538,180 @@ mod tests {
         let same = captured(&[f32::NAN, 2.0], WEIGHTS, INDICES, LOGITS);
         assert_eq!(first_difference(&nan, &same, &|_| true), None);
         assert_eq!(top(&[1.0, f32::NAN, f32::INFINITY, 1.0, -1.0, 0.0]), [1, 2, 0, 3, 5]);
+    }
+
+    const HIDDEN_CLAUSE: &str = "hidden state equal in every layer";
+    const INDICES_CLAUSE: &str = "router indices equal in every layer";
+    const VALUES_CLAUSE: &str = "every recorded value equal";
+    const TOP_CLAUSE: &str = "top-1 and top-5 tokens equal";
+    const WEIGHTS_CLAUSE: &str = "router weights sum to 1";
+    const FINITE_CLAUSE: &str = "finite everywhere";
+    const DECODE_CLAUSE: &str = "one prefill equals token-by-token decode";
+    const REPEAT_CLAUSE: &str = "two runs equal";
+
+    /// What the checks find of a backend with a fault: the clauses that fail, the outcome, and the first stage that the
+    /// report names. The tokens are computed as `verify` computes them; `cuda`: the faulty backend stands for the GPU next to a
+    /// sound CPU, or else for the CPU where there is no GPU.
+    fn found(fault: Fault, cuda: bool) -> (Vec<&'static str>, Outcome, Option<String>) {
+        let source = Source::open(None).unwrap();
+        let tokens = [766, 306, 598, 284, 280];
+        let options = ContextOptions { capacity: tokens.len(), ..ContextOptions::default() };
+        let gather = |fault, name| {
+            Gather { source: &source, tokens: &tokens, options }.run(Faulty::new(name, fault), None).unwrap()
+        };
+        let cpu = gather(if cuda { Fault::None } else { fault }, "cpu");
+        let gpu = cuda.then(|| gather(fault, "cuda"));
+        let no_gpu = (!cuda).then(|| "none".to_owned());
+        let vocab = source.config.vocab;
+        let findings = Clauses { cpu: &cpu, gpu: gpu.as_ref(), no_gpu, require_cuda: false, vocab }.findings();
+        let failed = findings.clauses.iter().filter(|clause| matches!(clause.state, State::Fail(_)));
+        let parts = findings.report.and_then(|(_, report)| Some(report.first_difference()?.0.to_string()));
+        (failed.map(|clause| clause.name).collect(), findings.outcome, parts)
+    }
+
+    #[test]
+    fn a_sound_backend_passes() {
+        for cuda in [false, true] {
+            assert_eq!(found(Fault::None, cuda), (vec![], Outcome::Ok, None));
+        }
+    }
+
+    #[test]
+    fn a_fault_of_the_gpu_fails_the_clauses_that_are_about_it() {
+        let hidden = "layer00.ffn_residual";
+        for (fault, clauses, first) in [
+            (Fault::Hidden, vec![HIDDEN_CLAUSE, VALUES_CLAUSE], Some(hidden)),
+            // What is computed for one of many tokens is not what is computed for it alone.
+            (Fault::Grouped, vec![HIDDEN_CLAUSE, VALUES_CLAUSE, DECODE_CLAUSE], Some(hidden)),
+            (Fault::Single, vec![DECODE_CLAUSE], Some(hidden)),
+            (Fault::Indices, vec![INDICES_CLAUSE, VALUES_CLAUSE, DECODE_CLAUSE], Some("layer00.moe_router_indices")),
+            (Fault::Weights, vec![VALUES_CLAUSE, WEIGHTS_CLAUSE, DECODE_CLAUSE], Some("layer00.moe_router")),
+            (Fault::Top, vec![VALUES_CLAUSE, TOP_CLAUSE, DECODE_CLAUSE], Some("logits")),
+            // The first prefill is the odd one, or the second.
+            (Fault::Run(1), vec![HIDDEN_CLAUSE, VALUES_CLAUSE, DECODE_CLAUSE, REPEAT_CLAUSE], Some(hidden)),
+            (Fault::Run(2), vec![REPEAT_CLAUSE], None),
+            (Fault::Run(3), vec![DECODE_CLAUSE], Some(hidden)),
+            (Fault::Untraced, vec![DECODE_CLAUSE, REPEAT_CLAUSE], None),
+            (Fault::UntracedSingle, vec![DECODE_CLAUSE], None),
+        ] {
+            let expected = (clauses, Outcome::Failed, first.map(str::to_owned));
+            assert_eq!(found(fault, true), expected, "{fault:?}");
+        }
+        let (clauses, outcome, first) = found(Fault::Nan, true);
+        assert!(clauses.contains(&FINITE_CLAUSE) && clauses.contains(&VALUES_CLAUSE), "{clauses:?}");
+        assert_eq!((outcome, first.as_deref()), (Outcome::Failed, Some(hidden)));
+    }
+
+    #[test]
+    fn a_fault_of_the_cpu_alone_is_found_as_well() {
+        let hidden = "layer00.ffn_residual";
+        for (fault, clauses, first) in [
+            (Fault::Grouped, vec![DECODE_CLAUSE], Some(hidden)),
+            (Fault::Single, vec![DECODE_CLAUSE], Some(hidden)),
+            (Fault::Weights, vec![WEIGHTS_CLAUSE, DECODE_CLAUSE], None),
+            (Fault::Run(2), vec![REPEAT_CLAUSE], None),
+            (Fault::UntracedSingle, vec![DECODE_CLAUSE], None),
+        ] {
+            let expected = (clauses, Outcome::Failed, first.map(str::to_owned));
+            assert_eq!(found(fault, false), expected, "{fault:?}");
+        }
+        assert!(found(Fault::Nan, false).0.contains(&FINITE_CLAUSE));
+    }
+
+    #[test]
+    fn what_only_one_of_two_has_differs() {
+        let both = || captured(HIDDEN, WEIGHTS, INDICES, LOGITS);
+        for stage in [Stage::FfnResidual, Stage::Logits] {
+            let mut less = both();
+            less.arrays.retain(|point, _| point.stage != stage);
+            for (a, b) in [(&less, &both()), (&both(), &less)] {
+                assert!(first_difference(a, b, &|_| true).is_some_and(|text| text.contains(stage.name())), "{stage}");
+                assert_eq!(first_difference(a, b, &|point| point.stage != stage), None, "{stage}");
+            }
+        }
+        // Fewer values, and no logits at all: nothing that is there differs.
+        let short = captured(HIDDEN, WEIGHTS, INDICES, &[]);
+        assert!(first_difference(&both(), &short, &|_| true).is_some_and(|text| text.contains("value 0")));
+        let cpu = evidence("cpu");
+        let gpu = Evidence { prefill: short, untraced: [vec![], vec![]], ..evidence("cuda") };
+        assert_eq!(failed(&cpu, Some(&gpu)), [VALUES_CLAUSE, TOP_CLAUSE]);
+    }
+
+    #[test]
+    fn differences_are_named_by_their_first_value() {
+        let values = [1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let with = |at: usize| {
+            let mut values = values;
+            values[at] = values[at].next_up();
+            captured(&values, WEIGHTS, INDICES, LOGITS)
+        };
+        let all = captured(&values, WEIGHTS, INDICES, LOGITS);
+        for (at, token) in [(0, 0), (1, 0), (2, 1), (5, 2)] {
+            let text = first_difference(&all, &with(at), &|_| true).unwrap();
+            assert_eq!(text, format!("layer00.ffn_residual at token {token} (value {at})"));
+        }
+        // The earliest stage, and zeros of different sign.
+        let later = captured(HIDDEN, WEIGHTS, &[1, 3], &[0.0, 1.0, 2.0, 3.0, 4.0, 6.0]);
+        let text = first_difference(&captured(HIDDEN, WEIGHTS, INDICES, LOGITS), &later, &|_| true).unwrap();
+        assert!(text.starts_with("layer00.moe_router_indices at token 0 (value 0)"), "{text}");
+        let (plus, minus) = ([0.0, 2.0], [-0.0, 2.0]);
+        let [plus, minus] = [plus, minus].map(|hidden| captured(&hidden, WEIGHTS, INDICES, LOGITS));
+        assert!(first_difference(&plus, &minus, &|_| true).is_some());
+    }
+
+    #[test]
+    fn scores_are_finite_where_they_are_seen_and_nowhere_else() {
+        const NO: f32 = f32::NEG_INFINITY;
+        // Two tokens, two heads, two positions: the first token sees its own.
+        let sound = [1.0, NO, 2.0, NO, 3.0, 4.0, 5.0, 6.0];
+        let fault = |scores: &[f32]| {
+            let mut evidence = evidence("cpu");
+            let data = Data::F32(scores);
+            let record = Record { stage: Stage::AttnScores, layer: Some(0), position: 0, shape: &[2, 2, 2], data };
+            evidence.prefill.add(record).unwrap();
+            evidence.finite_fault()
+        };
+        assert_eq!(fault(&sound), None);
+        for at in 0..8 {
+            // What is masked shows, and what is seen is not there.
+            let mut scores = sound;
+            scores[at] = if sound[at] == NO { 0.0 } else { NO };
+            assert!(fault(&scores).is_some_and(|text| text.contains(&format!("value {at} "))), "{at}");
+            scores[at] = f32::NAN;
+            assert!(fault(&scores).is_some(), "{at}");
+        }
+        let mut bare = evidence("cpu");
+        bare.prefill = captured(HIDDEN, WEIGHTS, INDICES, &[0.0, 1.0, f32::INFINITY, 3.0, 4.0, 5.0]);
+        assert!(bare.finite_fault().is_some());
+    }
+
+    #[test]
+    fn weights_may_be_off_by_a_millionth() {
+        let fault = |weights: &[f32]| {
+            Evidence { prefill: captured(HIDDEN, weights, INDICES, LOGITS), ..evidence("cpu") }.weights_fault()
+        };
+        // Sums of floats near 1/4 are exact in f64, in steps of 2^-25.
+        let step = 2_f32.powi(-25);
+        for (steps, fails) in [(33.0, false), (34.0, true), (-33.0, false), (-34.0, true), (f32::NAN, true)] {
+            assert_eq!(fault(&[0.75, 0.25 + steps * step]).is_some(), fails, "{steps} steps");
+        }
+        // Any row.
+        assert!(fault(&[0.75, 0.25, 0.5, 0.5]).is_none());
+        assert!(fault(&[0.75, 0.25, 0.5, 0.25]).is_some_and(|text| text.contains("token 1 sum to 0.75")));
+    }
+
+    #[test]
+    fn the_most_probable_tokens_are_the_first_five() {
+        assert_eq!(top(&[0.0, 5.0, 1.0, 4.0, 2.0, 3.0, 6.0]), [6, 1, 3, 5, 4]);
+        assert_eq!(top(&[1.0; 7]), [0, 1, 2, 3, 4]);
+        assert_eq!(top(&[-0.0, 0.0]), [1, 0]);
+    }
+
+    #[test]
+    fn memory_in_use_is_a_share_of_all() {
+        for (used, total, fails) in [(95, 100, false), (951, 1000, true), (0, 1, false), (1, 1, true)] {
+            let evidence = Evidence { memory: Some((used, total)), ..evidence("cuda") };
+            assert_eq!(memory_fault(&evidence).is_some(), fails, "{used} of {total}");
+        }
     }
 }

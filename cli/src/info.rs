@@ -88,7 +88,7 @@ pub fn info(args: &Args, out: &mut Out) -> Result<Outcome> {
     if plan.workspace > 0 {
         line("  workspace", bytes(plan.workspace));
     }
-    line("CUDA build", machine::CUDA_BUILD.into());
+    line("CUDA build", machine::cuda_build());
     match device {
         Ok(device) => {
             let (free, _) = device.memory()?;
@@ -200,7 +200,7 @@ fn json_report(
         },
         "crate": format!("kquant-moe {}", machine::VERSION),
         "cpu": machine::cpu(),
-        "cuda_build": machine::CUDA_BUILD,
+        "cuda_build": machine::cuda_build(),
         "cuda_device": device,
     }))
 }

@@ -1,0 +1,1100 @@
+//! One condition at a time: every launcher of the C table gets arguments of which one breaks one condition alone, and must return just
+//! that condition's status. Arguments at an upper bound, and each alternative of a condition that has some, must be taken.
+//!
+//! The conditions are those of `KQM_REQUIRE` and `KQM_TRY` in `cuda/`, read from the sources: one that nothing here breaks fails the
+//! test, and so does a case for one that is no longer there. The smallest shapes are the arguments that all cases start from, so that
+//! lower bounds are at their limit throughout.
+
+#[path = "common/kernels.rs"]
+mod common;
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use common::*;
+use kquant_moe::blocks::TensorType;
+use kquant_moe::device::{Buffer, Device, Plain};
+use kquant_moe::sys::*;
+use kquant_moe_emulation::{self as emulation, Failure};
+
+/// What a case shows of a condition: `(file, condition)`, and of one with alternatives which of them is enough.
+type Shown = (&'static str, String);
+
+/// What the cases have shown so far, and the memory that they use.
+#[derive(Default)]
+struct Table {
+    memory: RefCell<Vec<Box<dyn Any>>>,
+    refused: BTreeSet<Shown>,
+    at_bound: BTreeSet<Shown>,
+    alternatives: BTreeSet<(&'static str, String, String)>,
+    cases: usize,
+}
+
+impl Table {
+    /// Zeros that stay until the end.
+    fn zeros<T: Plain>(&self, len: usize) -> *mut T {
+        let device = emulated_device().unwrap();
+        let mut buffer: Buffer<EmulatedDevice, T> = ok(Buffer::zeroed(&device, len));
+        let address = buffer.slice_mut().as_ptr();
+        self.memory.borrow_mut().push(Box::new(buffer));
+        address
+    }
+
+    /// An aligned address that no kernel can touch.
+    fn nowhere<T>(&self) -> *mut T {
+        self.zeros::<u8>(16).wrapping_add(16).cast()
+    }
+
+    /// The tiles of `experts` matrices of one row of `cols` weights.
+    fn matrix(&self, type_: u32, experts: u32, cols: u32) -> kqm_matrix {
+        let kind = TensorType::MATRICES.iter().find(|&&kind| kind as u32 == type_).unwrap();
+        let tiles = self.zeros::<u8>((experts * (cols / KQM_BLOCK)) as usize * 16 * kind.block_bytes());
+        kqm_matrix { tiles: tiles.cast(), type_, rows: 1, cols, experts }
+    }
+}
+
+/// A launcher with arguments that it takes.
+struct Launcher<'t, A> {
+    table: &'t mut Table,
+    file: &'static str,
+    function: unsafe extern "C" fn(*const A, kqm_stream) -> kqm_status,
+    base: A,
+}
+
+impl<'t, A: Copy> Launcher<'t, A> {
+    fn new(
+        table: &'t mut Table,
+        file: &'static str,
+        function: Option<unsafe extern "C" fn(*const A, kqm_stream) -> kqm_status>,
+        base: A,
+    ) -> Self {
+        let mut launcher = Self { table, file, function: function.unwrap(), base };
+        launcher.starting_with(base);
+        launcher
+    }
+
+    fn run(&mut self, args: *const A) -> kqm_status {
+        self.table.cases += 1;
+        // SAFETY: launchers check their arguments. What is wrong with them stops the emulated kernel at a guarded address.
+        unsafe { (self.function)(args, std::ptr::null_mut()) }
+    }
+
+    /// Other arguments that the launcher takes; cases from here on change these.
+    fn starting_with(&mut self, base: A) {
+        let status = self.run(&base);
+        assert_eq!(status, KQM_OK, "{}: complete arguments: {}", self.file, emulation::last_error());
+        self.base = base;
+    }
+
+    fn changed(&self, change: impl FnOnce(&mut A)) -> A {
+        let mut args = self.base;
+        change(&mut args);
+        args
+    }
+
+    /// No arguments at all.
+    fn refuses_null(&mut self) {
+        self.refused(self.file, "args != nullptr", KQM_NULL_POINTER, std::ptr::null());
+    }
+
+    /// The change breaks the condition, for which the launcher has the status.
+    fn refuses(&mut self, status: kqm_status, condition: &str, change: impl FnOnce(&mut A)) {
+        self.refuses_in(self.file, status, condition, change);
+    }
+
+    /// The same for a condition in a header.
+    fn refuses_in(&mut self, file: &'static str, status: kqm_status, condition: &str, change: impl FnOnce(&mut A)) {
+        let args = self.changed(change);
+        self.refused(file, condition, status, &args);
+    }
+
+    fn refused(&mut self, file: &'static str, condition: &str, status: kqm_status, args: *const A) {
+        let found = self.run(args);
+        assert_eq!(found, status, "{}, condition of {file}: {condition}: {}", self.file, emulation::last_error());
+        self.table.refused.insert((file, condition.into()));
+    }
+
+    /// The launcher calls a function that has conditions of its own, which cases with this launcher break.
+    fn calls(&mut self, call: &str) {
+        self.table.refused.insert((self.file, format!("KQM_TRY({call})")));
+    }
+
+    /// The change brings the condition to its upper bound, and an operand to where the kernel cannot read it: that it tries shows
+    /// that it was launched.
+    fn launches(&mut self, condition: &str, change: impl FnOnce(&mut A)) {
+        self.launches_in(self.file, condition, change);
+    }
+
+    fn launches_in(&mut self, file: &'static str, condition: &str, change: impl FnOnce(&mut A)) {
+        let args = self.changed(change);
+        let found = Failure::from_status(self.run(&args));
+        let what = format!("{}, at the bound of {file}: {condition}: {}", self.file, emulation::last_error());
+        assert_eq!(found, Some(Failure::MemoryFault), "{what}");
+        self.table.at_bound.insert((file, condition.into()));
+    }
+
+    /// Of the condition's alternatives this one alone holds after the change, which is enough.
+    fn takes(&mut self, condition: &str, alternative: &str, change: impl FnOnce(&mut A)) {
+        self.takes_in(self.file, condition, alternative, change);
+    }
+
+    fn takes_in(&mut self, file: &'static str, condition: &str, alternative: &str, change: impl FnOnce(&mut A)) {
+        let args = self.changed(change);
+        let what = format!("{}, condition of {file}: {condition}, by {alternative}", self.file);
+        assert_eq!(self.run(&args), KQM_OK, "{what}: {}", emulation::last_error());
+        self.table.alternatives.insert((file, condition.into(), alternative.into()));
+    }
+}
+
+fn null<T>() -> *mut T {
+    std::ptr::null_mut()
+}
+
+/// An address that is not a multiple of 16, nor of 2.
+fn odd<T>(address: *const T) -> *mut T {
+    address.cast::<u8>().wrapping_add(1).cast_mut().cast()
+}
+
+/// An address of the type's alignment, at least 4, but not of 16.
+fn shifted<T>(address: *const T) -> *mut T {
+    address.cast::<u8>().wrapping_add(8).cast_mut().cast()
+}
+
+/// The conditions of `kqm_check_matrix`, for a matrix operand that the launcher calls `name`.
+fn matrix<A: Copy>(launcher: &mut Launcher<A>, call: &str, of: impl Fn(&mut A) -> &mut kqm_matrix) {
+    const FILE: &str = "common/types.cuh";
+    launcher.calls(call);
+    launcher.refuses_in(FILE, KQM_NULL_POINTER, "w.tiles != nullptr", |a| of(a).tiles = null());
+    for other in [KQM_TYPE_F32, KQM_TYPE_F16, 9, 15, u32::MAX] {
+        launcher.refuses_in(FILE, KQM_UNSUPPORTED_TYPE, "KqmBlockTypes::has(w.type)", |a| of(a).type_ = other);
+    }
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, "w.cols > 0", |a| of(a).cols = 0);
+    for cols in [1, 128, 255, 257, 384] {
+        launcher.refuses_in(FILE, KQM_BAD_SHAPE, "w.cols % KQM_BLOCK == 0", |a| of(a).cols = cols);
+    }
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, "w.cols <= kqm_max_cols", |a| of(a).cols = 16384 + 256);
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, "w.rows <= kqm_max_rows", |a| of(a).rows = 0x7fff_fff1);
+    launcher.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(w.tiles, 16)", |a| of(a).tiles = shifted(of(a).tiles));
+}
+
+/// The conditions of `kqm_check_fused_norm`.
+fn fused_norm<A: Copy>(
+    launcher: &mut Launcher<A>,
+    call: &str,
+    of: impl Fn(&mut A) -> &mut kqm_fused_norm,
+    two_tokens: impl FnOnce(&mut A),
+) {
+    const FILE: &str = "common/norm.cuh";
+    launcher.calls(call);
+    launcher.refuses_in(FILE, KQM_NULL_POINTER, "norm.weight != nullptr", |a| of(a).weight = null());
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, "tokens == 1", two_tokens);
+    launcher.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(norm.x, 16)", |a| of(a).x = shifted(of(a).x));
+    launcher.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(norm.weight, 16)", |a| of(a).weight = shifted(of(a).weight));
+    launcher.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(norm.out, 16)", |a| of(a).out = shifted(of(a).out));
+}
+
+fn argmax(table: &mut Table, kernels: &kqm_kernels) {
+    let (x, out, partial, done) = (table.zeros(1), table.zeros(1), table.zeros(1), table.zeros(1));
+    let nowhere = table.nowhere();
+    let base = kqm_argmax_args { x, out, partial, done, rows: 1, cols: 1, ..Default::default() };
+    let mut l = Launcher::new(table, "argmax.cu", kernels.argmax, base);
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->x", |a| a.x = null());
+    l.refuses(KQM_NULL_POINTER, "args->out", |a| a.out = null());
+    l.refuses(KQM_NULL_POINTER, "args->partial", |a| a.partial = null());
+    l.refuses(KQM_NULL_POINTER, "args->done", |a| a.done = null());
+    l.refuses(KQM_BAD_SHAPE, "args->rows > 0", |a| a.rows = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->rows <= 65535", |a| a.rows = 65536);
+    l.refuses(KQM_BAD_SHAPE, "args->cols > 0", |a| a.cols = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->cols < 0x7fffffffu", |a| a.cols = 0x7fff_ffff);
+    l.launches("args->rows <= 65535", |a| (a.rows, a.x) = (65535, nowhere));
+    l.launches("args->cols < 0x7fffffffu", |a| (a.cols, a.x) = (0x7fff_fffe, nowhere));
+}
+
+fn attention(table: &mut Table, kernels: &kqm_kernels) {
+    const FILE: &str = "attention.cu";
+    let shapes =
+        kqm_attention_args { capacity: 1, tokens: 1, heads: 4, kv_heads: 4, head_dim: 64, ..Default::default() };
+    // SAFETY: the function reads the counts of the structure.
+    let workspace_bytes = unsafe { kernels.attention_workspace.unwrap()(&shapes) };
+    let (k_cache, v_cache) = (table.zeros::<f32>(256).cast(), table.zeros::<f32>(256).cast());
+    let nowhere = table.nowhere::<f32>();
+    let base = kqm_attention_args {
+        q: table.zeros(256),
+        k_cache,
+        v_cache,
+        start: table.zeros(1),
+        out: table.zeros(256),
+        fixed: table.zeros(1),
+        workspace: table.zeros::<u8>(workspace_bytes as usize).cast(),
+        workspace_bytes,
+        cache_type: KQM_TYPE_F32,
+        scale: 0.125,
+        ..shapes
+    };
+    let rope = rope_args(table, k_cache, v_cache, base.start.cast_mut());
+    // Room for more than 4 heads of 64 dimensions.
+    let (many, room) = (table.zeros(16 * 256), table.zeros::<u8>(1 << 16));
+    let fused = kqm_attention_args { q: null(), rope, ..base };
+    let mut l = Launcher::new(table, FILE, kernels.attention, base);
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->k_cache", |a| a.k_cache = null());
+    l.refuses(KQM_NULL_POINTER, "args->v_cache", |a| a.v_cache = null());
+    l.refuses(KQM_NULL_POINTER, "args->start", |a| a.start = null());
+    l.refuses(KQM_NULL_POINTER, "args->workspace", |a| a.workspace = null());
+    let queries = "args->q != nullptr || args->rope.q != nullptr";
+    l.refuses(KQM_NULL_POINTER, queries, |a| a.q = null());
+    l.takes(queries, "args->q != nullptr", |_| {});
+    let results = "args->out != nullptr || args->fixed != nullptr";
+    l.refuses(KQM_NULL_POINTER, results, |a| (a.out, a.fixed) = (null(), null()));
+    l.takes(results, "args->out != nullptr", |a| a.fixed = null());
+    l.takes(results, "args->fixed != nullptr", |a| a.out = null());
+    let types = "args->cache_type == KQM_TYPE_F32 || args->cache_type == KQM_TYPE_F16";
+    for other in [2, KQM_TYPE_Q4_K, KQM_TYPE_Q6_K, u32::MAX] {
+        l.refuses(KQM_UNSUPPORTED_TYPE, types, |a| a.cache_type = other);
+    }
+    l.takes(types, "args->cache_type == KQM_TYPE_F32", |_| {});
+    l.takes(types, "args->cache_type == KQM_TYPE_F16", |a| a.cache_type = KQM_TYPE_F16);
+    l.refuses(KQM_BAD_SHAPE, "args->tokens > 0", |a| a.tokens = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->tokens <= 0x7fffffffu", |a| a.tokens = 0x8000_0000);
+    l.launches("args->tokens <= 0x7fffffffu", |a| (a.tokens, a.q) = (0x7fff_ffff, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->capacity > 0", |a| a.capacity = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->capacity <= kqm_max_capacity", |a| {
+        (a.capacity, a.workspace_bytes) = (0x8000_0000, u64::MAX);
+    });
+    l.launches("args->capacity <= kqm_max_capacity", |a| {
+        (a.capacity, a.workspace_bytes, a.q) = (0x7fff_ffff, u64::MAX, nowhere);
+    });
+    l.refuses(KQM_BAD_SHAPE, "args->kv_heads > 0", |a| a.kv_heads = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->heads > 0", |a| a.heads = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->heads <= kqm_max_heads", |a| {
+        (a.heads, a.kv_heads, a.workspace_bytes) = (65536, 65536, u64::MAX);
+    });
+    l.launches("args->heads <= kqm_max_heads", |a| {
+        (a.heads, a.kv_heads, a.workspace_bytes, a.q, a.fixed) = (65535, 65535, u64::MAX, nowhere, null());
+    });
+    l.refuses(KQM_BAD_SHAPE, "args->heads % args->kv_heads == 0", |a| a.kv_heads = 3);
+    let group = "args->heads / args->kv_heads <= uint32_t(max_group)";
+    l.refuses(KQM_BAD_SHAPE, group, |a| {
+        (a.heads, a.kv_heads, a.fixed, a.workspace_bytes) = (17, 1, null(), u64::MAX);
+    });
+    l.launches(group, |a| (a.heads, a.kv_heads, a.workspace_bytes, a.q) = (16, 1, u64::MAX, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->head_dim > 0", |a| a.head_dim = 0);
+    for head_dim in [8, 32, 65, 96] {
+        l.refuses(KQM_BAD_SHAPE, "args->head_dim % 64 == 0", |a| {
+            (a.head_dim, a.fixed, a.workspace_bytes) = (head_dim, null(), u64::MAX);
+        });
+    }
+    let head_dim = "args->head_dim <= uint32_t(kqm_max_head_dim)";
+    l.refuses(KQM_BAD_SHAPE, head_dim, |a| (a.head_dim, a.workspace_bytes) = (320, u64::MAX));
+    l.launches(head_dim, |a| (a.head_dim, a.workspace_bytes, a.q) = (256, u64::MAX, nowhere));
+    let follows_qkv = "!args->follows_qkv || args->rope.q != nullptr";
+    l.refuses(KQM_BAD_SHAPE, follows_qkv, |a| a.follows_qkv = 1);
+    l.takes(follows_qkv, "!args->follows_qkv", |_| {});
+    let whole = "args->fixed == nullptr || args->heads * args->head_dim % KQM_BLOCK == 0";
+    let three_heads = |a: &mut kqm_attention_args| (a.heads, a.kv_heads) = (3, 3);
+    l.refuses(KQM_BAD_SHAPE, whole, three_heads);
+    l.takes(whole, "args->fixed == nullptr", |a| {
+        three_heads(a);
+        a.fixed = null();
+    });
+    l.takes(whole, "args->heads * args->head_dim % KQM_BLOCK == 0", |_| {});
+    // A single head will do.
+    l.takes(whole, "args->fixed == nullptr", |a| (a.heads, a.kv_heads, a.fixed) = (1, 1, null()));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->q, 16)", |a| a.q = shifted(a.q));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->k_cache, 16)", |a| a.k_cache = shifted(a.k_cache));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->v_cache, 16)", |a| a.v_cache = shifted(a.v_cache));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->workspace, 16)", |a| a.workspace = shifted(a.workspace));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->fixed, 16)", |a| a.fixed = shifted(a.fixed));
+    l.refuses(KQM_WORKSPACE, "at_once > 0", |a| a.workspace_bytes -= 1);
+
+    l.starting_with(fused);
+    l.takes(queries, "args->rope.q != nullptr", |_| {});
+    l.takes(follows_qkv, "args->rope.q != nullptr", |a| a.follows_qkv = 1);
+    l.calls("check_fused(*args)");
+    l.calls("kqm_check_rope(r)");
+    l.refuses_in("common/rope.cuh", KQM_NULL_POINTER, "a.k", |a| a.rope.k = null());
+    // Two tokens of either of the two, with room for both.
+    l.refuses(KQM_BAD_SHAPE, "a.tokens == 1", |a| {
+        (a.tokens, a.out, a.fixed, a.workspace, a.workspace_bytes) = (2, many, null(), room.cast(), 1 << 16);
+    });
+    l.refuses(KQM_BAD_SHAPE, "r.tokens == 1", |a| a.rope.tokens = 2);
+    l.refuses(KQM_BAD_SHAPE, "r.heads == a.heads", |a| a.rope.heads = 8);
+    l.refuses(KQM_BAD_SHAPE, "r.kv_heads == a.kv_heads", |a| a.rope.kv_heads = 2);
+    l.refuses(KQM_BAD_SHAPE, "r.head_dim == a.head_dim", |a| a.rope.head_dim = 128);
+    l.refuses(KQM_BAD_SHAPE, "r.capacity == a.capacity", |a| a.rope.capacity = 2);
+    l.refuses(KQM_BAD_SHAPE, "r.cache_type == a.cache_type", |a| a.rope.cache_type = KQM_TYPE_F16);
+    l.refuses(KQM_BAD_SHAPE, "r.start == a.start", |a| a.rope.start = a.rope.table.cast());
+    l.refuses(KQM_BAD_SHAPE, "r.k_cache == a.k_cache", |a| a.rope.k_cache = many.cast());
+    l.refuses(KQM_BAD_SHAPE, "r.v_cache == a.v_cache", |a| a.rope.v_cache = many.cast());
+    l.refuses(KQM_BAD_SHAPE, "r.q_out != r.q", |a| a.rope.q_out = a.rope.q.cast_mut());
+}
+
+/// The smallest operands of `rope` but for the head dimension and the heads, which are those of [`attention`].
+fn rope_args(
+    table: &Table,
+    k_cache: *mut std::ffi::c_void,
+    v_cache: *mut std::ffi::c_void,
+    start: *mut u32,
+) -> kqm_rope_args {
+    kqm_rope_args {
+        q: table.zeros(256),
+        k: table.zeros(256),
+        v: table.zeros(256),
+        q_weight: table.zeros(64),
+        k_weight: table.zeros(64),
+        table: table.zeros(64),
+        start,
+        q_out: table.zeros(256),
+        q_normed: table.zeros(256),
+        k_normed: table.zeros(256),
+        k_out: table.zeros(256),
+        k_cache,
+        v_cache,
+        cache_type: KQM_TYPE_F32,
+        capacity: 1,
+        tokens: 1,
+        heads: 4,
+        kv_heads: 4,
+        head_dim: 64,
+        eps: 1e-6,
+    }
+}
+
+fn rope(table: &mut Table, kernels: &kqm_kernels) {
+    const FILE: &str = "common/rope.cuh";
+    let (k_cache, v_cache) = (table.zeros::<f32>(256).cast(), table.zeros::<f32>(256).cast());
+    let start = table.zeros(1);
+    let (smallest, nowhere) = (rope_args(table, k_cache, v_cache, start), table.nowhere::<f32>());
+    let base = kqm_rope_args { heads: 1, kv_heads: 1, head_dim: 8, ..smallest };
+    let mut l = Launcher::new(table, "rope.cu", kernels.rope, base);
+    l.refuses_null();
+    l.calls("kqm_check_rope(*args)");
+    l.refuses_in(FILE, KQM_NULL_POINTER, "a.q", |a| a.q = null());
+    l.refuses_in(FILE, KQM_NULL_POINTER, "a.k", |a| a.k = null());
+    l.refuses_in(FILE, KQM_NULL_POINTER, "a.v", |a| a.v = null());
+    l.refuses_in(FILE, KQM_NULL_POINTER, "a.table", |a| a.table = null());
+    l.refuses_in(FILE, KQM_NULL_POINTER, "a.start", |a| a.start = null());
+    l.refuses_in(FILE, KQM_NULL_POINTER, "a.q_out", |a| a.q_out = null());
+    l.refuses_in(FILE, KQM_NULL_POINTER, "a.k_cache", |a| a.k_cache = null());
+    l.refuses_in(FILE, KQM_NULL_POINTER, "a.v_cache", |a| a.v_cache = null());
+    let types = "a.cache_type == KQM_TYPE_F32 || a.cache_type == KQM_TYPE_F16";
+    for other in [2, KQM_TYPE_Q4_K, KQM_TYPE_Q6_K, u32::MAX] {
+        l.refuses_in(FILE, KQM_UNSUPPORTED_TYPE, types, |a| a.cache_type = other);
+    }
+    l.takes_in(FILE, types, "a.cache_type == KQM_TYPE_F32", |_| {});
+    l.takes_in(FILE, types, "a.cache_type == KQM_TYPE_F16", |a| a.cache_type = KQM_TYPE_F16);
+    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.tokens > 0", |a| a.tokens = 0);
+    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.tokens <= 65535", |a| a.tokens = 65536);
+    l.launches_in(FILE, "a.tokens <= 65535", |a| (a.tokens, a.q) = (65535, nowhere));
+    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.heads > 0", |a| a.heads = 0);
+    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.heads <= kqm_max_heads", |a| a.heads = 65536);
+    l.launches_in(FILE, "a.heads <= kqm_max_heads", |a| (a.heads, a.q) = (65535, nowhere));
+    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.kv_heads > 0", |a| a.kv_heads = 0);
+    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.kv_heads <= kqm_max_heads", |a| a.kv_heads = 65536);
+    l.launches_in(FILE, "a.kv_heads <= kqm_max_heads", |a| (a.kv_heads, a.q) = (65535, nowhere));
+    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.capacity > 0", |a| a.capacity = 0);
+    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.capacity <= kqm_max_capacity", |a| a.capacity = 0x8000_0000);
+    l.launches_in(FILE, "a.capacity <= kqm_max_capacity", |a| (a.capacity, a.q) = (0x7fff_ffff, nowhere));
+    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.head_dim > 0", |a| a.head_dim = 0);
+    for head_dim in [1, 2, 4, 12] {
+        l.refuses_in(FILE, KQM_BAD_SHAPE, "a.head_dim % 8 == 0", |a| a.head_dim = head_dim);
+    }
+    let head_dim = "a.head_dim <= uint32_t(kqm_max_head_dim)";
+    l.refuses_in(FILE, KQM_BAD_SHAPE, head_dim, |a| a.head_dim = 264);
+    l.launches_in(FILE, head_dim, |a| (a.head_dim, a.q) = (256, nowhere));
+    l.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(a.q, 16)", |a| a.q = shifted(a.q));
+    l.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(a.k, 16)", |a| a.k = shifted(a.k));
+    l.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(a.v, 16)", |a| a.v = shifted(a.v));
+    l.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(a.q_weight, 16)", |a| a.q_weight = shifted(a.q_weight));
+    l.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(a.k_weight, 16)", |a| a.k_weight = shifted(a.k_weight));
+    l.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(a.table, 16)", |a| a.table = shifted(a.table));
+    l.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(a.q_out, 16)", |a| a.q_out = shifted(a.q_out));
+    l.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(a.q_normed, 16)", |a| a.q_normed = shifted(a.q_normed));
+    l.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(a.k_normed, 16)", |a| a.k_normed = shifted(a.k_normed));
+    l.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(a.k_out, 16)", |a| a.k_out = shifted(a.k_out));
+    l.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(a.k_cache, 16)", |a| a.k_cache = shifted(a.k_cache));
+    l.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(a.v_cache, 16)", |a| a.v_cache = shifted(a.v_cache));
+}
+
+fn embedding(table: &mut Table, kernels: &kqm_kernels) {
+    let (ids, out, nowhere) = (table.zeros(1), table.zeros(256), table.nowhere::<u32>());
+    // A row of the widest type.
+    let rows = table.zeros::<f32>(256).cast();
+    let base = kqm_embedding_args { table: rows, tokens: ids, out, type_: KQM_TYPE_F32, vocab: 1, cols: 256, count: 1 };
+    let mut l = Launcher::new(table, "embedding.cu", kernels.embedding, base);
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->table", |a| a.table = null());
+    l.refuses(KQM_NULL_POINTER, "args->tokens", |a| a.tokens = null());
+    l.refuses(KQM_NULL_POINTER, "args->out", |a| a.out = null());
+    let types = "args->type == KQM_TYPE_F32 || args->type == KQM_TYPE_F16 || KqmBlockTypes::has(args->type)";
+    for other in [9, 15, 24, u32::MAX] {
+        l.refuses(KQM_UNSUPPORTED_TYPE, types, |a| a.type_ = other);
+    }
+    l.takes(types, "args->type == KQM_TYPE_F32", |_| {});
+    l.takes(types, "args->type == KQM_TYPE_F16", |a| a.type_ = KQM_TYPE_F16);
+    l.takes(types, "KqmBlockTypes::has(args->type)", |a| a.type_ = KQM_TYPE_Q4_K);
+    l.takes(types, "KqmBlockTypes::has(args->type)", |a| a.type_ = KQM_TYPE_Q6_K);
+    l.refuses(KQM_BAD_SHAPE, "args->count > 0", |a| a.count = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->count <= 65535", |a| a.count = 65536);
+    l.launches("args->count <= 65535", |a| (a.count, a.tokens) = (65535, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->vocab > 0", |a| a.vocab = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->cols > 0", |a| a.cols = 0);
+    for cols in [1, 128, 257] {
+        l.refuses(KQM_BAD_SHAPE, "args->cols % KQM_BLOCK == 0", |a| a.cols = cols);
+    }
+    let aligned = "kqm_aligned(args->table, unit)";
+    l.refuses(KQM_MISALIGNED, aligned, |a| a.table = odd(a.table.cast::<u8>().wrapping_add(1).cast()));
+    l.refuses(KQM_MISALIGNED, aligned, |a| (a.type_, a.table) = (KQM_TYPE_F16, odd(a.table)));
+    // Elements of other types are read byte by byte, and halves need no more than an even address.
+    let bytes = |a: &mut kqm_embedding_args, offset| a.table = a.table.cast::<u8>().wrapping_add(offset).cast();
+    l.takes(types, "args->type == KQM_TYPE_F16", |a| {
+        a.type_ = KQM_TYPE_F16;
+        bytes(a, 2);
+    });
+    l.takes(types, "KqmBlockTypes::has(args->type)", |a| {
+        a.type_ = KQM_TYPE_Q6_K;
+        bytes(a, 1);
+    });
+}
+
+/// The conditions of `kqm_check_pairs`: `of` gives groups, indices, tokens and experts of a token, and `down` says that one of the
+/// matrices is as large a stack as it takes.
+fn pairs<A: Copy>(
+    launcher: &mut Launcher<A>,
+    call: &str,
+    parts: impl Fn(&mut A) -> (&mut kqm_groups, &mut *mut u32, &mut u32, &mut u32),
+    experts: impl Fn(&mut A, u32),
+    nowhere: *mut u32,
+    many: kqm_groups,
+) {
+    const FILE: &str = "common/items.cuh";
+    launcher.calls(call);
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, "tokens > 0", |a| *parts(a).2 = 0);
+    let tokens = |a: &mut A, tokens| {
+        *parts(a).0 = many;
+        *parts(a).2 = tokens;
+    };
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, "tokens <= 65535", |a| tokens(a, 65536));
+    let unreadable = |a: &mut A| parts(a).0.count = nowhere;
+    launcher.launches_in(FILE, "tokens <= 65535", |a| {
+        tokens(a, 65535);
+        unreadable(a);
+    });
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, "experts <= KQM_MAX_EXPERTS", |a| experts(a, 513));
+    launcher.launches_in(FILE, "experts <= KQM_MAX_EXPERTS", |a| {
+        experts(a, 512);
+        tokens(a, 2);
+        unreadable(a);
+    });
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, "top_k > 0", |a| *parts(a).3 = 0);
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, "top_k <= KQM_MAX_TOP_K", |a| {
+        experts(a, 33);
+        *parts(a).3 = 33;
+    });
+    launcher.launches_in(FILE, "top_k <= KQM_MAX_TOP_K", |a| {
+        experts(a, 32);
+        *parts(a).3 = 32;
+        tokens(a, 2);
+        unreadable(a);
+    });
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, "top_k <= experts", |a| *parts(a).3 = 2);
+    launcher.launches_in(FILE, "top_k <= experts", |a| {
+        tokens(a, 2);
+        unreadable(a);
+    });
+    launcher.refuses_in(FILE, KQM_NULL_POINTER, "indices != nullptr", |a| *parts(a).1 = null());
+    for (part, set) in [
+        ("groups.order", (|groups| groups.order = null()) as fn(&mut kqm_groups)),
+        ("groups.items", |groups| groups.items = null()),
+        ("groups.count", |groups| groups.count = null()),
+    ] {
+        let condition = format!("tokens == 1 || {part}");
+        launcher.refuses_in(FILE, KQM_NULL_POINTER, &condition, |a| {
+            tokens(a, 2);
+            set(parts(a).0);
+        });
+        launcher.takes_in(FILE, &condition, "tokens == 1", |a| *parts(a).0 = kqm_groups::default());
+    }
+    let items = "kqm_launch_items(tokens, experts, top_k) <= 65535";
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, items, |a| {
+        experts(a, 8);
+        *parts(a).3 = 8;
+        // 65,527 full items, and 9 that are not full.
+        tokens(a, 65527);
+    });
+    launcher.launches_in(FILE, items, |a| {
+        experts(a, 8);
+        *parts(a).3 = 8;
+        tokens(a, 65526);
+        unreadable(a);
+    });
+}
+
+/// That groups which are there are enough for several tokens: the launcher takes two.
+fn grouped<A: Copy>(launcher: &mut Launcher<A>, change: impl Fn(&mut A)) {
+    for part in ["groups.order", "groups.items", "groups.count"] {
+        launcher.takes_in("common/items.cuh", &format!("tokens == 1 || {part}"), part, &change);
+    }
+}
+
+/// Groups of up to two pairs, both of expert 0.
+fn groups(table: &Table) -> kqm_groups {
+    let (order, items, count): (*mut u32, *mut u32, *mut u32) = (table.zeros(2), table.zeros(3), table.zeros(1));
+    // SAFETY: memory of this process, of 2, 3 and 1 words.
+    unsafe {
+        order.add(1).write(1);
+        items.add(2).write(2);
+        count.write(1);
+    }
+    kqm_groups { order, items, count }
+}
+
+fn moe_down(table: &mut Table, kernels: &kqm_kernels) {
+    let down = table.matrix(KQM_TYPE_Q4_K, 1, 256);
+    let other = table.matrix(KQM_TYPE_Q6_K, 1, 256);
+    let (many, nowhere) = (groups(table), table.nowhere());
+    let base = kqm_moe_down_args {
+        down,
+        x: table.zeros(2),
+        indices: table.zeros(2),
+        weights: table.zeros(2),
+        expert_out: table.zeros(2),
+        sum: table.zeros(2),
+        y: table.zeros(2),
+        tokens: 1,
+        top_k: 1,
+        ..Default::default()
+    };
+    // Of 25 blocks of 256, one more than are quantized at once.
+    let rows = table.zeros::<f32>(25 * 256);
+    let (long, largest) = (table.matrix(KQM_TYPE_Q4_K, 1, 25 * 256), table.matrix(KQM_TYPE_Q4_K, 1, 24 * 256));
+    let mut l = Launcher::new(table, "moe_down.cu", kernels.moe_down, base);
+    l.refuses_null();
+    let x = "args->x || args->swiglu";
+    l.refuses(KQM_NULL_POINTER, x, |a| a.x = null());
+    l.takes(x, "args->x", |_| {});
+    l.takes(x, "args->swiglu", |a| (a.x, a.swiglu) = (null(), rows));
+    l.refuses(KQM_NULL_POINTER, "args->weights", |a| a.weights = null());
+    l.refuses(KQM_NULL_POINTER, "args->expert_out", |a| a.expert_out = null());
+    l.refuses(KQM_NULL_POINTER, "args->y", |a| a.y = null());
+    matrix(&mut l, "kqm_check_matrix(args->down)", |a| &mut a.down);
+    l.refuses_in("common/types.cuh", KQM_BAD_SHAPE, "w.rows > 0", |a| a.down.rows = 0);
+    pairs(
+        &mut l,
+        "kqm_check_pairs(args->groups, args->indices, args->tokens, args->down.experts, args->top_k)",
+        // SAFETY: indices are a pointer to what is not changed here.
+        |a| (&mut a.groups, unsafe { &mut *(&raw mut a.indices).cast() }, &mut a.tokens, &mut a.top_k),
+        |a, experts| a.down.experts = experts,
+        nowhere,
+        many,
+    );
+    grouped(&mut l, |a| (a.tokens, a.groups) = (2, many));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->x, 16)", |a| a.x = shifted(a.x));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->swiglu, 16)", |a| a.swiglu = shifted(rows));
+    let one_token = "!args->swiglu || args->tokens == 1";
+    l.refuses(KQM_BAD_SHAPE, one_token, |a| (a.swiglu, a.tokens, a.groups) = (rows, 2, many));
+    l.takes(one_token, "!args->swiglu", |a| (a.tokens, a.groups) = (2, many));
+    l.takes(one_token, "args->tokens == 1", |a| a.swiglu = rows);
+    let few = "!args->swiglu || args->top_k * (args->down.cols / KQM_BLOCK) <= KQM_FUSED_UNITS";
+    l.refuses(KQM_BAD_SHAPE, few, |a| (a.swiglu, a.down) = (rows, long));
+    l.takes(few, "args->top_k * (args->down.cols / KQM_BLOCK) <= KQM_FUSED_UNITS", |a| {
+        (a.swiglu, a.down) = (rows, largest);
+    });
+    l.launches(few, |a| (a.swiglu, a.down) = (nowhere.cast(), largest));
+    let blocks = l.table.zeros(25);
+    l.takes(few, "!args->swiglu", |a| (a.x, a.down) = (blocks, long));
+    // Either type of weights.
+    l.starting_with(kqm_moe_down_args { down: other, ..base });
+}
+
+fn moe_group(table: &mut Table, kernels: &kqm_kernels) {
+    let (indices, groups, nowhere) = (table.zeros(1), groups(table), table.nowhere::<u32>());
+    let base = kqm_moe_group_args { indices, groups, tokens: 1, experts: 1, top_k: 1 };
+    let mut l = Launcher::new(table, "moe_group.cu", kernels.moe_group, base);
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->indices", |a| a.indices = null());
+    l.refuses(KQM_NULL_POINTER, "args->groups.order", |a| a.groups.order = null());
+    l.refuses(KQM_NULL_POINTER, "args->groups.items", |a| a.groups.items = null());
+    l.refuses(KQM_NULL_POINTER, "args->groups.count", |a| a.groups.count = null());
+    l.refuses(KQM_BAD_SHAPE, "args->tokens > 0", |a| a.tokens = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->tokens <= 65535", |a| a.tokens = 65536);
+    l.launches("args->tokens <= 65535", |a| (a.tokens, a.indices) = (65535, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->experts <= KQM_MAX_EXPERTS", |a| a.experts = 513);
+    l.launches("args->experts <= KQM_MAX_EXPERTS", |a| (a.experts, a.indices) = (512, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->top_k > 0", |a| a.top_k = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->top_k <= KQM_MAX_TOP_K", |a| (a.experts, a.top_k) = (33, 33));
+    l.launches("args->top_k <= KQM_MAX_TOP_K", |a| (a.experts, a.top_k, a.indices) = (32, 32, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->top_k <= args->experts", |a| a.top_k = 2);
+    l.launches("args->top_k <= args->experts", |a| (a.experts, a.top_k, a.indices) = (2, 2, nowhere));
+}
+
+fn moe_router(table: &mut Table, kernels: &kqm_kernels) {
+    let nowhere = table.nowhere::<f32>();
+    let base = kqm_moe_router_args {
+        x: table.zeros(256),
+        w: table.zeros(256),
+        logits: table.zeros(1),
+        indices: table.zeros(1),
+        weights: table.zeros(1),
+        done: table.zeros(1),
+        fixed: table.zeros(1),
+        tokens: 1,
+        cols: 256,
+        experts: 1,
+        top_k: 1,
+        ..Default::default()
+    };
+    let norm = kqm_fused_norm { x: table.zeros(256), weight: table.zeros(256), out: table.zeros(256), eps: 1e-6 };
+    let mut l = Launcher::new(table, "moe_router.cu", kernels.moe_router, base);
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->w", |a| a.w = null());
+    l.refuses(KQM_NULL_POINTER, "args->logits", |a| a.logits = null());
+    for (part, set) in [
+        ("args->weights", (|a| a.weights = null()) as fn(&mut kqm_moe_router_args)),
+        ("args->done", |a| a.done = null()),
+    ] {
+        let condition = format!("args->indices == nullptr || {part}");
+        l.refuses(KQM_NULL_POINTER, &condition, set);
+        l.takes(&condition, part, |_| {});
+        l.takes(&condition, "args->indices == nullptr", |a| {
+            a.indices = null();
+            set(a);
+        });
+    }
+    let leaves = "args->indices != nullptr || args->tokens == 1";
+    l.refuses(KQM_BAD_SHAPE, leaves, |a| (a.indices, a.tokens) = (null(), 2));
+    l.takes(leaves, "args->tokens == 1", |a| a.indices = null());
+    let x = "args->x != nullptr || args->norm.x != nullptr";
+    l.refuses(KQM_NULL_POINTER, x, |a| a.x = null());
+    l.takes(x, "args->x != nullptr", |_| {});
+    l.refuses(KQM_BAD_SHAPE, "args->tokens > 0", |a| a.tokens = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->tokens <= 65535", |a| a.tokens = 65536);
+    l.launches("args->tokens <= 65535", |a| (a.tokens, a.x) = (65535, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->cols > 0", |a| a.cols = 0);
+    for cols in [1, 128, 257] {
+        l.refuses(KQM_BAD_SHAPE, "args->cols % KQM_BLOCK == 0", |a| a.cols = cols);
+    }
+    l.refuses(KQM_BAD_SHAPE, "args->cols <= kqm_max_cols", |a| a.cols = 16384 + 256);
+    l.launches("args->cols <= kqm_max_cols", |a| (a.cols, a.w) = (16384, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->experts <= KQM_MAX_EXPERTS", |a| a.experts = 513);
+    l.launches("args->experts <= KQM_MAX_EXPERTS", |a| (a.experts, a.w) = (512, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->top_k > 0", |a| a.top_k = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->top_k <= KQM_MAX_TOP_K", |a| (a.experts, a.top_k) = (33, 33));
+    l.launches("args->top_k <= KQM_MAX_TOP_K", |a| (a.experts, a.top_k, a.w) = (32, 32, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->top_k <= args->experts", |a| a.top_k = 2);
+    l.launches("args->top_k <= args->experts", |a| (a.experts, a.top_k, a.w) = (2, 2, nowhere));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->x, 16)", |a| a.x = shifted(a.x));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->w, 16)", |a| a.w = shifted(a.w));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->fixed, 16)", |a| a.fixed = shifted(a.fixed));
+    let two_tokens = l.table.zeros(256 * 2);
+    let two = kqm_moe_router_args {
+        x: two_tokens,
+        logits: l.table.zeros(2),
+        indices: l.table.zeros(2),
+        weights: l.table.zeros(2),
+        done: l.table.zeros(2),
+        tokens: 2,
+        ..base
+    };
+    l.starting_with(two);
+    l.takes(leaves, "args->indices != nullptr", |_| {});
+    l.starting_with(kqm_moe_router_args { norm, x: null(), ..base });
+    l.takes(x, "args->norm.x != nullptr", |_| {});
+    let call = "kqm_check_fused_norm(args->norm, args->tokens, args->cols)";
+    fused_norm(&mut l, call, |a| &mut a.norm, |a| a.tokens = 2);
+    let cols = "cols <= KQM_FUSED_COLS";
+    l.refuses_in("common/norm.cuh", KQM_BAD_SHAPE, cols, |a| a.cols = 4096 + 256);
+    l.launches_in("common/norm.cuh", cols, |a| (a.cols, a.w) = (4096, nowhere));
+}
+
+fn moe_swiglu(table: &mut Table, kernels: &kqm_kernels) {
+    let (gate, up) = (table.matrix(KQM_TYPE_Q4_K, 1, 256), table.matrix(KQM_TYPE_Q6_K, 1, 256));
+    let (many, nowhere, logits) = (groups(table), table.nowhere(), table.zeros::<f32>(1));
+    let base = kqm_moe_swiglu_args {
+        gate,
+        up,
+        x: table.zeros(2),
+        indices: table.zeros(2),
+        weights: table.zeros(1),
+        gate_out: table.zeros(2),
+        up_out: table.zeros(2),
+        out: table.zeros(2),
+        tokens: 1,
+        top_k: 1,
+        ..Default::default()
+    };
+    let mut l = Launcher::new(table, "moe_swiglu.cu", kernels.moe_swiglu, base);
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->x", |a| a.x = null());
+    l.refuses(KQM_NULL_POINTER, "args->out", |a| a.out = null());
+    matrix(&mut l, "kqm_check_matrix(args->gate)", |a| &mut a.gate);
+    matrix(&mut l, "kqm_check_matrix(args->up)", |a| &mut a.up);
+    l.refuses_in("common/types.cuh", KQM_BAD_SHAPE, "w.rows > 0", |a| (a.gate.rows, a.up.rows) = (0, 0));
+    l.refuses(KQM_BAD_SHAPE, "args->gate.rows == args->up.rows", |a| a.up.rows = 2);
+    l.refuses(KQM_BAD_SHAPE, "args->gate.cols == args->up.cols", |a| a.up.cols = 512);
+    l.refuses(KQM_BAD_SHAPE, "args->gate.experts == args->up.experts", |a| a.up.experts = 2);
+    pairs(
+        &mut l,
+        "kqm_check_pairs(args->groups, args->indices, args->tokens, args->gate.experts, args->top_k)",
+        |a| (&mut a.groups, &mut a.indices, &mut a.tokens, &mut a.top_k),
+        |a, experts| (a.gate.experts, a.up.experts) = (experts, experts),
+        nowhere,
+        many,
+    );
+    grouped(&mut l, |a| (a.tokens, a.groups) = (2, many));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->x, 16)", |a| a.x = shifted(a.x));
+    let weights = "!args->logits || args->weights";
+    l.refuses(KQM_NULL_POINTER, weights, |a| (a.logits, a.weights) = (logits, null()));
+    l.takes(weights, "!args->logits", |a| a.weights = null());
+    l.takes(weights, "args->weights", |a| a.logits = logits);
+    let one_token = "!args->logits || args->tokens == 1";
+    l.refuses(KQM_BAD_SHAPE, one_token, |a| (a.logits, a.tokens, a.groups) = (logits, 2, many));
+    l.takes(one_token, "!args->logits", |a| (a.tokens, a.groups) = (2, many));
+    l.takes(one_token, "args->tokens == 1", |a| a.logits = logits);
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->logits, 16)", |a| a.logits = shifted(logits));
+    // Every pair of types.
+    for (a, b) in [(gate, gate), (up, gate), (up, up)] {
+        l.starting_with(kqm_moe_swiglu_args { gate: a, up: b, ..base });
+    }
+}
+
+/// `q4_k_matvec` and `q6_k_gemv`.
+fn matvec_entry(
+    table: &mut Table,
+    function: Option<unsafe extern "C" fn(*const kqm_matvec_args, kqm_stream) -> kqm_status>,
+    [own, other]: [u32; 2],
+) {
+    let (w, foreign) = (table.matrix(own, 1, 256), table.matrix(other, 1, 256));
+    let nowhere = table.nowhere();
+    let base = kqm_matvec_args {
+        w,
+        x: table.zeros(1),
+        product: table.zeros(1),
+        y: table.zeros(1),
+        tokens: 1,
+        residual: null(),
+    };
+    let mut l = Launcher::new(table, "common/matvec.cuh", function, base);
+    l.refuses_null();
+    matrix(&mut l, "kqm_check_matrix(args->w)", |a| &mut a.w);
+    l.refuses_in("common/types.cuh", KQM_BAD_SHAPE, "w.rows > 0", |a| a.w.rows = 0);
+    l.launches_in("common/types.cuh", "w.rows <= kqm_max_rows", |a| (a.w.rows, a.x) = (0x7fff_fff0, nowhere));
+    l.launches_in("common/types.cuh", "w.cols <= kqm_max_cols", |a| (a.w.cols, a.w.tiles) = (16384, nowhere.cast()));
+    l.refuses(KQM_UNSUPPORTED_TYPE, "args->w.type == Tile::type", |a| a.w = foreign);
+    l.refuses(KQM_BAD_SHAPE, "args->w.experts == 1", |a| a.w.experts = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->w.experts == 1", |a| a.w.experts = 2);
+    l.refuses(KQM_BAD_SHAPE, "args->tokens > 0", |a| a.tokens = 0);
+    l.refuses(KQM_NULL_POINTER, "args->x != nullptr", |a| a.x = null());
+    l.refuses(KQM_NULL_POINTER, "args->y != nullptr", |a| a.y = null());
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->x, 16)", |a| a.x = shifted(a.x));
+    l.refuses(KQM_BAD_SHAPE, "groups <= 65535", |a| a.tokens = 8 * 65535 + 1);
+    l.launches("groups <= 65535", |a| (a.tokens, a.x) = (8 * 65535, nowhere));
+}
+
+/// What `matvec` demands itself, before its entry for a type demands the rest.
+fn matvec(table: &mut Table, kernels: &kqm_kernels) {
+    let (w, x, y) = (table.matrix(KQM_TYPE_Q4_K, 1, 256), table.zeros(1), table.zeros(1));
+    let base = kqm_matvec_args { w, x, y, tokens: 1, product: null(), residual: null() };
+    let mut l = Launcher::new(table, "matvec.cu", kernels.matvec, base);
+    l.refuses_null();
+}
+
+fn q4_k_matvec(table: &mut Table, kernels: &kqm_kernels) {
+    matvec_entry(table, kernels.q4_k_matvec, [KQM_TYPE_Q4_K, KQM_TYPE_Q6_K]);
+}
+
+fn q6_k_gemv(table: &mut Table, kernels: &kqm_kernels) {
+    matvec_entry(table, kernels.q6_k_gemv, [KQM_TYPE_Q6_K, KQM_TYPE_Q4_K]);
+}
+
+fn qkv(table: &mut Table, kernels: &kqm_kernels) {
+    let all = [KQM_TYPE_Q4_K, KQM_TYPE_Q6_K, KQM_TYPE_Q4_K].map(|type_| table.matrix(type_, 1, 256));
+    let longer = table.matrix(KQM_TYPE_Q4_K, 1, 512);
+    let nowhere = table.nowhere();
+    let y = [(); 3].map(|()| table.zeros(1));
+    let base = kqm_qkv_args { w: all, x: table.zeros(2), y, tokens: 1, ..Default::default() };
+    let norm = kqm_fused_norm { x: table.zeros(256), weight: table.zeros(256), out: table.zeros(256), eps: 1e-6 };
+    let mut l = Launcher::new(table, "qkv.cu", kernels.qkv, base);
+    l.refuses_null();
+    let x = "args->x != nullptr || args->norm.x != nullptr";
+    l.refuses(KQM_NULL_POINTER, x, |a| a.x = null());
+    l.takes(x, "args->x != nullptr", |_| {});
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->x, 16)", |a| a.x = shifted(a.x));
+    l.refuses(KQM_BAD_SHAPE, "args->tokens > 0", |a| a.tokens = 0);
+    let same = "cols == 0 || w.cols == cols";
+    for i in 0..3 {
+        matrix(&mut l, "kqm_check_matrix(w)", |a| &mut a.w[i]);
+        l.refuses(KQM_BAD_SHAPE, "w.experts == 1", |a| a.w[i].experts = 0);
+        l.refuses(KQM_BAD_SHAPE, "w.experts == 1", |a| a.w[i].experts = 2);
+        l.refuses(KQM_BAD_SHAPE, same, |a| a.w[i] = longer);
+        l.refuses(KQM_NULL_POINTER, "args->y[i] != nullptr", |a| a.y[i] = null());
+        // A matrix that is left out needs nothing.
+        l.takes(same, "w.cols == cols", |a| (a.w[i], a.y[i]) = (kqm_matrix::default(), null()));
+        // One alone is the first.
+        l.takes(same, "cols == 0", |a| {
+            a.w = Default::default();
+            a.y = [null(); 3];
+            (a.w[i], a.y[i]) = (all[i], y[i]);
+        });
+    }
+    l.refuses(KQM_BAD_SHAPE, "cols > 0", |a| a.w = Default::default());
+    l.refuses(KQM_BAD_SHAPE, "groups <= 65535", |a| a.tokens = 8 * 65535 + 1);
+    l.launches("groups <= 65535", |a| (a.tokens, a.x) = (8 * 65535, nowhere));
+    l.starting_with(kqm_qkv_args { norm, x: null(), ..base });
+    l.takes(x, "args->norm.x != nullptr", |_| {});
+    fused_norm(&mut l, "kqm_check_fused_norm(args->norm, args->tokens, cols)", |a| &mut a.norm, |a| a.tokens = 2);
+    let cols = |a: &mut kqm_qkv_args, cols| a.w.iter_mut().for_each(|w| w.cols = cols);
+    l.refuses_in("common/norm.cuh", KQM_BAD_SHAPE, "cols <= KQM_FUSED_COLS", |a| cols(a, 4096 + 256));
+    l.launches_in("common/norm.cuh", "cols <= KQM_FUSED_COLS", |a| {
+        cols(a, 4096);
+        a.norm.x = nowhere.cast();
+    });
+}
+
+fn quantize(table: &mut Table, kernels: &kqm_kernels) {
+    let (x, out, nowhere) = (table.zeros(256), table.zeros(1), table.nowhere::<f32>());
+    let base = kqm_quantize_args { x, out, tokens: 1, cols: 256 };
+    let mut l = Launcher::new(table, "quantize.cu", kernels.quantize, base);
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->x != nullptr", |a| a.x = null());
+    l.refuses(KQM_NULL_POINTER, "args->out != nullptr", |a| a.out = null());
+    l.refuses(KQM_BAD_SHAPE, "args->tokens > 0", |a| a.tokens = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->cols > 0", |a| a.cols = 0);
+    for cols in [1, 128, 257] {
+        l.refuses(KQM_BAD_SHAPE, "args->cols % KQM_BLOCK == 0", |a| a.cols = cols);
+    }
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->x, 16)", |a| a.x = shifted(a.x));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->out, 16)", |a| a.out = shifted(a.out));
+    l.refuses(KQM_BAD_SHAPE, "blocks <= 0x7fffffffu", |a| a.tokens = 0x8000_0000);
+    l.launches("blocks <= 0x7fffffffu", |a| (a.tokens, a.x) = (0x7fff_ffff, nowhere));
+}
+
+fn repack(table: &mut Table, kernels: &kqm_kernels) {
+    let (blocks, tiles) = (table.zeros::<u8>(210).cast(), table.zeros::<u8>(16 * 210).cast());
+    let nowhere = table.nowhere();
+    let base = kqm_repack_args { blocks, tiles, type_: KQM_TYPE_Q6_K, rows: 1, cols: 256 };
+    let mut l = Launcher::new(table, "repack.cu", kernels.repack, base);
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->blocks", |a| a.blocks = null());
+    l.refuses(KQM_NULL_POINTER, "args->tiles", |a| a.tiles = null());
+    for other in [KQM_TYPE_F32, KQM_TYPE_F16, 9, 15, u32::MAX] {
+        l.refuses(KQM_UNSUPPORTED_TYPE, "KqmBlockTypes::has(args->type)", |a| a.type_ = other);
+    }
+    l.refuses(KQM_BAD_SHAPE, "args->rows > 0", |a| a.rows = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->cols > 0", |a| a.cols = 0);
+    for cols in [1, 128, 257] {
+        l.refuses(KQM_BAD_SHAPE, "args->cols % KQM_BLOCK == 0", |a| a.cols = cols);
+    }
+    l.refuses(KQM_BAD_SHAPE, "args->cols <= kqm_max_cols", |a| a.cols = 16384 + 256);
+    l.launches("args->cols <= kqm_max_cols", |a| (a.cols, a.blocks) = (16384, nowhere));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->blocks, 2)", |a| a.blocks = odd(a.blocks));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->tiles, 16)", |a| a.tiles = shifted(a.tiles));
+    l.refuses(KQM_BAD_SHAPE, "tiles <= 0x7fffffffu", |a| (a.rows, a.cols) = (0x2000_0000, 16384));
+    // Of rows whose tiles do not fit into 32 bits when they are rounded up with a sum.
+    l.refuses(KQM_BAD_SHAPE, "tiles <= 0x7fffffffu", |a| (a.rows, a.cols) = (u32::MAX, 16384));
+    l.launches("tiles <= 0x7fffffffu", |a| (a.rows, a.cols, a.blocks) = (0x1fff_fff0, 16384, nowhere));
+    l.starting_with(kqm_repack_args { type_: KQM_TYPE_Q4_K, ..base });
+}
+
+fn residual_add(table: &mut Table, kernels: &kqm_kernels) {
+    let (a, b, y, nowhere) = (table.zeros(1), table.zeros(1), table.zeros(1), table.nowhere::<f32>());
+    let base = kqm_residual_add_args { a, b, y, count: 1 };
+    let mut l = Launcher::new(table, "residual_add.cu", kernels.residual_add, base);
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->a", |a| a.a = null());
+    l.refuses(KQM_NULL_POINTER, "args->b", |a| a.b = null());
+    l.refuses(KQM_NULL_POINTER, "args->y", |a| a.y = null());
+    l.refuses(KQM_BAD_SHAPE, "args->count > 0", |a| a.count = 0);
+    let most = 0x7fff_ffff * 256;
+    l.refuses(KQM_BAD_SHAPE, "args->count <= uint64_t(0x7fffffff) * 256", |a| a.count = most + 1);
+    l.launches("args->count <= uint64_t(0x7fffffff) * 256", |a| (a.count, a.a) = (most, nowhere));
+}
+
+fn rms_norm(table: &mut Table, kernels: &kqm_kernels) {
+    let nowhere = table.nowhere::<f32>();
+    let base = kqm_rms_norm_args {
+        x: table.zeros(256),
+        weight: table.zeros(256),
+        out: table.zeros(256),
+        fixed: table.zeros(1),
+        tokens: 1,
+        cols: 256,
+        eps: 1e-6,
+    };
+    let mut l = Launcher::new(table, "rms_norm.cu", kernels.rms_norm, base);
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->x != nullptr", |a| a.x = null());
+    l.refuses(KQM_NULL_POINTER, "args->weight != nullptr", |a| a.weight = null());
+    let results = "args->out != nullptr || args->fixed != nullptr";
+    l.refuses(KQM_NULL_POINTER, results, |a| (a.out, a.fixed) = (null(), null()));
+    l.takes(results, "args->out != nullptr", |a| a.fixed = null());
+    l.takes(results, "args->fixed != nullptr", |a| a.out = null());
+    l.refuses(KQM_BAD_SHAPE, "args->tokens > 0", |a| a.tokens = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->tokens <= 0x7fffffffu", |a| a.tokens = 0x8000_0000);
+    l.launches("args->tokens <= 0x7fffffffu", |a| (a.tokens, a.x) = (0x7fff_ffff, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->cols > 0", |a| a.cols = 0);
+    for cols in [1, 128, 257] {
+        l.refuses(KQM_BAD_SHAPE, "args->cols % KQM_BLOCK == 0", |a| a.cols = cols);
+    }
+    l.refuses(KQM_BAD_SHAPE, "args->cols <= kqm_max_cols", |a| a.cols = 16384 + 256);
+    l.launches("args->cols <= kqm_max_cols", |a| (a.cols, a.weight) = (16384, nowhere));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->x, 16)", |a| a.x = shifted(a.x));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->weight, 16)", |a| a.weight = shifted(a.weight));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->out, 16)", |a| a.out = shifted(a.out));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->fixed, 16)", |a| a.fixed = shifted(a.fixed));
+}
+
+/// What the launchers demand: the parts of every condition that must all hold, by file.
+fn conditions() -> BTreeSet<(String, String)> {
+    let cuda = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+    let mut all = BTreeSet::new();
+    for directory in ["", "common/"] {
+        for file in fs::read_dir(cuda.join(directory)).unwrap() {
+            let path = file.unwrap().path();
+            let Some("cu" | "cuh") = path.extension().map(|extension| extension.to_str().unwrap()) else { continue };
+            let name = format!("{directory}{}", path.file_name().unwrap().to_str().unwrap());
+            let source = fs::read_to_string(&path).unwrap();
+            // Macros themselves are no conditions.
+            let code = source.lines().filter(|line| !line.starts_with("#define"));
+            let code: Vec<&str> = code.map(|line| line.split("//").next().unwrap()).collect();
+            let code = code.join(" ");
+            let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+            for rest in code.split("KQM_REQUIRE(").skip(1) {
+                let arguments = inside(rest);
+                let (condition, _status) = arguments.rsplit_once(',').unwrap();
+                for part in conjuncts(&words(condition)) {
+                    assert!(all.insert((name.clone(), part.clone())), "{name}: {part} is demanded twice");
+                }
+            }
+            for rest in code.split("KQM_TRY(").skip(1) {
+                let call = words(inside(rest));
+                // What a kernel's launch comes to is no condition on arguments.
+                if !call.starts_with("KQM_LAUNCH") {
+                    all.insert((name.clone(), format!("KQM_TRY({call})")));
+                }
+            }
+        }
+    }
+    all
+}
+
+/// The text up to the bracket that closes one opened before it.
+fn inside(text: &str) -> &str {
+    let mut depth = 1;
+    for (at, c) in text.char_indices() {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        if depth == 0 {
+            return &text[..at];
+        }
+    }
+    panic!("no end of {text}")
+}
+
+/// The text at an operator, where that is not in brackets.
+fn split<'a>(text: &'a str, operator: &str) -> Vec<&'a str> {
+    let (mut depth, mut begin, mut parts) = (0, 0, Vec::new());
+    for (at, c) in text.char_indices() {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        if depth == 0 && text[at..].starts_with(operator) {
+            parts.push(text[begin..at].trim());
+            begin = at + operator.len();
+        }
+    }
+    parts.push(text[begin..].trim());
+    parts
+}
+
+/// The parts of a condition that must all hold: an alternative to several of them is one to each.
+fn conjuncts(condition: &str) -> Vec<String> {
+    let condition = match condition.strip_prefix('(') {
+        Some(rest) if inside(rest).len() + 1 == rest.len() => inside(rest),
+        _ => condition,
+    };
+    let all = split(condition, "&&");
+    if all.len() > 1 {
+        return all.into_iter().flat_map(conjuncts).collect();
+    }
+    let alternatives = split(condition, "||");
+    if alternatives.len() == 1 {
+        return vec![condition.to_owned()];
+    }
+    alternatives.into_iter().map(conjuncts).fold(vec![String::new()], |before, parts| {
+        let join = |before: &String| {
+            let with = |part: &String| if before.is_empty() { part.clone() } else { format!("{before} || {part}") };
+            parts.iter().map(with).collect::<Vec<_>>()
+        };
+        before.iter().flat_map(join).collect()
+    })
+}
+
+#[test]
+fn every_condition_is_demanded() {
+    let Some(device) = emulated_device() else { return };
+    emulation::set_schedule(0);
+    let (mut table, kernels) = (Table::default(), device.kernels());
+    let launchers = [
+        argmax,
+        attention,
+        embedding,
+        matvec,
+        moe_down,
+        moe_group,
+        moe_router,
+        moe_swiglu,
+        q4_k_matvec,
+        q6_k_gemv,
+        qkv,
+        quantize,
+        repack,
+        residual_add,
+        rms_norm,
+        rope,
+    ];
+    // All of the table but the two functions that only count, and the texts.
+    assert_eq!(launchers.len() + 3, size_of::<kqm_kernels>() / size_of::<usize>());
+    for launcher in launchers {
+        launcher(&mut table, kernels);
+    }
+
+    let expected = conditions();
+    let owned = |shown: &BTreeSet<Shown>| -> BTreeSet<(String, String)> {
+        shown.iter().map(|(file, condition)| (file.to_string(), condition.clone())).collect()
+    };
+    assert_covers("conditions that are broken", &owned(&table.refused), &expected);
+    let bounded = |(_, condition): &&(String, String)| condition.contains(" < ") || condition.contains(" <= ");
+    let bounds = expected.iter().filter(bounded).cloned().collect();
+    assert_covers("upper bounds that are reached", &owned(&table.at_bound), &bounds);
+    let alternatives =
+        expected.iter().filter(|(_, condition)| !condition.starts_with("KQM_TRY")).flat_map(|(file, condition)| {
+            let alternatives = split(condition, "||");
+            let several = alternatives.len() > 1;
+            let each = move |alternative: &str| (file.clone(), format!("{condition}, by {alternative}"));
+            alternatives.into_iter().filter(move |_| several).map(each).collect::<Vec<_>>()
+        });
+    let taken = table.alternatives.iter();
+    let taken = taken.map(|(file, condition, by)| (file.to_string(), format!("{condition}, by {by}"))).collect();
+    assert_covers("alternatives that are taken", &taken, &alternatives.collect());
+    println!("{} conditions, {} cases", expected.len(), table.cases);
+}
+
+fn assert_covers(what: &str, found: &BTreeSet<(String, String)>, expected: &BTreeSet<(String, String)>) {
+    let missing: Vec<_> = expected.difference(found).collect();
+    let stale: Vec<_> = found.difference(expected).collect();
+    assert!(missing.is_empty() && stale.is_empty(), "{what}: missing {missing:#?}, no longer there {stale:#?}");
+}
+
+#[test]
+fn conditions_are_cut_into_parts() {
+    for (condition, expected) in [
+        ("a", vec!["a"]),
+        ("a && b->c(d && e) && (f)", vec!["a", "b->c(d && e)", "f"]),
+        ("a && (b || c)", vec!["a", "b || c"]),
+        ("!a || (b == 1 && c * (d / 2) <= 3)", vec!["!a || b == 1", "!a || c * (d / 2) <= 3"]),
+    ] {
+        assert_eq!(conjuncts(condition), expected);
+    }
+}
