@@ -36,6 +36,7 @@ fn matrices(random: &mut Random, rows: usize, cols: usize) -> Vec<(TensorType, V
         let bytes = random.blocks(kind, rows * cols / BLOCK);
         let weights = match Matrix::new(kind, &bytes).unwrap() {
             Matrix::Q4K(blocks) => weights(blocks),
+            Matrix::Q5K(blocks) => weights(blocks),
             Matrix::Q6K(blocks) => weights(blocks),
             other => unreachable!("a type that this test does not know: {}", other.kind()),
         };

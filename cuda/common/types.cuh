@@ -4,6 +4,7 @@
 
 #include "check.cuh"
 #include "types/q4_k.cuh"
+#include "types/q5_k.cuh"
 #include "types/q6_k.cuh"
 
 // What stands for a type in the argument of a function.
@@ -51,7 +52,7 @@ struct KqmTypeTable {
   }
 };
 
-typedef KqmTypeTable<KqmTileQ4K, KqmTileQ6K> KqmBlockTypes;
+typedef KqmTypeTable<KqmTileQ4K, KqmTileQ5K, KqmTileQ6K> KqmBlockTypes;
 
 // Of experts every launcher has a number of its own to demand.
 inline kqm_status kqm_check_matrix(const kqm_matrix &w) {

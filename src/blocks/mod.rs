@@ -14,6 +14,7 @@ use half::f16;
 
 mod packed_scales;
 mod q4_k;
+mod q5_k;
 mod q6_k;
 
 /// Weights in a super-block, and activations in a fixed-point block.
@@ -151,11 +152,13 @@ table! {
     }
     super_blocks {
         Q4K = 12, "Q4_K", crate::blocks::BlockQ4K;
+        Q5K = 13, "Q5_K", crate::blocks::BlockQ5K;
         Q6K = 14, "Q6_K", crate::blocks::BlockQ6K;
     }
 }
 
 pub use q4_k::BlockQ4K;
+pub use q5_k::BlockQ5K;
 pub use q6_k::BlockQ6K;
 
 impl TensorType {

@@ -231,6 +231,13 @@ impl Weights {
                             bytes.extend([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]);
                             bytes.extend([0x11; 128]);
                         }
+                        // The same without fifth bits.
+                        TensorType::Q5K => {
+                            bytes.extend([factor.to_le_bytes(), [0, 0]].concat());
+                            bytes.extend([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]);
+                            bytes.extend([0; 32]);
+                            bytes.extend([0x11; 128]);
+                        }
                         // Quants of 32 + 1, scales of 1.
                         TensorType::Q6K => {
                             bytes.extend([0x11; 128]);
