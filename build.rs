@@ -436,8 +436,8 @@ fn compiler(toolkit: &Toolkit, archs: &[u32], cuda_dir: &Path) -> Result<Vec<OsS
         .extra_warnings(true)
         .pic(true)
         .flag("-std=c++17")
-        // Results are defined to the bit: a product and a sum are contracted only where the source says fma.
-        .flags(["-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false"])
+        // Results are defined to the bit (cuda/common/flags.cuh).
+        .flags(["-fmad=false", "-DKQM_FMAD_FALSE", "-prec-div=true", "-prec-sqrt=true", "-ftz=false"])
         .flags(["-Xcompiler", "-ffp-contract=off"])
         // Line numbers for profilers; they cost no instructions.
         .flag("-lineinfo");

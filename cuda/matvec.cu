@@ -5,11 +5,16 @@
 // Bound by: the weights' bytes for few tokens, the tensor cores' setup and the unpacking of weights for many.
 #include "common/matvec.cuh"
 
+KQM_ABI_BEGIN
+
+kqm_status kqm_q4_k_matvec(const kqm_matvec_args *args, kqm_stream stream);
+kqm_status kqm_q6_k_gemv(const kqm_matvec_args *args, kqm_stream stream);
+
 namespace {
 
 template <class Tile>
 struct Entry {
-  static kqm_status launch(const kqm_matvec_args *args, kqm_stream stream) { return kqm_launch_matvec<Tile>(args, stream); }
+  static kqm_status launch(const kqm_matvec_args *args, kqm_stream stream) { return kqm_matvec_of_type<Tile>(args, stream); }
 };
 template <>
 struct Entry<KqmTileQ4K> {
@@ -22,9 +27,9 @@ struct Entry<KqmTileQ6K> {
 
 }  // namespace
 
-KQM_ABI_BEGIN
 kqm_status kqm_matvec(const kqm_matvec_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr, KQM_NULL_POINTER);
   return KqmBlockTypes::launch(args->w.type, [=](auto type) { return Entry<KqmTileOf<decltype(type)>>::launch(args, stream); });
 }
+
 KQM_ABI_END

@@ -191,12 +191,24 @@ fn miri_fails_when_it_is_wanted_and_not_there_or_finds_no_test() {
     let (code, text) = miri(cargo(false, "", ""), &[]);
     assert!(code == 77 && text.contains("skipped: no Miri"), "{code}: {text}");
     assert_eq!(miri(cargo(false, "", ""), required).0, 1);
-    for leave_out in 0..names.len() {
+    for (leave_out, name) in names.iter().enumerate() {
         let (code, text) = miri(cargo(true, &library(leave_out), some), &[]);
-        assert_eq!(code, 1, "{}: {text}", names[leave_out]);
+        assert_eq!(code, 1, "{name}: {text}");
     }
     assert_eq!(miri(cargo(true, &library(9), none), &[]).0, 1);
     assert_ne!(miri(cargo(true, &format!("{}; exit 101", library(9)), some), &[]).0, 0);
     assert_ne!(miri(cargo(true, &library(9), &format!("{some}; exit 101")), &[]).0, 0);
     assert_eq!(miri(cargo(true, &library(9).replace("ok'", "FAILED'"), some), &[]).0, 1);
+}
+
+/// Where everything is built, a test that skips for want of the emulation or of the compiled kernels has failed.
+#[test]
+fn the_whole_run_lets_no_test_skip() {
+    let script = fs::read_to_string(root().join(".ci/run")).unwrap();
+    let tests: Vec<&str> =
+        script.lines().filter(|line| line.contains("cargo test") && line.contains("--no-fail-fast")).collect();
+    let [tests] = tests[..] else { panic!("{tests:?}") };
+    for demand in ["KQUANT_MOE_REQUIRE_EMULATION=1 ", "KQUANT_MOE_REQUIRE_CUOBJDUMP=1 "] {
+        assert!(tests.contains(demand), "{demand}: {tests}");
+    }
 }

@@ -1,4 +1,6 @@
 //! A test of the tests' comparisons: each of them fails when it has to, and says what differs.
+// Both sets of helpers have devices.
+#![allow(clippy::duplicate_mod)]
 
 #[path = "common/kernels.rs"]
 mod kernels;

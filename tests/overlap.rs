@@ -47,11 +47,8 @@ fn attention_behind_argmax(device: &EmulatedDevice) -> Result<()> {
     }
     .launch(device)?;
     Attention {
-        q: Queries::Rotated(q.slice()),
-        k_cache: cache.slice(),
-        v_cache: cache.slice(),
+        q: Queries::Rotated { q: q.slice(), k_cache: cache.slice(), v_cache: cache.slice(), start: position.slice() },
         cache_kind: TensorType::F32,
-        start: position.slice(),
         out: Some(out.slice_mut()),
         fixed: None,
         scores: None,
@@ -95,11 +92,8 @@ fn qkv_that_releases_before_it_waits() {
   kqm_make_now(unpacked.checksum());
   kqm_release_dependents();
   kqm_wait_for_dependencies();";
-    noticed(
-        "qkv.cu",
-        &[(from, to)],
-        &["kernel attention_chunks", "before its wait", "what kernel argmax_kernel wrote"],
-    );
+    let words = &["kernel attention_chunks", "before its wait", "what kernel argmax_kernel wrote"];
+    noticed(decode, "qkv.cu", (from, to), words);
 }
 
 /// attention_join reads the position while attention_chunks may still run, which therefore waits before it releases.

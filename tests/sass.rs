@@ -85,9 +85,7 @@ impl Tiles {
         });
         let tiles = Self { halves_of_32, halves_of_16, tokens, kinds: kinds.collect() };
         assert!(
-            k32 == 4 * products * halves_of_32
-                && k16 == mins + 8 * products * halves_of_16
-                && !tiles.kinds.is_empty(),
+            k32 == 4 * products * halves_of_32 && k16 == mins + 8 * products * halves_of_16 && !tiles.kinds.is_empty(),
             "{name}: {k32} m16n8k32 and {k16} m16n8k16 are not those of {tiles:?}; describe the kernel in tests/sass.rs"
         );
         tiles
@@ -502,6 +500,9 @@ fn tokens_are_read_from_names() {
         1
     );
     assert_eq!(kinds("_Z22kqm_matvec_wide_kernelI10KqmTileQ6KEv15kqm_matvec_args"), [TensorType::Q6K]);
-    assert_eq!(kinds("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv14qkv_two_tokensEv12kqm_qkv_args"), TensorType::MATRICES);
+    assert_eq!(
+        kinds("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv14qkv_two_tokensEv12kqm_qkv_args"),
+        TensorType::MATRICES
+    );
     assert_eq!(tokens("_Z5dummyPK5uint4PK5uint2Pfii"), 1);
 }

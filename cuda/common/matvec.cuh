@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) kqm_matvec_tile_k
 }
 
 template <class Tile>
-inline kqm_status kqm_launch_matvec(const kqm_matvec_args *args, kqm_stream stream) {
+inline kqm_status kqm_matvec_of_type(const kqm_matvec_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr, KQM_NULL_POINTER);
   KQM_TRY(kqm_check_matrix(args->w));
   KQM_REQUIRE(args->w.type == Tile::type, KQM_UNSUPPORTED_TYPE);

@@ -231,11 +231,16 @@ impl Runner {
         stale(&all, rust_files.len() == inventory::files_below("src")?.len())?;
 
         let (old, new): (Vec<_>, Vec<_>) = all.into_iter().partition(|mutant| known.knows(mutant));
-        let mut again = Vec::new();
+        let judged = Judged::load()?;
+        let (mut again, mut gaps) = (Vec::new(), Tried::new());
         for mutant in old {
-            let Some((_, _, _, Outcome::Found(_))) = known.faults.get(&mutant.id()) else { continue };
+            let Some((_, _, _, outcome)) = known.faults.get(&mutant.id()) else { continue };
+            let gap = *outcome == Outcome::Survived && !judged.iter().any(|judged| judged.is(&mutant));
             let key = (mutant.class.name().to_owned(), mutant.file.clone());
-            if known.files.get(&key) != Some(&self.cache.surroundings(mutant.class, &mutant.file)?) {
+            let same = known.files.get(&key) == Some(&self.cache.surroundings(mutant.class, &mutant.file)?);
+            if gap && same {
+                gaps.push((mutant, Outcome::Survived));
+            } else if !same && (gap || matches!(outcome, Outcome::Found(_))) {
                 again.push(mutant);
             }
         }
@@ -248,7 +253,8 @@ impl Runner {
         let seed = hash(new.iter().chain(&again).map(Mutant::id));
         let mut list = drawn(new, &seed, usize::MAX);
         list.extend(drawn(again, &seed, usize::MAX));
-        let (tried, left) = self.run(list)?;
+        let (mut tried, left) = self.run(list)?;
+        tried.extend(gaps);
         report(&tried, left)
     }
 
@@ -329,6 +335,9 @@ impl Runner {
             let now = Instant::now();
             let until = self.deadline.map(|end| now + end.saturating_duration_since(now) / groups_left as u32);
             groups_left -= 1;
+            if until.is_some_and(|until| now >= until) {
+                continue;
+            }
             let done = Mutex::new((&mut self.cache, &mut tried));
             let note = |mutant: Mutant, outcome: Outcome| -> Result<(), String> {
                 let mut done = done.lock().map_err(|_| "a worker panicked")?;

@@ -62,7 +62,9 @@ fn tests_of(file: &str) -> Vec<String> {
     let tests = TESTS.iter().find(|(start, _)| file.starts_with(start)).map_or(&[][..], |(_, tests)| tests);
     let mut found = Vec::new();
     for test in tests.iter().map(|&test| if test == "*" { name } else { test }) {
-        let exists = ["lib", "bin"].contains(&test) || is_test(test);
+        // Unit tests are for the file that they stand in.
+        let unit = read(file).is_ok_and(|source| source.contains("#[cfg(test)]"));
+        let exists = if ["lib", "bin"].contains(&test) { unit } else { is_test(test) };
         if exists && !found.iter().any(|other| other == test) {
             found.push(test.to_owned());
         }

@@ -87,8 +87,9 @@ const SLOW_FP64: i32 = 8;
 pub fn kernels() -> Result<&'static sys::kqm_kernels> {
     #[cfg(kqm_cuda)]
     {
-        // SAFETY: the function returns the address of a constant.
-        Ok(unsafe { &*sys::kqm_kernel_table() })
+        // SAFETY: the function returns the address of a constant, or null to a caller of another header.
+        let table = unsafe { sys::kqm_kernel_table(sys::KQM_ABI).as_ref() };
+        table.ok_or_else(|| Error::NoCuda("the kernels were compiled with another version of kquant_moe.h".into()))
     }
     #[cfg(not(kqm_cuda))]
     {

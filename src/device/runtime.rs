@@ -18,6 +18,7 @@ pub const SUCCESS: Status = 0;
 /// `cudaErrorMemoryAllocation`.
 pub const OUT_OF_MEMORY: Status = 2;
 /// `cudaErrorNoDevice`: what every call returns in a build without kernels.
+#[cfg(not(kqm_cuda))]
 pub const NO_DEVICE: Status = 100;
 
 /// `cudaMemcpyHostToDevice`.

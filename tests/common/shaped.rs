@@ -68,7 +68,7 @@ pub fn model(config: &Config, seed: u64) -> Arc<Gguf> {
         ("output_norm.weight".into(), F32, vec![hidden]),
     ];
     for layer in 0..config.layers {
-        let kind = |place: usize| if (layer + place) % 2 == 0 { Q4K } else { Q6K };
+        let kind = |place: usize| if (layer + place).is_multiple_of(2) { Q4K } else { Q6K };
         tensors.extend(
             [
                 ("attn_norm", F32, vec![hidden]),
