@@ -321,7 +321,7 @@ mod tests {
             order.extend(group.map(|byte| byte >> 4));
         }
         for (index, &quant) in order.iter().enumerate() {
-            assert_eq!(q4.quant(index / 32, index % 32), quant.into());
+            assert_eq!(q4.quant(index / 32, index % 32), i32::from(quant));
         }
         for j in 0..8 {
             let q = &q4.scales;
@@ -330,7 +330,7 @@ mod tests {
             } else {
                 ((q[j + 4] & 0xf) | ((q[j - 4] >> 6) << 4), (q[j + 4] >> 4) | ((q[j] >> 6) << 4))
             };
-            assert_eq!((q4.scale(j), q4.min(j)), (scale.into(), min.into()));
+            assert_eq!((q4.scale(j), q4.min(j)), (i32::from(scale), i32::from(min)));
         }
 
         let q6 = q6_k(&noise).unwrap()[0];
@@ -346,7 +346,7 @@ mod tests {
             }
         }
         for (index, &quant) in order.iter().enumerate() {
-            assert_eq!(q6.quant(index / 16, index % 16), quant.into());
+            assert_eq!(q6.quant(index / 16, index % 16), i32::from(quant));
         }
     }
 
