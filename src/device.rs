@@ -386,8 +386,8 @@ impl<D: Device, T: Plain> Buffer<D, T> {
         if len == 0 {
             return Ok(());
         }
-        // SAFETY: both ranges were checked, and so was whose memory they are; they lie in different buffers, since one is borrowed
-        // mutably.
+        // SAFETY: both ranges were checked, and so was whose memory they are; they lie in different buffers, since one
+        // is borrowed mutably.
         unsafe { device.copy(to, from, len * size_of::<T>()) }
     }
 }

@@ -105,7 +105,8 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     }
 }
 
-/// Indices of experts that do not exist give NaN, in every form of the kernel, and the others what they give without them.
+/// Indices of experts that do not exist give NaN, in every form of the kernel, and the others what they give without
+/// them.
 fn absent_experts_give_nan<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(61);
     for (ff, cols, experts, top_k) in size.shapes(&[(17, 512, 5, 3), (33, 4352, 2, 2)], &[(768, 2048, 128, 8)]) {
