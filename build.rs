@@ -1,8 +1,9 @@
 //! Compiles `cuda/*.cu` with `nvcc` into one static library, when there is an `nvcc` to do it with.
 //!
-//! Without one the crate still builds: `cfg(kqm_cuda)` stays unset and CUDA calls return an error. `KQUANT_MOE_CUDA`
-//! (`auto`, `require`, `off`) says whether that is acceptable, `KQUANT_MOE_CUDA_ARCHS` (such as `89,90,120`) for which
-//! cards to compile, and `KQUANT_MOE_WERROR=1` turns warnings into errors. See the README for the whole list.
+//! Without one the crate still builds: `cfg(kqm_cuda)` stays unset and CUDA calls return an error that says why. `KQUANT_MOE_CUDA`
+//! (`auto`, `require`, `off`) and the feature `cuda`, which requires, say whether that is acceptable, `KQUANT_MOE_CUDA_ARCHS` (such
+//! as `89,90,120`) for which cards to compile, and `KQUANT_MOE_WERROR=1` turns warnings into errors. See docs/building.md for the
+//! whole list.
 //!
 //! With the feature `bindgen` it also generates `OUT_DIR/sys.rs`, which `tests/bindings.rs` compares with the committed
 //! `src/sys.rs`.
@@ -79,23 +80,42 @@ fn run(cuda_dir: &Path) -> Result<()> {
     bindings::generate(&cuda_dir.join("kquant_moe.h"))?;
 
     let built = match find_toolkit()? {
-        Some(toolkit) => Some(compile(&toolkit, &files, cuda_dir)?),
-        None => None,
+        Ok(toolkit) => Ok(compile(&toolkit, &files, cuda_dir)?),
+        Err(reason) => Err(reason),
     };
     // For dependents (`links`): DEP_KQUANT_MOE_INCLUDE and DEP_KQUANT_MOE_ARCHS, empty without CUDA.
     println!("cargo::metadata=include={}", cuda_dir.display());
     println!("cargo::metadata=archs={}", built.as_ref().map_or("", |b| &b.archs));
-    // For the program's `info` and for tests/sass.rs.
-    println!("cargo::rustc-env=KQUANT_MOE_CUDA_BUILD={}", built.as_ref().map_or("none", |b| &b.summary));
+    // For tests/sass.rs.
     println!("cargo::rustc-env=KQUANT_MOE_CUDA_LIB={}", built.as_ref().map_or("", |b| &b.library));
     println!("cargo::rustc-env=KQUANT_MOE_CUDA_BIN={}", built.as_ref().map_or("", |b| &b.bin));
-    if built.is_some() {
+    if built.is_ok() {
         println!("cargo::rustc-cfg=kqm_cuda");
     }
-    Ok(())
+    write_constant(built.as_ref())
 }
 
-/// What `KQUANT_MOE_CUDA` asks for.
+/// Writes the constant that src/device/build.rs includes: what was built, or why nothing was. Cargo shows a dependency's warnings
+/// to nobody, so the reason has to be in the program.
+fn write_constant(built: std::result::Result<&Built, &String>) -> Result<()> {
+    let value = match built {
+        Ok(built) => format!(
+            "Ok(CudaBuild {{ nvcc: {:?}, targets: &[{}], ptx: {} }})",
+            built.version.to_string(),
+            built.archs,
+            built.ptx
+        ),
+        Err(reason) => format!("Err({reason:?})"),
+    };
+    let text = format!(
+        "/// The CUDA kernels of this build, or why it has none.\n\
+         pub const CUDA_BUILD: Result<CudaBuild, &str> = {value};\n"
+    );
+    let path = PathBuf::from(env::var_os("OUT_DIR").unwrap()).join("cuda_build.rs");
+    fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// What `KQUANT_MOE_CUDA` and the feature `cuda` ask for.
 #[derive(Clone, Copy, PartialEq)]
 enum Mode {
     Auto,
@@ -105,9 +125,15 @@ enum Mode {
 
 impl Mode {
     fn read() -> Result<Self> {
+        let demanded = cfg!(feature = "cuda");
         match variable("KQUANT_MOE_CUDA").as_deref() {
+            None | Some("auto") if demanded => Ok(Self::Require),
             None | Some("auto") => Ok(Self::Auto),
             Some("require") => Ok(Self::Require),
+            Some("off") if demanded => {
+                Err("KQUANT_MOE_CUDA=off forbids what the feature `cuda` of kquant-moe demands: CUDA kernels"
+                    .to_owned())
+            }
             Some("off") => Ok(Self::Off),
             Some(other) => Err(format!("KQUANT_MOE_CUDA is \"{other}\"; it must be auto, require or off")),
         }
@@ -130,19 +156,22 @@ struct Toolkit {
     lib: PathBuf,
 }
 
-/// `None` when the kernels are not wanted, or not required and impossible; the latter warns.
-fn find_toolkit() -> Result<Option<Toolkit>> {
-    let mode = Mode::read()?;
+/// A toolkit, or why the kernels are not wanted, or not required and impossible; the latter warns.
+fn find_toolkit() -> Result<std::result::Result<Toolkit, String>> {
     // docs.rs has no toolkit and its documentation does not depend on one.
-    if mode == Mode::Off || env::var_os("DOCS_RS").is_some() {
-        return Ok(None);
+    if env::var_os("DOCS_RS").is_some() {
+        return Ok(Err("it was built for documentation only (DOCS_RS)".to_owned()));
+    }
+    let mode = Mode::read()?;
+    if mode == Mode::Off {
+        return Ok(Err("it was built with KQUANT_MOE_CUDA=off".to_owned()));
     }
     let os = env::var("CARGO_CFG_TARGET_OS").unwrap();
     let mut rejected = Vec::new();
     if os == "linux" {
-        for nvcc in candidates()? {
+        for nvcc in candidates(&mut rejected)? {
             match Toolkit::probe(&nvcc)? {
-                Ok(toolkit) => return Ok(Some(toolkit)),
+                Ok(toolkit) => return Ok(Ok(toolkit)),
                 Err(reason) => rejected.push(reason),
             }
         }
@@ -156,8 +185,9 @@ fn find_toolkit() -> Result<Option<Toolkit>> {
     }
     let reasons = rejected.join("; ");
     if mode == Mode::Require {
+        let demand = if cfg!(feature = "cuda") { "the feature `cuda`" } else { "KQUANT_MOE_CUDA=require" };
         return Err(format!(
-            "KQUANT_MOE_CUDA=require, but {reasons}.\n\
+            "CUDA kernels are required ({demand}), but {reasons}.\n\
              Install CUDA {OLDEST_NVCC} or later, or: pip install \"nvidia-cuda-nvcc==13.0.*\" \
              \"nvidia-cuda-crt==13.0.*\" \"nvidia-nvvm==13.0.*\" \"nvidia-cuda-runtime==13.0.*\" \
              \"nvidia-cuda-cccl==13.0.*\""
@@ -166,11 +196,11 @@ fn find_toolkit() -> Result<Option<Toolkit>> {
     println!(
         "cargo::warning=building without CUDA: {reasons} (KQUANT_MOE_CUDA=off silences this, =require makes it an error)"
     );
-    Ok(None)
+    Ok(Err(reasons))
 }
 
-/// Every `nvcc` there is, in the order of preference.
-fn candidates() -> Result<Vec<PathBuf>> {
+/// Every `nvcc` there is, in the order of preference. Where one was said to be and is not goes to `rejected`.
+fn candidates(rejected: &mut Vec<String>) -> Result<Vec<PathBuf>> {
     if let Some(nvcc) = variable("NVCC") {
         // Whoever names an nvcc does not want another one.
         let path = find_in_path(&nvcc).ok_or_else(|| format!("NVCC is {nvcc}, which does not exist"))?;
@@ -178,7 +208,13 @@ fn candidates() -> Result<Vec<PathBuf>> {
     }
     let mut found = Vec::new();
     for name in ["CUDA_HOME", "CUDA_PATH"] {
-        found.extend(variable(name).map(|home| Path::new(&home).join("bin/nvcc")));
+        let Some(home) = variable(name) else { continue };
+        let nvcc = Path::new(&home).join("bin/nvcc");
+        if nvcc.is_file() {
+            found.push(nvcc);
+        } else {
+            rejected.push(format!("{name} names {home}, a folder without bin/nvcc"));
+        }
     }
     found.extend(find_in_path("nvcc"));
     found.push(PathBuf::from("/usr/local/cuda/bin/nvcc"));
@@ -312,8 +348,9 @@ fn parse_version(text: &str) -> Option<Version> {
 
 /// What was built, as text for the crate and its dependents.
 struct Built {
+    version: Version,
     archs: String,
-    summary: String,
+    ptx: u32,
     library: String,
     bin: String,
 }
@@ -369,12 +406,10 @@ fn compile(toolkit: &Toolkit, files: &[PathBuf], cuda_dir: &Path) -> Result<Buil
         println!("cargo::rustc-link-lib={system}");
     }
 
-    let join = |prefix: &str, separator: &str| {
-        archs.iter().map(|arch| format!("{prefix}{arch}")).collect::<Vec<_>>().join(separator)
-    };
     Ok(Built {
-        archs: join("", ","),
-        summary: format!("CUDA {}, {}, compute_{}", toolkit.version, join("sm_", " "), archs[0]),
+        version: toolkit.version,
+        archs: archs.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
+        ptx: archs[0],
         library: out_dir.join("libkquant_moe_cuda.a").display().to_string(),
         bin: toolkit.nvcc.parent().unwrap_or(Path::new("")).display().to_string(),
     })
@@ -401,8 +436,8 @@ fn compiler(toolkit: &Toolkit, archs: &[u32], cuda_dir: &Path) -> Result<Vec<OsS
         .extra_warnings(true)
         .pic(true)
         .flag("-std=c++17")
-        // Results are defined to the bit: a product and a sum are contracted only where the source says fma.
-        .flags(["-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false"])
+        // Results are defined to the bit (cuda/common/flags.cuh).
+        .flags(["-fmad=false", "-DKQM_FMAD_FALSE", "-prec-div=true", "-prec-sqrt=true", "-ftz=false"])
         .flags(["-Xcompiler", "-ffp-contract=off"])
         // Line numbers for profilers; they cost no instructions.
         .flag("-lineinfo");

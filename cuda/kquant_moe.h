@@ -5,9 +5,14 @@
  * CUDA graph. All pointers inside an argument structure are device pointers. Pointers marked [optional] may be NULL;
  * every other one may not. Row-major everywhere; the last index is contiguous.
  *
+ * The context that is current on the calling thread must be the one that the stream and the memory belong to, since the
+ * launch goes through the CUDA runtime: that is the primary context of the device. An engine on the runtime is in it after
+ * cudaSetDevice; one on the driver API retains it (cuDevicePrimaryCtxRetain) and makes it current (cuCtxSetCurrent).
+ *
  * The arithmetic of every kernel is defined in docs/arithmetic.md and executed in plain Rust by the oracle of the
  * same name: results are equal to the bit for every batch size, card and launch shape. A NaN is always stored as
- * 0x7fc00000.
+ * 0x7fc00000. The compiler's flags are part of that definition, see cuda/common/flags.cuh; examples/c builds the kernels
+ * and links them with CMake.
  *
  * The CPU emulation of the kernels (emulation/) exports the same table.
  */
@@ -38,9 +43,16 @@ typedef int32_t kqm_status;
 #define KQM_UNSUPPORTED_TYPE (-3) /* a matrix type that the kernel does not compute with */
 #define KQM_MISALIGNED (-4)       /* a pointer is not aligned as its layout demands */
 #define KQM_WORKSPACE (-5)        /* the workspace is smaller than the launcher needs */
+#define KQM_OTHER_ABI (-6)        /* the caller was compiled with another version of this header */
 
 /* cudaStream_t / CUstream. */
 typedef void *kqm_stream;
+
+/* The version of this ABI: another one when what is here changes its meaning or its layout. */
+#define KQM_ABI_VERSION 1
+/* Who calls: the version, and the size of the argument structure, as the caller was compiled with them. */
+typedef uint64_t kqm_caller;
+#define KQM_CALLER(args_type) (((kqm_caller)KQM_ABI_VERSION << 32) | (kqm_caller)sizeof(args_type))
 
 /* Tensor types, with GGML's numbers. */
 #define KQM_TYPE_F32 0
@@ -110,7 +122,6 @@ typedef struct kqm_repack_args {
   uint32_t rows;
   uint32_t cols;
 } kqm_repack_args;
-kqm_status kqm_repack(const kqm_repack_args *args, kqm_stream stream);
 
 /* quantize: f32 activations to block fixed point. */
 typedef struct kqm_quantize_args {
@@ -119,7 +130,6 @@ typedef struct kqm_quantize_args {
   uint32_t tokens;
   uint32_t cols; /* a multiple of 256 */
 } kqm_quantize_args;
-kqm_status kqm_quantize(const kqm_quantize_args *args, kqm_stream stream);
 
 /* q4_k_matvec and q6_k_gemv: y[t, r] = sum_k W[r, k] x[t, k] (+ residual[t, r]). */
 typedef struct kqm_matvec_args {
@@ -132,8 +142,6 @@ typedef struct kqm_matvec_args {
 } kqm_matvec_args;
 typedef kqm_matvec_args kqm_q4_k_matvec_args;
 typedef kqm_matvec_args kqm_q6_k_gemv_args;
-kqm_status kqm_q4_k_matvec(const kqm_q4_k_matvec_args *args, kqm_stream stream);
-kqm_status kqm_q6_k_gemv(const kqm_q6_k_gemv_args *args, kqm_stream stream);
 
 /* RMSNorm of a single token inside the kernel that needs its result: what kqm_rms_norm does, without its launch. Rows of at
  * most KQM_FUSED_COLS columns. */
@@ -153,7 +161,6 @@ typedef struct kqm_qkv_args {
   float *y[3];              /* [tokens, w[i].rows] */
   uint32_t tokens;
 } kqm_qkv_args;
-kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream);
 
 /* embedding: rows of a table, dequantized. */
 typedef struct kqm_embedding_args {
@@ -165,7 +172,6 @@ typedef struct kqm_embedding_args {
   uint32_t cols; /* a multiple of 256 */
   uint32_t count;
 } kqm_embedding_args;
-kqm_status kqm_embedding(const kqm_embedding_args *args, kqm_stream stream);
 
 /* rms_norm: y = (x * r) * weight, r = 1 / sqrt(mean(x^2) + eps); written as f32, as fixed point, or both. */
 typedef struct kqm_rms_norm_args {
@@ -177,7 +183,6 @@ typedef struct kqm_rms_norm_args {
   uint32_t cols; /* a multiple of 256, at most 16384 */
   float eps;
 } kqm_rms_norm_args;
-kqm_status kqm_rms_norm(const kqm_rms_norm_args *args, kqm_stream stream);
 
 /* rope: per-head RMSNorm of q and k, RoPE (NeoX layout: dimension i is paired with i + head_dim / 2), and the write
  * of k and v into the cache. Position of token t is start + t. */
@@ -203,7 +208,6 @@ typedef struct kqm_rope_args {
   uint32_t head_dim; /* even, a multiple of 8, at most 256 */
   float eps;
 } kqm_rope_args;
-kqm_status kqm_rope(const kqm_rope_args *args, kqm_stream stream);
 
 /* attention: causal grouped-query attention of `tokens` queries over the cache, in chunks of KQM_ATTENTION_CHUNK
  * positions. Token t sees positions 0 ..= start + t. */
@@ -229,9 +233,6 @@ typedef struct kqm_attention_args {
   uint32_t settled;   /* 1, with rope: the launch right before this one in the stream is kqm_qkv, or a kernel that does not let its
                        * successor start early. start and caches, which it does not write, are read while it still runs */
 } kqm_attention_args;
-/* Bytes of workspace for these shapes (pointers are ignored). */
-uint64_t kqm_attention_workspace(const kqm_attention_args *args);
-kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream);
 
 /* moe_router: logits = W x (F32 weights), the top_k largest (ties to the lower expert), and their softmax
  * probabilities renormalised to sum 1. */
@@ -250,7 +251,6 @@ typedef struct kqm_moe_router_args {
   uint32_t experts; /* at most KQM_MAX_EXPERTS */
   uint32_t top_k;   /* 1 ..= min(experts, KQM_MAX_TOP_K) */
 } kqm_moe_router_args;
-kqm_status kqm_moe_router(const kqm_moe_router_args *args, kqm_stream stream);
 
 /* moe_group: the pairs of a batch grouped by expert, so that an expert's weights are read once for its tokens. */
 typedef struct kqm_moe_group_args {
@@ -262,7 +262,6 @@ typedef struct kqm_moe_group_args {
 } kqm_moe_group_args;
 /* Most work items that a batch of `tokens` can give. */
 uint32_t kqm_moe_max_items(uint32_t tokens, uint32_t experts, uint32_t top_k);
-kqm_status kqm_moe_group(const kqm_moe_group_args *args, kqm_stream stream);
 
 /* moe_swiglu: out[p] = silu(W_gate[e] x) * (W_up[e] x) for every pair p = (token, e). */
 typedef struct kqm_moe_swiglu_args {
@@ -279,7 +278,6 @@ typedef struct kqm_moe_swiglu_args {
   uint32_t tokens;
   uint32_t top_k;
 } kqm_moe_swiglu_args;
-kqm_status kqm_moe_swiglu(const kqm_moe_swiglu_args *args, kqm_stream stream);
 
 /* Most blocks of 256 that a single token's experts may have together for the fused form of moe_down. */
 #define KQM_FUSED_UNITS 24
@@ -299,7 +297,6 @@ typedef struct kqm_moe_down_args {
   uint32_t tokens;
   uint32_t top_k;
 } kqm_moe_down_args;
-kqm_status kqm_moe_down(const kqm_moe_down_args *args, kqm_stream stream);
 
 /* residual_add: y = a + b. */
 typedef struct kqm_residual_add_args {
@@ -308,7 +305,6 @@ typedef struct kqm_residual_add_args {
   float *y;       /* [count]; may equal a or b */
   uint64_t count;
 } kqm_residual_add_args;
-kqm_status kqm_residual_add(const kqm_residual_add_args *args, kqm_stream stream);
 
 /* argmax: index of the largest value of each row, ties to the lower index; a NaN counts as largest. */
 typedef struct kqm_argmax_args {
@@ -322,9 +318,51 @@ typedef struct kqm_argmax_args {
   uint32_t rows;
   uint32_t cols;
 } kqm_argmax_args;
-kqm_status kqm_argmax(const kqm_argmax_args *args, kqm_stream stream);
 
-/* The launchers as a table, so that one caller can drive the CUDA build or the CPU emulation of the same sources. */
+/* The launchers by name, each with a place of its own. */
+#define KQM_EACH_LAUNCHER(X)                                                                                           \
+  X(1, repack)                                                                                                         \
+  X(2, quantize)                                                                                                       \
+  X(3, q4_k_matvec)                                                                                                    \
+  X(4, q6_k_gemv)                                                                                                      \
+  X(5, qkv)                                                                                                            \
+  X(6, embedding)                                                                                                      \
+  X(7, rms_norm)                                                                                                       \
+  X(8, rope)                                                                                                           \
+  X(9, attention)                                                                                                      \
+  X(10, moe_router)                                                                                                    \
+  X(11, moe_group)                                                                                                     \
+  X(12, moe_swiglu)                                                                                                    \
+  X(13, moe_down)                                                                                                      \
+  X(14, residual_add)                                                                                                  \
+  X(15, argmax)
+
+/* kqm_NAME is compiled into the caller and says there who calls; kqm_launch_NAME, in the library, refuses a caller that has
+ * another header. */
+#define KQM_DECLARE_LAUNCHER(place, name)                                                                    \
+  kqm_status kqm_launch_##name(kqm_caller caller, const kqm_##name##_args *args, kqm_stream stream);         \
+  static inline kqm_status kqm_##name(const kqm_##name##_args *args, kqm_stream stream) {                    \
+    return kqm_launch_##name(KQM_CALLER(kqm_##name##_args), args, stream);                                   \
+  }
+/* The same without the callers' part, for the sources of the kernels, which define functions of those names. */
+#define KQM_DECLARE_EXPORT(place, name) \
+  kqm_status kqm_launch_##name(kqm_caller caller, const kqm_##name##_args *args, kqm_stream stream);
+#if defined(KQM_IMPLEMENTATION)
+KQM_EACH_LAUNCHER(KQM_DECLARE_EXPORT)
+#else
+KQM_EACH_LAUNCHER(KQM_DECLARE_LAUNCHER)
+#endif
+
+/* Bytes of workspace that kqm_attention needs for these shapes (pointers are ignored); 0 for a caller with another header. */
+uint64_t kqm_launch_attention_workspace(kqm_caller caller, const kqm_attention_args *args);
+#if !defined(KQM_IMPLEMENTATION)
+static inline uint64_t kqm_attention_workspace(const kqm_attention_args *args) {
+  return kqm_launch_attention_workspace(KQM_CALLER(kqm_attention_args), args);
+}
+#endif
+
+/* The launchers as a table, so that one caller can drive the CUDA build or the CPU emulation of the same sources. They do not ask
+ * who calls: who has the table was asked when it was given. */
 typedef struct kqm_kernels {
   kqm_status (*repack)(const kqm_repack_args *, kqm_stream);
   kqm_status (*quantize)(const kqm_quantize_args *, kqm_stream);
@@ -346,8 +384,16 @@ typedef struct kqm_kernels {
   /* Text of a status: a static string. */
   const char *(*status_text)(kqm_status);
 } kqm_kernels;
-/* The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. */
-const kqm_kernels *kqm_kernel_table(void);
+
+/* What the table depends on: the version, and the sizes of all structures, each with a weight of its own. */
+#define KQM_WEIGHTED_SIZE(place, name) +(place) * (int)sizeof(kqm_##name##_args)
+enum {
+  KQM_ABI = KQM_ABI_VERSION * 0x1000000 KQM_EACH_LAUNCHER(KQM_WEIGHTED_SIZE) + 16 * (int)sizeof(kqm_fixed_block) +
+            17 * (int)sizeof(kqm_kernels)
+};
+/* The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's
+ * KQM_ABI, which is the caller's when both have the same header. */
+const kqm_kernels *kqm_kernel_table(uint32_t abi);
 
 KQM_ABI_END
 #endif

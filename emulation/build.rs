@@ -54,9 +54,9 @@ fn compile() -> Result<Result<(String, String), String>, Box<dyn Error>> {
     if architecture == "x86_64" && env::var("HOST")? == env::var("TARGET")? && host_has_fma() {
         build.flag("-mfma");
     }
-    if let Ok(sanitizers) = env::var("KQUANT_MOE_EMULATION_SANITIZE")
-        && !sanitizers.is_empty()
-    {
+    let sanitizers = env::var("KQUANT_MOE_EMULATION_SANITIZE").unwrap_or_default();
+    let sanitizes = !sanitizers.is_empty();
+    if sanitizes {
         build
             .flag(format!("-fsanitize={sanitizers}"))
             .flag("-fno-sanitize-recover=all")
@@ -70,7 +70,7 @@ fn compile() -> Result<Result<(String, String), String>, Box<dyn Error>> {
 
     let mut runtime = build.clone();
     runtime.opt_level(3);
-    for file in ["engine", "fiber", "memory", "shared", "warp"] {
+    for file in ["dependence", "engine", "fiber", "memory", "shared", "warp"] {
         runtime.file(root.join("src").join(file).with_extension("cpp"));
     }
     runtime.try_compile("kqm_emulation_runtime")?;
@@ -82,6 +82,12 @@ fn compile() -> Result<Result<(String, String), String>, Box<dyn Error>> {
     table.define("KQM_EMULATION_HAS_TABLE", if defines_table { "1" } else { "0" });
     table.file(root.join("src/table.cpp")).try_compile("kqm_emulation_table")?;
 
+    // The kernels' accesses of global memory call the runtime (src/dependence.cpp), which has the thread sanitizer's functions. Another
+    // sanitizer needs the compiler's instrumentation for itself.
+    if !sanitizes {
+        build.flag("-fsanitize=thread");
+        build.flag_if_supported("--param=tsan-instrument-func-entry-exit=0");
+    }
     // The language of a .cu file must be said; it would be taken for a linker script.
     build.flag("-x").flag("c++");
     // An archive without members cannot be linked.

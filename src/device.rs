@@ -7,11 +7,15 @@ use std::marker::PhantomData;
 
 use crate::{Error, Result, sys};
 
+mod build;
 mod cuda;
 mod probe;
+mod runtime;
 
+pub use build::{CUDA_BUILD, CudaBuild};
 pub use cuda::{CudaDevice, CudaGraph, CudaMark, kernels};
 /// The crate whose streams [`CudaDevice::from_stream`] takes, in the version that it takes them of.
+#[cfg(feature = "cudarc")]
 pub use cudarc;
 pub use probe::Probe;
 

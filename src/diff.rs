@@ -212,7 +212,16 @@ pub struct Comparison {
     pub max_ulps: Option<u64>,
 }
 
-/// Sums over the places where both are finite.
+/// The power of two that brings the largest of all finite values, of which these are the smallest and largest of each trace,
+/// to between 1 and 2 (and the largest of denormal numbers to above 2^-53): so that squares neither overflow nor vanish.
+fn unit_scale(ranges: impl Iterator<Item = (f64, f64)>) -> f64 {
+    let largest = ranges.fold(0.0, |largest: f64, (min, max)| largest.max(min.abs()).max(max.abs()));
+    // The exponent, biased by 1023; 0 for denormal numbers.
+    let exponent = (largest.to_bits() >> 52) as i32;
+    2_f64.powi(1023 - exponent.max(1))
+}
+
+/// Sums over the places where both are finite, of scaled values.
 #[derive(Default)]
 struct Sums {
     ab: f64,
@@ -276,6 +285,7 @@ impl Comparison {
     fn compare(&mut self, a: &Values, b: &Values, min_cosine: f64) {
         let indices = matches!(a, Values::Int(_)) || matches!(b, Values::Int(_));
         let single = matches!(a, Values::F32(_)) || matches!(b, Values::F32(_));
+        let scale = unit_scale([&self.a, &self.b].into_iter().flatten().filter_map(|(_, summary)| summary.range));
         let mut sums = Sums::default();
         let mut ulps = 0;
         let mut differing = 0;
@@ -291,11 +301,12 @@ impl Comparison {
                 first_differing = first_differing.or(Some(index));
             }
             if x.is_finite() && y.is_finite() {
+                ulps = ulps.max(if single { ulps_f32(x as f32, y as f32) } else { ulps_f64(x, y) });
+                let (x, y) = (x * scale, y * scale);
                 sums.ab += x * y;
                 sums.aa += x * x;
                 sums.bb += y * y;
                 sums.dd += (x - y) * (x - y);
-                ulps = ulps.max(if single { ulps_f32(x as f32, y as f32) } else { ulps_f64(x, y) });
             } else if x != y {
                 same_infinities = false;
             }
@@ -308,7 +319,6 @@ impl Comparison {
             self.cosine = Some(sums.cosine());
             self.relative_l2 = Some(sums.relative_l2());
             self.max_ulps = Some(ulps);
-            // Written so that a NaN, from sums that overflow, is not close.
             same_infinities && sums.cosine() >= min_cosine && sums.scale() >= min_cosine
         };
         self.verdict = match (differing, close) {
@@ -486,6 +496,152 @@ mod tests {
         assert_eq!(Comparison::new(Some(&a), Some(&b), 0.99).verdict, Verdict::Equal);
         let row = compare(&[1.0; 4], &[1.0; 5]);
         assert_eq!((row.verdict, row.differing, row.cosine), (Verdict::Diverge, None, None));
+    }
+
+    fn doubles(values: &[f64]) -> Array {
+        Array { shape: vec![values.len()], values: Values::F64(values.to_vec()) }
+    }
+
+    fn compare_doubles(a: &[f64], b: &[f64], min_cosine: f64) -> Comparison {
+        Comparison::new(Some(&doubles(a)), Some(&doubles(b)), min_cosine)
+    }
+
+    /// Lengths and products that come out exactly.
+    #[test]
+    fn figures_are_exact_and_relative_to_the_first() {
+        let row = compare_doubles(&[3.0, 4.0], &[3.0, 14.0], 0.0);
+        assert_eq!((row.relative_l2, row.differing, row.first_bad), (Some(2.0), Some(1), Some(1)));
+        assert_eq!(compare_doubles(&[6.0, 8.0], &[3.0, 4.0], 0.0).relative_l2, Some(0.5));
+        assert_eq!(compare_doubles(&[3.0, 4.0], &[6.0, 8.0], 0.0).relative_l2, Some(1.0));
+        assert_eq!(compare_doubles(&[0.0, 0.0], &[6.0, 8.0], 0.0).relative_l2, Some(f64::INFINITY));
+        assert_eq!(compare_doubles(&[3.0, 4.0], &[0.0, 0.0], 0.0).relative_l2, Some(1.0));
+        assert_eq!(compare_doubles(&[3.0, 4.0], &[4.0, 3.0], 0.0).cosine, Some(0.96));
+        assert_eq!(compare_doubles(&[3.0, 4.0], &[4.0, -3.0], 0.0).cosine, Some(0.0));
+        assert_eq!(compare_doubles(&[3.0, 4.0], &[-3.0, -4.0], 0.0).cosine, Some(-1.0));
+        assert_eq!(compare_doubles(&[0.0, -0.0], &[-0.0, 0.0], 0.0).cosine, Some(1.0));
+        for (a, b) in [([0.0, 0.0], [1.0, 0.0]), ([1.0, 0.0], [0.0, 0.0])] {
+            assert_eq!(compare_doubles(&a, &b, 0.0).cosine, Some(0.0));
+        }
+        // The largest distance, wherever it is.
+        let ulps = |a: f32, n: u32| f32::from_bits(a.to_bits() + n);
+        assert_eq!(compare(&[1.0, 2.0, 3.0], &[ulps(1.0, 2), ulps(2.0, 5), ulps(3.0, 1)]).max_ulps, Some(5));
+        assert_eq!(compare(&[-1.0, 1.0], &[-ulps(1.0, 3), 1.0]).max_ulps, Some(3));
+    }
+
+    /// A threshold is the least that agrees: of the cosine, and of the quotient of the lengths, whichever is longer.
+    #[test]
+    fn what_is_at_the_threshold_agrees() {
+        let (a, b) = ([3.0, 4.0], [4.0, 3.0]);
+        for (min_cosine, verdict) in [(0.96, Verdict::Match), (0.96_f64.next_up(), Verdict::Diverge)] {
+            assert_eq!(compare_doubles(&a, &b, min_cosine).verdict, verdict);
+        }
+        let twice = [6.0, 8.0];
+        for (min_cosine, verdict) in [(0.5, Verdict::Match), (0.5_f64.next_up(), Verdict::Diverge)] {
+            assert_eq!(compare_doubles(&a, &twice, min_cosine).verdict, verdict);
+            assert_eq!(compare_doubles(&twice, &a, min_cosine).verdict, verdict);
+        }
+        // The most that a cosine comes to does not agree with infinity, and equal bits do.
+        let near = [3.0, 4.0_f64.next_up()];
+        assert_eq!(compare_doubles(&a, &near, 0.99).verdict, Verdict::Match);
+        assert_eq!(compare_doubles(&a, &near, f64::INFINITY).verdict, Verdict::Diverge);
+        assert_eq!(compare_doubles(&a, &a, f64::INFINITY).verdict, Verdict::Equal);
+    }
+
+    /// Numbers whose squares, or whose differences, no f64 holds.
+    #[test]
+    fn the_largest_and_the_smallest_numbers_are_compared_like_others() {
+        for size in [1e200, 1e-200, f64::MIN_POSITIVE * 0.25, 2_f64.powi(1021), 1.0] {
+            let row = |a: [f64; 2], b: [f64; 2]| compare_doubles(&a.map(|x| x * size), &b.map(|x| x * size), 0.99);
+            assert_eq!(row([1.0, 2.0], [1.0, 2.0]).verdict, Verdict::Equal, "{size}");
+            for other in [[1.0, 3.0], [-1.0, 2.0], [1.0, -2.0], [2.0, 4.0], [0.0, 0.0]] {
+                for row in [row([1.0, 2.0], other), row(other, [1.0, 2.0])] {
+                    assert_eq!(row.verdict, Verdict::Diverge, "{size}: {other:?}");
+                    assert!(row.differing > Some(0) && row.max_ulps > Some(0), "{size}: {other:?}");
+                }
+            }
+            let close = |found: Option<f64>, expected: f64| (found.unwrap() - expected).abs() < 1e-12;
+            let far = row([3.0, 4.0], [-4.0, 3.0]);
+            assert!(close(far.cosine, 0.0) && close(far.relative_l2, 2_f64.sqrt()), "{size}: {far:?}");
+            assert!(close(row([3.0, 4.0], [4.0, 3.0]).cosine, 0.96), "{size}");
+            let (a, b) = ([size, 2.0 * size], [size, (2.0 * size).next_up()]);
+            let near = compare_doubles(&a, &b, 0.5);
+            assert_eq!((near.verdict, near.max_ulps), (Verdict::Match, Some(1)), "{size}");
+        }
+        for other in [[1.0, 2.0], [1e-200, 2e-200]] {
+            assert_eq!(compare_doubles(&[1e200, 2e200], &other, 0.5).verdict, Verdict::Diverge);
+            assert_eq!(compare_doubles(&other, &[1e200, 2e200], 0.5).verdict, Verdict::Diverge);
+        }
+        assert_eq!(compare_doubles(&[f64::MAX; 2], &[f64::MIN; 2], 0.0).cosine.map(f64::round), Some(-1.0));
+    }
+
+    #[test]
+    fn nans_and_infinities_take_no_part_in_the_figures() {
+        let (nan, inf) = (f64::NAN, f64::INFINITY);
+        // Of 3, 4 and 4, 3.
+        let cosine = Some(0.96);
+        for (a, b, verdict, first) in [
+            ([nan, 3.0, 4.0, inf], [1.0, 4.0, 3.0, inf], Verdict::NanA, 0),
+            ([1.0, 3.0, 4.0, inf], [nan, 4.0, 3.0, inf], Verdict::NanB, 0),
+            ([nan, 3.0, 4.0, inf], [nan, 4.0, 3.0, inf], Verdict::NanBoth, 0),
+            // Each in a place of its own.
+            ([inf, 3.0, 4.0, nan], [nan, 4.0, 3.0, inf], Verdict::NanBoth, 0),
+            // The NaN is what is said to be bad, although other bits differ earlier.
+            ([3.0, 4.0, 0.0, nan], [4.0, 3.0, 0.0, 1.0], Verdict::NanA, 3),
+        ] {
+            for min_cosine in [0.0, f64::INFINITY] {
+                let row = compare_doubles(&a, &b, min_cosine);
+                assert_eq!((row.verdict, row.first_bad), (verdict, Some(first)), "{a:?} {b:?}");
+                assert_eq!(row.cosine, cosine, "{a:?} {b:?}");
+            }
+        }
+        // NaNs of other bits differ, and no trace with NaNs agrees with another, not even with itself.
+        let other_nan = f64::from_bits(nan.to_bits() ^ 1);
+        assert_eq!(compare_doubles(&[nan], &[other_nan], 0.0).differing, Some(1));
+        let row = compare_doubles(&[nan, 1.0], &[nan, 1.0], 0.0);
+        assert_eq!((row.verdict, row.differing, row.first_bad), (Verdict::NanBoth, Some(0), Some(0)));
+        assert!(!row.verdict.agrees() && row.verdict.diverges());
+        // Nothing is left to compare, and nothing is close to an infinity but itself.
+        assert_eq!(compare_doubles(&[inf, -inf], &[inf, -inf], 0.99).verdict, Verdict::Equal);
+        assert_eq!(compare_doubles(&[inf, 1.0], &[1.0, inf], 0.0).verdict, Verdict::Diverge);
+        assert_eq!(compare_doubles(&[f64::MAX], &[inf], 0.0).verdict, Verdict::Diverge);
+    }
+
+    #[test]
+    fn verdicts_agree_diverge_or_are_missing() {
+        use Verdict::{Diverge, Equal, Match, Missing, NanA, NanB, NanBoth};
+        for (verdict, agrees, diverges) in [
+            (Equal, true, false),
+            (Match, true, false),
+            (Diverge, false, true),
+            (NanA, false, true),
+            (NanB, false, true),
+            (NanBoth, false, true),
+            (Missing, false, false),
+        ] {
+            assert_eq!((verdict.agrees(), verdict.diverges()), (agrees, diverges), "{verdict}");
+        }
+        let one = floats(&[1.0]);
+        for (a, b) in [(Some(&one), None), (None, Some(&one)), (None, None)] {
+            let row = Comparison::new(a, b, 0.99);
+            assert_eq!((row.verdict, row.a.is_some(), row.b.is_some()), (Missing, a.is_some(), b.is_some()));
+        }
+    }
+
+    /// Indices are compared as numbers, also with a program that wrote them as floats, and never by their direction.
+    #[test]
+    fn indices_are_never_close() {
+        let ints = Array { shape: vec![2], values: Values::Int(vec![1000, 1001]) };
+        let (same, near) = (floats(&[1000.0, 1001.0]), floats(&[1000.0, 1002.0]));
+        for (a, b) in [(&ints, &same), (&same, &ints)] {
+            assert_eq!(Comparison::new(Some(a), Some(b), 0.0).verdict, Verdict::Equal);
+        }
+        for (a, b) in [(&ints, &near), (&near, &ints)] {
+            let row = Comparison::new(Some(a), Some(b), 0.0);
+            assert_eq!((row.verdict, row.first_bad, row.cosine), (Verdict::Diverge, Some(1), None));
+            assert_eq!((row.relative_l2, row.max_ulps), (None, None));
+        }
+        let values = [&ints.values, &same.values, &doubles(&[]).values].map(|values| (values.len(), values.is_empty()));
+        assert_eq!(values, [(2, false), (2, false), (0, true)]);
     }
 
     #[test]

@@ -71,8 +71,9 @@ pub enum Error {
     /// An argument does not fit the operation.
     #[error("{0}")]
     Invalid(String),
-    /// There is no CUDA device, driver or build.
-    #[error("no CUDA device: {0}")]
+    /// There is no CUDA to compute with: the build has no kernels, or none for the card, or the machine has no driver or no device.
+    /// The text says which, and of a build why.
+    #[error("no CUDA: {0}")]
     NoCuda(String),
     /// The device has not enough free memory. Said before anything is allocated.
     #[error("not enough GPU memory: {needed} bytes are needed, {free} are free")]
@@ -140,3 +141,39 @@ impl Error {
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use cudarc::driver::sys::CUresult as Cuda;
+
+    use super::*;
+
+    /// The errors of which CUDA's documentation says that the context, or the process, does no more work, by the driver's
+    /// own names; and `UNKNOWN`, of which it says nothing.
+    const LOST: [Cuda; 18] = [
+        Cuda::CUDA_ERROR_DEINITIALIZED,
+        Cuda::CUDA_ERROR_ECC_UNCORRECTABLE,
+        Cuda::CUDA_ERROR_NVLINK_UNCORRECTABLE,
+        Cuda::CUDA_ERROR_CONTAINED,
+        Cuda::CUDA_ERROR_ILLEGAL_ADDRESS,
+        Cuda::CUDA_ERROR_LAUNCH_TIMEOUT,
+        Cuda::CUDA_ERROR_CONTEXT_IS_DESTROYED,
+        Cuda::CUDA_ERROR_ASSERT,
+        Cuda::CUDA_ERROR_HARDWARE_STACK_ERROR,
+        Cuda::CUDA_ERROR_ILLEGAL_INSTRUCTION,
+        Cuda::CUDA_ERROR_MISALIGNED_ADDRESS,
+        Cuda::CUDA_ERROR_INVALID_ADDRESS_SPACE,
+        Cuda::CUDA_ERROR_INVALID_PC,
+        Cuda::CUDA_ERROR_LAUNCH_FAILED,
+        Cuda::CUDA_ERROR_TENSOR_MEMORY_LEAK,
+        Cuda::CUDA_ERROR_MPS_CLIENT_TERMINATED,
+        Cuda::CUDA_ERROR_EXTERNAL_DEVICE,
+        Cuda::CUDA_ERROR_UNKNOWN,
+    ];
+
+    #[test]
+    fn the_errors_that_end_a_context_are_those_of_cuda() {
+        let lost: Vec<u32> = (0..=10_000).filter(|&code| Error::is_device_lost(code)).collect();
+        assert_eq!(lost, LOST.map(|error| error as u32));
+    }
+}

@@ -9,6 +9,8 @@ pub const KQM_BAD_SHAPE: i32 = -2;
 pub const KQM_UNSUPPORTED_TYPE: i32 = -3;
 pub const KQM_MISALIGNED: i32 = -4;
 pub const KQM_WORKSPACE: i32 = -5;
+pub const KQM_OTHER_ABI: i32 = -6;
+pub const KQM_ABI_VERSION: u32 = 1;
 pub const KQM_TYPE_F32: u32 = 0;
 pub const KQM_TYPE_F16: u32 = 1;
 pub const KQM_TYPE_Q4_K: u32 = 12;
@@ -37,6 +39,8 @@ pub const KQM_FUSED_UNITS: u32 = 24;
 pub type kqm_status = i32;
 /// cudaStream_t / CUstream.
 pub type kqm_stream = *mut ::core::ffi::c_void;
+/// Who calls: the version, and the size of the argument structure, as the caller was compiled with them.
+pub type kqm_caller = u64;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct kqm_fixed_block {
@@ -783,7 +787,8 @@ impl Default for kqm_argmax_args {
         }
     }
 }
-/// The launchers as a table, so that one caller can drive the CUDA build or the CPU emulation of the same sources.
+/// The launchers as a table, so that one caller can drive the CUDA build or the CPU emulation of the same sources. They do not ask
+/// who calls: who has the table was asked when it was given.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct kqm_kernels {
@@ -845,26 +850,45 @@ const _: () = {
     ["Offset of field: kqm_kernels::argmax"][::core::mem::offset_of!(kqm_kernels, argmax) - 128usize];
     ["Offset of field: kqm_kernels::status_text"][::core::mem::offset_of!(kqm_kernels, status_text) - 136usize];
 };
+pub const KQM_ABI: _bindgen_ty_1 = 16812992;
+pub type _bindgen_ty_1 = ::core::ffi::c_uint;
 unsafe extern "C" {
-    pub fn kqm_repack(args: *const kqm_repack_args, stream: kqm_stream) -> kqm_status;
-    pub fn kqm_quantize(args: *const kqm_quantize_args, stream: kqm_stream) -> kqm_status;
-    pub fn kqm_q4_k_matvec(args: *const kqm_q4_k_matvec_args, stream: kqm_stream) -> kqm_status;
-    pub fn kqm_q6_k_gemv(args: *const kqm_q6_k_gemv_args, stream: kqm_stream) -> kqm_status;
-    pub fn kqm_qkv(args: *const kqm_qkv_args, stream: kqm_stream) -> kqm_status;
-    pub fn kqm_embedding(args: *const kqm_embedding_args, stream: kqm_stream) -> kqm_status;
-    pub fn kqm_rms_norm(args: *const kqm_rms_norm_args, stream: kqm_stream) -> kqm_status;
-    pub fn kqm_rope(args: *const kqm_rope_args, stream: kqm_stream) -> kqm_status;
-    /// Bytes of workspace for these shapes (pointers are ignored).
-    pub fn kqm_attention_workspace(args: *const kqm_attention_args) -> u64;
-    pub fn kqm_attention(args: *const kqm_attention_args, stream: kqm_stream) -> kqm_status;
-    pub fn kqm_moe_router(args: *const kqm_moe_router_args, stream: kqm_stream) -> kqm_status;
     /// Most work items that a batch of `tokens` can give.
     pub fn kqm_moe_max_items(tokens: u32, experts: u32, top_k: u32) -> u32;
-    pub fn kqm_moe_group(args: *const kqm_moe_group_args, stream: kqm_stream) -> kqm_status;
-    pub fn kqm_moe_swiglu(args: *const kqm_moe_swiglu_args, stream: kqm_stream) -> kqm_status;
-    pub fn kqm_moe_down(args: *const kqm_moe_down_args, stream: kqm_stream) -> kqm_status;
-    pub fn kqm_residual_add(args: *const kqm_residual_add_args, stream: kqm_stream) -> kqm_status;
-    pub fn kqm_argmax(args: *const kqm_argmax_args, stream: kqm_stream) -> kqm_status;
-    /// The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU.
-    pub fn kqm_kernel_table() -> *const kqm_kernels;
+    pub fn kqm_launch_repack(caller: kqm_caller, args: *const kqm_repack_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_quantize(caller: kqm_caller, args: *const kqm_quantize_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_q4_k_matvec(
+        caller: kqm_caller,
+        args: *const kqm_q4_k_matvec_args,
+        stream: kqm_stream,
+    ) -> kqm_status;
+    pub fn kqm_launch_q6_k_gemv(caller: kqm_caller, args: *const kqm_q6_k_gemv_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_qkv(caller: kqm_caller, args: *const kqm_qkv_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_embedding(caller: kqm_caller, args: *const kqm_embedding_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_rms_norm(caller: kqm_caller, args: *const kqm_rms_norm_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_rope(caller: kqm_caller, args: *const kqm_rope_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_attention(caller: kqm_caller, args: *const kqm_attention_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_moe_router(
+        caller: kqm_caller,
+        args: *const kqm_moe_router_args,
+        stream: kqm_stream,
+    ) -> kqm_status;
+    pub fn kqm_launch_moe_group(caller: kqm_caller, args: *const kqm_moe_group_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_moe_swiglu(
+        caller: kqm_caller,
+        args: *const kqm_moe_swiglu_args,
+        stream: kqm_stream,
+    ) -> kqm_status;
+    pub fn kqm_launch_moe_down(caller: kqm_caller, args: *const kqm_moe_down_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_residual_add(
+        caller: kqm_caller,
+        args: *const kqm_residual_add_args,
+        stream: kqm_stream,
+    ) -> kqm_status;
+    pub fn kqm_launch_argmax(caller: kqm_caller, args: *const kqm_argmax_args, stream: kqm_stream) -> kqm_status;
+    /// Bytes of workspace that kqm_attention needs for these shapes (pointers are ignored); 0 for a caller with another header.
+    pub fn kqm_launch_attention_workspace(caller: kqm_caller, args: *const kqm_attention_args) -> u64;
+    /// The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's
+    /// KQM_ABI, which is the caller's when both have the same header.
+    pub fn kqm_kernel_table(abi: u32) -> *const kqm_kernels;
 }

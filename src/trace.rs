@@ -246,5 +246,41 @@ mod tests {
         assert!(selection.contains(Stage::Embedding, None));
         assert!(selection.contains(Stage::Q, Some(1)));
         assert!(!selection.contains(Stage::Q, Some(0)));
+        // A stage and a layer that are both chosen, and all three ways in which they are not.
+        let selection = Selection { stages: Some(vec![Stage::Q]), ..selection };
+        let contains = [(Stage::Q, 1), (Stage::Q, 0), (Stage::K, 1), (Stage::K, 0)]
+            .map(|(stage, layer)| selection.contains(stage, Some(layer)));
+        assert_eq!(contains, [true, false, false, false]);
+        assert!(!selection.contains(Stage::Embedding, None) && !selection.contains(Stage::Logits, None));
+        let all = Selection::default();
+        assert!(Stage::ALL.iter().all(|&stage| all.contains(stage, None) && all.contains(stage, Some(7))));
+    }
+
+    #[test]
+    fn three_stages_are_outside_of_the_layers() {
+        let outside: Vec<Stage> = Stage::ALL.iter().copied().filter(|stage| !stage.in_layer()).collect();
+        assert_eq!(outside, [Stage::Embedding, Stage::OutputNorm, Stage::Logits]);
+        assert_eq!(Stage::ALL.len(), 25);
+        assert!(Stage::ALL.is_sorted());
+    }
+
+    #[test]
+    fn sinks_say_what_they_want() {
+        const { assert!(!NoTrace::ENABLED && <Select<fn(Record<'_>) -> Result<()>>>::ENABLED) };
+        assert!(Stage::ALL.iter().all(|&stage| !NoTrace.wants(stage, Some(0))));
+        assert_eq!(NoTrace.positions(), Positions::All);
+        let mut seen = Vec::new();
+        let record = |record: Record<'_>| {
+            seen.push(record.position);
+            if record.position == 2 { Err(Error::Invalid("full".into())) } else { Ok(()) }
+        };
+        let selection = Selection { positions: Positions::Last, stages: Some(vec![Stage::Q]), layers: None };
+        let mut select = Select { selection, record };
+        assert!(select.wants(Stage::Q, Some(3)) && !select.wants(Stage::K, Some(3)));
+        assert_eq!(select.positions(), Positions::Last);
+        let at =
+            |position| Record { stage: Stage::Q, layer: Some(3), position, shape: &[1, 1], data: Data::F32(&[1.0]) };
+        assert!(select.record(at(1)).is_ok() && select.record(at(2)).is_err());
+        assert_eq!(seen, [1, 2]);
     }
 }

@@ -9,7 +9,13 @@ use kquant_moe::kernels::{Argmax, DecodeLoop};
 use kquant_moe::oracle::argmax::argmax;
 use kquant_moe::sys;
 
-on_devices!(equals_the_oracle, prefers_the_first_of_equals, feeds_the_decode_loop, refuses_bad_arguments);
+on_devices!(
+    equals_the_oracle,
+    finds_the_maximum_anywhere,
+    prefers_the_first_of_equals,
+    feeds_the_decode_loop,
+    refuses_bad_arguments,
+);
 
 /// Runs twice, so that the second run finds what the first one left.
 fn run<D: Device>(device: &D, x: &[f32], rows: usize) -> Vec<u32> {
@@ -42,6 +48,24 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             let x: Vec<f32> = (0..rows).flat_map(|_| kind.row(&mut random, cols)).collect();
             check(device, &format!("{kind:?} [{rows}, {cols}]"), &x, rows);
         }
+    }
+}
+
+/// The maximum at both sides of every seam between warps, rounds and blocks; as a number and as any NaN.
+fn finds_the_maximum_anywhere<D: Device>(device: &D, _: Size) {
+    for cols in [4096, 8192, 8300] {
+        let seams = [0_usize, 32, 256, 3840, 4096, 4352, 8192, 8288, cols];
+        let places: Vec<usize> =
+            seams.iter().flat_map(|&seam| [seam.wrapping_sub(1), seam]).filter(|&place| place < cols).collect();
+        let values = NANS.into_iter().chain([7.5, f32::INFINITY]).cycle();
+        let x: Vec<f32> = places
+            .iter()
+            .zip(values)
+            .flat_map(|(&place, value)| (0..cols).map(move |i| if i == place { value } else { -(i as f32) }))
+            .collect();
+        let expected: Vec<u32> = places.iter().map(|&place| place as u32).collect();
+        assert_same(&format!("maximum of {cols}"), &run(device, &x, places.len()), &expected);
+        check(device, &format!("maximum of {cols}"), &x, places.len());
     }
 }
 

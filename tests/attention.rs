@@ -14,10 +14,13 @@ use rayon::prelude::*;
 
 on_devices!(
     equals_the_oracle,
+    sums_in_one_order,
+    stores_one_nan,
     ignores_what_is_masked,
     batch_equals_single_tokens,
     works_in_any_workspace,
     takes_in_the_rotation,
+    norms_in_one_order,
     leaves_the_cache_alone_when_it_is_full,
     refuses_bad_arguments,
     refuses_bad_rotations,
@@ -233,6 +236,77 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     }
 }
 
+/// Heads whose output shows the order in which probabilities and chunks are added: with few heads, and with as many as share a block.
+fn sums_in_one_order<D: Device>(device: &D, _: Size) {
+    let mut cases = [heads::Case::denominators(), heads::Case::joins()].concat();
+    cases.sort_by_key(heads::Case::seen);
+    for cases in cases.chunk_by(|a, b| a.seen() == b.seen()) {
+        let seen = cases[0].seen();
+        for group in [1, 8] {
+            if seen > 2000 && group > 1 {
+                continue;
+            }
+            let shape = Shape {
+                tokens: 1,
+                heads: group * cases.len(),
+                kv_heads: cases.len(),
+                head_dim: heads::HEAD_DIM,
+                start: seen - 1,
+                capacity: seen + 2,
+                cache: TensorType::F32,
+            };
+            let rows = |values: fn(&heads::Case) -> &[f32]| {
+                let of_position = |position: usize| {
+                    cases.iter().flat_map(move |case| &values(case)[position * heads::HEAD_DIM..][..heads::HEAD_DIM])
+                };
+                let mut rows: Vec<f32> = (0..seen).flat_map(of_position).copied().collect();
+                rows.resize(shape.capacity * cases.len() * heads::HEAD_DIM, f32::NAN);
+                Cache::F32(rows)
+            };
+            let operands = Operands {
+                q: cases.iter().flat_map(|case| case.q.repeat(group)).collect(),
+                k: rows(|case| &case.k),
+                v: rows(|case| &case.v),
+            };
+            shape.check(device, &operands);
+            let got = shape.run(device, &operands, shape.workspace(device), true);
+            for (row, out) in got.out.chunks(heads::HEAD_DIM).enumerate() {
+                let expected = &cases[row / group].expected;
+                assert_bits(&format!("{shape:?}, head {row}"), &out[..expected.len()], expected);
+            }
+        }
+    }
+}
+
+/// NaNs in queries, keys and values, none of them the one that is stored.
+fn stores_one_nan<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(180);
+    for cache in CACHES {
+        for head_dim in [64, 256] {
+            let shape = Shape { tokens: 2, heads: 4, kv_heads: 4, head_dim, start: 64, capacity: 70, cache };
+            let len = shape.capacity * shape.row();
+            let sound = [2 * shape.row(), len, len].map(|len| random.gaussians(len));
+            for (operand, what) in ["queries", "keys", "values"].into_iter().enumerate() {
+                let mut values = sound.clone();
+                for (head, nan) in NANS.into_iter().enumerate() {
+                    // A query's first token, or position 3 of the cache.
+                    let row = if operand == 0 { 0 } else { 3 };
+                    values[operand][(row * 4 + head) * head_dim + 9] = nan;
+                }
+                let [q, k, v] = values;
+                let operands = Operands { q, k: Cache::new(cache, &k), v: Cache::new(cache, &v) };
+                shape.check(device, &operands);
+                let got = shape.run(device, &operands, shape.workspace(device), true);
+                let lost = |values: &[f32]| values.iter().copied().filter(|x| x.is_nan()).collect::<Vec<_>>();
+                let (out, scores) = (lost(&got.out), lost(&got.scores));
+                assert_eq!(out.len(), [shape.row(), 2 * shape.row(), 8][operand], "{what}");
+                assert_eq!(scores.len(), [4 * 65, 8, 0][operand], "{what}");
+                assert_stored_nan(what, &[out, scores].concat());
+            }
+        }
+    }
+}
+
 /// Keys and values that are extreme, infinite or NaN. Only those that a token sees have an effect.
 fn ignores_what_is_masked<D: Device>(device: &D, _: Size) {
     let mut random = Random::new(19);
@@ -362,6 +436,7 @@ struct Token {
     v: Vec<f32>,
     /// Of q and of k; without them nothing is normalised.
     weights: Option<[Vec<f32>; 2]>,
+    eps: f32,
     table: Vec<f32>,
     k_cache: Vec<u8>,
     v_cache: Vec<u8>,
@@ -395,6 +470,7 @@ impl Token {
             k: kind.row(random, kv_row),
             v: kind.row(random, kv_row),
             weights: norm.then(|| [0, 1].map(|_| random.gaussians(shape.head_dim))),
+            eps: norm::EPS,
             table,
             k_cache,
             v_cache,
@@ -436,7 +512,7 @@ impl Token {
             heads: shape.heads,
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
-            eps: norm::EPS,
+            eps: self.eps,
         };
         let queries = if fused {
             // Nothing is under way before it: settled or not is the same.
@@ -486,7 +562,7 @@ impl Token {
         let rotate = |x: &[f32], weight: usize| {
             let (mut y, mut normed) = (x.to_vec(), vec![0.0; x.len()]);
             let weight = self.weights.as_ref().map(|weights| &weights[weight][..]);
-            oracle::rope::rope(&mut y, head_dim, weight, norm::EPS, angles, Some(&mut normed));
+            oracle::rope::rope(&mut y, head_dim, weight, self.eps, angles, Some(&mut normed));
             (y, normed)
         };
         let ((q_out, q_normed), (k_out, k_normed)) = (rotate(&self.q, 0), rotate(&self.k, 1));
@@ -556,6 +632,30 @@ fn takes_in_the_rotation<D: Device>(device: &D, size: Size) {
             for norm in [true, false] {
                 Token::random(&mut random, shape, norm, kind).check(device, &format!("{kind:?}"), true);
             }
+        }
+    }
+}
+
+/// Heads whose norm shows the order of its sum; and NaNs in norms' weights and angles, none of them the one that is stored.
+fn norms_in_one_order<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(46);
+    for head_dim in [64, 128, 192, 256] {
+        for (index, (head, eps)) in pins::norm_rows(head_dim).into_iter().enumerate() {
+            let cache = CACHES[index % 2];
+            let shape = Shape { tokens: 1, heads: 3, kv_heads: 1, head_dim, start: 5, capacity: 6, cache };
+            let token = Token::random(&mut random, shape, true, Activations::Gaussian);
+            Token { q: head.repeat(3), k: head, eps, ..token }.check(device, &format!("head {index}"), true);
+        }
+    }
+    for cache in CACHES {
+        let shape = Shape { tokens: 1, heads: 4, kv_heads: 2, head_dim: 128, start: 65, capacity: 66, cache };
+        for (place, nan) in NANS.into_iter().enumerate() {
+            let mut token = Token::random(&mut random, shape, true, Activations::Gaussian);
+            match &mut token.weights {
+                Some(weights) if place % 2 == 0 => weights[place / 2][70] = nan,
+                _ => token.table[65 * 128 + 5] = nan,
+            }
+            token.check(device, "NaN", true);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The header is C and C++, the README's example in C compiles, and the table of launchers is complete.
+//! The header is C and C++, the examples in C compile, the table of launchers is complete, and a caller with another header is refused.
 
 use std::fs;
 use std::path::Path;
@@ -42,6 +42,7 @@ fn the_example_of_the_readme_compiles() {
 
 #[test]
 fn the_header_is_c_and_cpp() {
+    // A function each, also where it is not called at once.
     let launcher =
         "#include \"kquant_moe.h\"\nkqm_status (*repack)(const kqm_repack_args *, kqm_stream) = kqm_repack;\n";
     // Layouts that the Rust bindings rely on.
@@ -67,4 +68,25 @@ fn the_table_has_every_launcher() {
     // SAFETY: the arguments are refused.
     let status = unsafe { table.residual_add.unwrap()(&args, std::ptr::null_mut()) };
     assert_eq!(status, sys::KQM_NULL_POINTER);
+}
+
+/// A call says with which header its caller was compiled.
+#[test]
+#[cfg(kqm_cuda)]
+fn a_caller_with_another_header_is_refused() {
+    let args = sys::kqm_residual_add_args::default();
+    let caller = |version: u32, size: usize| u64::from(version) << 32 | size as u64;
+    let (version, size) = (sys::KQM_ABI_VERSION, size_of_val(&args));
+    for (caller, expected) in [
+        (caller(version, size), sys::KQM_NULL_POINTER),
+        (caller(version + 1, size), sys::KQM_OTHER_ABI),
+        (caller(version, size + 8), sys::KQM_OTHER_ABI),
+        (0, sys::KQM_OTHER_ABI),
+    ] {
+        // SAFETY: the arguments are refused.
+        let status = unsafe { sys::kqm_launch_residual_add(caller, &args, std::ptr::null_mut()) };
+        assert_eq!(status, expected, "{caller:#x}");
+    }
+    // SAFETY: the function only compares.
+    assert!(unsafe { sys::kqm_kernel_table(sys::KQM_ABI + 1) }.is_null());
 }

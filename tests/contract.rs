@@ -1,4 +1,4 @@
-//! The README says what is true: promises name tests that exist, and every kernel has its line.
+//! The README and `docs/` say what is true: promises name tests that exist, every kernel has its line, links lead to files.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,9 +10,9 @@ fn read(path: &str) -> String {
 }
 
 /// The rows of the table of promises, without its head.
-fn promises(readme: &str) -> Vec<Vec<&str>> {
-    let table = readme.split_once("<!-- contract -->").and_then(|(_, rest)| rest.split_once("<!-- /contract -->"));
-    let (table, _) = table.expect("the README has no contract");
+fn promises(contract: &str) -> Vec<Vec<&str>> {
+    let table = contract.split_once("<!-- contract -->").and_then(|(_, rest)| rest.split_once("<!-- /contract -->"));
+    let (table, _) = table.expect("there is no contract");
     table
         .lines()
         .filter(|line| line.starts_with('|'))
@@ -43,8 +43,8 @@ fn has_test(source: &str, name: &str) -> bool {
 
 #[test]
 fn every_promise_names_tests_that_exist() {
-    let readme = read("README.md");
-    let promises = promises(&readme);
+    let contract = read("docs/contract.md");
+    let promises = promises(&contract);
     assert!(promises.len() >= 10, "{} promises", promises.len());
     let mut missing = Vec::new();
     for row in &promises {
@@ -66,13 +66,10 @@ fn every_kernel_is_in_the_table() {
     let readme = read("README.md");
     let listed: BTreeSet<&str> = readme
         .lines()
-        .filter(|line| line.contains("](cuda/") && line.starts_with("| `"))
+        .filter(|line| line.contains("](cuda/") && line.starts_with("| [`"))
         .map(|line| {
             let name = quoted(line).next().unwrap();
-            for file in ["cuda/{}.cu", "src/oracle/{}.rs", "tests/{}.rs", "benches/{}.rs"] {
-                let file = file.replace("{}", name);
-                assert!(line.contains(&format!("]({file})")), "{name}: no link to {file}");
-            }
+            assert!(line.contains(&format!("](cuda/{name}.cu)")), "{name}: no link to its source");
             name
         })
         .collect();
@@ -82,13 +79,37 @@ fn every_kernel_is_in_the_table() {
     assert!(kernels.iter().map(String::as_str).filter(|&name| name != "mod").eq(listed));
 }
 
+/// The targets of a page's links.
+fn links(page: &str) -> impl Iterator<Item = &str> {
+    page.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link)
+}
+
 #[test]
 fn every_link_leads_to_a_file() {
-    let readme = read("README.md");
-    for link in readme.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link) {
-        if !link.contains("://") {
-            assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(link).exists(), "{link}");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).unwrap().map(|file| file.unwrap().path());
+    for page in docs.chain([root.join("README.md")]) {
+        let text = fs::read_to_string(&page).unwrap();
+        for link in links(&text).filter(|link| !link.contains("://")) {
+            assert!(page.parent().unwrap().join(link).exists(), "{}: {link}", page.display());
         }
+    }
+}
+
+/// Who reads the README is not to scroll.
+#[test]
+fn the_readme_is_short_and_its_links_are_in_the_package() {
+    let readme = read("README.md");
+    assert!(readme.len() <= 12 * 1024, "{} bytes", readme.len());
+    let manifest = read("Cargo.toml");
+    let (_, include) = manifest.split_once("include = [").expect("the manifest lists what is in the package");
+    let patterns: Vec<&str> = include.split_once(']').unwrap().0.split('"').skip(1).step_by(2).collect();
+    for link in links(&readme).filter(|link| !link.contains("://")) {
+        let packed = patterns.iter().any(|pattern| {
+            let pattern = pattern.trim_start_matches('/');
+            pattern == link || pattern.strip_suffix("**").is_some_and(|dir| link.starts_with(dir))
+        });
+        assert!(packed, "{link} is not in the package");
     }
 }
 

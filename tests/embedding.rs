@@ -11,7 +11,7 @@ use kquant_moe::kernels::Embedding;
 use kquant_moe::oracle::embedding::{Table, embedding};
 use kquant_moe::sys;
 
-on_devices!(equals_the_oracle, dequantizes_every_bit_pattern, refuses_bad_arguments);
+on_devices!(equals_the_oracle, dequantizes_every_bit_pattern, stores_one_nan, refuses_bad_arguments);
 
 fn run<D: Device>(device: &D, table: Table<'_>, ids: &[u32]) -> Vec<f32> {
     let (bytes, ids_device) = (input(device, table.bytes), input(device, ids));
@@ -90,6 +90,26 @@ fn dequantizes_every_bit_pattern<D: Device>(device: &D, _: Size) {
         }
         let what = format!("{kind:?}, scales at byte {place}");
         check(device, &what, Table { bytes: &table, kind, cols: 256 }, &(0..256).collect::<Vec<u32>>());
+    }
+}
+
+/// NaNs in the weights of every type, none of them the one that is stored.
+fn stores_one_nan<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(120);
+    let floats: Vec<f32> = NANS.into_iter().cycle().take(256).collect();
+    let halves: Vec<u8> = HALF_NANS.into_iter().cycle().take(256).flat_map(f16::to_le_bytes).collect();
+    for (kind, bytes) in [(TensorType::F32, bytes_of(&floats).to_vec()), (TensorType::F16, halves)] {
+        assert_stored_nan("every weight", &check(device, "NaN", Table { bytes: &bytes, kind, cols: 256 }, &[0]));
+    }
+    for kind in [TensorType::Q4K, TensorType::Q6K] {
+        let mut w = Weights::random(&mut random, kind, 4, 3, 512);
+        w.spoil();
+        let ids: Vec<u32> = (0..12).collect();
+        let got = check(device, "NaN", Table { bytes: &w.bytes, kind, cols: 512 }, &ids);
+        for rows in got.chunks(3 * 512) {
+            assert_stored_nan("the last block", &rows[512 + 256..1024]);
+            assert_stored_nan("the last block", &rows[1024 + 256..]);
+        }
     }
 }
 

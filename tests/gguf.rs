@@ -19,8 +19,8 @@ mod properties;
 #[path = "gguf/writing.rs"]
 mod writing;
 
-const TINY_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-qwen3moe-q4_k_m.gguf");
-static TINY: &[u8] = include_bytes!("data/tiny-qwen3moe-q4_k_m.gguf");
+const TINY_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cli/model/tiny-qwen3moe-q4_k_m.gguf");
+static TINY: &[u8] = include_bytes!("../cli/model/tiny-qwen3moe-q4_k_m.gguf");
 
 #[test]
 fn the_model_opens_in_every_way() {

@@ -951,8 +951,13 @@ fn conditions() -> BTreeSet<(String, String)> {
             let Some("cu" | "cuh") = path.extension().map(|extension| extension.to_str().unwrap()) else { continue };
             let name = format!("{directory}{}", path.file_name().unwrap().to_str().unwrap());
             let source = fs::read_to_string(&path).unwrap();
-            // Macros themselves are no conditions.
-            let code = source.lines().filter(|line| !line.starts_with("#define"));
+            // What a macro makes for all launchers is not for each of them to demand.
+            let mut in_macro = false;
+            let code = source.lines().filter(|line| {
+                let skipped = in_macro || line.starts_with("#define");
+                in_macro = skipped && line.ends_with('\\');
+                !skipped
+            });
             let code: Vec<&str> = code.map(|line| line.split("//").next().unwrap()).collect();
             let code = code.join(" ");
             let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");

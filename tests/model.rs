@@ -8,7 +8,7 @@ use common::changed::{Tensor, tensor};
 use kquant_moe::blocks::TensorType;
 use kquant_moe::gguf::{GgmlType, Gguf, Value};
 use kquant_moe::model::cpu::Cpu;
-use kquant_moe::model::{ContextOptions, LoadOptions, Logits, Model};
+use kquant_moe::model::{Config, ContextOptions, LoadOptions, Logits, Model};
 use kquant_moe::{Error, Result};
 
 /// The test model with changes.
@@ -30,12 +30,28 @@ fn refused(metadata: &[(&str, Option<Value<'_>>)], change: impl FnOnce(&mut Vec<
 #[test]
 fn a_copy_is_accepted_and_progress_reaches_the_end() {
     let mut steps = Vec::new();
-    Model::load(changed(&[], |_| {}), Cpu::new(), LoadOptions::default(), &mut |done, total| steps.push((done, total)))
+    let gguf = changed(&[], |_| {});
+    Model::load(gguf.clone(), Cpu::new(), LoadOptions::default(), &mut |done, total| steps.push((done, total)))
         .unwrap();
-    assert!(steps.is_sorted());
-    assert_eq!(steps[0].0, 0);
-    let last = steps[steps.len() - 1];
-    assert_eq!(last.0, last.1);
+    // From nothing to everything, by one matrix at a time, each as large as it is in the file.
+    let total = gguf.tensors().map(|tensor| tensor.data().len() as u64).sum();
+    assert!(steps.iter().all(|step| step.1 == total), "{steps:?}");
+    let (first, rest) = steps.split_first().unwrap();
+    let ((_, before), last) = (rest.split_last().unwrap(), rest[rest.len() - 1]);
+    assert_eq!((first.0, last.0), (0, total));
+    let matrices: Vec<u64> = (0..4)
+        .flat_map(|layer| {
+            ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]
+                .map(|part| format!("blk.{layer}.{part}.weight"))
+        })
+        .chain(["output.weight".into()])
+        .map(|name| gguf.require_tensor(&name).unwrap().data().len() as u64)
+        .collect();
+    let sums = matrices.iter().scan(0, |sum, bytes| {
+        *sum += bytes;
+        Some(*sum)
+    });
+    assert!(before.iter().map(|step| step.0).eq(sums), "{before:?}");
 }
 
 #[test]
@@ -111,6 +127,77 @@ fn messages_stay_short_lines() {
     }
 }
 
+/// What a loader may find, and the names and sizes of what it takes for what.
+#[test]
+fn tensors_are_found_by_shape_and_type() {
+    use kquant_moe::model::Tensor;
+    let bytes = |kind: TensorType, weights: usize| weights / kind.block_len() * kind.block_bytes();
+    let gguf = common::gguf();
+    let kinds = &[TensorType::Q4K, TensorType::Q6K];
+    let find = |name: &str, shape: &[usize]| Tensor::find(&gguf, name, shape, kinds, "Q4_K, Q6_K");
+    let experts = find("blk.0.ffn_gate_exps.weight", &[16, 256, 256]).unwrap();
+    assert_eq!((experts.experts(), experts.rows(), experts.cols()), (16, 256, 256));
+    assert_eq!((experts.kind(), experts.bytes().len()), (TensorType::Q4K, bytes(TensorType::Q4K, 16 * 256 * 256)));
+    assert_eq!(experts.q4_k().unwrap().len(), 16 * 256);
+    assert!(experts.q6_k().is_none());
+    let output = find("output.weight", &[2048, 256]).unwrap();
+    assert_eq!((output.experts(), output.rows(), output.cols(), output.kind()), (1, 2048, 256, TensorType::Q6K));
+    assert_eq!(output.q6_k().unwrap().len(), 2048);
+    assert!(output.q4_k().is_none());
+    // Dimensions of 1 in front are no difference, and any other is.
+    assert!(find("output.weight", &[1, 2048, 256]).is_ok());
+    for shape in [&[256, 2048][..], &[2048, 512], &[2048], &[2, 1024, 256], &[2048, 256, 1], &[2047, 256]] {
+        assert!(matches!(find("output.weight", shape), Err(Error::WrongShape { .. })), "{shape:?}");
+    }
+    assert!(matches!(find("output.weight", &[1, 1, 2048, 256]), Err(Error::Invalid(_))));
+    assert!(matches!(find("output_norm.weight", &[256]), Err(Error::UnsupportedType { .. })));
+    assert!(matches!(find("nothing", &[256]), Err(Error::MissingTensor(_))));
+    let norm = Tensor::find(&gguf, "output_norm.weight", &[256], &[TensorType::F32], "F32").unwrap();
+    assert_eq!((norm.experts(), norm.rows(), norm.cols()), (1, 1, 256));
+    let expected: Vec<f32> = norm.bytes().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    assert_eq!(norm.f32s().unwrap(), expected);
+    assert!(matches!(output.f32s(), Err(Error::UnsupportedType { supported: "F32", .. })));
+    assert!(norm.q4_k().is_none() && norm.q6_k().is_none());
+    // Whole tiles of 16 rows, of each expert.
+    let uneven = common::shaped::model(&Config { vocab: 17, ..common::shaped::SMALL }, 1);
+    let table = Tensor::find(&uneven, "output.weight", &[17, 256], kinds, "").unwrap();
+    assert_eq!((table.tiled_bytes(), table.bytes().len()), (32 * 210, 17 * 210));
+    assert_eq!(output.tiled_bytes(), output.bytes().len() as u64);
+    let odd = common::shaped::model(&Config { hidden: 512, expert_ff: 256, ..common::shaped::SMALL }, 1);
+    let down = Tensor::find(&odd, "blk.0.ffn_down_exps.weight", &[3, 512, 256], kinds, "").unwrap();
+    assert_eq!(down.tiled_bytes(), 3 * 512 * 144);
+}
+
+/// Keys that other writers leave out, or add.
+#[test]
+fn head_dimensions_may_follow_from_the_width() {
+    // 512 values of four heads, and below of eight.
+    let wide = Config { hidden: 512, heads: 4, head_dim: 128, ..common::shaped::SMALL };
+    let without = [("qwen3moe.attention.key_length", None)];
+    let wide_file = common::changed::changed(&common::shaped::model(&wide, 1), &without, |_| {});
+    assert_eq!(Config::from_gguf(&wide_file).unwrap(), wide);
+    let shape = Config { hidden: 512, heads: 8, head_dim: 64, ..common::shaped::SMALL };
+    let gguf = common::shaped::model(&shape, 1);
+    let (key, value) = ("qwen3moe.attention.key_length", "qwen3moe.attention.value_length");
+    let with =
+        |metadata: &[(&str, Option<Value<'_>>)]| Config::from_gguf(&common::changed::changed(&gguf, metadata, |_| {}));
+    for metadata in [&[][..], &[(key, None)], &[(value, None)], &[(key, None), (value, None)]] {
+        assert_eq!(with(metadata).unwrap(), shape, "{metadata:?}");
+    }
+    for length in [0, 63, 128] {
+        let error = with(&[(value, Some(Value::U32(length)))]).unwrap_err();
+        assert!(matches!(&error, Error::Model(text) if text.contains("value_length")), "{error}");
+    }
+    // 512 values of no heads, or of too many.
+    for heads in [0, 1024] {
+        let heads = ("qwen3moe.attention.head_count", Some(Value::U32(heads)));
+        assert!(matches!(with(&[(key, None), (value, None), heads]), Err(Error::Model(_))));
+    }
+    let scaling = |kind| with(&[("qwen3moe.rope.scaling.type", Some(Value::String(kind)))]);
+    assert_eq!(scaling("none").unwrap(), shape);
+    assert!(matches!(scaling(""), Err(Error::Model(_))));
+}
+
 #[test]
 fn weights_must_be_finite() {
     let nan = half::f16::NAN.to_le_bytes();
@@ -119,13 +206,36 @@ fn weights_must_be_finite() {
             move |tensors: &mut Vec<Tensor>| tensor(tensors, name).data[from..][..bytes.len()].copy_from_slice(&bytes);
         let gguf = changed(&[], change);
         let error = load(gguf.clone()).map(drop).unwrap_err();
-        assert!(matches!(&error, Error::Model(text) if text.contains(name)), "{error}");
+        // And the place: the number of the block, or of the value.
+        let place = match gguf.require_tensor(name).unwrap().tensor_type().unwrap() {
+            TensorType::F32 => format!("value {}", from / 4),
+            kind => format!("block {}", from / kind.block_bytes()),
+        };
+        assert!(matches!(&error, Error::Model(text) if text.contains(name) && text.contains(&place)), "{error}");
         gguf
     };
     let unchecked = spoil("blk.1.attn_k.weight", 144 * 5 + 2, nan.to_vec());
+    let infinity = half::f16::NEG_INFINITY.to_le_bytes();
+    spoil("blk.1.attn_k.weight", 144 * 5, infinity.to_vec());
     spoil("output.weight", 210 * 7 + 208, nan.to_vec());
     spoil("token_embd.weight", 0, half::f16::INFINITY.to_le_bytes().to_vec());
+    spoil("token_embd.weight", 144 * 2047 + 2, half::f16::INFINITY.to_le_bytes().to_vec());
     spoil("blk.0.ffn_norm.weight", 8, f32::NAN.to_le_bytes().to_vec());
+    spoil("blk.3.ffn_gate_inp.weight", 4 * (16 * 256 - 1), f32::INFINITY.to_le_bytes().to_vec());
+    for part in ["attn_q", "attn_v", "attn_output", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] {
+        // Layers 0 and 1 are in Q4_K throughout.
+        let name: &str = Box::leak(format!("blk.1.{part}.weight").into_boxed_str());
+        spoil(name, 144 * 9, nan.to_vec());
+    }
+    // A table in half precision, whose blocks are single values.
+    let halves = changed(&[], |tensors| {
+        let table = tensor(tensors, "token_embd.weight");
+        table.kind = TensorType::F16.into();
+        table.data = half::f16::ONE.to_le_bytes().repeat(2048 * 256);
+        table.data[2 * 1000..2 * 1001].copy_from_slice(&nan);
+    });
+    let error = load(halves).map(drop).unwrap_err();
+    assert!(matches!(&error, Error::Model(text) if text.contains("block 1000 ")), "{error}");
     let options = LoadOptions { check_blocks: false };
     Model::load(unchecked, Cpu::new(), options, &mut |_, _| {}).unwrap();
 }
@@ -143,13 +253,23 @@ fn the_seed_of_the_fuzzer_is_a_model() {
 
 #[test]
 fn a_model_without_an_output_matrix_uses_the_embedding() {
-    let model = load(changed(&[], |tensors| tensors.retain(|tensor| tensor.name != "output.weight"))).unwrap();
-    assert_eq!(model.weights().output.name(), "token_embd.weight");
-    let mut context = model.context(common::options()).unwrap();
-    assert_eq!(context.next_token(&model, &[1, 2, 3]).unwrap(), {
-        context.reset();
-        context.next_token(&model, &[1, 2, 3]).unwrap()
+    let logits = |gguf: Arc<Gguf>, output: &str| {
+        let model = load(gguf).unwrap();
+        assert_eq!(model.weights().output.name(), output);
+        let mut context = model.context(common::options()).unwrap();
+        common::bits(&context.forward(&model, &[1, 2, 3], Logits::All).unwrap())
+    };
+    let tied = changed(&[], |tensors| tensors.retain(|tensor| tensor.name != "output.weight"));
+    // A copy of the table in the place of the output matrix gives the same logits, and the matrix that is there others.
+    let copied = changed(&[], |tensors| {
+        let table = tensor(tensors, "token_embd.weight");
+        let (kind, data) = (table.kind, table.data.clone());
+        let output = tensor(tensors, "output.weight");
+        (output.kind, output.data) = (kind, data);
     });
+    let tied = logits(tied, "token_embd.weight");
+    assert!(tied == logits(copied, "output.weight"));
+    assert!(tied != logits(common::gguf(), "output.weight"));
 
     // Only a quantized table can be the output matrix.
     let error = refused(&[], |tensors| {

@@ -12,6 +12,8 @@ use rayon::prelude::*;
 
 on_devices!(
     equals_the_oracle,
+    sums_in_one_order,
+    stores_one_nan,
     batch_equals_single_tokens,
     quantizes_rows,
     absent_experts_give_nan,
@@ -96,6 +98,48 @@ fn expected(
     Results { expert_out, sum, y }
 }
 
+/// Of a batch: rows of activations, indices, weights and the residual.
+#[derive(Clone, Copy)]
+struct Token<'a> {
+    x: &'a [f32],
+    indices: &'a [u32],
+    weights: &'a [f32],
+    residual: &'a [f32],
+}
+
+impl Token<'_> {
+    /// Compares what the kernel makes of fixed point with the oracle, and of a single token's rows where it takes them; returns it.
+    fn check<D: Device>(
+        &self,
+        device: &D,
+        what: &str,
+        w: &Weights,
+        down: &Matrix<D>,
+        tokens: usize,
+        tap: bool,
+    ) -> Results {
+        let (blocks, digits) = fixed_blocks(self.x);
+        let top_k = self.indices.len() / tokens;
+        let expected = expected(w, &blocks, self.indices, self.weights, self.residual.to_vec(), top_k);
+        let check = |what: &str, x| {
+            let (indices, weights, residual) = (self.indices, self.weights, self.residual);
+            let got = run(device, down, Operands { x, indices, weights, residual }, tokens, tap);
+            assert_bits(&format!("{what}, expert_out"), &got.expert_out, &expected.expert_out);
+            if tap {
+                assert_bits(&format!("{what}, sum"), &got.sum, &expected.sum);
+            }
+            assert_bits(what, &got.y, &expected.y);
+            got
+        };
+        let (rows, cols) = (w.rows, w.cols);
+        let what = format!("{:?} [{rows}, {cols}], {tokens} tokens of {top_k} experts, {what}", w.kind);
+        if tokens == 1 && blocks.len() <= DownInput::MAX_BLOCKS {
+            check(&format!("{what}, rows"), X::Rows(self.x));
+        }
+        check(&what, X::Fixed(&digits))
+    }
+}
+
 fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(28);
     // rows, cols, experts, top_k
@@ -107,6 +151,12 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             (17, 4096, 3, 2),
             (16, 4352, 3, 2),
             (300, 256, 4, 4),
+            // Of the fewest and the most experts and super-blocks that are still small, and one more of either.
+            (17, 1024, 9, 8),
+            (18, 1024, 12, 9),
+            (19, 1280, 9, 8),
+            // More than two groups of 16 super-blocks.
+            (5, 8448, 3, 2),
             // More units than the kernel for a single token has shared memory for.
             (15, 1792, 34, 32),
             (9, 256, 40, 32),
@@ -119,30 +169,119 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             let w = Weights::random(&mut random, kind, experts, rows, cols);
             let down = w.upload(device);
             for (case, &tokens) in tokens.iter().enumerate() {
-                if size == Size::Small && top_k == 32 && tokens > 3 {
+                if size == Size::Small && top_k >= 8 && rows > 1 && tokens > 3 {
                     continue;
                 }
-                let what = format!("{kind:?} [{experts}][{rows}, {cols}], {tokens} tokens of {top_k} experts");
+                let what = format!("{experts} experts");
                 let x = Activations::rows(&mut random, case + shape, tokens * top_k, cols);
-                let (blocks, digits) = fixed_blocks(&x);
                 let indices = moe::choose(&mut random, tokens, experts, top_k);
                 let weights = random.gaussians(tokens * top_k);
                 let residual = Activations::Mixed.row(&mut random, tokens * rows);
-                let tap = case % 2 == 0;
-                let operands =
-                    Operands { x: X::Fixed(&digits), indices: &indices, weights: &weights, residual: &residual };
-                let got = run(device, &down, operands, tokens, tap);
-                let expected = expected(&w, &blocks, &indices, &weights, residual, top_k);
-                assert_bits(&format!("{what}, expert_out"), &got.expert_out, &expected.expert_out);
-                if tap {
-                    assert_bits(&format!("{what}, sum"), &got.sum, &expected.sum);
-                }
-                assert_bits(&what, &got.y, &expected.y);
+                let token = Token { x: &x, indices: &indices, weights: &weights, residual: &residual };
+                let got = token.check(device, &what, &w, &down, tokens, case % 2 == 0);
                 for (x, y) in x.chunks(top_k * cols).zip(got.y.chunks(rows)) {
                     if has_non_finite(x) {
                         assert_nan(&what, y);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// On each of the launcher's paths: sums over super-blocks and over experts whose order shows, and super-blocks in which all but a rounding
+/// error cancels.
+fn sums_in_one_order<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(280);
+    let rows = 18;
+    let mut check = |w: &Weights, top_k: usize, x: &[f32], weights: &[f32]| {
+        let down = w.upload(device);
+        let pairs = weights.len();
+        let residual = vec![0.0; pairs / top_k * rows];
+        // Every token and the whole batch.
+        for tokens in [1, pairs / top_k] {
+            for first in (0..pairs).step_by(tokens * top_k) {
+                let part = first..first + tokens * top_k;
+                let token = Token {
+                    x: &x[part.start * w.cols..part.end * w.cols],
+                    indices: &moe::choose(&mut random, tokens, w.experts, top_k),
+                    weights: &weights[part],
+                    residual: &residual[..tokens * rows],
+                };
+                token.check(device, "order", w, &down, tokens, true);
+            }
+        }
+    };
+    for (case, (blocks, top_k)) in
+        [(1, 1), (2, 8), (3, 3), (4, 8), (4, 2), (5, 4), (8, 3), (16, 1), (24, 1), (17, 2), (33, 2), (64, 2)]
+            .into_iter()
+            .enumerate()
+    {
+        let mut random = Random::new(281 + case as u64);
+        let (kind, experts, cols) = ([Q4K, Q6K][case % 2], top_k + 1, blocks * BLOCK);
+        let w = Weights::uniform(&mut random, kind, experts, rows, cols);
+        let sequences = pins::sequences(blocks);
+        let pairs = sequences.len().next_multiple_of(top_k);
+        let x: Vec<f32> =
+            sequences.iter().cycle().take(pairs).flat_map(|numbers| one_a_block(&mut random, numbers)).collect();
+        check(&w, top_k, &x, &random.gaussians(pairs));
+        let w = Weights::cancelling(&mut random, experts, rows, cols);
+        let x = [random.numbers(1, 2 * top_k * cols / 2), random.numbers(-14, 2 * top_k * cols / 2)];
+        let x: Vec<f32> = x[0].iter().zip(&x[1]).flat_map(|(&a, &b)| [a, b]).collect();
+        check(&w, top_k, &x, &random.gaussians(2 * top_k));
+    }
+    // Every expert gives the same, and the weights cancel.
+    for (case, top_k) in [1, 2, 3, 5, 8, 9, 15, 16, 17, 24, 31, 32].into_iter().enumerate() {
+        for blocks in [1, 2, 5] {
+            let mut random = Random::new(300 + case as u64);
+            let w = Weights::uniform(&mut random, [Q6K, Q4K][case % 2], top_k + 1, rows, blocks * BLOCK);
+            let weights = pins::sequences(top_k).concat();
+            let mut ones = vec![0.0; blocks];
+            ones[blocks / 2] = 1.0;
+            let x: Vec<f32> = weights.iter().flat_map(|_| one_a_block(&mut random, &ones)).collect();
+            check(&w, top_k, &x, &weights);
+        }
+    }
+}
+
+/// NaNs in all operands, none of them the one that is stored.
+fn stores_one_nan<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(282);
+    for (blocks, top_k) in [(2, 3), (5, 9), (17, 2), (33, 2)] {
+        for kind in [Q4K, Q6K] {
+            let (rows, cols, experts) = (20, blocks * BLOCK, top_k + 1);
+            let sound = Weights::random(&mut random, kind, experts, rows, cols);
+            let mut spoilt = sound.clone();
+            spoilt.spoil();
+            let (down, spoilt_down) = (sound.upload(device), spoilt.upload(device));
+            for (case, tokens) in [1, 3].into_iter().enumerate() {
+                let pairs = tokens * top_k;
+                let (x, indices) = (random.gaussians(pairs * cols), moe::choose(&mut random, tokens, experts, top_k));
+                let (weights, residual) = (random.gaussians(pairs), random.gaussians(tokens * rows));
+                let whole = Token { x: &x, indices: &indices, weights: &weights, residual: &residual };
+                let last = rows * (tokens - 1)..;
+
+                let got = whole.check(device, "NaN in the matrix", &spoilt, &spoilt_down, tokens, true);
+                got.y.chunks(rows).for_each(|y| assert_stored_nan("matrix", &y[1..3]));
+
+                let mut with_nan = weights.clone();
+                with_nan[pairs - 1] = NANS[case];
+                let token = Token { weights: &with_nan, ..whole };
+                let got = token.check(device, "NaN in weights", &sound, &down, tokens, true);
+                assert_stored_nan("weights", &got.y[last.clone()]);
+                assert_stored_nan("weights", &got.sum[last.clone()]);
+
+                let mut with_nan = x.clone();
+                with_nan[pairs * cols - 1] = NANS[case + 1];
+                let token = Token { x: &with_nan, ..whole };
+                let got = token.check(device, "NaN in activations", &sound, &down, tokens, true);
+                assert_stored_nan("activations", &got.y[last]);
+
+                let mut with_nan = residual.clone();
+                NANS.into_iter().enumerate().for_each(|(i, nan)| with_nan[rows * tokens - 1 - 3 * i] = nan);
+                let token = Token { residual: &with_nan, ..whole };
+                let got = token.check(device, "NaN in the residual", &sound, &down, tokens, false);
+                (0..4).for_each(|i| assert_stored_nan("residual", &[got.y[rows * tokens - 1 - 3 * i]]));
             }
         }
     }
@@ -266,7 +405,17 @@ fn quantizes_rows<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(43);
     // rows, cols, experts, top_k
     let shapes = size.shapes(
-        &[(40, 256, 6, 3), (1, 768, 9, 8), (15, 256, 30, 24), (17, 2048, 4, 3), (16, 6144, 2, 1), (33, 512, 5, 1)],
+        &[
+            (40, 256, 6, 3),
+            (1, 768, 9, 8),
+            (15, 256, 30, 24),
+            (17, 2048, 4, 3),
+            (16, 6144, 2, 1),
+            (33, 512, 5, 1),
+            (17, 1024, 7, 6),
+            (18, 512, 12, 9),
+            (19, 1280, 5, 4),
+        ],
         &[(2048, 768, 128, 8)],
     );
     for (rows, cols, experts, top_k) in shapes {
@@ -274,24 +423,11 @@ fn quantizes_rows<D: Device>(device: &D, size: Size) {
             let w = Weights::random(&mut random, kind, experts, rows, cols);
             let down = w.upload(device);
             for case in 0..Activations::ALL.len() {
-                let what = format!("{kind:?} [{experts}][{rows}, {cols}], {top_k} experts, rows {case}");
                 let x = Activations::rows(&mut random, case, top_k, cols);
-                let (blocks, digits) = fixed_blocks(&x);
                 let indices = random.distinct(experts, top_k);
                 let (weights, residual) = (random.gaussians(top_k), random.gaussians(rows));
-                let run = |x, tap| {
-                    let operands = Operands { x, indices: &indices, weights: &weights, residual: &residual };
-                    run(device, &down, operands, 1, tap)
-                };
-                let (got, fixed) = (run(X::Rows(&x), case % 2 == 0), run(X::Fixed(&digits), true));
-                let expected = expected(&w, &blocks, &indices, &weights, residual.clone(), top_k);
-                assert_bits(&format!("{what}, expert_out"), &got.expert_out, &expected.expert_out);
-                assert_bits(&what, &got.y, &expected.y);
-                if case % 2 == 0 {
-                    assert_bits(&format!("{what}, sum"), &got.sum, &expected.sum);
-                }
-                assert_bits(&format!("{what}, fixed"), &fixed.expert_out, &expected.expert_out);
-                assert_bits(&format!("{what}, fixed"), &fixed.y, &expected.y);
+                let token = Token { x: &x, indices: &indices, weights: &weights, residual: &residual };
+                token.check(device, &format!("rows {case}"), &w, &down, 1, case % 2 == 0);
             }
         }
     }

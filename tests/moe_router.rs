@@ -11,10 +11,14 @@ use kquant_moe::{oracle, sys};
 
 on_devices!(
     equals_the_oracle,
+    sums_in_one_order,
+    weighs_in_rank_order,
+    stores_one_nan,
     breaks_ties_by_index,
     tells_neighbouring_logits_apart,
     batch_equals_single_tokens,
     takes_in_the_norm,
+    norms_in_one_order,
     refuses_bad_arguments,
     refuses_bad_norms,
 );
@@ -76,6 +80,54 @@ impl Shape {
         }
         Results { logits, indices, weights }
     }
+
+    /// Compares the router with a fused norm with the oracle, and with the kernel that norms.
+    fn check_norm<D: Device>(&self, device: &D, what: &str, row: &norm::Row, w: &[f32], tap: bool, choose: bool) {
+        let Shape { cols, experts, top_k, .. } = *self;
+        let (what, w_device) = (format!("{self:?}, {what}"), input(device, w));
+        let normed = row.normed();
+        let mut uploaded = row.upload(device);
+        let mut fixed: Output<D, FixedBlock> = Output::new(device, cols / BLOCK);
+        let mut logits = Output::new(device, experts);
+        let (mut indices, mut weights) = (Output::new(device, top_k), Output::new(device, top_k));
+        let mut done = Output::starting_with(device, &[0_u32]);
+        ok(MoeRouter {
+            x: RouterInput::Norm(uploaded.fused(tap), fixed.slice()),
+            w: w_device.slice(),
+            logits: logits.slice(),
+            choice: choose.then(|| RouterChoice {
+                indices: indices.slice(),
+                weights: weights.slice(),
+                done: done.slice(),
+            }),
+            tokens: 1,
+            cols,
+            experts,
+            top_k,
+        }
+        .launch(device));
+        let (separate_row, separate_fixed) = uploaded.separate(device);
+        assert_bits(&format!("{what}, normed by a launch"), &separate_row.read(), &normed.row);
+        assert_blocks(&format!("{what}, fixed by a launch"), &separate_fixed.read(), &normed.digits);
+        assert_blocks(&format!("{what}, fixed"), &fixed.read(), &normed.digits);
+        if tap {
+            assert_bits(&format!("{what}, normed"), &uploaded.out.read(), &normed.row);
+        } else {
+            uploaded.out.assert_untouched(&what);
+        }
+        let expected = self.expected(&normed.row, w);
+        let separate = self.run(device, &normed.row, w);
+        assert_results(&format!("{what}, two launches"), &separate, &expected);
+        if choose {
+            let got = Results { logits: logits.read(), indices: indices.read(), weights: weights.read() };
+            assert_results(&what, &got, &expected);
+        } else {
+            assert_bits(&format!("{what}, logits"), &logits.read(), &expected.logits);
+            indices.assert_untouched(&what);
+            weights.assert_untouched(&what);
+        }
+        assert_same(&what, &done.read(), &[0]);
+    }
 }
 
 #[track_caller]
@@ -112,6 +164,62 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             }
         }
     }
+}
+
+/// Rows of weights and of activations whose sum shows its order.
+fn sums_in_one_order<D: Device>(device: &D, _: Size) {
+    for cols in [256, 512, 768, 2048, 2304, 4096, 4352] {
+        let rows = pins::dot_rows(cols);
+        let count = rows.len();
+        let ones: Vec<f32> = [1.0, -2.0, 0.5].into_iter().flat_map(|factor| vec![factor; cols]).collect();
+        let shape = Shape { tokens: 3, cols, experts: count, top_k: count.min(2) };
+        assert_results("weights", &shape.run(device, &ones, &rows.concat()), &shape.expected(&ones, &rows.concat()));
+        let shape = Shape { tokens: count, cols, experts: 3, top_k: 2 };
+        assert_results("rows", &shape.run(device, &rows.concat(), &ones), &shape.expected(&rows.concat(), &ones));
+    }
+}
+
+/// Logits whose weights show how probabilities are summed up and divided, and gaps at which exp becomes 0.
+fn weighs_in_rank_order<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(230);
+    let gaps = (0..8).map(|case| {
+        let mut logits = vec![f32::from(case as u8); 24];
+        logits[1..].iter_mut().for_each(|logit| *logit -= 103.0 + random.below(1 << 16) as f32 / (1 << 16) as f32);
+        logits
+    });
+    let gaps: Vec<Vec<f32>> = gaps.collect();
+    for (case, logits) in pins::router_logits().into_iter().chain(gaps).enumerate() {
+        let shape = Shape { tokens: 1, cols: 256, experts: logits.len(), top_k: logits.len() };
+        // In an order that is not the ranks'.
+        let order = random.distinct(logits.len(), logits.len());
+        let (mut x, mut w) = (vec![0.0; 256], vec![0.0; logits.len() * 256]);
+        x[17] = 1.0;
+        for (&expert, logit) in order.iter().zip(logits) {
+            w[expert as usize * 256 + 17] = logit;
+        }
+        assert_results(&format!("logits {case}"), &shape.run(device, &x, &w), &shape.expected(&x, &w));
+    }
+}
+
+/// NaNs in both operands, none of them the one that is stored.
+fn stores_one_nan<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(231);
+    let shape = Shape { tokens: 5, cols: 512, experts: 6, top_k: 3 };
+    let (mut x, mut w) = (random.gaussians(5 * 512), random.gaussians(6 * 512));
+    for (token, nan) in NANS.into_iter().enumerate() {
+        x[token * 512 + 100] = nan;
+    }
+    let got = shape.run(device, &x, &w);
+    assert_results("rows", &got, &shape.expected(&x, &w));
+    assert_stored_nan("logits", &got.logits[..4 * 6]);
+    assert_stored_nan("weights", &got.weights[..4 * 3]);
+    for (expert, nan) in NANS.into_iter().enumerate() {
+        w[expert * 512 + 300] = nan;
+    }
+    let got = shape.run(device, &x, &w);
+    assert_results("experts", &got, &shape.expected(&x, &w));
+    assert_stored_nan("logits", &got.logits[4 * 6..][..4]);
+    assert_stored_nan("weights", &got.weights);
 }
 
 /// Equal experts, experts that are zero with either sign, and one with a NaN, which comes first.
@@ -241,54 +349,34 @@ fn takes_in_the_norm<D: Device>(device: &D, size: Size) {
     for (cols, experts, top_k) in shapes {
         let shape = Shape { tokens: 1, cols, experts, top_k };
         let w = random.gaussians(experts * cols);
-        let w_device = input(device, &w);
         for (case, kind) in Activations::ALL.into_iter().enumerate() {
-            let what = format!("{shape:?}, {kind:?}");
             let row = norm::Row::random(&mut random, kind, cols);
-            let normed = row.normed();
-            let mut uploaded = row.upload(device);
-            let (tap, choose) = (case % 2 == 0, case % 4 < 2);
-            let mut fixed: Output<D, FixedBlock> = Output::new(device, cols / BLOCK);
-            let mut logits = Output::new(device, experts);
-            let (mut indices, mut weights) = (Output::new(device, top_k), Output::new(device, top_k));
-            let mut done = Output::starting_with(device, &[0_u32]);
-            ok(MoeRouter {
-                x: RouterInput::Norm(uploaded.fused(tap), fixed.slice()),
-                w: w_device.slice(),
-                logits: logits.slice(),
-                choice: choose.then(|| RouterChoice {
-                    indices: indices.slice(),
-                    weights: weights.slice(),
-                    done: done.slice(),
-                }),
-                tokens: 1,
-                cols,
-                experts,
-                top_k,
-            }
-            .launch(device));
-            let (separate_row, separate_fixed) = uploaded.separate(device);
-            assert_bits(&format!("{what}, normed by a launch"), &separate_row.read(), &normed.row);
-            assert_blocks(&format!("{what}, fixed by a launch"), &separate_fixed.read(), &normed.digits);
-            assert_blocks(&format!("{what}, fixed"), &fixed.read(), &normed.digits);
-            if tap {
-                assert_bits(&format!("{what}, normed"), &uploaded.out.read(), &normed.row);
-            } else {
-                uploaded.out.assert_untouched(&what);
-            }
-            let expected = shape.expected(&normed.row, &w);
-            let separate = shape.run(device, &normed.row, &w);
-            assert_results(&format!("{what}, two launches"), &separate, &expected);
-            if choose {
-                let got = Results { logits: logits.read(), indices: indices.read(), weights: weights.read() };
-                assert_results(&what, &got, &expected);
-            } else {
-                assert_bits(&format!("{what}, logits"), &logits.read(), &expected.logits);
-                indices.assert_untouched(&what);
-                weights.assert_untouched(&what);
-            }
-            assert_same(&what, &done.read(), &[0]);
+            shape.check_norm(device, &format!("{kind:?}"), &row, &w, case % 2 == 0, case % 4 < 2);
         }
+    }
+}
+
+/// Rows whose norm shows the order of its sum, for every number of runs that the fused norm has room for; and rows with NaNs.
+fn norms_in_one_order<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(410);
+    let spoilt = norm::Row::spoilt(&mut random, 512);
+    let mut check = |rows: &[norm::Row]| {
+        let shape = Shape { tokens: 1, cols: rows[0].x.len(), experts: 3, top_k: 2 };
+        let w = random.gaussians(shape.experts * shape.cols);
+        for (index, row) in rows.iter().enumerate() {
+            shape.check_norm(device, &format!("row {index}"), row, &w, true, true);
+        }
+    };
+    check(&spoilt);
+    for cols in [256, 512, 768, 1024, 2048, 2304, 4096] {
+        check(&norm::Row::telling(&mut Random::new(411), cols));
+    }
+    // The logits' sum, too: the norm of a row of ones is the row, of weights of 1 and with eps = 0.
+    for cols in [256, 512, 768, 2048, 2304, 4096] {
+        let rows = pins::dot_rows(cols);
+        let shape = Shape { tokens: 1, cols, experts: rows.len(), top_k: 1 };
+        let row = norm::Row { x: vec![1.0; cols], weight: vec![1.0; cols], eps: 0.0 };
+        shape.check_norm(device, "logits", &row, &rows.concat(), true, true);
     }
 }
 

@@ -12,8 +12,11 @@ use rayon::prelude::*;
 
 on_devices!(
     equals_the_oracle,
+    sums_in_one_order,
+    stores_one_nan,
     batch_equals_single_tokens,
     chooses_the_experts,
+    weighs_in_rank_order,
     absent_experts_give_nan,
     refuses_bad_arguments,
     refuses_bad_choices,
@@ -68,11 +71,43 @@ fn expected([gate, up]: [&Weights; 2], x: &[oracle::FixedBlock], indices: &[u32]
     outputs
 }
 
+/// Compares what the kernel makes of the activations with the oracle, and returns it.
+fn check<D: Device>(
+    device: &D,
+    what: &str,
+    w: [&Weights; 2],
+    matrices: [&Matrix<D>; 2],
+    x: &[f32],
+    indices: &[u32],
+    taps: bool,
+) -> [Vec<f32>; 3] {
+    let tokens = x.len() / w[0].cols;
+    let (blocks, digits) = fixed_blocks(x);
+    let got = run(device, matrices, &digits, indices, tokens, taps);
+    let expected = expected(w, &blocks, indices, indices.len() / tokens);
+    for (i, value) in ["gate", "up", "out"].into_iter().enumerate() {
+        if taps || i == 2 {
+            let (kinds, ff, cols) = (w.map(|w| w.kind), w[0].rows, w[0].cols);
+            assert_bits(&format!("{kinds:?} [{ff}, {cols}], {tokens} tokens, {what}, {value}"), &got[i], &expected[i]);
+        }
+    }
+    got
+}
+
 fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(26);
     // ff, cols, experts, top_k
     let shapes = size.shapes(
-        &[(40, 256, 6, 3), (1, 768, 5, 2), (15, 2048, 9, 8), (17, 4096, 3, 1), (16, 4352, 3, 2), (7, 256, 40, 32)],
+        &[
+            (40, 256, 6, 3),
+            (1, 768, 5, 2),
+            (15, 2048, 9, 8),
+            (17, 4096, 3, 1),
+            (16, 4352, 3, 2),
+            (7, 256, 40, 32),
+            // More than two groups of 16 super-blocks.
+            (5, 8448, 3, 2),
+        ],
         &[(768, 2048, 128, 8), (100, 4352, 8, 2)],
     );
     let tokens = size.shapes(&[1, 2, 3, 8, 9, 17], &[70]);
@@ -86,20 +121,64 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
                 let what = format!("{kinds:?} [{experts}][{ff}, {cols}], {tokens} tokens of {top_k} experts");
                 let x = Activations::rows(&mut random, case + mix + shape, tokens, cols);
                 let indices = moe::choose(&mut random, tokens, experts, top_k);
-                let (blocks, digits) = fixed_blocks(&x);
                 let taps = (case + mix) % 2 == 0;
-                let got = run(device, matrices.each_ref(), &digits, &indices, tokens, taps);
-                let expected = expected(w.each_ref(), &blocks, &indices, top_k);
-                if taps {
-                    assert_bits(&format!("{what}, gate"), &got[0], &expected[0]);
-                    assert_bits(&format!("{what}, up"), &got[1], &expected[1]);
-                }
-                assert_bits(&what, &got[2], &expected[2]);
+                let got = check(device, &what, w.each_ref(), matrices.each_ref(), &x, &indices, taps);
                 for (x, out) in x.chunks(cols).zip(got[2].chunks(top_k * ff)) {
                     if has_non_finite(x) {
                         assert_nan(&what, out);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// On each of the launcher's paths: sums over super-blocks whose order shows, and super-blocks in which all but a rounding error cancels.
+fn sums_in_one_order<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(260);
+    let (ff, experts, top_k) = (20, 4, 2);
+    for (case, blocks) in [1, 2, 7, 8, 9, 16, 17, 33].into_iter().enumerate() {
+        let cols = blocks * BLOCK;
+        let w = MIXES[case % 4].map(|kind| Weights::uniform(&mut random, kind, experts, ff, cols));
+        let matrices = w.each_ref().map(|w| w.upload(device));
+        let x: Vec<f32> =
+            pins::sequences(blocks).iter().flat_map(|numbers| one_a_block(&mut random, numbers)).collect();
+        let tokens = x.len() / cols;
+        let indices = moe::choose(&mut random, tokens, experts, top_k);
+        check(device, "sequences", w.each_ref(), matrices.each_ref(), &x, &indices, true);
+        for (x, indices) in x.chunks(cols).zip(indices.chunks(top_k)) {
+            check(device, "one sequence", w.each_ref(), matrices.each_ref(), x, indices, true);
+        }
+        let w = [0, 1].map(|_| Weights::cancelling(&mut random, experts, ff, cols));
+        let matrices = w.each_ref().map(|w| w.upload(device));
+        for tokens in [1, 3] {
+            let x = [random.numbers(1, tokens * cols / 2), random.numbers(-14, tokens * cols / 2)];
+            let x: Vec<f32> = x[0].iter().zip(&x[1]).flat_map(|(&a, &b)| [a, b]).collect();
+            let indices = moe::choose(&mut random, tokens, experts, top_k);
+            check(device, "d T = dmin M", w.each_ref(), matrices.each_ref(), &x, &indices, true);
+        }
+    }
+}
+
+/// NaNs in weights and activations, none of them the one that is stored.
+fn stores_one_nan<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(261);
+    let (ff, experts, top_k) = (18, 4, 2);
+    for (case, blocks) in [2, 9, 17].into_iter().enumerate() {
+        for spoilt in 0..2 {
+            let mut w = MIXES[case + 1].map(|kind| Weights::random(&mut random, kind, experts, ff, blocks * BLOCK));
+            w[spoilt].spoil();
+            let matrices = w.each_ref().map(|w| w.upload(device));
+            for tokens in [1, 3] {
+                let mut x = random.gaussians(tokens * blocks * BLOCK);
+                let indices = moe::choose(&mut random, tokens, experts, top_k);
+                let got = check(device, "NaN in weights", w.each_ref(), matrices.each_ref(), &x, &indices, true);
+                for out in got[spoilt].chunks(ff).chain(got[2].chunks(ff)) {
+                    assert_stored_nan("weights", &out[1..3]);
+                }
+                x[(tokens - 1) * blocks * BLOCK + 70] = NANS[spoilt];
+                let got = check(device, "NaN in activations", w.each_ref(), matrices.each_ref(), &x, &indices, true);
+                assert_stored_nan("activations", &got[2][(tokens - 1) * top_k * ff..]);
             }
         }
     }
@@ -203,6 +282,66 @@ fn logits(random: &mut Random, case: usize, experts: usize) -> Vec<f32> {
     logits
 }
 
+/// What a single token's launch chooses and makes.
+struct Chosen {
+    indices: Vec<u32>,
+    weights: Vec<f32>,
+    out: Vec<f32>,
+}
+
+fn choose<D: Device>(
+    device: &D,
+    [gate, up]: [&Matrix<D>; 2],
+    x: &[FixedBlock],
+    logits: &[f32],
+    top_k: usize,
+) -> Chosen {
+    let groups = ok(Groups::new(device, 1, logits.len(), top_k));
+    let (x, logits) = (input(device, x), input(device, logits));
+    let (mut indices, mut weights) = (Output::new(device, top_k), Output::new(device, top_k));
+    let mut out = Output::new(device, top_k * gate.rows());
+    ok(MoeSwiglu {
+        gate,
+        up,
+        x: x.slice(),
+        choose: Choose::Here { logits: logits.slice(), indices: indices.slice(), weights: weights.slice() },
+        groups: &groups,
+        gate_out: None,
+        up_out: None,
+        out: out.slice(),
+        tokens: 1,
+        top_k,
+    }
+    .launch(device));
+    Chosen { indices: indices.read(), weights: weights.read(), out: out.read() }
+}
+
+/// Logits whose weights show how probabilities are summed up and divided, and logits with NaNs that are not the one that is stored.
+fn weighs_in_rank_order<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(262);
+    let x = fixed_blocks(&random.gaussians(BLOCK)).1;
+    let mut check = |what: &str, logits: &[f32], top_k| {
+        let w = Weights::random(&mut random, Q4K, logits.len(), 1, BLOCK);
+        let matrix = w.upload(device);
+        let got = choose(device, [&matrix, &matrix], &x, logits, top_k);
+        let (mut made, mut indices, mut weights) = (vec![0.0; logits.len()], vec![0; top_k], vec![0.0; top_k]);
+        oracle::moe_router::moe_router(&[1.0], logits, &mut made, &mut indices, &mut weights);
+        assert_same(&format!("{what}, indices"), &got.indices, &indices);
+        assert_bits(&format!("{what}, weights"), &got.weights, &weights);
+        got
+    };
+    for (case, logits) in pins::router_logits().into_iter().enumerate() {
+        check(&format!("logits {case}"), &logits, logits.len());
+    }
+    for (place, nan) in NANS.into_iter().enumerate() {
+        let mut logits = [0.5, 0.25, -1.0, 3.0, 2.0];
+        logits[place] = nan;
+        let got = check("NaN", &logits, 3);
+        assert_same("the NaN comes first", &got.indices[..1], &[place as u32]);
+        assert_stored_nan("weights", &got.weights);
+    }
+}
+
 /// From the router's logits a single token's kernel makes the router's choice, and the results that go with it.
 fn chooses_the_experts<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(42);
@@ -222,7 +361,6 @@ fn chooses_the_experts<D: Device>(device: &D, size: Size) {
         for kinds in MIXES {
             let w = kinds.map(|kind| Weights::random(&mut random, kind, experts, ff, cols));
             let matrices = w.each_ref().map(|w| w.upload(device));
-            let groups = ok(Groups::new(device, 1, experts, top_k));
             for case in 0..8 {
                 let what = format!("{kinds:?} [{experts}][{ff}, {cols}], {top_k} experts, logits {case}");
                 // A row of one column: the router's weights are its logits, but for the sign of zeros.
@@ -230,31 +368,11 @@ fn chooses_the_experts<D: Device>(device: &D, size: Size) {
                 let logits = logits(&mut random, case, experts);
                 oracle::moe_router::moe_router(&[1.0], &logits, &mut made, &mut indices, &mut weights);
                 let (blocks, digits) = fixed_blocks(&Activations::ALL[case].row(&mut random, cols));
-                let (x, logits) = (input(device, &digits), input(device, &made));
-                let mut chosen = Output::new(device, top_k);
-                let mut probabilities = Output::new(device, top_k);
-                let mut out = Output::new(device, top_k * ff);
-                ok(MoeSwiglu {
-                    gate: &matrices[0],
-                    up: &matrices[1],
-                    x: x.slice(),
-                    choose: Choose::Here {
-                        logits: logits.slice(),
-                        indices: chosen.slice(),
-                        weights: probabilities.slice(),
-                    },
-                    groups: &groups,
-                    gate_out: None,
-                    up_out: None,
-                    out: out.slice(),
-                    tokens: 1,
-                    top_k,
-                }
-                .launch(device));
-                assert_same(&format!("{what}, indices"), &chosen.read(), &indices);
-                assert_bits(&format!("{what}, weights"), &probabilities.read(), &weights);
+                let chosen = choose(device, matrices.each_ref(), &digits, &made, top_k);
+                assert_same(&format!("{what}, indices"), &chosen.indices, &indices);
+                assert_bits(&format!("{what}, weights"), &chosen.weights, &weights);
                 let [.., expected] = expected(w.each_ref(), &blocks, &indices, top_k);
-                assert_bits(&what, &out.read(), &expected);
+                assert_bits(&what, &chosen.out, &expected);
                 let [.., given] = run(device, matrices.each_ref(), &digits, &indices, 1, false);
                 assert_bits(&format!("{what}, chosen before"), &given, &expected);
             }

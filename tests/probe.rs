@@ -4,11 +4,15 @@ mod common;
 
 use std::collections::BTreeMap;
 
+use common::shaped::{self, SMALL, UNEVEN};
 use common::{EmulatedDevice, cuda_device, emulated_device};
 use kquant_moe::Error;
+use kquant_moe::blocks::TensorType;
 use kquant_moe::device::{Device, Probe};
+use kquant_moe::kernels::FusedNorm;
 use kquant_moe::model::gpu::{Gpu, weight_reads};
 use kquant_moe::model::{Backend, Config, Context, ContextOptions, Model, Tensors};
+use kquant_moe_emulation::Recording;
 
 const PROMPT: [u32; 4] = [766, 306, 598, 17];
 /// Positions of the context.
@@ -53,14 +57,14 @@ fn partition<D: Device>(device: D, launches: impl Fn(&D::Graph) -> usize) -> Vec
     kernels
 }
 
-fn counting() -> Option<EmulatedDevice> {
-    emulated_device().map(EmulatedDevice::counting)
+fn recording() -> Option<EmulatedDevice> {
+    emulated_device().map(EmulatedDevice::recording)
 }
 
 #[test]
 fn the_kernels_of_a_step_are_its_parts() {
-    let Some(device) = counting() else { return };
-    let kernels = partition(device, |&launches| launches);
+    let Some(device) = recording() else { return };
+    let kernels = partition(device, Recording::launches);
     let gguf = common::gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let layers = config.layers;
@@ -110,7 +114,9 @@ fn kernels_run_without_the_others() {
     probe.take_counts();
     context.truncate(POSITION);
     context.decode(&model, 5, 1).unwrap();
-    for (kernel, count) in probe.take_counts() {
+    let kernels = probe.take_counts();
+    assert_eq!(kernels.len(), 10, "{kernels:?}");
+    for (kernel, count) in kernels {
         probe.only(Some(kernel));
         context.truncate(POSITION);
         context.decode(&model, 0, 2).unwrap();
@@ -122,19 +128,32 @@ fn kernels_run_without_the_others() {
 }
 
 #[test]
+fn emulated_replays_leave_the_sequence_alone() {
+    if let Some(device) = recording() {
+        replays_leave_the_sequence_alone(device, 1);
+    }
+}
+
+#[test]
 fn cuda_replays_leave_the_sequence_alone() {
-    let Some(device) = cuda_device() else { return };
+    if let Some(device) = cuda_device() {
+        replays_leave_the_sequence_alone(device, 4);
+    }
+}
+
+/// Each kernel alone, and `replays` times as often as it takes.
+fn replays_leave_the_sequence_alone<D: Device>(device: D, replays: usize) {
     let (model, mut context) = decoded(device);
     let expected = context.decode(&model, 5, 3).unwrap();
     let probe = probe(&model);
     context.truncate(POSITION);
     probe.take_counts();
-    context.record_steps(&model, 1).unwrap().unwrap().replay(4, |_| Ok(())).unwrap();
+    context.record_steps(&model, 1).unwrap().unwrap().replay(replays, |_| Ok(())).unwrap();
     for (kernel, _) in probe.take_counts() {
         probe.only(Some(kernel));
         let mut steps = context.record_steps(&model, 3).unwrap().unwrap();
-        for _ in 0..4 {
-            steps.replay(4, |_| Ok(())).unwrap();
+        for _ in 0..replays {
+            steps.replay(replays, |_| Ok(())).unwrap();
         }
     }
     probe.only(None);
@@ -161,7 +180,7 @@ fn cuda_marks_enclose_the_steps() {
 
 #[test]
 fn recordings_stay_within_the_cache() {
-    let Some(device) = counting() else { return };
+    let Some(device) = recording() else { return };
     let (model, mut context) = decoded(device);
     let overflow = |result: Result<(), Error>, wanted: usize| {
         let Err(Error::ContextOverflow { used, wanted: found, capacity }) = result else { panic!("{result:?}") };
@@ -187,7 +206,7 @@ fn recordings_stay_within_the_cache() {
 /// Steps are recorded once they have been done: not before, not for another model, and not where nothing is recorded.
 #[test]
 fn steps_are_recorded_after_one_was_decoded() {
-    let Some(device) = counting() else { return };
+    let Some(device) = recording() else { return };
     let (model, mut context) = decoded(device.clone());
     let other = common::model(Gpu::new(Probe::new(device)));
     assert!(context.record_steps(&other, 1).unwrap().is_none());
@@ -204,4 +223,51 @@ fn never_records<B: Backend>(backend: B) {
     let mut context = model.context(common::options()).unwrap();
     context.decode(&model, 1, 2).unwrap();
     assert!(context.record_steps(&model, 1).unwrap().is_none());
+}
+
+/// By kernel, and to the byte: norms are read by who makes them, experts' matrices by the part that a token uses, and of the table
+/// one row.
+#[test]
+fn weights_are_read_by_the_kernels_that_need_them() {
+    let narrow = Config { hidden: FusedNorm::MAX_COLS, vocab: 5, ..SMALL };
+    let wide = Config { hidden: FusedNorm::MAX_COLS + 256, ..narrow.clone() };
+    for (config, fuses) in [(UNEVEN, true), (narrow, true), (wide, false)] {
+        let gguf = shaped::model(&config, 1);
+        let tensors = Tensors::find(&gguf, &config).unwrap();
+        let &Config { layers, hidden, head_dim, experts, top_k, expert_ff, .. } = &config;
+        let matrix = |name: String, rows: usize, cols: usize| {
+            let kind = gguf.require_tensor(&name).unwrap().tensor_type().unwrap();
+            (kind, (rows * cols / 256 * kind.block_bytes()) as u64)
+        };
+        for slow_fp64 in [false, true] {
+            let mut expected = BTreeMap::<&str, u64>::new();
+            let mut add = |kernel, bytes: u64| *expected.entry(kernel).or_default() += bytes;
+            let product = |kind| if kind == TensorType::Q6K { "q6_k_gemv" } else { "q4_k_matvec" };
+            let norm = |kernel| if fuses && !slow_fp64 { kernel } else { "rms_norm" };
+            add("embedding", matrix("token_embd.weight".into(), 1, hidden).1);
+            for layer in 0..layers {
+                let part = |part: &str, rows, cols| matrix(format!("blk.{layer}.{part}.weight"), rows, cols);
+                for (part_name, rows) in
+                    [("attn_q", config.q_width()), ("attn_k", config.kv_width()), ("attn_v", config.kv_width())]
+                {
+                    add("qkv", part(part_name, rows, hidden).1);
+                }
+                add(norm("qkv"), 4 * hidden as u64);
+                add("attention", 2 * 4 * head_dim as u64);
+                let (kind, bytes) = part("attn_output", hidden, config.q_width());
+                add(product(kind), bytes);
+                add(norm("moe_router"), 4 * hidden as u64);
+                add("moe_router", 4 * (experts * hidden) as u64);
+                for (part_name, kernel) in
+                    [("ffn_gate_exps", "moe_swiglu"), ("ffn_up_exps", "moe_swiglu"), ("ffn_down_exps", "moe_down")]
+                {
+                    add(kernel, top_k as u64 * part(part_name, expert_ff, hidden).1);
+                }
+            }
+            add("rms_norm", 4 * hidden as u64);
+            let (kind, bytes) = matrix("output.weight".into(), config.vocab, hidden);
+            add(product(kind), bytes);
+            assert_eq!(weight_reads(&config, &tensors, slow_fp64), expected, "hidden {hidden}, slow: {slow_fp64}");
+        }
+    }
 }

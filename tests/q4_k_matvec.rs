@@ -8,10 +8,29 @@ use kquant_moe::blocks::TensorType::Q4K;
 use kquant_moe::device::Device;
 use kquant_moe::sys;
 
-on_devices!(equals_the_oracle, batch_equals_single_tokens, refuses_bad_arguments);
+on_devices!(
+    equals_the_oracle,
+    takes_any_number_of_tokens,
+    sums_in_one_order,
+    stores_one_nan,
+    batch_equals_single_tokens,
+    refuses_bad_arguments,
+);
 
 fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     matvec::equals_the_oracle(device, size, Q4K);
+}
+
+fn takes_any_number_of_tokens<D: Device>(device: &D, size: Size) {
+    matvec::takes_any_number_of_tokens(device, size, Q4K);
+}
+
+fn sums_in_one_order<D: Device>(device: &D, size: Size) {
+    matvec::sums_in_one_order(device, size, Q4K);
+}
+
+fn stores_one_nan<D: Device>(device: &D, size: Size) {
+    matvec::stores_one_nan(device, size, Q4K);
 }
 
 fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {

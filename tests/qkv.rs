@@ -11,8 +11,12 @@ use kquant_moe::{oracle, sys};
 
 on_devices!(
     equals_the_oracle,
+    takes_any_number_of_tokens,
+    sums_in_one_order,
+    stores_one_nan,
     batch_equals_single_tokens,
     takes_in_the_norm,
+    norms_in_one_order,
     leaves_out_empty_matrices,
     refuses_bad_arguments,
     refuses_bad_norms,
@@ -24,10 +28,39 @@ fn run<D: Device>(device: &D, w: &[Matrix<D>; 3], x: Input<'_>, tokens: usize) -
     y.map(|y| y.read())
 }
 
+/// Compares what the kernel makes of the activations with the oracle, and returns it.
+fn check<D: Device>(device: &D, what: &str, w: &[Weights; 3], matrices: &[Matrix<D>; 3], x: &[f32]) -> [Vec<f32>; 3] {
+    let cols = w[0].cols;
+    let tokens = x.len() / cols;
+    let (blocks, digits) = fixed_blocks(x);
+    let digits = input(device, &digits);
+    let got = run(device, matrices, Input::Fixed(digits.slice()), tokens);
+    assert_products(&format!("{what}, {tokens} tokens"), w, &blocks, &got);
+    got
+}
+
+/// The products of the matrices with those activations.
+fn assert_products(what: &str, w: &[Weights; 3], x: &[oracle::FixedBlock], got: &[Vec<f32>; 3]) {
+    let (cols, kinds, rows) = (w[0].cols, w.each_ref().map(|w| w.kind), w.each_ref().map(|w| w.rows));
+    let mut expected = rows.map(|rows| vec![0.0; x.len() / (cols / BLOCK) * rows]);
+    let [q, k, v] = &mut expected;
+    oracle::qkv::qkv(w.each_ref().map(|w| w.expert(0)), cols, x, [q, k, v]);
+    for i in 0..3 {
+        assert_bits(&format!("{kinds:?} [{rows:?}, {cols}], matrix {i}, {what}"), &got[i], &expected[i]);
+    }
+}
+
 fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(8);
     let shapes = size.shapes(
-        &[([40, 17, 1], 256), ([16, 15, 33], 768), ([17, 16, 15], 2048), ([33, 1, 16], 4352)],
+        &[
+            ([40, 17, 1], 256),
+            ([16, 15, 33], 768),
+            ([17, 16, 15], 2048),
+            ([33, 1, 16], 4352),
+            // More than two groups of 16 super-blocks.
+            ([1, 3, 5], 8448),
+        ],
         &[([4096, 512, 512], 2048)],
     );
     let tokens = size.shapes(&[1, 2, 3, 8, 9, 17], &[70]);
@@ -40,22 +73,101 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             let step = if size == Size::Small { 2 } else { 1 };
             for (case, &tokens) in tokens.iter().enumerate().skip(mix % step).step_by(step) {
                 let x = Activations::rows(&mut random, case + mix, tokens, cols);
-                let (blocks, digits) = fixed_blocks(&x);
-                let digits = input(device, &digits);
-                let got = run(device, &matrices, Input::Fixed(digits.slice()), tokens);
-                let mut expected = rows.map(|rows| vec![0.0; tokens * rows]);
-                let [q, k, v] = &mut expected;
-                oracle::qkv::qkv(w.each_ref().map(|w| w.expert(0)), cols, &blocks, [q, k, v]);
+                let got = check(device, "random", &w, &matrices, &x);
                 for i in 0..3 {
-                    let what = format!("{kinds:?} [{rows:?}, {cols}], {tokens} tokens, matrix {i}");
-                    assert_bits(&what, &got[i], &expected[i]);
                     for (x, y) in x.chunks(cols).zip(got[i].chunks(rows[i])) {
                         if has_non_finite(x) {
-                            assert_nan(&what, y);
+                            assert_nan("of what is not finite", y);
                         }
                     }
                 }
             }
+        }
+    }
+}
+
+/// Numbers of tokens that leave any number of them for the last group of eight.
+fn takes_any_number_of_tokens<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(80);
+    let w = [(Q4K, 65), (Q6K, 17), (Q4K, 2)].map(|(kind, rows)| Weights::random(&mut random, kind, 1, rows, 512));
+    let matrices = w.each_ref().map(|w| w.upload(device));
+    for tokens in (3..=17).chain([24, 25]) {
+        check(device, "any number", &w, &matrices, &random.gaussians(tokens * 512));
+    }
+}
+
+/// On each of the launcher's paths: sums over super-blocks whose order shows, and super-blocks in which all but a rounding error cancels.
+fn sums_in_one_order<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(81);
+    for (case, blocks) in [1, 2, 7, 8, 9, 10, 12, 15, 16, 17, 33].into_iter().enumerate() {
+        let kinds = [[Q4K, Q6K, Q4K], [Q6K, Q4K, Q6K]][case % 2];
+        let (rows, cols) = ([40, 17, 18], blocks * BLOCK);
+        let w = [0, 1, 2].map(|i| Weights::uniform(&mut random, kinds[i], 1, rows[i], cols));
+        let matrices = w.each_ref().map(|w| w.upload(device));
+        let x: Vec<Vec<f32>> =
+            pins::sequences(blocks).iter().map(|numbers| one_a_block(&mut random, numbers)).collect();
+        for (index, x) in x.iter().enumerate() {
+            check(device, &format!("sequence {index}"), &w, &matrices, x);
+        }
+        for pair in x.windows(2) {
+            check(device, "two sequences", &w, &matrices, &pair.concat());
+        }
+        check(device, "all sequences", &w, &matrices, &x.concat());
+        let w = rows.map(|rows| Weights::cancelling(&mut random, 1, rows, cols));
+        let matrices = w.each_ref().map(|w| w.upload(device));
+        for tokens in [1, 2, 3] {
+            let x: Vec<f32> = (0..tokens * blocks)
+                .flat_map(|_| [random.numbers(1, BLOCK / 2), random.numbers(-14, BLOCK / 2)].concat())
+                .collect();
+            check(device, "d T = dmin M", &w, &matrices, &x);
+        }
+    }
+}
+
+/// NaNs in weights, activations, the row and its norm's weights, none of them the one that is stored.
+fn stores_one_nan<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(82);
+    for blocks in [2, 9, 17] {
+        let rows = [20, 17, 3];
+        let mut w = [0, 1, 2].map(|i| Weights::random(&mut random, [Q4K, Q6K, Q4K][i], 1, rows[i], blocks * BLOCK));
+        w.iter_mut().for_each(Weights::spoil);
+        let matrices = w.each_ref().map(|w| w.upload(device));
+        for tokens in [1, 2, 3] {
+            let mut x = random.gaussians(tokens * blocks * BLOCK);
+            let got = check(device, "NaN in weights", &w, &matrices, &x);
+            for (got, rows) in got.iter().zip(rows) {
+                got.chunks(rows).for_each(|got| assert_stored_nan("weights", &got[1..3]));
+            }
+            x[(tokens - 1) * blocks * BLOCK + 3] = NANS[tokens];
+            let got = check(device, "NaN in activations", &w, &matrices, &x);
+            for (got, rows) in got.iter().zip(rows) {
+                assert_stored_nan("activations", &got[(tokens - 1) * rows..]);
+            }
+        }
+    }
+    let w = [0, 1, 2].map(|_| Weights::random(&mut random, Q4K, 1, 17, 512));
+    for row in norm::Row::spoilt(&mut random, 512) {
+        check_norm(device, "NaN in the norm", &w, &row);
+    }
+}
+
+/// The fused norm of a row against the oracle.
+fn check_norm<D: Device>(device: &D, what: &str, w: &[Weights; 3], row: &norm::Row) {
+    let matrices = w.each_ref().map(|w| w.upload(device));
+    let normed = row.normed();
+    let mut uploaded = row.upload(device);
+    let got = run(device, &matrices, Input::Norm(uploaded.fused(true)), 1);
+    assert_bits(&format!("{what}, normed"), &uploaded.out.read(), &normed.row);
+    assert_products(what, w, &normed.blocks, &got);
+}
+
+/// Rows whose norm shows the order of its sum, for every number of runs that the fused norm has room for.
+fn norms_in_one_order<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(83);
+    for cols in [256, 512, 768, 1024, 2048, 2304, 4096] {
+        let w = [0, 1, 2].map(|_| Weights::random(&mut random, Q6K, 1, 3, cols));
+        for (index, row) in norm::Row::telling(&mut random, cols).iter().enumerate() {
+            check_norm(device, &format!("row {index}"), &w, row);
         }
     }
 }

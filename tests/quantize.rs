@@ -9,7 +9,7 @@ use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
 use kquant_moe::kernels::{FixedBlock, Quantize};
 use kquant_moe::{oracle, sys};
 
-on_devices!(equals_the_oracle, rounds_at_the_edges, refuses_bad_arguments);
+on_devices!(equals_the_oracle, rounds_at_the_edges, takes_any_nan, refuses_bad_arguments);
 
 fn run<D: Device>(device: &D, x: &[f32], tokens: usize) -> Vec<FixedBlock> {
     let cols = x.len() / tokens;
@@ -57,6 +57,19 @@ fn rounds_at_the_edges<D: Device>(device: &D, _: Size) {
         }
     }
     assert_blocks("edges", &run(device, &x, 1), &expected(&x));
+}
+
+/// A NaN of any payload, or an infinity, at any lane and place of it.
+fn takes_any_nan<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(45);
+    let mut x = random.gaussians(256 * BLOCK);
+    for (place, block) in x.chunks_mut(BLOCK).enumerate() {
+        let values = NANS.into_iter().chain([f32::INFINITY, f32::NEG_INFINITY]).collect::<Vec<_>>();
+        block[place] = values[place % values.len()];
+    }
+    let got = run(device, &x, 16);
+    assert_blocks("not finite", &got, &expected(&x));
+    assert!(got.iter().all(|block| block.unit.to_bits() == f64::NAN.to_bits() && block.digit == [[[0; 32]; 5]; 8]));
 }
 
 fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {

@@ -9,7 +9,38 @@ use kquant_moe::device::{Buffer, Device, Slice};
 use kquant_moe::kernels::RmsNorm;
 use kquant_moe::{oracle, sys};
 
-on_devices!(equals_the_oracle, batch_equals_single_tokens, refuses_bad_arguments);
+on_devices!(equals_the_oracle, norms_in_one_order, stores_one_nan, batch_equals_single_tokens, refuses_bad_arguments,);
+
+/// Compares what the kernel makes of a row, as floats and as fixed point, with the oracle; returns the floats.
+fn check<D: Device>(device: &D, what: &str, row: &norm::Row) -> Vec<f32> {
+    let normed = row.normed();
+    let (out, fixed) = row.upload(device).separate(device);
+    let (what, out) = (format!("{} columns, {what}", row.x.len()), out.read());
+    assert_bits(&what, &out, &normed.row);
+    assert_blocks(&what, &fixed.read(), &normed.digits);
+    out
+}
+
+/// Rows whose norm shows the order of its sum.
+fn norms_in_one_order<D: Device>(device: &D, _: Size) {
+    for cols in [256, 512, 768, 1024, 2048, 2304, 4096, 4352] {
+        for (index, row) in norm::Row::telling(&mut Random::new(51), cols).iter().enumerate() {
+            check(device, &format!("row {index}"), row);
+        }
+    }
+}
+
+/// NaNs in the row and in the weights, none of them the one that is stored.
+fn stores_one_nan<D: Device>(device: &D, _: Size) {
+    for cols in [256, 4352] {
+        for row in norm::Row::spoilt(&mut Random::new(52), cols) {
+            let out = check(device, "NaN", &row);
+            let lost = out.iter().copied().filter(|y| y.is_nan()).collect::<Vec<_>>();
+            assert!(!lost.is_empty());
+            assert_stored_nan("NaN", &lost);
+        }
+    }
+}
 
 fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(5);

@@ -12,7 +12,7 @@ use kquant_moe::oracle::attention::Element;
 use kquant_moe::oracle::rope;
 use kquant_moe::sys;
 
-on_devices!(equals_the_oracle, batch_equals_single_tokens, refuses_bad_arguments);
+on_devices!(equals_the_oracle, norms_in_one_order, stores_one_nan, batch_equals_single_tokens, refuses_bad_arguments,);
 
 const EPS: f32 = 1e-6;
 
@@ -30,9 +30,11 @@ struct Case {
     /// Whether q is overwritten.
     in_place: bool,
     cache: TensorType,
+    eps: f32,
 }
 
 /// Operands of a batch.
+#[derive(Clone)]
 struct Operands {
     q: Vec<f32>,
     k: Vec<f32>,
@@ -103,7 +105,7 @@ impl Case {
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
-            eps: EPS,
+            eps: self.eps,
         }
         .launch(device));
         let tap = |output: &Output<D, f32>| if self.taps { output.read() } else { Vec::new() };
@@ -140,9 +142,9 @@ impl Case {
             let table = if position < self.capacity { &operands.table[position * dim..][..dim] } else { &beyond };
             let weight = |weight| self.norm.then_some(weight);
             let (q, q_normed) = (&mut q[token * q_row..][..q_row], &mut q_normed[token * q_row..][..q_row]);
-            rope::rope(q, dim, weight(&operands.q_weight[..]), EPS, table, Some(q_normed));
+            rope::rope(q, dim, weight(&operands.q_weight[..]), self.eps, table, Some(q_normed));
             let (k, k_normed) = (&mut k_out[token * kv_row..][..kv_row], &mut k_normed[token * kv_row..][..kv_row]);
-            rope::rope(k, dim, weight(&operands.k_weight[..]), EPS, table, Some(k_normed));
+            rope::rope(k, dim, weight(&operands.k_weight[..]), self.eps, table, Some(k_normed));
             if position < self.capacity {
                 let bytes = kv_row * self.cache.block_bytes();
                 let store = |x: &[f32]| x.iter().flat_map(|&x| self.stored(x)).collect::<Vec<u8>>();
@@ -188,8 +190,19 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     for (tokens, heads, kv_heads, head_dim, start, capacity) in shapes {
         for cache in [TensorType::F32, TensorType::F16] {
             for (norm, taps) in [(true, true), (true, false), (false, true), (false, false)] {
-                let case =
-                    Case { tokens, heads, kv_heads, head_dim, start, capacity, norm, taps, in_place: norm, cache };
+                let case = Case {
+                    tokens,
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    start,
+                    capacity,
+                    norm,
+                    taps,
+                    in_place: norm,
+                    cache,
+                    eps: EPS,
+                };
                 let operands = case.operands(&mut random);
                 let got = case.run(device, &operands);
                 assert_results(&format!("{case:?}"), &got, &case.expected(&operands));
@@ -202,6 +215,83 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
                             assert_nan("q", y);
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Heads whose norm shows the order of its sum.
+fn norms_in_one_order<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(170);
+    for head_dim in [8, 64, 72, 80, 128, 192, 256] {
+        for (index, (head, eps)) in pins::norm_rows(head_dim).into_iter().enumerate() {
+            let case = Case {
+                tokens: 1,
+                heads: 3,
+                kv_heads: 1,
+                head_dim,
+                start: 1,
+                capacity: 3,
+                norm: true,
+                taps: true,
+                in_place: false,
+                cache: TensorType::F32,
+                eps,
+            };
+            let operands = Operands { q: head.repeat(3), k: head, ..case.operands(&mut random) };
+            let (got, expected) = (case.run(device, &operands), case.expected(&operands));
+            assert_results(&format!("head {index} of {head_dim}"), &got, &expected);
+        }
+    }
+}
+
+/// NaNs in each operand, none of them the one that is stored.
+fn stores_one_nan<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(171);
+    for cache in [TensorType::F32, TensorType::F16] {
+        for norm in [true, false] {
+            let case = Case {
+                tokens: 4,
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 64,
+                start: 0,
+                capacity: 4,
+                norm,
+                taps: true,
+                in_place: false,
+                cache,
+                eps: EPS,
+            };
+            let sound = Operands {
+                q: random.gaussians(4 * 256),
+                k: random.gaussians(4 * 128),
+                v: random.gaussians(4 * 128),
+                ..case.operands(&mut random)
+            };
+            // Where the NaNs come to.
+            type Field = fn(&mut Operands) -> &mut Vec<f32>;
+            let fields: [(&str, Field); 6] = [
+                ("q", |operands| &mut operands.q),
+                ("k", |operands| &mut operands.k),
+                ("v", |operands| &mut operands.v),
+                ("the norm's weights of q", |operands| &mut operands.q_weight),
+                ("the norm's weights of k", |operands| &mut operands.k_weight),
+                ("the table", |operands| &mut operands.table),
+            ];
+            for (what, field) in fields {
+                let mut operands = sound.clone();
+                let values = field(&mut operands);
+                let step = values.len() / NANS.len();
+                for (index, nan) in NANS.into_iter().enumerate() {
+                    values[step * index + 5] = nan;
+                }
+                let (got, expected) = (case.run(device, &operands), case.expected(&operands));
+                assert_results(&format!("NaN in {what}, {case:?}"), &got, &expected);
+                for values in [&got.q, &got.q_normed, &got.k_normed, &got.k_out] {
+                    let lost: Vec<f32> = values.iter().copied().filter(|x| x.is_nan()).collect();
+                    assert_stored_nan(what, &lost);
                 }
             }
         }
@@ -221,6 +311,7 @@ fn batch_equals_single_tokens<D: Device>(device: &D, _: Size) {
         taps: true,
         in_place: false,
         cache: TensorType::F16,
+        eps: EPS,
     };
     let operands = batch.operands(&mut random);
     let together = batch.run(device, &operands);

@@ -8,6 +8,7 @@
 mod analysis;
 
 use analysis::{Class, Function, ISSUE_RATE, Instruction, Pipe, Resources};
+use kquant_moe::device::CUDA_BUILD;
 use std::{
     env,
     path::{Path, PathBuf},
@@ -196,10 +197,33 @@ impl Library {
     }
 }
 
-/// The library's disassembly; `None`, said once a test, when there is none to be had and it is not demanded.
+/// What the kernels were built with; empty when there are none.
+fn built() -> String {
+    CUDA_BUILD.map_or_else(|_| String::new(), |build| build.to_string())
+}
+
+/// The library's disassembly for the cards of the table; `None`, said once a test, when there is none to be had and it is not demanded.
 fn library() -> Option<&'static Library> {
+    let build = built();
+    let missing = CARDS.iter().find(|card| !build.split([' ', ',']).any(|word| word == card.arch));
+    found(match missing {
+        Some(card) if cfg!(kqm_cuda) => Err(format!("the kernels were not built for {} ({build})", card.arch)),
+        _ => disassembly().map_err(str::to_owned),
+    })
+}
+
+/// The same for whatever the kernels were built for.
+fn any_library() -> Option<&'static Library> {
+    found(disassembly().map_err(str::to_owned))
+}
+
+fn disassembly() -> Result<&'static Library, &'static str> {
     static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
-    match LIBRARY.get_or_init(read_library) {
+    LIBRARY.get_or_init(read_library).as_ref().map_err(String::as_str)
+}
+
+fn found(library: Result<&'static Library, String>) -> Option<&'static Library> {
+    match library {
         Ok(library) => Some(library),
         Err(reason) => {
             let demanded = env::var("KQUANT_MOE_REQUIRE_CUOBJDUMP").is_ok_and(|value| value == "1");
@@ -211,14 +235,8 @@ fn library() -> Option<&'static Library> {
 }
 
 fn read_library() -> Result<Library, String> {
-    if !cfg!(kqm_cuda) {
-        return Err("the crate was built without CUDA".to_owned());
-    }
-    let build = env!("KQUANT_MOE_CUDA_BUILD");
-    for card in &CARDS {
-        if !build.split([' ', ',']).any(|word| word == card.arch) {
-            return Err(format!("the kernels were not built for {} ({build})", card.arch));
-        }
+    if let Err(reason) = CUDA_BUILD {
+        return Err(format!("the crate was built without CUDA: {reason}"));
     }
     let cuobjdump = find_cuobjdump().ok_or("there is no cuobjdump beside nvcc, in CUOBJDUMP or in PATH")?;
     let dump = |what| {
@@ -324,6 +342,87 @@ fn instructions_keep_up_with_memory() {
         }
     }
     assert!(slow.is_empty(), "below {HEADROOM} times what memory delivers:\n{}", slow.join("\n"));
+}
+
+/// Dependent launch, in the order of the code: which kernels wait for their dependencies before they release their dependents, and that all do
+/// both. A kernel behind one of the former may read at once what was complete when that one was launched; behind another it may not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Order {
+    WaitsFirst,
+    ReleasesFirst,
+}
+
+impl Order {
+    /// `None` for any other order, as when one of several paths has another one. `ACQBULK` is `griddepcontrol.wait`, `PREEXIT` is
+    /// `griddepcontrol.launch_dependents`; the paths of a kernel follow each other, each with one or more waits and its release.
+    fn of(code: &[Instruction]) -> Option<Self> {
+        let is_wait = |i: &Instruction| match i.base() {
+            "ACQBULK" => Some(true),
+            "PREEXIT" => Some(false),
+            _ => None,
+        };
+        let marks: Vec<bool> = code.iter().filter_map(is_wait).collect();
+        match marks[..] {
+            [false, true] => Some(Self::ReleasesFirst),
+            [true, .., false] if !marks.windows(2).any(|pair| pair == [false, false]) => Some(Self::WaitsFirst),
+            _ => None,
+        }
+    }
+
+    /// What the comments of `common/hw.cuh` promise to the kernels behind.
+    fn promised(function: &Function) -> Self {
+        let waits = function.unit == "qkv" || function.unit == "moe_router" || function.unit == "attention";
+        if waits { Self::WaitsFirst } else { Self::ReleasesFirst }
+    }
+}
+
+#[test]
+fn dependent_launch_keeps_its_order() {
+    let Some(library) = any_library() else { return };
+    let newer = |arch: &str| arch.strip_prefix("sm_").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n >= 90);
+    let mut checked = 0;
+    for function in library.functions.iter().filter(|function| newer(&function.arch)) {
+        let order = Order::of(&function.code);
+        assert_eq!(
+            order,
+            Some(Order::promised(function)),
+            "{} of {} for {}",
+            function.name,
+            function.unit,
+            function.arch
+        );
+        checked += 1;
+    }
+    println!("{checked} kernels");
+    let build = built();
+    assert!(checked > 0 || !build.split([' ', ',']).any(newer), "no kernel of {build}");
+    // Without dependent launch there is neither.
+    for function in library.functions.iter().filter(|function| !newer(&function.arch)) {
+        let marked = function.code.iter().any(|i| ["ACQBULK", "PREEXIT"].contains(&i.base()));
+        assert!(!marked, "{} for {}", function.name, function.arch);
+    }
+}
+
+#[test]
+fn orders_of_wait_and_release_are_told_apart() {
+    let code = |marks: &str| -> Vec<Instruction> {
+        let opcode = |mark| match mark {
+            'w' => "ACQBULK",
+            'r' => "PREEXIT",
+            _ => "NOP",
+        };
+        let instruction =
+            |(at, mark)| Instruction { address: 16 * at, opcode: opcode(mark).to_owned(), operands: String::new() };
+        (0_u64..).zip(marks.chars()).map(instruction).collect()
+    };
+    let order = |marks| Order::of(&code(marks));
+    for marks in ["w.r", "wwr", ".wr.wr.", "w.r.w.w.r"] {
+        assert_eq!(order(marks), Some(Order::WaitsFirst), "{marks}");
+    }
+    assert_eq!(order("r..w"), Some(Order::ReleasesFirst));
+    for marks in ["", "..", "w", "r", "wrrw", "wr.rw", "rw.wr", "wrr", "wrw", "rww"] {
+        assert_eq!(order(marks), None, "{marks}");
+    }
 }
 
 /// `tests/sass/sample.cu`, compiled for both targets: two products a turn of the inner loop.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
 use kquant_moe::Result;
-use kquant_moe::device::CudaDevice;
+use kquant_moe::device::{CUDA_BUILD, CudaDevice};
 
 pub use compare::ok;
 pub use data::{Activations, Random, Weights, fixed_blocks};
@@ -44,7 +44,7 @@ const USUAL_L2: usize = 64 << 20;
 pub fn gpu() -> Option<CudaDevice> {
     match CudaDevice::new(0) {
         Ok(device) => {
-            println!("{}; built with {}", ok(device.describe()), env!("KQUANT_MOE_CUDA_BUILD"));
+            println!("{}; built with {}", ok(device.describe()), CUDA_BUILD.unwrap());
             Some(device)
         }
         Err(error) => {
@@ -70,7 +70,7 @@ pub fn on_gpu<O>(
     make: impl Fn(usize) -> O,
     launch: impl Fn(&mut O) -> Result<()>,
 ) {
-    let mut copies: Vec<O> = (0..(5 * l2() / bytes + 1).clamp(2, MOST_COPIES)).map(make).collect();
+    let mut copies: Vec<O> = (0..(5 * l2(device) / bytes + 1).clamp(2, MOST_COPIES)).map(make).collect();
     // Once outside the graph, for what the first launch sets up.
     ok(launch(&mut copies[0]));
     let count = copies.len();
@@ -94,8 +94,6 @@ pub fn on_cpu(group: &mut BenchmarkGroup<'_, WallTime>, id: &str, bytes: usize, 
 }
 
 /// Bytes of the GPU's L2.
-fn l2() -> usize {
-    use cudarc::driver::{CudaContext, sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE};
-    let bytes = CudaContext::new(0).and_then(|context| context.attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE));
-    bytes.ok().and_then(|bytes| usize::try_from(bytes).ok()).filter(|&bytes| bytes > 0).unwrap_or(USUAL_L2)
+fn l2(device: &CudaDevice) -> usize {
+    device.l2_bytes().ok().and_then(|bytes| usize::try_from(bytes).ok()).filter(|&bytes| bytes > 0).unwrap_or(USUAL_L2)
 }

@@ -3,12 +3,30 @@
 // knows which of the two it is compiled for.
 #pragma once
 
+#define KQM_IMPLEMENTATION
 #include "../kquant_moe.h"
+
+// The files of the kernels define launchers between KQM_ABI_BEGIN and KQM_ABI_END. They are the library's own, in a namespace;
+// table.cu exports them, between the other two, under the names that the header declares.
+#undef KQM_ABI_BEGIN
+#undef KQM_ABI_END
+#if defined(KQM_EMULATION)
+#define KQM_EXPORTS_BEGIN namespace kqm_emulated {
+#define KQM_ABI_BEGIN namespace kqm_emulated { namespace kqm_launchers {
+#define KQM_ABI_END } }
+#else
+#define KQM_EXPORTS_BEGIN extern "C" {
+#define KQM_ABI_BEGIN namespace kqm_launchers {
+#define KQM_ABI_END }
+#endif
+#define KQM_EXPORTS_END }
 
 #if defined(KQM_EMULATION)
 #include "emulation.h"
 using namespace kqm_emulated;
 #else
+
+#include "flags.cuh"
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>

@@ -40,6 +40,7 @@ impl<T: Plain> Buffer<T> {
 
     /// A copy of the elements.
     pub fn from_slice(elements: &[T]) -> Self {
+        crate::synchronize();
         let buffer = Self::new(elements.len());
         // SAFETY: the memory was just allocated with the size of the slice.
         unsafe { std::ptr::copy_nonoverlapping(elements.as_ptr().cast(), buffer.memory, size_of_val(elements)) };
@@ -68,6 +69,7 @@ impl<T: Plain> Buffer<T> {
 
     /// A copy of what the memory holds.
     pub fn to_vec(&self) -> Vec<T> {
+        crate::synchronize();
         let mut elements: Vec<T> = Vec::with_capacity(self.len);
         // SAFETY: the memory holds `len` elements, and every pattern of bits is one.
         unsafe {

@@ -24,15 +24,15 @@ uint64_t next_random(engine &device) {
   return x * 0x2545f4914f6cdd1dull >> 16;
 }
 
-namespace {
-
-constexpr int32_t INVALID_CONFIGURATION = 9; // cudaErrorInvalidConfiguration
-
-// The last part of a path: reports do not depend on where the sources lie.
 const char *base_name(const char *path) {
   const char *const slash = strrchr(path, '/');
   return slash ? slash + 1 : path;
 }
+
+namespace {
+
+constexpr int32_t OUT_OF_MEMORY = 2;         // cudaErrorMemoryAllocation
+constexpr int32_t INVALID_CONFIGURATION = 9; // cudaErrorInvalidConfiguration
 
 std::string format_list(const char *format, va_list list) {
   char text[1024];
@@ -109,6 +109,11 @@ void leave_launch(thread_state *self) {
 
 [[noreturn]] void report(thread_state *thread, failure code, const char *file, int line, const std::string &what) {
   engine &device = *thread->device;
+  // What came of a value that was never written is not worth telling, but for two accesses that nothing orders: those may be why.
+  if (device.shared.missing.found && code != RACE && code != ASYNC_COPY) {
+    const missing_value missing = device.shared.missing;
+    report(missing.reader, UNINITIALISED, missing.file, missing.line, take_missing(device.shared));
+  }
   const uint3 block = device.grid.block_index;
   const uint3 index = thread->thread_index;
   std::string place = file ? text("%s:%d", base_name(file), line) : std::string();
@@ -243,7 +248,10 @@ void thread_exits(thread_state *self) {
   }
   warp.exited |= bit;
   device.exited++;
-  if (device.exited == device.thread_count) leave_launch(self);
+  if (device.exited == device.thread_count) {
+    if (device.shared.missing.found) report(self, UNINITIALISED, nullptr, 0, "");
+    leave_launch(self);
+  }
   thread_state *const next = take_next(device, warp.number);
   if (!next)
     report(self, DEADLOCK, nullptr, 0, "every other thread of the block waits: " + who_waits(device));
@@ -274,6 +282,7 @@ void run_block(engine &device, uint64_t number) {
     thread.thread_index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
     thread.file = nullptr;
     thread.waits = {};
+    note_settled(thread);
     thread.copy_groups = 0;
     thread.copies.clear();
     fiber_restart(thread.own, thread_begins);
@@ -296,12 +305,16 @@ void run_block(engine &device, uint64_t number) {
   current = nullptr;
 }
 
+bool can_be_launched(dim3 grid, dim3 block) {
+  const uint64_t threads = uint64_t(block.x) * block.y * block.z;
+  return grid.x && grid.y && grid.z && grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535 && threads &&
+         threads <= 1024 && block.x <= 1024 && block.y <= 1024 && block.z <= 64;
+}
+
 bool prepare(engine &device, const launch_request &request) {
   const dim3 grid = request.grid;
   const dim3 block = request.block;
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
-  if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return false;
-  if (!threads || threads > 1024 || block.x > 1024 || block.y > 1024 || block.z > 64) return false;
   device.grid.block_size = block;
   device.grid.grid_size = grid;
   device.thread_count = uint32_t(threads);
@@ -412,6 +425,11 @@ int barrier(barrier_kind kind, bool predicate, const char *file, int line) {
   device.barrier_arrived = 0;
   device.shared.epoch++;
   for (uint32_t i = 0; i < device.thread_count; i++) device.threads[i].waits = {};
+  if (!device.dependence.earlier.empty()) {
+    thread_state *threads[1024];
+    for (uint32_t i = 0; i < device.thread_count; i++) threads[i] = &device.threads[i];
+    dependence_share(threads, device.thread_count);
+  }
   for (uint32_t w = 0; w < device.warp_count; w++) {
     warp_state &warp = device.warps[w];
     make_ready(device, warp, &warp == self->warp ? warp.present & ~(1u << self->lane) : warp.present);
@@ -420,7 +438,7 @@ int barrier(barrier_kind kind, bool predicate, const char *file, int line) {
   return result;
 }
 
-void collective(uint32_t mask, void *payload, finish_function finish, const char *operation, const char *file, int line) {
+void collective(uint32_t mask, void *payload, finish_function finish, bool orders, const char *operation, const char *file, int line) {
   thread_state *const self = running();
   engine &device = *self->device;
   warp_state &warp = *self->warp;
@@ -471,7 +489,15 @@ void collective(uint32_t mask, void *payload, finish_function finish, const char
   *open = warp.open[--warp.open_count];
   device.counts.operations++;
   if (finish) finish(warp, mask);
-  advance_clock(warp.clock, mask);
+  if (orders) {
+    advance_clock(warp.clock, mask);
+    if (!device.dependence.earlier.empty()) {
+      thread_state *threads[32];
+      uint32_t count = 0;
+      for (uint32_t left = mask; left; left &= left - 1) threads[count++] = &warp.lanes[__builtin_ctz(left)];
+      dependence_share(threads, count);
+    }
+  }
   for (uint32_t left = mask; left; left &= left - 1) warp.lanes[__builtin_ctz(left)].waits = {};
   make_ready(device, warp, mask & ~bit);
   after_release(self);
@@ -480,12 +506,11 @@ void collective(uint32_t mask, void *payload, finish_function finish, const char
 int32_t run(const launch_request &request) {
   if (current) fail(BAD_LAUNCH, request.file, request.line, "a kernel launches a kernel");
   engine &device = this_engine();
-  device.request = &request;
   device.kernel = kernel_name(request);
   device.status = 0;
   device.error.clear();
   const std::string place = text(" launched at %s:%d: ", base_name(request.file), request.line);
-  if (!prepare(device, request)) {
+  if (!can_be_launched(request.grid, request.block)) {
     device.error = "kernel " + device.kernel + place +
                    text("grid (%u,%u,%u) of blocks (%u,%u,%u) cannot be launched", request.grid.x, request.grid.y,
                         request.grid.z, request.block.x, request.block.y, request.block.z);
@@ -499,6 +524,17 @@ int32_t run(const launch_request &request) {
                         MOST_SHARED_BYTES);
     return device.status = BAD_LAUNCH;
   }
+  if (device.records) {
+    device.records->launches.push_back(request);
+    device.records->launches.back().closure = request.copy(request.closure);
+    return 0;
+  }
+  device.request = &request;
+  if (!prepare(device, request)) {
+    device.error = "kernel " + device.kernel + place + "no memory for the stacks of its threads";
+    return device.status = OUT_OF_MEMORY;
+  }
+  dependence_begin_launch(device);
   shared_begin_launch(device, uint32_t(request.dynamic_shared_bytes));
   device.launcher = fiber_of_this_thread();
   device.random = device.schedule * 0x9e3779b97f4a7c15ull | 1;
@@ -525,6 +561,7 @@ int32_t run(const launch_request &request) {
       device.error = "kernel " + device.kernel + place + overrun;
     }
   }
+  dependence_end_launch(device);
   return device.status;
 }
 
@@ -534,9 +571,26 @@ using kqm_emulation::this_engine;
 
 // The interface for the host program. Every setting and report belongs to the calling operating system thread.
 KQM_EMULATION_EXPORT const char *kqm_emulation_last_error() { return this_engine().error.c_str(); }
+// Adds a line to the last launch's report.
+KQM_EMULATION_EXPORT void kqm_emulation_add_to_report(const char *line) { (this_engine().error += '\n') += line; }
 KQM_EMULATION_EXPORT int32_t kqm_emulation_last_status() { return this_engine().status; }
 KQM_EMULATION_EXPORT void kqm_emulation_set_schedule(uint64_t seed) { this_engine().schedule = seed; }
 KQM_EMULATION_EXPORT void kqm_emulation_set_time_limit(uint64_t milliseconds) {
   this_engine().time_limit_ms = milliseconds;
 }
 KQM_EMULATION_EXPORT void kqm_emulation_statistics(kqm_emulation::statistics *out) { *out = this_engine().counts; }
+
+// From here on the calling thread's launches are kept instead of made.
+KQM_EMULATION_EXPORT void kqm_emulation_record() { this_engine().records.reset(new kqm_emulation::recording); }
+// What was kept since; null when nothing recorded.
+KQM_EMULATION_EXPORT void *kqm_emulation_recorded() { return this_engine().records.release(); }
+KQM_EMULATION_EXPORT size_t kqm_emulation_recorded_launches(const void *recording) {
+  return static_cast<const kqm_emulation::recording *>(recording)->launches.size();
+}
+// Makes launch number `index` on the calling thread, as if it were called now.
+KQM_EMULATION_EXPORT int32_t kqm_emulation_replay(const void *recording, size_t index) {
+  return kqm_emulation::run(static_cast<const kqm_emulation::recording *>(recording)->launches[index]);
+}
+KQM_EMULATION_EXPORT void kqm_emulation_forget(void *recording) {
+  delete static_cast<kqm_emulation::recording *>(recording);
+}

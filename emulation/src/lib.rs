@@ -5,7 +5,7 @@
 //! there, or in shared memory, or outside a buffer, ends the launch with a status of at least 10000 and a report (see
 //! [`Failure`] and `README.md`). Settings and reports belong to the calling thread, so tests may run in parallel.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::fmt;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ mod buffer;
 mod library;
 
 pub use buffer::{Buffer, Plain};
-pub use library::{Library, Substitution};
+pub use library::{Library, Substitution, compile_command, link};
 
 /// What broke a rule of the programming model. The numbers are the statuses that the launch returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,12 +50,14 @@ pub enum Failure {
     TimeLimit = 10014,
     /// An integer division by zero.
     ArithmeticTrap = 10015,
+    /// Memory of a launch that may still run, touched before the wait for it.
+    Dependency = 10016,
 }
 
 impl Failure {
     /// The failure that a launch status stands for, if it is one.
     pub fn from_status(status: i32) -> Option<Self> {
-        const ALL: [Failure; 15] = [
+        const ALL: [Failure; 16] = [
             Failure::Divergence,
             Failure::Deadlock,
             Failure::BadMask,
@@ -71,6 +73,7 @@ impl Failure {
             Failure::BadLaunch,
             Failure::TimeLimit,
             Failure::ArithmeticTrap,
+            Failure::Dependency,
         ];
         ALL.into_iter().find(|failure| *failure as i32 == status)
     }
@@ -94,16 +97,27 @@ pub struct Statistics {
 #[derive(Clone, Copy)]
 struct Runtime {
     last_error: unsafe extern "C" fn() -> *const c_char,
+    add_to_report: unsafe extern "C" fn(*const c_char),
     last_status: unsafe extern "C" fn() -> i32,
     set_schedule: unsafe extern "C" fn(u64),
     set_time_limit: unsafe extern "C" fn(u64),
     statistics: unsafe extern "C" fn(*mut Statistics),
+    record: unsafe extern "C" fn(),
+    recorded: unsafe extern "C" fn() -> *mut c_void,
+    recorded_launches: unsafe extern "C" fn(*const c_void) -> usize,
+    replay: unsafe extern "C" fn(*const c_void, usize) -> i32,
+    forget: unsafe extern "C" fn(*mut c_void),
 }
 
 impl Runtime {
     fn last_error(&self) -> String {
         // SAFETY: the text belongs to this thread and stays until its next launch.
         unsafe { CStr::from_ptr((self.last_error)()) }.to_string_lossy().into_owned()
+    }
+    fn add_to_report(&self, line: &str) {
+        let line = CString::new(line).expect("a line without a zero");
+        // SAFETY: the text is copied.
+        unsafe { (self.add_to_report)(line.as_ptr()) }
     }
     fn last_status(&self) -> i32 {
         // SAFETY: reads a number of this thread.
@@ -124,6 +138,56 @@ impl Runtime {
         unsafe { (self.statistics)(&mut statistics) };
         statistics
     }
+    fn record<T>(self, enqueue: impl FnOnce() -> T) -> (T, Recording) {
+        // SAFETY: launches of this thread are kept from here on.
+        unsafe { (self.record)() };
+        let result = enqueue();
+        // SAFETY: ends what the call above began.
+        let launches = unsafe { (self.recorded)() };
+        assert!(!launches.is_null(), "recordings do not nest");
+        (result, Recording { launches, runtime: self })
+    }
+}
+
+/// Launches that were recorded instead of made, with copies of their arguments.
+pub struct Recording {
+    launches: *mut c_void,
+    runtime: Runtime,
+}
+
+// SAFETY: the recording is not changed after it was made, and belongs to no thread.
+unsafe impl Send for Recording {}
+
+impl Recording {
+    /// How many kernels it launches.
+    pub fn launches(&self) -> usize {
+        // SAFETY: the recording is alive.
+        unsafe { (self.runtime.recorded_launches)(self.launches) }
+    }
+
+    /// Makes the launches on the calling thread, in their order; `before` is called before each one, for its schedule. Stops at the
+    /// first that fails, and gives its status.
+    ///
+    /// # Safety
+    /// All memory that the launches use is still there.
+    pub unsafe fn replay(&self, mut before: impl FnMut()) -> Result<(), i32> {
+        for launch in 0..self.launches() {
+            before();
+            // SAFETY: the recording has that launch, and the caller vouches for its operands.
+            match unsafe { (self.runtime.replay)(self.launches, launch) } {
+                0 => {}
+                status => return Err(status),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        // SAFETY: the recording is this value's own.
+        unsafe { (self.runtime.forget)(self.launches) };
+    }
 }
 
 #[cfg(emulation_available)]
@@ -136,19 +200,34 @@ mod native {
         pub fn kqm_emulation_free(pointer: *mut c_void) -> i32;
         pub fn kqm_emulation_describe(address: usize, text: *mut c_char, bytes: usize) -> usize;
         pub fn kqm_emulation_overrun(text: *mut c_char, bytes: usize) -> usize;
+        pub fn kqm_emulation_synchronize();
+        pub fn kqm_emulation_synchronizations() -> u64;
+        pub fn kqm_emulation_buffers() -> *mut c_void;
         fn kqm_emulation_last_error() -> *const c_char;
+        fn kqm_emulation_add_to_report(line: *const c_char);
         fn kqm_emulation_last_status() -> i32;
         fn kqm_emulation_set_schedule(seed: u64);
         fn kqm_emulation_set_time_limit(milliseconds: u64);
         fn kqm_emulation_statistics(out: *mut Statistics);
+        fn kqm_emulation_record();
+        fn kqm_emulation_recorded() -> *mut c_void;
+        fn kqm_emulation_recorded_launches(recording: *const c_void) -> usize;
+        fn kqm_emulation_replay(recording: *const c_void, launch: usize) -> i32;
+        fn kqm_emulation_forget(recording: *mut c_void);
     }
 
     pub const RUNTIME: Runtime = Runtime {
         last_error: kqm_emulation_last_error,
+        add_to_report: kqm_emulation_add_to_report,
         last_status: kqm_emulation_last_status,
         set_schedule: kqm_emulation_set_schedule,
         set_time_limit: kqm_emulation_set_time_limit,
         statistics: kqm_emulation_statistics,
+        record: kqm_emulation_record,
+        recorded: kqm_emulation_recorded,
+        recorded_launches: kqm_emulation_recorded_launches,
+        replay: kqm_emulation_replay,
+        forget: kqm_emulation_forget,
     };
 }
 
@@ -175,7 +254,19 @@ mod native {
     pub unsafe extern "C" fn kqm_emulation_overrun(_: *mut c_char, _: usize) -> usize {
         missing()
     }
+    pub unsafe fn kqm_emulation_synchronize() {
+        missing()
+    }
+    pub unsafe extern "C" fn kqm_emulation_synchronizations() -> u64 {
+        missing()
+    }
+    pub unsafe fn kqm_emulation_buffers() -> *mut c_void {
+        missing()
+    }
     unsafe extern "C" fn text() -> *const c_char {
+        missing()
+    }
+    unsafe extern "C" fn line(_: *const c_char) {
         missing()
     }
     unsafe extern "C" fn status() -> i32 {
@@ -187,14 +278,46 @@ mod native {
     unsafe extern "C" fn fill(_: *mut Statistics) {
         missing()
     }
-    pub const RUNTIME: Runtime =
-        Runtime { last_error: text, last_status: status, set_schedule: set, set_time_limit: set, statistics: fill };
+    unsafe extern "C" fn begin() {
+        missing()
+    }
+    unsafe extern "C" fn end() -> *mut c_void {
+        missing()
+    }
+    unsafe extern "C" fn launches(_: *const c_void) -> usize {
+        missing()
+    }
+    unsafe extern "C" fn replay(_: *const c_void, _: usize) -> i32 {
+        missing()
+    }
+    unsafe extern "C" fn forget(_: *mut c_void) {
+        missing()
+    }
+    pub const RUNTIME: Runtime = Runtime {
+        last_error: text,
+        add_to_report: line,
+        last_status: status,
+        set_schedule: set,
+        set_time_limit: set,
+        statistics: fill,
+        record: begin,
+        recorded: end,
+        recorded_launches: launches,
+        replay,
+        forget,
+    };
 }
 
 /// Whether kernels can be emulated here, or why not. Nothing else may be called when they cannot.
 pub fn available() -> Result<(), &'static str> {
     let reason = env!("KQM_EMULATION_UNAVAILABLE");
     if reason.is_empty() { Ok(()) } else { Err(reason) }
+}
+
+/// Whether accesses of global memory are seen, and so those that come before the wait for earlier launches. Not where the kernels are
+/// compiled for a sanitizer.
+pub fn sees_global_memory() -> bool {
+    env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').any(|argument| argument == "-fsanitize=thread")
 }
 
 /// The `kqm_kernels` table of the emulated kernels; null as long as the sources define none.
@@ -206,6 +329,11 @@ pub fn table() -> *const c_void {
 /// The report of this thread's last launch; empty when it broke no rule.
 pub fn last_error() -> String {
     native::RUNTIME.last_error()
+}
+
+/// Adds a line to that report: what the caller knows of the launch.
+pub fn add_to_report(line: &str) {
+    native::RUNTIME.add_to_report(line)
 }
 
 /// The status of this thread's last launch.
@@ -227,6 +355,19 @@ pub fn set_time_limit(limit: Duration) {
 /// What this thread has emulated so far.
 pub fn statistics() -> Statistics {
     native::RUNTIME.statistics()
+}
+
+/// The host waits for this thread's launches, or puts a copy between them and later ones: without it a launch may begin while earlier
+/// ones still run, as far as those let it. [`Buffer`] says so itself when it is read or made of values.
+pub fn synchronize() {
+    // SAFETY: counts.
+    unsafe { native::kqm_emulation_synchronize() }
+}
+
+/// Keeps the launches that `enqueue` makes on this thread instead of making them: they do nothing, return 0, and are made when the
+/// recording is replayed.
+pub fn record<T>(enqueue: impl FnOnce() -> T) -> (T, Recording) {
+    native::RUNTIME.record(enqueue)
 }
 
 /// What new buffers are filled with, unless asked otherwise: no zero, no small number, and as f32 a tiny negative one.

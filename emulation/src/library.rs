@@ -3,14 +3,15 @@
 //! A fault is a substitution in the text of a source. Each library is a shared object with its own copy of the
 //! emulation and hidden symbols, so that many variants of one kernel fit in one program.
 
-use std::ffi::{OsStr, c_char, c_void};
-use std::fs;
+use std::ffi::{CString, OsStr, c_char, c_void};
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::{Runtime, Statistics, native};
+use crate::{Recording, Runtime, Statistics, native};
 
 /// A piece of text to replace in a source. It must occur exactly once, so that it neither goes stale nor hits by chance.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,8 @@ pub struct Substitution<'a> {
 pub struct Library {
     object: libloading::Library,
     runtime: Runtime,
+    /// The file, whose name is gone: reports look lines up in it.
+    _file: File,
 }
 
 impl Library {
@@ -58,10 +61,7 @@ impl Library {
                 continue;
             }
             let object = work.0.join(&name).with_extension("o");
-            let mut compile = compiler();
-            compile.arg("-I").arg(&sources);
-            compile.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}'));
-            run(compile.arg("-fPIC").arg("-c").arg(&source).arg("-o").arg(&object))?;
+            run(compile_command()?.arg("-I").arg(&sources).arg("-c").arg(&source).arg("-o").arg(&object))?;
             objects.push(object);
         }
         if let Some(files) = kernels
@@ -70,40 +70,46 @@ impl Library {
             return Err(format!("{files:?} are not all in {}", directory.display()));
         }
         let shared_object = work.0.join("kernels.so");
-        let archives = Path::new(env!("OUT_DIR"));
-        let mut link = compiler();
-        link.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').filter(|a| a.starts_with("-fsanitize=")));
-        link.arg("-shared").arg("-Wl,-Bsymbolic").args(&objects).arg("-Wl,--whole-archive");
-        link.arg(archives.join("libkqm_emulation_runtime.a"));
-        if kernels.is_some() {
-            link.arg(archives.join("libkqm_emulation_table.a"));
-        }
-        link.arg("-Wl,--no-whole-archive");
-        // The changed objects come first: of the archive the linker takes only what is still missing.
-        let compiled = archives.join("libkqm_emulation_kernels.a");
-        if kernels.is_some() && compiled.exists() {
-            link.arg(compiled).arg("-Wl,--no-undefined");
-        }
-        run(link.arg("-o").arg(&shared_object))?;
-        Self::load(&shared_object)
+        link(&objects, None, kernels.is_some(), &shared_object)?;
+        Self::open(&shared_object)
     }
 
-    fn load(path: &Path) -> Result<Self, String> {
-        // SAFETY: the object was compiled just now from sources of this repository; loading it runs no code of theirs.
+    /// Loads a shared object that [`link`] made.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        // SAFETY: the object was compiled from sources of this repository; loading it runs no code of theirs.
         let object = unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
+        let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let file_name = CString::new(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
+        let file_name = file_name.map_err(|error| error.to_string())?;
         let runtime = Runtime {
             last_error: symbol(&object, "kqm_emulation_last_error")?,
+            add_to_report: symbol(&object, "kqm_emulation_add_to_report")?,
             last_status: symbol(&object, "kqm_emulation_last_status")?,
             set_schedule: symbol(&object, "kqm_emulation_set_schedule")?,
             set_time_limit: symbol(&object, "kqm_emulation_set_time_limit")?,
             statistics: symbol(&object, "kqm_emulation_statistics")?,
+            record: symbol(&object, "kqm_emulation_record")?,
+            recorded: symbol(&object, "kqm_emulation_recorded")?,
+            recorded_launches: symbol(&object, "kqm_emulation_recorded_launches")?,
+            replay: symbol(&object, "kqm_emulation_replay")?,
+            forget: symbol(&object, "kqm_emulation_forget")?,
         };
         type Describe = unsafe extern "C" fn(usize, *mut c_char, usize) -> usize;
         type Overrun = unsafe extern "C" fn(*mut c_char, usize) -> usize;
-        let share_buffers: unsafe extern "C" fn(Describe, Overrun) = symbol(&object, "kqm_emulation_share_buffers")?;
+        type Synchronizations = unsafe extern "C" fn() -> u64;
+        type ShareBuffers = unsafe extern "C" fn(Describe, Overrun, Synchronizations, *mut c_void, *const c_char);
+        let share_buffers: ShareBuffers = symbol(&object, "kqm_emulation_share_buffers")?;
         // SAFETY: the functions stay where they are as long as the program runs.
-        unsafe { share_buffers(native::kqm_emulation_describe, native::kqm_emulation_overrun) };
-        Ok(Library { object, runtime })
+        unsafe {
+            share_buffers(
+                native::kqm_emulation_describe,
+                native::kqm_emulation_overrun,
+                native::kqm_emulation_synchronizations,
+                native::kqm_emulation_buffers(),
+                file_name.as_ptr(),
+            );
+        }
+        Ok(Library { object, runtime, _file: file })
     }
 
     /// The `kqm_kernels` table of [`faulty_kernels`](Self::faulty_kernels).
@@ -126,6 +132,11 @@ impl Library {
         self.runtime.last_error()
     }
 
+    /// As [`crate::add_to_report`].
+    pub fn add_to_report(&self, line: &str) {
+        self.runtime.add_to_report(line)
+    }
+
     /// The status of this thread's last launch.
     pub fn last_status(&self) -> i32 {
         self.runtime.last_status()
@@ -141,15 +152,56 @@ impl Library {
         self.runtime.set_time_limit(limit)
     }
 
+    /// As [`crate::record`]. The recording must not outlive the library.
+    pub fn record<T>(&self, enqueue: impl FnOnce() -> T) -> (T, Recording) {
+        self.runtime.record(enqueue)
+    }
+
     /// As [`crate::statistics`].
     pub fn statistics(&self) -> Statistics {
         self.runtime.statistics()
     }
 }
 
+/// Whether an argument brings a sanitizer whose runtime is to be linked: that of the thread sanitizer is the emulation's own.
+fn sanitizes(argument: &str) -> bool {
+    argument.starts_with("-fsanitize=") && argument != "-fsanitize=thread"
+}
+
 fn symbol<F: Copy>(object: &libloading::Library, name: &str) -> Result<F, String> {
     // SAFETY: callers give the type that the C++ side has; the copied address lives as long as the library.
     unsafe { object.get::<F>(name.as_bytes()) }.map(|found| *found).map_err(|error| error.to_string())
+}
+
+/// The compiler with the arguments that the kernels of this build were compiled with, for code of a shared object; what is
+/// missing are the sources' directory (`-I`) and the files.
+pub fn compile_command() -> Result<Command, String> {
+    crate::available()?;
+    let mut compile = compiler();
+    compile.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}')).arg("-fPIC");
+    Ok(compile)
+}
+
+/// Links objects with the emulation's runtime (or another archive of it) into a shared object for [`Library::open`].
+/// `kernels`: the objects are of files of `cuda/`; the other kernels are taken as already compiled, and all are in one
+/// table.
+pub fn link(objects: &[PathBuf], runtime: Option<&Path>, kernels: bool, shared_object: &Path) -> Result<(), String> {
+    crate::available()?;
+    let archives = Path::new(env!("OUT_DIR"));
+    let mut link = compiler();
+    link.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').filter(|a| sanitizes(a)));
+    link.arg("-shared").arg("-Wl,-Bsymbolic").args(objects).arg("-Wl,--whole-archive");
+    link.arg(runtime.map_or_else(|| archives.join("libkqm_emulation_runtime.a"), Path::to_owned));
+    if kernels {
+        link.arg(archives.join("libkqm_emulation_table.a"));
+    }
+    link.arg("-Wl,--no-whole-archive");
+    // The changed objects come first: of the archive the linker takes only what is still missing.
+    let compiled = archives.join("libkqm_emulation_kernels.a");
+    if kernels && compiled.exists() {
+        link.arg(compiled).arg("-Wl,--no-undefined");
+    }
+    run(link.arg("-o").arg(shared_object))
 }
 
 fn compiler() -> Command {

@@ -2,6 +2,7 @@
 // reports.
 #include "state.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <map>
 #include <memory>
@@ -40,6 +41,8 @@ struct buffer {
   char *begin;
   size_t bytes;
   pthread_t owner;
+  written *writers;
+  size_t writers_bytes; // mapped for them
 };
 
 std::mutex registry_lock;
@@ -52,8 +55,33 @@ std::map<uintptr_t, buffer> &registry() {
 // The same questions to another copy of the emulation: a library with a planted fault runs on the program's buffers.
 using describe_function = size_t (*)(uintptr_t address, char *text, size_t bytes);
 using overrun_function = size_t (*)(char *text, size_t bytes);
+using synchronizations_function = uint64_t (*)();
 describe_function describe_elsewhere = nullptr;
 overrun_function overrun_elsewhere = nullptr;
+synchronizations_function synchronizations_elsewhere = nullptr;
+memory_map *map_elsewhere = nullptr;
+
+memory_map own_map;
+// The file of this copy's code, where the name that it was loaded by is gone.
+std::string own_object;
+__thread uint64_t own_synchronizations;
+
+// Lets the addresses of a buffer's pages lead to who wrote them, or, with null, to nothing.
+void set_buffer_at(const char *begin, size_t bytes, written *writers) {
+  const uintptr_t first = reinterpret_cast<uintptr_t>(begin) >> memory_map::GRANULE_BITS;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes - 1) >> memory_map::GRANULE_BITS;
+  for (uintptr_t granule = first; granule <= last; granule++) {
+    const uintptr_t index = granule >> memory_map::LEAF_BITS;
+    if (index >> memory_map::ROOT_BITS) return;
+    std::atomic<memory_map::leaf *> &place = own_map.root[index];
+    memory_map::leaf *leaf = place.load(std::memory_order_acquire);
+    if (!leaf) {
+      leaf = new memory_map::leaf();
+      place.store(leaf, std::memory_order_release);
+    }
+    leaf->granule[granule & ((1u << memory_map::LEAF_BITS) - 1)].store(writers, std::memory_order_release);
+  }
+}
 
 bool intact(const char *begin, const char *end) {
   ASAN_UNPOISON_MEMORY_REGION(begin, size_t(end - begin));
@@ -275,6 +303,27 @@ std::string describe_address(uintptr_t address) {
   return std::string(text, describe_elsewhere(address, text, sizeof text));
 }
 
+memory_map &all_buffers() { return map_elsewhere ? *map_elsewhere : own_map; }
+
+uint64_t synchronizations() { return synchronizations_elsewhere ? synchronizations_elsewhere() : own_synchronizations; }
+
+std::string describe_code(const void *code) {
+  Dl_info object;
+  if (!dladdr(code, &object) || !object.dli_fname) return {};
+  const char *const file = own_object.empty() ? object.dli_fname : own_object.c_str();
+  // The address behind a call: the call itself is one byte before.
+  const uintptr_t offset = reinterpret_cast<uintptr_t>(code) - reinterpret_cast<uintptr_t>(object.dli_fbase) - 1;
+  char text[600];
+  snprintf(text, sizeof text, "addr2line -s -e '%s' 0x%zx 2>/dev/null", file, size_t(offset));
+  FILE *const lines = popen(text, "r");
+  if (!lines) return {};
+  const bool found = fgets(text, sizeof text, lines) != nullptr;
+  pclose(lines);
+  if (!found || text[0] == '?') return {};
+  text[strcspn(text, " \n")] = 0;
+  return text;
+}
+
 std::string overrun_buffer() {
   std::string here = overrun_here();
   if (!here.empty() || !overrun_elsewhere) return here;
@@ -307,6 +356,14 @@ KQM_EMULATION_EXPORT void *kqm_emulation_alloc(size_t bytes, uint8_t fill) {
   b.begin = b.pages + b.page_bytes - body;
   b.bytes = bytes;
   b.owner = pthread_self();
+  b.writers_bytes = sizeof(written) + sizeof(uint32_t) * bytes;
+  void *const writers = mmap(nullptr, b.writers_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (writers == MAP_FAILED) {
+    munmap(mapping, b.mapping_bytes);
+    return nullptr;
+  }
+  b.writers = static_cast<written *>(writers);
+  *b.writers = {b.begin, bytes, reinterpret_cast<uint32_t *>(b.writers + 1)};
   char *const end = b.begin + bytes;
   memset(b.pages, CANARY, size_t(b.begin - b.pages));
   memset(b.begin, fill, bytes);
@@ -315,6 +372,7 @@ KQM_EMULATION_EXPORT void *kqm_emulation_alloc(size_t bytes, uint8_t fill) {
   ASAN_POISON_MEMORY_REGION(end, size_t(b.pages + b.page_bytes - end));
   const std::lock_guard<std::mutex> hold(registry_lock);
   registry()[reinterpret_cast<uintptr_t>(b.begin)] = b;
+  set_buffer_at(b.pages, b.page_bytes, b.writers);
   return b.begin;
 }
 
@@ -327,10 +385,12 @@ KQM_EMULATION_EXPORT int32_t kqm_emulation_free(void *pointer) {
     if (found == registry().end()) return -1;
     b = found->second;
     registry().erase(found);
+    set_buffer_at(b.pages, b.page_bytes, nullptr);
   }
   const int32_t result = !intact(b.pages, b.begin) ? 1 : !intact(b.begin + b.bytes, b.pages + b.page_bytes) ? 2 : 0;
   ASAN_UNPOISON_MEMORY_REGION(b.pages, b.page_bytes);
   munmap(b.mapping, b.mapping_bytes);
+  munmap(b.writers, b.writers_bytes);
   return result;
 }
 
@@ -344,8 +404,18 @@ KQM_EMULATION_EXPORT size_t kqm_emulation_overrun(char *text, size_t bytes) {
   return copy_text(overrun_here(), text, bytes);
 }
 
-// Lets this copy of the emulation know the buffers of another one.
-KQM_EMULATION_EXPORT void kqm_emulation_share_buffers(describe_function describe, overrun_function overrun) {
+// Lets this copy of the emulation know the buffers of another one, and the file of its own code.
+KQM_EMULATION_EXPORT void kqm_emulation_share_buffers(describe_function describe, overrun_function overrun,
+                                                      synchronizations_function synchronizations, void *map,
+                                                      const char *object) {
   describe_elsewhere = describe;
   overrun_elsewhere = overrun;
+  synchronizations_elsewhere = synchronizations;
+  map_elsewhere = static_cast<memory_map *>(map);
+  own_object = object;
 }
+KQM_EMULATION_EXPORT void *kqm_emulation_buffers() { return &own_map; }
+
+// The host waits for all launches of the calling thread, or puts a copy between them and later ones.
+KQM_EMULATION_EXPORT void kqm_emulation_synchronize() { own_synchronizations++; }
+KQM_EMULATION_EXPORT uint64_t kqm_emulation_synchronizations() { return own_synchronizations; }

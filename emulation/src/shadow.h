@@ -3,18 +3,30 @@
 #define KQM_EMULATION_SHADOW_H
 
 #include <stdint.h>
+#include <string>
 #include <vector>
 
 namespace kqm_emulation {
 
-// Order within a warp since the block began. `tick` counts the warp's collectives. An access at tick a of lane u comes
+struct thread_state;
+
+// Order within a warp since the block began. `tick` counts the warp's barriers. An access at tick a of lane u comes
 // before what lane t does now when a < max(full, known[t][u]).
 struct warp_clock {
   uint32_t tick = 0;
-  uint32_t full = 0; // tick of the last collective of all lanes
-  bool partial = false; // some collective was of some lanes only: `known` has content
+  uint32_t full = 0; // tick of the last barrier of all lanes
+  bool partial = false; // some barrier was of some lanes only: `known` has content
   uint32_t known[32][32] = {};
 };
+
+// A thread and the place in the code where it did something. `file` counts those of a launch.
+struct actor {
+  uint16_t thread;
+  uint16_t line;
+  uint8_t file;
+};
+
+constexpr uint16_t NOBODY = 0xffff;
 
 // What is known of the last accesses to a word (or, where threads touch parts of it, a byte).
 struct shadow_cell {
@@ -22,17 +34,28 @@ struct shadow_cell {
   uint32_t write_tick;
   uint32_t read_epoch;
   uint32_t read_tick;
-  uint32_t reader_lanes; // lanes of the last reader's warp that have read since its last full collective
-  uint16_t writer;
-  uint16_t write_line;
-  uint16_t reader;
-  uint16_t read_line;
-  uint16_t other_reader; // a reader of another warp in the same epoch, or NO_READER
+  uint32_t reader_lanes; // lanes of the last reader's warp that have read since its last full barrier
+  uint32_t atomic_lanes; // the same of lanes that have changed the value atomically, where the last write did
+  actor writer;
+  actor other_writer; // where the last write was an atomic operation: one of another warp in the same epoch, or NOBODY
+  actor reader;
+  actor previous_reader; // the last one before it that is another thread
+  actor other_reader;    // a reader of another warp in the same epoch, or NOBODY
   uint8_t atomic;        // the last write was an atomic operation
   uint8_t filling;       // an asynchronous copy will write here
 };
 
-constexpr uint16_t NO_READER = 0xffff;
+// A read of bytes that nothing had written. The launch goes on, to see who does: then a barrier is missing.
+struct missing_value {
+  bool found = false;
+  const char *did = nullptr;
+  thread_state *reader = nullptr;
+  const char *file = nullptr;
+  int line = 0;
+  std::string element;
+  uint32_t begin = 0, end = 0;
+  uint32_t epoch = 0, tick = 0;
+};
 
 struct static_array {
   const void *site;
@@ -52,11 +75,17 @@ struct shared_memory {
   // Counts block beginnings and barriers, over all launches of the thread: old cells never need clearing.
   uint32_t epoch = 0;
   uint32_t block_epoch = 0;
+  std::vector<const char *> files; // that accesses of this launch are in
+  const char *last_file = nullptr;
+  uint8_t last_file_number = 0;
+  missing_value missing;
 };
 
 struct engine;
 void shared_begin_launch(engine &device, uint32_t dynamic_bytes);
 void shared_begin_block(engine &device);
+// A text about a read of missing bytes, and that it has been told.
+std::string take_missing(shared_memory &shared);
 
 } // namespace kqm_emulation
 

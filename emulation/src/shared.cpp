@@ -1,6 +1,7 @@
 // Checked shared memory: every access is compared with what is known of the last ones to the same bytes.
 #include "state.h"
 
+#include <stdio.h>
 #include <string.h>
 
 namespace kqm_emulation {
@@ -22,6 +23,8 @@ struct access {
   int64_t index;
   const char *file;
   int line;
+  uint32_t offset = 0; // in the block's shared memory, once it is known
+  uint32_t bytes = 0;
 };
 
 #define KQM_FAIL_ACCESS(code, where, format, ...)                                                                       \
@@ -36,70 +39,149 @@ bool ordered(const thread_state &self, uint32_t epoch, uint32_t tick, uint32_t n
   return tick < clock.full || (clock.partial && tick < clock.known[self.lane][number % 32]);
 }
 
-[[noreturn]] void fail_race(const access &where, const char *now, const char *before, uint32_t number, uint32_t line) {
-  KQM_FAIL_ACCESS(RACE, where, "%s of shared memory that thread %u (warp %u, lane %u) %s at line %u, with nothing between them",
-                  now, number, number / 32, number % 32, before, line);
+// The place where the running thread does something now.
+actor here(const access &where) {
+  shared_memory &shared = where.self->device->shared;
+  if (__builtin_expect(where.file != shared.last_file, 0)) {
+    size_t number = 0;
+    while (number < shared.files.size() && shared.files[number] != where.file) number++;
+    // More than a launch has.
+    if (number > 255) number = 255;
+    if (number == shared.files.size()) shared.files.push_back(where.file);
+    shared.last_file = where.file;
+    shared.last_file_number = uint8_t(number);
+  }
+  return {uint16_t(where.self->number), uint16_t(where.line), shared.last_file_number};
+}
+
+std::string describe(const shared_memory &shared, const actor &who, const char *did) {
+  char text[200];
+  snprintf(text, sizeof text, "thread %u (warp %u, lane %u) %s at %s:%u", who.thread, who.thread / 32, who.thread % 32, did,
+           base_name(shared.files[who.file]), who.line);
+  return text;
+}
+
+[[noreturn]] void fail_race(const access &where, const char *now, const char *before, const actor &who) {
+  KQM_FAIL_ACCESS(RACE, where, "%s of shared memory that %s, with nothing between them", now,
+                  describe(where.self->device->shared, who, before).c_str());
 }
 
 void check_filling(const access &where, const shadow_cell &cell) {
   if (__builtin_expect(cell.filling && cell.write_epoch >= where.self->device->shared.block_epoch, 0))
-    KQM_FAIL_ACCESS(ASYNC_COPY, where,
-                    "access of shared memory that an asynchronous copy of thread %u at line %u may still be filling",
-                    cell.writer, cell.write_line);
+    KQM_FAIL_ACCESS(ASYNC_COPY, where, "access of shared memory that may still be filled: %s",
+                    describe(where.self->device->shared, cell.writer, "began an asynchronous copy").c_str());
+}
+
+// Notes a read of bytes that nothing wrote, the first one of the block.
+void note_missing(const access &where, const char *did) {
+  shared_memory &shared = where.self->device->shared;
+  if (shared.missing.found) return;
+  missing_value &missing = shared.missing;
+  missing.found = true;
+  missing.did = did;
+  missing.reader = where.self;
+  missing.file = where.file;
+  missing.line = where.line;
+  char text[100];
+  snprintf(text, sizeof text, "%s[%lld]", where.piece->name, (long long)(where.piece->index + where.index));
+  missing.element = text;
+  missing.begin = where.offset;
+  missing.end = where.offset + where.bytes;
+  missing.epoch = shared.epoch;
+  missing.tick = where.self->warp->clock.tick;
+}
+
+// A write of bytes that were missing says what was wrong: it should have come before the read, or be ordered with it.
+void check_missing(const access &where) {
+  shared_memory &shared = where.self->device->shared;
+  const missing_value missing = shared.missing;
+  if (where.offset >= missing.end || where.offset + where.bytes <= missing.begin) return;
+  shared.missing.found = false;
+  const std::string writer = describe(shared, here(where), "writes");
+  if (ordered(*where.self, missing.epoch, missing.tick, missing.reader->number))
+    fail_thread(missing.reader, UNINITIALISED, missing.file, missing.line,
+                "%s of shared memory that nothing wrote in this block before; %s only later (%s)", missing.did, writer.c_str(),
+                missing.element.c_str());
+  fail_thread(missing.reader, RACE, missing.file, missing.line, "%s of shared memory that %s, with nothing between them (%s)",
+              missing.did, writer.c_str(), missing.element.c_str());
+}
+
+void check_last_writes(const access &where, const shadow_cell &cell, const char *now) {
+  const thread_state &self = *where.self;
+  if (__builtin_expect(!ordered(self, cell.write_epoch, cell.write_tick, cell.writer.thread), 0))
+    fail_race(where, now, "wrote", cell.writer);
+  if (__builtin_expect(!cell.atomic, 1) || cell.write_epoch != self.device->shared.epoch) return;
+  // Atomic operations before the last one, which need no order among themselves.
+  if (cell.other_writer.thread != NOBODY) fail_race(where, now, "wrote", cell.other_writer);
+  const uint32_t others = cell.atomic_lanes & ~(1u << self.lane);
+  if (others && cell.writer.thread / 32 == self.number / 32 && cell.write_tick >= self.warp->clock.full) {
+    actor other = cell.writer;
+    other.thread = uint16_t(self.number / 32 * 32 + uint32_t(__builtin_ctz(others)));
+    if (!ordered(self, cell.write_epoch, cell.write_tick, other.thread)) fail_race(where, now, "wrote", other);
+  }
 }
 
 void cell_read(const access &where, shadow_cell &cell) {
   thread_state &self = *where.self;
   const shared_memory &shared = self.device->shared;
   check_filling(where, cell);
-  if (__builtin_expect(cell.write_epoch < shared.block_epoch, 0))
-    KQM_FAIL_ACCESS(UNINITIALISED, where, "read of shared memory that nothing wrote in this block");
-  if (__builtin_expect(!ordered(self, cell.write_epoch, cell.write_tick, cell.writer), 0))
-    fail_race(where, "read", "wrote", cell.writer, cell.write_line);
+  if (__builtin_expect(cell.write_epoch < shared.block_epoch, 0)) {
+    note_missing(where, "read");
+    return;
+  }
+  check_last_writes(where, cell, "read");
   const uint32_t bit = 1u << self.lane;
   if (cell.read_epoch != shared.epoch) {
     cell.read_epoch = shared.epoch;
     cell.reader_lanes = bit;
-    cell.other_reader = NO_READER;
-  } else if (cell.reader / 32 == self.number / 32) {
-    cell.reader_lanes = (cell.read_tick < self.warp->clock.full ? 0 : cell.reader_lanes) | bit;
+    cell.other_reader.thread = NOBODY;
   } else {
-    cell.other_reader = cell.reader;
-    cell.reader_lanes = bit;
+    if (cell.reader.thread / 32 == self.number / 32) {
+      cell.reader_lanes = (cell.read_tick < self.warp->clock.full ? 0 : cell.reader_lanes) | bit;
+    } else {
+      cell.other_reader = cell.reader;
+      cell.reader_lanes = bit;
+    }
+    if (cell.reader.thread != self.number) cell.previous_reader = cell.reader;
   }
   cell.read_tick = self.warp->clock.tick;
-  cell.reader = uint16_t(self.number);
-  cell.read_line = uint16_t(where.line);
+  cell.reader = here(where);
 }
 
 void check_write(const access &where, const shadow_cell &cell, bool atomic) {
   const thread_state &self = *where.self;
   const shared_memory &shared = self.device->shared;
   const char *const now = atomic ? "atomic operation" : "write";
+  if (__builtin_expect(shared.missing.found, 0)) check_missing(where);
   check_filling(where, cell);
-  if (!(atomic && cell.atomic) && __builtin_expect(!ordered(self, cell.write_epoch, cell.write_tick, cell.writer), 0))
-    fail_race(where, now, "wrote", cell.writer, cell.write_line);
+  if (!(atomic && cell.atomic)) check_last_writes(where, cell, now);
   if (cell.read_epoch != shared.epoch) return;
-  if (__builtin_expect(cell.reader / 32 != self.number / 32, 0))
-    fail_race(where, now, "read", cell.reader, cell.read_line);
-  if (__builtin_expect(cell.other_reader != NO_READER, 0))
-    fail_race(where, now, "read", cell.other_reader, cell.read_line);
+  if (__builtin_expect(cell.reader.thread / 32 != self.number / 32, 0)) fail_race(where, now, "read", cell.reader);
+  if (__builtin_expect(cell.other_reader.thread != NOBODY, 0)) fail_race(where, now, "read", cell.other_reader);
   const warp_clock &clock = self.warp->clock;
   const uint32_t others = cell.reader_lanes & ~(1u << self.lane);
   if (cell.read_tick < clock.full || !others) return;
-  if (!clock.partial)
-    fail_race(where, now, "read", self.number / 32 * 32 + uint32_t(__builtin_ctz(others)), cell.read_line);
-  // With collectives of some lanes only the tick of the last reader is known, so only that one is judged.
-  if (!ordered(self, cell.read_epoch, cell.read_tick, cell.reader))
-    fail_race(where, now, "read", cell.reader, cell.read_line);
+  const actor &other = cell.reader.thread == self.number ? cell.previous_reader : cell.reader;
+  if (!clock.partial) fail_race(where, now, "read", other);
+  // With barriers of some lanes only the tick of the last reader is known, so only that one is judged.
+  if (!ordered(self, cell.read_epoch, cell.read_tick, cell.reader.thread)) fail_race(where, now, "read", cell.reader);
 }
 
 void note_write(const access &where, shadow_cell &cell, bool atomic, bool filling) {
   thread_state &self = *where.self;
-  cell.write_epoch = self.device->shared.epoch;
+  const uint32_t epoch = self.device->shared.epoch;
+  if (atomic) {
+    const bool again = cell.atomic && cell.write_epoch == epoch;
+    const bool own_warp = cell.writer.thread / 32 == self.number / 32;
+    if (!again)
+      cell.other_writer.thread = NOBODY;
+    else if (!own_warp)
+      cell.other_writer = cell.writer;
+    cell.atomic_lanes = (again && own_warp && cell.write_tick >= self.warp->clock.full ? cell.atomic_lanes : 0) | 1u << self.lane;
+  }
+  cell.write_epoch = epoch;
   cell.write_tick = self.warp->clock.tick;
-  cell.writer = uint16_t(self.number);
-  cell.write_line = uint16_t(where.line);
+  cell.writer = here(where);
   cell.atomic = atomic;
   cell.filling = filling;
   // Reads before this write come before whatever the write comes before.
@@ -134,7 +216,7 @@ template <class F> void visit_cells(shared_memory &shared, uint32_t offset, uint
 }
 
 // Checks bounds and alignment; gives the offset of the access in the block's shared memory.
-uint32_t locate(const access &where, uint32_t bytes) {
+uint32_t locate(access &where, uint32_t bytes) {
   const shared_piece &piece = *where.piece;
   where.self->file = where.file;
   where.self->line = where.line;
@@ -147,6 +229,8 @@ uint32_t locate(const access &where, uint32_t bytes) {
   if (__builtin_expect(bytes > piece.element && offset % bytes != 0, 0))
     KQM_FAIL_ACCESS(MISALIGNED, where, "vector access of %u bytes at byte %lld of a shared array", bytes,
                     (long long)piece.index * piece.element + begin);
+  where.offset = offset;
+  where.bytes = bytes;
   return offset;
 }
 
@@ -173,12 +257,20 @@ void shared_begin_launch(engine &device, uint32_t dynamic_bytes) {
   shared.dynamic = dynamic_bytes;
   shared.used = (dynamic_bytes + 15) / 16 * 16; // at most the capacity, which is a multiple of 16
   shared.arrays.clear();
+  shared.files.clear();
+  shared.last_file = nullptr;
 }
 
 void shared_begin_block(engine &device) {
   shared_memory &shared = device.shared;
   shared.block_epoch = ++shared.epoch;
+  shared.missing.found = false;
   poison(shared, 0, shared.used);
+}
+
+std::string take_missing(shared_memory &shared) {
+  shared.missing.found = false;
+  return std::string(shared.missing.did) + " of shared memory that nothing wrote in this block (" + shared.missing.element + ")";
 }
 
 shared_piece declare_shared(const void *site, const char *name, size_t element, size_t count, const char *file, int line) {
@@ -214,7 +306,7 @@ shared_piece offset_shared(const shared_piece &piece, int64_t elements, const ch
 }
 
 void read_shared(const shared_piece &piece, int64_t index, void *value, uint32_t bytes, const char *file, int line) {
-  const access where = {running(), &piece, index, file, line};
+  access where = {running(), &piece, index, file, line};
   shared_memory &shared = where.self->device->shared;
   const uint32_t offset = locate(where, bytes);
   visit_cells(shared, offset, bytes, false, [&](shadow_cell &cell) { cell_read(where, cell); });
@@ -223,7 +315,7 @@ void read_shared(const shared_piece &piece, int64_t index, void *value, uint32_t
 
 void write_shared(const shared_piece &piece, int64_t index, const void *value, uint32_t bytes, const char *file,
                   int line) {
-  const access where = {running(), &piece, index, file, line};
+  access where = {running(), &piece, index, file, line};
   shared_memory &shared = where.self->device->shared;
   const uint32_t offset = locate(where, bytes);
   visit_cells(shared, offset, bytes, true, [&](shadow_cell &cell) {
@@ -234,27 +326,29 @@ void write_shared(const shared_piece &piece, int64_t index, const void *value, u
 }
 
 void *atomic_shared(const shared_piece &piece, int64_t index, uint32_t bytes, const char *file, int line) {
-  const access where = {running(), &piece, index, file, line};
+  access where = {running(), &piece, index, file, line};
   shared_memory &shared = where.self->device->shared;
   yield(file, line);
   const uint32_t offset = locate(where, bytes);
   visit_cells(shared, offset, bytes, true, [&](shadow_cell &cell) {
     if (cell.write_epoch < shared.block_epoch)
-      KQM_FAIL_ACCESS(UNINITIALISED, where, "atomic operation on shared memory that nothing wrote in this block");
-    check_write(where, cell, true);
+      note_missing(where, "atomic operation");
+    else
+      check_write(where, cell, true);
     note_write(where, cell, true, false);
   });
   return shared.bytes + offset;
 }
 
 void async_copy(const shared_piece &piece, int64_t index, const void *source, uint32_t bytes, const char *file, int line) {
-  const access where = {running(), &piece, index, file, line};
+  access where = {running(), &piece, index, file, line};
   thread_state &self = *where.self;
   shared_memory &shared = self.device->shared;
   const uint32_t offset = locate(where, bytes);
   if (offset % bytes != 0 || reinterpret_cast<uintptr_t>(source) % bytes != 0)
     KQM_FAIL_ACCESS(MISALIGNED, where, "asynchronous copy of %u bytes from %p to byte %u of shared memory", bytes,
                     source, offset);
+  check_global_read(source, bytes, file, line);
   pending_copy copy;
   copy.offset = offset;
   copy.group = self.copy_groups;

@@ -6,6 +6,8 @@
 #include "fiber.h"
 #include "shadow.h"
 
+#include <atomic>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -37,6 +39,7 @@ struct thread_state : thread_view {
   const char *file = nullptr; // where the thread was last seen
   int line = 0;
   wait waits;
+  bool waited = false; // for the launch before
   uint32_t copy_groups = 0; // committed so far
   std::vector<pending_copy> copies;
 };
@@ -70,9 +73,41 @@ struct statistics {
   uint64_t operations; // barriers and warp operations
 };
 
+// Launches that were recorded instead of made, each with arguments of its own.
+struct recording {
+  std::vector<launch_request> launches;
+  recording() = default;
+  ~recording() {
+    for (const launch_request &launch : launches) launch.drop(const_cast<void *>(launch.closure));
+  }
+  recording(const recording &) = delete;
+  recording &operator=(const recording &) = delete;
+};
+
+// A launch that may not be complete when a later one begins.
+struct earlier_launch {
+  uint32_t number;
+  std::string kernel;
+};
+
+// What is known of the launches before the one that runs. Numbers are unique in the program and ascend.
+struct dependences {
+  uint32_t number = 0; // of the launch that runs
+  // Launches since the host last waited, without those that are complete whenever anybody asks.
+  std::vector<earlier_launch> earlier;
+  // Of those, the ones from this number on may still run when the launch begins, and, without the very last one, even after it has
+  // waited for that.
+  uint32_t from_start = 0;
+  uint32_t from_wait = 0;
+  bool waited = false;         // some thread has
+  bool released_early = false; // some thread released the next launch before it had waited itself
+  uint64_t synchronizations = 0;
+};
+
 struct engine {
   grid_view grid;
   const launch_request *request = nullptr;
+  std::unique_ptr<recording> records; // while launches are recorded
   std::string kernel;
   fiber launcher;
   stack_pool stacks;
@@ -91,6 +126,7 @@ struct engine {
   int barrier_line = 0;
 
   shared_memory shared;
+  dependences dependence;
 
   int32_t status = 0;
   std::string error;
@@ -106,17 +142,62 @@ inline thread_state *running() { return static_cast<thread_state *>(current); }
 // The engine of this operating system thread.
 engine &this_engine();
 
+// The last part of a path: reports do not depend on where the sources lie.
+const char *base_name(const char *path);
+
 // Reports a failure of `thread` and ends the launch.
 [[noreturn]] void fail_thread(thread_state *thread, failure code, const char *file, int line, const char *format, ...)
     __attribute__((format(printf, 5, 6)));
 
-// Waits until all lanes of `mask` have called; the last one calls `finish`, which sees every lane's payload.
-void collective(uint32_t mask, void *payload, finish_function finish, const char *operation, const char *file, int line);
+// Waits until all lanes of `mask` have called; the last one calls `finish`, which sees every lane's payload. `orders`: memory accesses of
+// the lanes before it come before those after it. Of CUDA's warp operations only __syncwarp does that.
+void collective(uint32_t mask, void *payload, finish_function finish, bool orders, const char *operation, const char *file, int line);
 
 uint64_t next_random(engine &device);
 
+void dependence_begin_launch(engine &device);
+void dependence_end_launch(engine &device);
+// What threads that have met know of the launches before: if one of them has waited for those, all have.
+void dependence_share(thread_state *const *threads, uint32_t count);
+void note_settled(thread_state &thread);
+// A read of global memory by the running thread that the compiler does not see.
+void check_global_read(const void *address, size_t bytes, const char *file, int line);
+
 // "1 byte past the end of the buffer of 64 bytes", or empty when no buffer is near.
 std::string describe_address(uintptr_t address);
+// "moe_down.cu:94" for an address of compiled code, or empty when nobody knows.
+std::string describe_code(const void *code);
+// Who last wrote which byte of a buffer: numbers of launches.
+struct written {
+  const char *begin;
+  size_t bytes;
+  uint32_t *launch; // of each byte
+};
+
+// Buffers by their addresses, in granules of 64 KiB that no two buffers share. Two levels, of which the second is made on demand: looked up
+// at every access. All copies of the emulation in a program use one.
+struct memory_map {
+  static constexpr size_t GRANULE_BITS = 16, LEAF_BITS = 15, ROOT_BITS = 17;
+  struct leaf {
+    std::atomic<written *> granule[1u << LEAF_BITS];
+  };
+  std::atomic<leaf *> root[1u << ROOT_BITS];
+  std::atomic<uint32_t> launches; // so far
+};
+memory_map &all_buffers();
+// How often the calling thread of the host has waited for its launches.
+uint64_t synchronizations();
+
+// The buffer at an address, or null.
+inline const written *buffer_at(uintptr_t address) {
+  memory_map &map = all_buffers();
+  const uintptr_t granule = address >> memory_map::GRANULE_BITS, index = granule >> memory_map::LEAF_BITS;
+  if (index >> memory_map::ROOT_BITS) return nullptr;
+  const memory_map::leaf *const leaf = map.root[index].load(std::memory_order_acquire);
+  if (!leaf) return nullptr;
+  return leaf->granule[granule & ((1u << memory_map::LEAF_BITS) - 1)].load(std::memory_order_acquire);
+}
+
 // Empty, or which of the calling thread's buffers has been written past its end.
 std::string overrun_buffer();
 

@@ -4,7 +4,7 @@
 #if KQM_EMULATION_HAS_TABLE
 #include "kquant_moe.h"
 
-KQM_EMULATION_EXPORT const void *kqm_emulation_table() { return kqm_emulated::kqm_kernel_table(); }
+KQM_EMULATION_EXPORT const void *kqm_emulation_table() { return kqm_emulated::kqm_kernel_table(kqm_emulated::KQM_ABI); }
 #else
 KQM_EMULATION_EXPORT const void *kqm_emulation_table() { return nullptr; }
 #endif

@@ -112,12 +112,12 @@ template <int K, class A> void finish_mma(warp_state &warp, uint32_t) {
 } // namespace
 
 void warp_barrier(uint32_t mask, const char *file, int line) {
-  collective(mask, nullptr, nullptr, "__syncwarp", file, line);
+  collective(mask, nullptr, nullptr, true, "__syncwarp", file, line);
 }
 
 uint32_t warp_ballot(uint32_t mask, bool predicate, const char *file, int line) {
   vote operands = {predicate, 0};
-  collective(mask, &operands, finish_vote, "vote", file, line);
+  collective(mask, &operands, finish_vote, false, "vote", file, line);
   return operands.result;
 }
 
@@ -126,16 +126,16 @@ uint64_t warp_shuffle(shuffle_mode mode, uint32_t mask, uint64_t value, int argu
   if (width < 1 || width > 32 || (width & (width - 1)) != 0)
     fail(BAD_SHUFFLE, file, line, "shuffle of width %d, which is not a power of two up to 32", width);
   shuffle_operands operands = {value, 0, mode, argument, width};
-  collective(mask, &operands, finish_shuffle, "shuffle", file, line);
+  collective(mask, &operands, finish_shuffle, false, "shuffle", file, line);
   return operands.result;
 }
 
 void warp_mma(int32_t (&d)[4], const uint32_t *a, const uint32_t *b, int k, const char *file, int line) {
   mma_operands operands = {d, a, b};
   if (k == 32)
-    collective(0xffffffffu, &operands, finish_mma<32, uint8_t>, "mma", file, line);
+    collective(0xffffffffu, &operands, finish_mma<32, uint8_t>, false, "mma", file, line);
   else
-    collective(0xffffffffu, &operands, finish_mma<16, int8_t>, "mma", file, line);
+    collective(0xffffffffu, &operands, finish_mma<16, int8_t>, false, "mma", file, line);
 }
 
 } // namespace kqm_emulation

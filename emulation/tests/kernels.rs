@@ -3,7 +3,7 @@
 mod common;
 
 use common::library;
-use kquant_moe_emulation::{Buffer, Library};
+use kquant_moe_emulation::{Buffer, Library, synchronize};
 
 type Reduce = unsafe extern "C" fn(*const f32, *mut f32, u32, u32) -> i32;
 type Product = unsafe extern "C" fn(*const u8, *const i8, *mut i32, u32) -> i32;
@@ -136,4 +136,47 @@ fn gathers_copy_rows() {
             index.iter().flat_map(|&i| &table[i as usize * row_bytes..][..row_bytes]).copied().collect();
         assert_eq!(out.to_vec(), expected);
     }
+}
+
+/// Launches that are recorded do nothing until they are replayed, as often as one likes, with the arguments of their call.
+#[test]
+fn recorded_launches_are_made_when_they_are_replayed() {
+    let Some(library) = library("kernels") else { return };
+    // SAFETY: the type is that of the source.
+    let reduce: Reduce = unsafe { library.function("test_reduce") }.unwrap();
+    let (rows, columns) = (3_u32, 100_u32);
+    let x: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+    let sums: Vec<f32> = x.chunks(columns as usize).map(|row| row.iter().sum()).collect();
+    let input = Buffer::from_slice(&x);
+    let outputs = [Buffer::<f32>::filled(rows as usize, 0), Buffer::filled(rows as usize, 0)];
+    let launches = library.statistics().launches;
+    let (statuses, recording) = library.record(|| {
+        // SAFETY: the buffers have the sizes that the kernel takes.
+        outputs.each_ref().map(|output| unsafe { reduce(input.as_ptr(), output.as_ptr(), rows, columns) })
+    });
+    assert_eq!((statuses, recording.launches()), ([0, 0], 2));
+    assert_eq!(library.statistics().launches, launches);
+    for output in &outputs {
+        assert_eq!(output.to_vec(), [0.0; 3]);
+    }
+    for replay in 1..4 {
+        let mut before = 0;
+        // SAFETY: the buffers are still there.
+        let replayed = unsafe {
+            recording.replay(|| {
+                before += 1;
+                // The kernel does not wait for the launch before it.
+                synchronize();
+            })
+        };
+        assert_eq!((replayed, before), (Ok(()), 2), "{}", library.last_error());
+        assert_eq!(library.statistics().launches, launches + 2 * replay);
+        for output in &outputs {
+            assert_eq!(output.to_vec(), sums);
+        }
+    }
+    // Nothing is recorded any more, and what cannot be launched cannot be recorded.
+    // SAFETY: nothing is launched.
+    let (status, refused) = library.record(|| unsafe { reduce(input.as_ptr(), outputs[0].as_ptr(), 0, columns) });
+    assert_eq!((status, refused.launches()), (9, 0));
 }

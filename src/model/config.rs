@@ -159,3 +159,80 @@ impl Config {
         self.kv_heads * self.head_dim
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::synth::Preset;
+
+    /// A change of one value.
+    type Change = fn(&mut Config, usize);
+
+    /// The least and the most of each count, and what lies next to them.
+    #[test]
+    fn counts_have_a_least_and_a_most() {
+        const LARGEST: usize = 1 << 24;
+        let rows: [(&str, Change, &[usize], &[usize]); 12] = [
+            ("layers", |c, n| c.layers = n, &[1, LARGEST], &[0, LARGEST + 1]),
+            ("hidden width", |c, n| c.hidden = n, &[256, 16_384], &[0, 1, 255, 257, 16_640, LARGEST]),
+            ("query heads", |c, n| c.heads = n, &[2, 4, 32], &[0, 1, 3, 5, 34]),
+            ("KV heads", |c, n| c.kv_heads = n, &[1, 2, 4], &[0, 3, 8]),
+            // Of 4 query heads 256 values are at least one of 64.
+            ("head dimension", |c, n| c.head_dim = n, &[64, 128, 192, 256], &[0, 1, 32, 65, 96, 160, 255, 257, 320]),
+            ("experts", |c, n| c.experts = n, &[4, 512], &[0, 3, 513]),
+            ("experts used", |c, n| c.top_k = n, &[1, 16], &[0, 17]),
+            ("experts used of many", |c, n| (c.experts, c.top_k) = (512, n), &[1, 32], &[0, 33]),
+            ("expert width", |c, n| c.expert_ff = n, &[256, 768, LARGEST], &[0, 1, 255, 257, LARGEST + 256]),
+            ("vocabulary", |c, n| c.vocab = n, &[1, 7, LARGEST], &[0, LARGEST + 1]),
+            ("positions", |c, n| c.context_length = n, &[1, 7, LARGEST], &[0, LARGEST + 1]),
+            // 16 query heads to a KV head, and 17 of a width that is a multiple of 256.
+            ("heads of a group", |c, n| (c.heads, c.kv_heads) = (n * 2, 2), &[1, 16], &[17, 18]),
+        ];
+        for (name, set, good, bad) in rows {
+            for &value in good {
+                let mut config = Preset::Tiny.config();
+                set(&mut config, value);
+                assert!(config.check().is_ok(), "{name} of {value}: {:?}", config.check());
+            }
+            for &value in bad {
+                let mut config = Preset::Tiny.config();
+                set(&mut config, value);
+                assert!(matches!(config.check(), Err(Error::Model(_))), "{name} of {value}");
+            }
+        }
+        // Dimensions that are no multiple of 64, although those of all query heads are one of 256.
+        for head_dim in [32, 96, 160, 224, 320] {
+            let config = Config { heads: 8, head_dim, ..Preset::Tiny.config() };
+            assert!(matches!(config.check(), Err(Error::Model(_))), "{head_dim}");
+        }
+        // Query heads whose width is no multiple of 256, although that of the dimension is one of 64.
+        let config = Config { heads: 3, kv_heads: 3, head_dim: 64, ..Preset::Tiny.config() };
+        assert!(matches!(config.check(), Err(Error::Model(_))));
+        assert!(Config { heads: 4, kv_heads: 4, ..config }.check().is_ok());
+    }
+
+    #[test]
+    fn numbers_have_a_least_and_are_finite() {
+        let check = |rms_eps, rope_base| Config { rms_eps, rope_base, ..Preset::Tiny.config() }.check().is_ok();
+        for eps in [0.0, -0.0, 1e-6, f32::MAX] {
+            assert!(check(eps, 1e6), "{eps}");
+        }
+        for eps in [-f32::MIN_POSITIVE, -1.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            assert!(!check(eps, 1e6), "{eps}");
+        }
+        for base in [f32::from_bits(1), 1.0, f32::MAX] {
+            assert!(check(1e-6, base), "{base}");
+        }
+        for base in [0.0, -0.0, -1.0, f32::INFINITY, f32::NAN] {
+            assert!(!check(1e-6, base), "{base}");
+        }
+    }
+
+    #[test]
+    fn widths_are_those_of_all_heads() {
+        let config = Preset::Qwen3_30bA3b.config();
+        assert_eq!((config.q_width(), config.kv_width()), (4096, 512));
+        let config = Preset::Tiny.config();
+        assert_eq!((config.q_width(), config.kv_width()), (512, 256));
+    }
+}

@@ -132,9 +132,11 @@ impl Sizes {
         // Logits, indices, weights and counters; the pairs grouped by expert, in at most as many work items of three numbers.
         let routing = tokens * (experts + 2 * top_k + 1) + 4 * tokens * top_k + 1;
         let floats = 2 * self.hidden + 2 * self.q + 2 * self.kv + self.swiglu + self.expert_out;
-        let output = 2 * self.output_rows + self.logits;
+        let output = (1 + usize::from(self.trace)) * self.output_rows + self.logits;
+        // Token ids and a choice at each position, both u32; the first position, and argmax's best logit and counter.
+        let input = self.tokens + self.cache.capacity + 4;
         let blocks = self.hidden_blocks + self.attn_blocks + self.swiglu_blocks + self.output_blocks;
-        let values = floats + output + taps + routing + self.rope + self.tokens;
+        let values = floats + output + taps + routing + self.rope + input;
         (4 * values + blocks * size_of::<sys::kqm_fixed_block>()) as u64
     }
 }
@@ -195,7 +197,10 @@ impl MemoryPlan {
 fn weight_bytes(tensors: &Tensors) -> u64 {
     let vector = |tensor: &Tensor| tensor.kind() == TensorType::F32;
     let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
-    tensors.iter().map(|tensor| if vector(tensor) { bytes(tensor) } else { tensor.tiled_bytes() }).sum()
+    let weights = tensors.layers.iter().flat_map(LayerTensors::iter).chain([&tensors.output_norm, &tensors.output]);
+    // The embedding table stays as it is in the file.
+    let weights = weights.map(|tensor| if vector(tensor) { bytes(tensor) } else { tensor.tiled_bytes() });
+    weights.sum::<u64>() + bytes(&tensors.embedding)
 }
 
 /// Fails when the weights, and what it takes to load them, do not fit into the backend's free memory.
@@ -653,4 +658,141 @@ fn logit_rows(logits: Logits, tokens: usize, last: bool, group: usize) -> impl I
         Logits::All => 0,
     };
     (first..tokens).step_by(group).map(move |row| row..tokens.min(row + group))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::gguf::Gguf;
+    use crate::model::LoadOptions;
+    use crate::model::cpu::Cpu;
+    use crate::model::synth::{Preset, SynthOptions, synth};
+    use crate::trace::{Data, Positions, Record, Select, Selection, Stage};
+
+    #[test]
+    fn the_rows_whose_logits_are_wanted() {
+        let rows = |logits, tokens, last, group| logit_rows(logits, tokens, last, group).collect::<Vec<_>>();
+        for last in [false, true] {
+            assert!(rows(Logits::None, 7, last, 3).is_empty());
+            assert_eq!(rows(Logits::All, 7, last, 3), [0..3, 3..6, 6..7]);
+            assert_eq!(rows(Logits::All, 6, last, 3), [0..3, 3..6]);
+            assert_eq!(rows(Logits::All, 2, last, 3), [0..2]);
+        }
+        assert!(rows(Logits::Last, 7, false, 3).is_empty());
+        assert_eq!(rows(Logits::Last, 7, true, 3), [6..7]);
+        assert_eq!(rows(Logits::Last, 1, true, 1), [0..1]);
+    }
+
+    #[test]
+    fn batches_and_groups_of_logits_are_as_large_as_their_buffers_allow() {
+        let large = Preset::Qwen3_30bA3b.config();
+        let sizes = |config: &Config, capacity, max_batch, trace| {
+            let options = ContextOptions { capacity, max_batch, trace, ..ContextOptions::default() };
+            Sizes::new(config, &options).map(|sizes| (sizes.tokens, sizes.rows))
+        };
+        // 32 MiB hold 55 rows of 151,936 logits.
+        assert_eq!(sizes(&large, 4096, 512, false).unwrap(), (512, 55));
+        assert_eq!(sizes(&large, 4096, 54, false).unwrap(), (54, 54));
+        assert_eq!(sizes(&large, 33, 512, false).unwrap(), (33, 33));
+        let vocab = |vocab| sizes(&Config { vocab, ..large.clone() }, 4096, 512, false).unwrap().1;
+        assert_eq!([1 << 14, 1 << 22, 1 << 23, (1 << 23) + 1, 1 << 24].map(vocab), [512, 2, 1, 1, 1]);
+        // 256 MiB hold the scores of 32 heads and 262,144 positions of 8 tokens.
+        assert_eq!(sizes(&large, 262_144, 512, true).unwrap().0, 8);
+        assert_eq!(sizes(&large, 262_144, 512, false).unwrap().0, 512);
+        assert_eq!(sizes(&large, 4096, 512, true).unwrap().0, 512);
+        let endless = Config { context_length: 1 << 24, ..large.clone() };
+        assert_eq!(sizes(&endless, 1 << 24, 512, true).unwrap().0, 1);
+        for (capacity, max_batch, fits) in
+            [(262_144, 1, true), (262_145, 1, false), (1, 1, true), (0, 1, false), (1, 0, false)]
+        {
+            let sizes = sizes(&large, capacity, max_batch, false);
+            assert_eq!(sizes.is_ok(), fits, "{capacity}, {max_batch}");
+            assert!(matches!(sizes, Ok(_) | Err(Error::Invalid(_))));
+        }
+    }
+
+    fn tiny() -> Model<Cpu> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tiny.gguf");
+        synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(2), seed: 5 }, &mut |_, _| {}).unwrap();
+        let gguf = Arc::new(Gguf::read(&path).unwrap());
+        Model::load(gguf, Cpu::new(), LoadOptions { check_blocks: false }, &mut |_, _| {}).unwrap()
+    }
+
+    /// A context whose logits come in groups of so many rows, as they do with a vocabulary that is large enough.
+    fn context(model: &Model<Cpu>, max_batch: usize, rows: usize) -> Context<Cpu> {
+        let options = ContextOptions { capacity: 32, max_batch, trace: true, ..ContextOptions::default() };
+        let mut context = model.context(options).unwrap();
+        assert!(rows <= context.sizes.rows);
+        context.sizes.rows = rows;
+        context
+    }
+
+    /// Position and bits of every recorded row of the stages outside of the layers, one entry for a row.
+    type Rows = Vec<(Stage, usize, Vec<u32>)>;
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
+    fn traced(
+        context: &mut Context<Cpu>,
+        model: &Model<Cpu>,
+        logits: Logits,
+        positions: Positions,
+    ) -> (Vec<u32>, Rows) {
+        let mut rows = Rows::new();
+        let stages = Some(vec![Stage::Embedding, Stage::OutputNorm, Stage::Logits]);
+        let record = |record: Record<'_>| {
+            let Data::F32(values) = record.data else { panic!("{:?}", record.stage) };
+            for (row, values) in values.chunks_exact(record.shape[1]).enumerate() {
+                rows.push((record.stage, record.position + row, bits(values)));
+            }
+            Ok(())
+        };
+        let mut sink = Select { selection: Selection { stages, layers: None, positions }, record };
+        context.reset();
+        let found = context.trace(model, &TOKENS, logits, &mut sink).unwrap();
+        // In the order of stages and positions, whatever the batches.
+        rows.sort();
+        (bits(&found), rows)
+    }
+
+    const TOKENS: [u32; 17] = [766, 306, 598, 284, 280, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233];
+
+    /// However a call is cut into batches, and its logits into groups: the same rows, at their positions.
+    #[test]
+    fn logits_come_in_groups_in_every_batch() {
+        let model = tiny();
+        let mut whole = context(&model, 17, 17);
+        let (logits, rows) = traced(&mut whole, &model, Logits::All, Positions::All);
+        let vocab = model.config().vocab;
+        let stages = [Stage::Embedding, Stage::OutputNorm, Stage::Logits];
+        let expected = stages.iter().flat_map(|&stage| (0..17).map(move |position| (stage, position)));
+        assert!(rows.iter().map(|&(stage, position, _)| (stage, position)).eq(expected));
+        assert_eq!(rows[2 * 17..].iter().flat_map(|row| row.2.clone()).collect::<Vec<_>>(), logits);
+        let last: Rows = rows.iter().filter(|row| row.1 == 16).cloned().collect();
+        for (max_batch, group) in [(17, 16), (17, 5), (17, 1), (7, 7), (7, 3), (7, 2), (5, 4), (16, 16), (1, 1)] {
+            let what = format!("batches of {max_batch}, groups of {group}");
+            let mut context = context(&model, max_batch, group);
+            let (found, found_rows) = traced(&mut context, &model, Logits::All, Positions::All);
+            assert!(found == logits && found_rows == rows, "{what}");
+            // The last token of the call alone, and what a trace of it has.
+            let (found, found_rows) = traced(&mut context, &model, Logits::Last, Positions::Last);
+            assert!(found == logits[16 * vocab..] && found_rows == last, "{what}: the last");
+            let (found, found_rows) = traced(&mut context, &model, Logits::All, Positions::Last);
+            assert!(found == logits && found_rows == last, "{what}: all logits, the last row recorded");
+            let (found, found_rows) = traced(&mut context, &model, Logits::None, Positions::All);
+            assert!(found.is_empty() && found_rows == rows[..17], "{what}: none");
+            // Without a trace, and without reading them.
+            context.reset();
+            let found = context.forward(&model, &TOKENS, Logits::All).unwrap();
+            assert!(bits(&found) == logits, "{what}: not traced");
+            context.reset();
+            let next = context.next_token(&model, &TOKENS).unwrap();
+            assert_eq!(next, crate::oracle::argmax::argmax(&found[16 * vocab..]), "{what}");
+        }
+    }
 }

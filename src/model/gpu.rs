@@ -13,13 +13,15 @@ use crate::kernels::{
 };
 use crate::{Error, Result};
 
-/// Bytes of a matrix that are on the device in file layout at a time while it is repacked.
+/// Bytes of a matrix that are on the device in file layout at a time while it is repacked, unless said otherwise.
 const STAGE_BYTES: usize = 64 << 20;
 
 /// Runs the forward on a device.
 #[derive(Clone, Debug)]
 pub struct Gpu<D: Device> {
     device: D,
+    /// Bytes of a matrix in file layout on the device at a time.
+    staging: usize,
 }
 
 /// An embedding table on a device, in file layout.
@@ -84,7 +86,12 @@ impl<D: Device> ArgmaxBuffers<D> {
 impl<D: Device> Gpu<D> {
     /// A backend over a device and its queue.
     pub fn new(device: D) -> Self {
-        Self { device }
+        Self { device, staging: STAGE_BYTES }
+    }
+
+    /// The same backend, which loads matrices in parts of about so many bytes: of one expert's matrix at least.
+    pub fn with_staging(self, bytes: usize) -> Self {
+        Self { staging: bytes, ..self }
     }
 
     /// The device.
@@ -123,10 +130,10 @@ impl<D: Device> Gpu<D> {
 }
 
 /// Bytes of one expert's matrix in the file, and how many of them are staged at a time, to fill the copy engine.
-fn stage(tensor: &Tensor) -> (usize, usize) {
+fn stage(tensor: &Tensor, staging: usize) -> (usize, usize) {
     let kind = tensor.kind();
     let expert_bytes = tensor.rows() * (tensor.cols() / kind.block_len()) * kind.block_bytes();
-    (expert_bytes, (STAGE_BYTES / expert_bytes).clamp(1, tensor.experts()))
+    (expert_bytes, (staging / expert_bytes).clamp(1, tensor.experts()))
 }
 
 /// Whether the kernels that need the norm of a single token make it themselves.
@@ -193,7 +200,7 @@ impl<D: Device> Backend for Gpu<D> {
     fn fork(&self) -> Result<Self> {
         // What the other queue still writes, such as weights, must be there before this one reads it.
         self.device.synchronize()?;
-        Ok(Self { device: self.device.fork()? })
+        Ok(Self { device: self.device.fork()?, ..*self })
     }
 
     fn free_memory(&self) -> Result<Option<u64>> {
@@ -201,7 +208,7 @@ impl<D: Device> Backend for Gpu<D> {
     }
 
     fn staging_bytes(&self, tensor: &Tensor) -> u64 {
-        let (expert_bytes, group) = stage(tensor);
+        let (expert_bytes, group) = stage(tensor, self.staging);
         (expert_bytes * group) as u64
     }
 
@@ -215,7 +222,7 @@ impl<D: Device> Backend for Gpu<D> {
         let (rows, cols, kind) = (tensor.rows(), tensor.cols(), tensor.kind());
         let mut matrix = Matrix::zeroed(&self.device, kind, rows, cols, tensor.experts())?;
         let bytes = tensor.bytes();
-        let (expert_bytes, group) = stage(tensor);
+        let (expert_bytes, group) = stage(tensor, self.staging);
         let mut stage = Buffer::<D, u8>::zeroed(&self.device, group * expert_bytes)?;
         for first in (0..tensor.experts()).step_by(group) {
             let experts = group.min(tensor.experts() - first);

@@ -410,4 +410,59 @@ mod tests {
         assert_eq!(all.len(), 256);
         assert_eq!((byte_symbol(0xad), byte_symbol(0xa0)), ('\u{143}', '\u{142}'));
     }
+
+    /// Every byte of a file follows from preset, layers and seed, and stays what it is: measurements name a seed. The hash is
+    /// FNV-1a.
+    #[test]
+    fn a_seed_gives_the_same_file_for_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.gguf");
+        let hash = |layers, seed| {
+            synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(layers), seed }, &mut |_, _| {}).unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            })
+        };
+        let expected = [0x71d73c824bedd918, 0x0e104887010faf71, 0x105b115262def864];
+        assert_eq!([hash(1, 0), hash(1, 7), hash(3, 7)], expected);
+    }
+
+    #[test]
+    fn presets_have_their_names_and_shapes() {
+        for preset in Preset::ALL {
+            assert_eq!(preset.name().parse::<Preset>().unwrap(), preset);
+            preset.config().check().unwrap();
+        }
+        assert!("huge".parse::<Preset>().is_err());
+        // `config.json` of Qwen3-Coder-30B-A3B-Instruct.
+        let expected = Config {
+            layers: 48,
+            hidden: 2048,
+            heads: 32,
+            kv_heads: 4,
+            head_dim: 128,
+            experts: 128,
+            top_k: 8,
+            expert_ff: 768,
+            vocab: 151_936,
+            context_length: 262_144,
+            rms_eps: 1e-6,
+            rope_base: 1e7,
+        };
+        assert_eq!("qwen3-30b-a3b".parse::<Preset>().unwrap().config(), expected);
+    }
+
+    #[test]
+    fn types_are_those_of_the_mix() {
+        let declared = tensors(&Preset::Qwen3_30bA3b.config());
+        assert_eq!(declared.len(), 3 + 48 * 12);
+        let q6_k = declared.iter().filter(|tensor| matches!(tensor.values, Values::Matrix(TensorType::Q6K, _)));
+        let q6_k: Vec<&str> = q6_k.map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(q6_k.len(), 1 + 2 * 24);
+        assert!(q6_k.contains(&"output.weight") && q6_k.contains(&"blk.47.attn_v.weight"));
+        assert!(q6_k.contains(&"blk.8.ffn_down_exps.weight") && !q6_k.contains(&"blk.7.ffn_down_exps.weight"));
+        let plain = declared.iter().filter(|tensor| matches!(tensor.values, Values::Norm | Values::Router)).count();
+        assert_eq!(plain, 1 + 48 * 5);
+    }
 }

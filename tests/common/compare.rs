@@ -71,6 +71,12 @@ pub fn assert_nan(what: &str, values: &[f32]) {
     }
 }
 
+/// Nothing but the NaN that kernels store.
+#[track_caller]
+pub fn assert_stored_nan(what: &str, values: &[f32]) {
+    assert_bits(what, values, &vec![f32::from_bits(0x7fc0_0000); values.len()]);
+}
+
 /// The launcher refused its arguments with that status.
 #[track_caller]
 pub fn assert_status(result: Result<()>, expected: sys::kqm_status) {

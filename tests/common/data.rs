@@ -43,6 +43,17 @@ impl Random {
         (std::f64::consts::PI * (self.uniform() - 0.5)).tan() as f32
     }
 
+    /// Below 2^`exponent` in size, of several sizes: as `tests/data/pins.py` has it.
+    pub fn number(&mut self, exponent: i32) -> f32 {
+        let bits = self.bits();
+        let integer = (bits >> 40) as i32 - (1 << 23);
+        (f64::from(integer) * 2_f64.powi(exponent - 23 - (bits % 8) as i32)) as f32
+    }
+
+    pub fn numbers(&mut self, exponent: i32, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.number(exponent)).collect()
+    }
+
     pub fn gaussians(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.gaussian()).collect()
     }
@@ -132,6 +143,29 @@ pub fn has_non_finite(row: &[f32]) -> bool {
     row.iter().any(|x| !x.is_finite())
 }
 
+/// NaNs with another payload, another sign, and both; the third one is a signalling NaN.
+pub const NANS: [f32; 4] = [
+    f32::from_bits(0x7fff_ffff),
+    f32::from_bits(0xffc0_0001),
+    f32::from_bits(0x7fa0_0000),
+    f32::from_bits(0xffbf_ffff),
+];
+
+/// The same as f16.
+pub const HALF_NANS: [f16; 4] =
+    [f16::from_bits(0x7fff), f16::from_bits(0xfe01), f16::from_bits(0x7d00), f16::from_bits(0xfdff)];
+
+/// A row of one number in each super-block, somewhere in it.
+pub fn one_a_block(random: &mut Random, numbers: &[f32]) -> Vec<f32> {
+    numbers
+        .iter()
+        .flat_map(|&number| {
+            let at = random.below(BLOCK);
+            (0..BLOCK).map(move |k| if k == at { number } else { 0.0 })
+        })
+        .collect()
+}
+
 /// Activations as the oracle and as the kernels take them.
 pub fn fixed_blocks(x: &[f32]) -> (Vec<FixedBlock>, Vec<kquant_moe::kernels::FixedBlock>) {
     let blocks: Vec<FixedBlock> = x.as_chunks().0.iter().map(FixedBlock::new).collect();
@@ -140,6 +174,7 @@ pub fn fixed_blocks(x: &[f32]) -> (Vec<FixedBlock>, Vec<kquant_moe::kernels::Fix
 }
 
 /// Quantized matrices `[experts][rows, cols]` in GGUF's layout.
+#[derive(Clone)]
 pub struct Weights {
     pub kind: TensorType,
     pub experts: usize,
@@ -155,8 +190,7 @@ impl Weights {
         let mut bytes: Vec<u8> =
             (0..experts * rows * (cols / BLOCK) * size).map(|_| (random.bits() >> 32) as u8).collect();
         for block in bytes.chunks_exact_mut(size) {
-            let places: &[usize] = if kind == TensorType::Q4K { &[0, 2] } else { &[208] };
-            for &at in places {
+            for &at in Self::factors(kind) {
                 let scale = match random.below(64) {
                     0 => f16::from_f32(0.0),
                     1 => f16::from_bits(random.bits() as u16 & 0x83ff),
@@ -167,6 +201,85 @@ impl Weights {
             }
         }
         Self { kind, experts, rows, cols, bytes }
+    }
+
+    /// Rows whose weights are all the same, f16 factors themselves: with one activation in each super-block the contributions of a row are
+    /// these activations, times its factor. The first row's factor is 1; a row of negative ones has contributions of -0 where x is 0.
+    pub fn uniform(random: &mut Random, kind: TensorType, experts: usize, rows: usize, cols: usize) -> Self {
+        let mut bytes = Vec::new();
+        let factors: Vec<f16> = (0..rows)
+            .map(|row| match row {
+                0 => f16::ONE,
+                1 => f16::NEG_ONE,
+                _ => f16::from_bits((random.bits() as u16 & 0x83ff) | (12 + random.below(6) as u16) << 10),
+            })
+            .collect();
+        for _ in 0..experts {
+            for &factor in &factors {
+                for _ in 0..cols / BLOCK {
+                    match kind {
+                        // Scales of 1, mins of 0, quants of 1.
+                        TensorType::Q4K => {
+                            bytes.extend([factor.to_le_bytes(), [0, 0]].concat());
+                            bytes.extend([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]);
+                            bytes.extend([0x11; 128]);
+                        }
+                        // Quants of 32 + 1, scales of 1.
+                        _ => {
+                            bytes.extend([0x11; 128]);
+                            bytes.extend([0xaa; 64]);
+                            bytes.extend([1; 16]);
+                            bytes.extend(factor.to_le_bytes());
+                        }
+                    }
+                }
+            }
+        }
+        Self { kind, experts, rows, cols, bytes }
+    }
+
+    /// Q4_K rows with d = dmin, scales and mins of 63 and quants of 1: d T = dmin M, and all that is left of a super-block is what the first
+    /// product lost when it was rounded. Of activations of two sizes it loses something.
+    pub fn cancelling(random: &mut Random, experts: usize, rows: usize, cols: usize) -> Self {
+        let mut bytes = Vec::new();
+        for _ in 0..experts * rows * (cols / BLOCK) {
+            let factor = random.bits() as u16 & 0x83ff | 0x3801;
+            bytes.extend([factor.to_le_bytes(); 2].concat());
+            bytes.extend([0xff; 12]);
+            bytes.extend([0x11; 128]);
+        }
+        Self { kind: TensorType::Q4K, experts, rows, cols, bytes }
+    }
+
+    /// Random bits in every field, but for factors that are finite: as `tests/data/pins.py` has it.
+    pub fn pinned(random: &mut Random, kind: TensorType, rows: usize, cols: usize) -> Self {
+        let size = kind.block_bytes();
+        let mut bytes: Vec<u8> = (0..rows * (cols / BLOCK) * size).map(|_| (random.bits() >> 32) as u8).collect();
+        for block in bytes.chunks_exact_mut(size) {
+            for place in Self::factors(kind) {
+                block[place + 1] &= 0xbf;
+            }
+        }
+        Self { kind, experts: 1, rows, cols, bytes }
+    }
+
+    /// Where a block has its factors.
+    fn factors(kind: TensorType) -> &'static [usize] {
+        if kind == TensorType::Q4K { &[0, 2] } else { &[208] }
+    }
+
+    /// Puts a NaN into each factor of a row's last block: of row 1 of every expert into the first factor, of row 2 into the last one, with
+    /// another payload in each expert.
+    pub fn spoil(&mut self) {
+        let (size, in_row) = (self.kind.block_bytes(), self.cols / BLOCK);
+        let factors = Self::factors(self.kind);
+        for expert in 0..self.experts {
+            for (row, place) in [(1, factors[0]), (2, factors[factors.len() - 1])] {
+                let block = (expert * self.rows + row) * in_row + in_row - 1;
+                let nan = HALF_NANS[(expert + row) % HALF_NANS.len()];
+                self.bytes[block * size + place..][..2].copy_from_slice(&nan.to_le_bytes());
+            }
+        }
     }
 
     /// Bytes of one expert's matrix.

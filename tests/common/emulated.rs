@@ -1,15 +1,67 @@
 //! The kernels' own sources, run on the CPU.
 
 use std::cell::Cell;
+use std::path::Path;
+use std::sync::OnceLock;
 
 use kquant_moe::device::{Device, DeviceId};
-use kquant_moe::{Result, sys};
-use kquant_moe_emulation::{self as emulation, Library};
+use kquant_moe::{Error, Result, sys};
+use kquant_moe_emulation::{self as emulation, Library, Recording};
+
+use super::table::each_launcher;
 
 thread_local! {
     static LAUNCHES: Cell<u64> = const { Cell::new(0) };
-    /// While a device that counts records: launches so far.
-    static RECORDED: Cell<Option<usize>> = const { Cell::new(None) };
+    /// The device in use on this thread.
+    static IN_USE: Cell<Option<&'static Library>> = const { Cell::new(None) };
+}
+
+/// The launchers of the device in use.
+fn launchers() -> &'static sys::kqm_kernels {
+    let table = IN_USE.get().map_or_else(emulation::table, |library| library.table().expect("a table"));
+    // SAFETY: the table is a constant of this program or of a library that stays loaded, compiled from the header that
+    // the bindings were made of.
+    unsafe { table.cast::<sys::kqm_kernels>().as_ref() }.expect("the emulation has no kernels")
+}
+
+/// Launchers that call those of the device in use, and add the arguments to the report of a launch that fails: types, shapes and tokens.
+macro_rules! table {
+    ($($kernel:ident($args:ident)),* $(,)?) => {{
+        $(unsafe extern "C" fn $kernel(args: *const sys::$args, stream: sys::kqm_stream) -> sys::kqm_status {
+            let launcher = launchers().$kernel.expect("a launcher");
+            // SAFETY: the caller keeps the launcher's contract.
+            let status = unsafe { launcher(args, stream) };
+            if status > sys::KQM_OK {
+                // SAFETY: what was launched had arguments.
+                let text = format!("{} with {:?}", stringify!($kernel), unsafe { &*args });
+                IN_USE.get().map_or_else(|| emulation::add_to_report(&text), |library| library.add_to_report(&text));
+            }
+            status
+        })*
+        sys::kqm_kernels {
+            $($kernel: Some($kernel),)*
+            attention_workspace: Some(attention_workspace),
+            moe_max_items: Some(moe_max_items),
+            status_text: Some(status_text),
+        }
+    }};
+}
+
+static TABLE: sys::kqm_kernels = each_launcher!(table);
+
+unsafe extern "C" fn attention_workspace(args: *const sys::kqm_attention_args) -> u64 {
+    // SAFETY: the caller keeps the function's contract.
+    unsafe { launchers().attention_workspace.expect("a function")(args) }
+}
+
+unsafe extern "C" fn moe_max_items(tokens: u32, experts: u32, top_k: u32) -> u32 {
+    // SAFETY: the caller keeps the function's contract.
+    unsafe { launchers().moe_max_items.expect("a function")(tokens, experts, top_k) }
+}
+
+unsafe extern "C" fn status_text(status: sys::kqm_status) -> *const std::ffi::c_char {
+    // SAFETY: the caller keeps the function's contract.
+    unsafe { launchers().status_text.expect("a function")(status) }
 }
 
 /// A device whose launches run at once, on the calling thread. Allocations end at a guard page.
@@ -17,25 +69,31 @@ thread_local! {
 pub struct EmulatedDevice {
     /// Kernels with a planted fault; without them those of `cuda/`.
     faulty: Option<&'static Library>,
-    /// Whether it records launches, only to count them: a replay does nothing.
-    counts: bool,
+    /// Whether it records launches, as a GPU does.
+    records: bool,
     slow_fp64: bool,
     /// Whose memory is said to be its own.
     id: DeviceId,
 }
 
 impl EmulatedDevice {
-    const PLAIN: Self = Self { faulty: None, counts: false, slow_fp64: false, id: DeviceId::new("emulation", 0) };
+    const PLAIN: Self = Self { faulty: None, records: false, slow_fp64: false, id: DeviceId::new("emulation", 0) };
 
-    /// Fails where the emulation could not be compiled.
+    /// Fails where the emulation could not be compiled. `KQUANT_MOE_EMULATED_KERNELS` names a shared object whose kernels
+    /// take the place of those of `cuda/`, for programs that plant faults in them.
     pub fn new() -> Result<Self, &'static str> {
         emulation::available()?;
-        Ok(Self::PLAIN)
+        static OTHER: OnceLock<Option<Library>> = OnceLock::new();
+        let other = OTHER.get_or_init(|| {
+            let path = std::env::var_os("KQUANT_MOE_EMULATED_KERNELS")?;
+            Some(Library::open(Path::new(&path)).expect("KQUANT_MOE_EMULATED_KERNELS is a library of kernels"))
+        });
+        Ok(Self { faulty: other.as_ref(), ..Self::PLAIN })
     }
 
-    /// The same device, which records: a recording is the number of its launches, and to replay it does nothing.
-    pub fn counting(self) -> Self {
-        Self { counts: true, ..self }
+    /// The same device, which records launches, with copies of their arguments, and makes them when the recording is replayed.
+    pub fn recording(self) -> Self {
+        Self { records: true, ..self }
     }
 
     /// The same device, which says that its fp64 is slow.
@@ -53,6 +111,13 @@ impl EmulatedDevice {
         Self { faulty: Some(Box::leak(Box::new(library))), ..Self::PLAIN }
     }
 
+    /// Each launch runs its blocks and threads in another order, the first one ascending.
+    fn next_schedule(&self) {
+        let launch = LAUNCHES.get();
+        LAUNCHES.set(launch + 1);
+        self.faulty.map_or_else(|| emulation::set_schedule(launch), |library| library.set_schedule(launch));
+    }
+
     /// The report of this thread's last launch; empty when it broke no rule.
     pub fn report(&self) -> String {
         self.faulty.map_or_else(emulation::last_error, Library::last_error)
@@ -62,28 +127,23 @@ impl EmulatedDevice {
 // SAFETY: memory lives until it is freed; work is done when a call returns. The alignment is 16, less than the trait
 // promises and all that kernels may demand, so that the guard page catches reads behind a buffer.
 unsafe impl Device for EmulatedDevice {
-    type Graph = usize;
+    type Graph = Recording;
 
-    fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<usize>> {
-        if !self.counts {
+    fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Recording>> {
+        if !self.records {
             return Ok(None);
         }
-        RECORDED.set(Some(0));
-        let enqueued = enqueue();
-        let launches = RECORDED.take();
-        enqueued.map(|()| launches)
+        let (enqueued, recording) = match self.faulty {
+            Some(library) => library.record(enqueue),
+            None => emulation::record(enqueue),
+        };
+        enqueued.map(|()| Some(recording))
     }
 
-    unsafe fn replay(&self, _graph: &mut usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn wants(&self, _kernel: &'static str) -> bool {
-        match RECORDED.get() {
-            Some(launches) => RECORDED.set(Some(launches + 1)),
-            None => return true,
-        }
-        false
+    unsafe fn replay(&self, recording: &mut Recording) -> Result<()> {
+        // SAFETY: the caller vouches for the memory of the launches.
+        let replayed = unsafe { recording.replay(|| self.next_schedule()) };
+        replayed.map_err(|status| Error::Kernel { kernel: "a recorded one", status, message: self.report() })
     }
 
     fn slow_fp64(&self) -> bool {
@@ -99,10 +159,8 @@ unsafe impl Device for EmulatedDevice {
     }
 
     fn kernels(&self) -> &'static sys::kqm_kernels {
-        let table = self.faulty.map_or_else(emulation::table, |library| library.table().expect("a table"));
-        // SAFETY: the table is a constant of this program or of a library that stays loaded, compiled from the header that
-        // the bindings were made of.
-        unsafe { table.cast::<sys::kqm_kernels>().as_ref() }.expect("the emulation has no kernels")
+        IN_USE.set(self.faulty);
+        &TABLE
     }
 
     fn stream(&self) -> sys::kqm_stream {
@@ -113,11 +171,9 @@ unsafe impl Device for EmulatedDevice {
         Ok(self.clone())
     }
 
-    /// Called before every launch: each one runs its blocks and threads in another order, the first one ascending.
+    /// Called before every launch.
     fn activate(&self) -> Result<()> {
-        let launch = LAUNCHES.get();
-        LAUNCHES.set(launch + 1);
-        self.faulty.map_or_else(|| emulation::set_schedule(launch), |library| library.set_schedule(launch));
+        self.next_schedule();
         Ok(())
     }
 
@@ -140,30 +196,35 @@ unsafe impl Device for EmulatedDevice {
     }
 
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        emulation::synchronize();
         // SAFETY: the caller vouches for the range.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())
     }
 
     unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        emulation::synchronize();
         // SAFETY: the caller vouches for the range.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        emulation::synchronize();
         // SAFETY: the caller vouches for both ranges.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
         Ok(())
     }
 
     unsafe fn clear(&self, address: u64, bytes: usize) -> Result<()> {
+        emulation::synchronize();
         // SAFETY: the caller vouches for the range.
         unsafe { std::ptr::write_bytes(address as *mut u8, 0, bytes) };
         Ok(())
     }
 
     fn synchronize(&self) -> Result<()> {
+        emulation::synchronize();
         Ok(())
     }
 }

@@ -5,13 +5,19 @@ mod compare;
 mod data;
 mod devices;
 mod emulated;
+pub mod heads;
 pub mod matvec;
 mod memory;
 pub mod moe;
 pub mod norm;
+pub mod pins;
+mod table;
 
-pub use compare::{assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, difference, ok};
-pub use data::{Activations, Random, Weights, fixed_blocks, has_non_finite};
+pub use compare::{
+    assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, assert_stored_nan, difference,
+    ok,
+};
+pub use data::{Activations, HALF_NANS, NANS, Random, Weights, fixed_blocks, has_non_finite, one_a_block};
 pub use devices::{cuda_device, emulated_device};
 pub use emulated::EmulatedDevice;
 pub use memory::{Output, input};

@@ -7,6 +7,8 @@ use kquant_moe::device::{Device, DeviceId};
 use kquant_moe::sys::{self, kqm_status, kqm_stream};
 use kquant_moe_emulation as emulation;
 
+use super::table::each_launcher;
+
 /// Gets the operands of every launch of attention, before it.
 pub type BeforeAttention = Box<dyn FnMut(&sys::kqm_attention_args)>;
 
@@ -98,23 +100,7 @@ macro_rules! table {
     }};
 }
 
-static TABLE: sys::kqm_kernels = table! {
-    repack(kqm_repack_args),
-    quantize(kqm_quantize_args),
-    q4_k_matvec(kqm_q4_k_matvec_args),
-    q6_k_gemv(kqm_q6_k_gemv_args),
-    qkv(kqm_qkv_args),
-    embedding(kqm_embedding_args),
-    rms_norm(kqm_rms_norm_args),
-    rope(kqm_rope_args),
-    attention(kqm_attention_args),
-    moe_router(kqm_moe_router_args),
-    moe_group(kqm_moe_group_args),
-    moe_swiglu(kqm_moe_swiglu_args),
-    moe_down(kqm_moe_down_args),
-    residual_add(kqm_residual_add_args),
-    argmax(kqm_argmax_args),
-};
+static TABLE: sys::kqm_kernels = each_launcher!(table);
 
 unsafe extern "C" fn attention_workspace(args: *const sys::kqm_attention_args) -> u64 {
     // SAFETY: the caller keeps the function's contract.

@@ -24,6 +24,60 @@ fn oracle(kind: TensorType, w: &Weights, x: &[oracle::FixedBlock]) -> Vec<f32> {
     y
 }
 
+/// Activations as the oracle and as the kernel take them.
+type Fixed = (Vec<oracle::FixedBlock>, Vec<FixedBlock>);
+
+/// A matrix, and the same on a device.
+struct Case<'a, D: Device> {
+    device: &'a D,
+    w: Weights,
+    matrix: Matrix<D>,
+}
+
+impl<'a, D: Device> Case<'a, D> {
+    fn new(device: &'a D, w: Weights) -> Self {
+        let matrix = w.upload(device);
+        Self { device, w, matrix }
+    }
+
+    /// Compares what the kernel makes of the activations with the oracle, and returns it.
+    fn check(&self, what: &str, x: &Fixed, residual: Option<&[f32]>, tap: bool) -> Vec<f32> {
+        let (kind, rows, cols) = (self.w.kind, self.w.rows, self.w.cols);
+        let tokens = x.0.len() / (cols / BLOCK);
+        let what = format!("{kind:?} [{rows}, {cols}], {tokens} tokens, {what}");
+        let digits = input(self.device, &x.1);
+        let mut y = match residual {
+            Some(residual) => Output::starting_with(self.device, residual),
+            None => Output::new(self.device, tokens * rows),
+        };
+        let mut product = Output::new(self.device, tokens * rows);
+        let operands = Q4KMatvec {
+            w: &self.matrix,
+            x: digits.slice(),
+            y: y.slice(),
+            add: residual.is_some(),
+            product: product.slice_if(tap),
+            tokens,
+        };
+        ok(launch(kind, operands, self.device));
+        let products = oracle(kind, &self.w, &x.0);
+        if tap {
+            assert_bits(&format!("{what}, product"), &product.read(), &products);
+        }
+        let sum = match residual {
+            Some(residual) => {
+                let mut sum = residual.to_vec();
+                oracle::residual_add::residual_add(&mut sum, &products);
+                sum
+            }
+            None => products,
+        };
+        let y = y.read();
+        assert_bits(&what, &y, &sum);
+        y
+    }
+}
+
 /// Rows that fill no tile, one tile and several, more tiles than thread blocks, rows of few and of many super-blocks.
 pub fn equals_the_oracle<D: Device>(device: &D, size: Size, kind: TensorType) {
     let shapes = size.shapes(
@@ -33,45 +87,101 @@ pub fn equals_the_oracle<D: Device>(device: &D, size: Size, kind: TensorType) {
     let tokens = size.shapes(&[1, 2, 3, 8, 9, 17], &[64, 70]);
     let mut random = Random::new(1);
     for (rows, cols) in shapes {
-        let w = Weights::random(&mut random, kind, 1, rows, cols);
-        let matrix = w.upload(device);
-        for (case, &tokens) in tokens.iter().enumerate() {
-            let what = format!("{kind:?} [{rows}, {cols}], {tokens} tokens");
-            let x = Activations::rows(&mut random, case, tokens, cols);
-            let (blocks, digits) = fixed_blocks(&x);
+        let case = Case::new(device, Weights::random(&mut random, kind, 1, rows, cols));
+        for (index, &tokens) in tokens.iter().enumerate() {
+            let x = Activations::rows(&mut random, index, tokens, cols);
             let residual = random.gaussians(tokens * rows);
-            let (add, tap) = (case % 2 == 1, case % 3 != 0);
-            let x_device = input(device, &digits);
-            let mut y = if add { Output::starting_with(device, &residual) } else { Output::new(device, tokens * rows) };
-            let mut product = Output::new(device, tokens * rows);
-            ok(launch(
-                kind,
-                Q4KMatvec {
-                    w: &matrix,
-                    x: x_device.slice(),
-                    y: y.slice(),
-                    add,
-                    product: product.slice_if(tap),
-                    tokens,
-                },
-                device,
-            ));
-            let expected = oracle(kind, &w, &blocks);
-            if tap {
-                assert_bits(&format!("{what}, product"), &product.read(), &expected);
-            }
-            let mut sum = expected;
-            if add {
-                let products = std::mem::replace(&mut sum, residual);
-                oracle::residual_add::residual_add(&mut sum, &products);
-            }
-            let y = y.read();
-            assert_bits(&what, &y, &sum);
+            let residual = (index % 2 == 1).then_some(&residual[..]);
+            let y = case.check("random", &fixed_blocks(&x), residual, index % 3 != 0);
             for (x, y) in x.chunks(cols).zip(y.chunks(rows)) {
                 if has_non_finite(x) {
-                    assert_nan(&what, y);
+                    assert_nan("of what is not finite", y);
                 }
             }
+        }
+    }
+}
+
+/// Numbers of tokens that leave any number of them for the last group of eight.
+pub fn takes_any_number_of_tokens<D: Device>(device: &D, _: Size, kind: TensorType) {
+    let mut random = Random::new(3);
+    let case = Case::new(device, Weights::random(&mut random, kind, 1, 70, 512));
+    for tokens in (1..=17).chain([24, 25]) {
+        case.check("any number", &fixed_blocks(&random.gaussians(tokens * 512)), None, false);
+    }
+}
+
+/// On each of the launcher's paths: sums over super-blocks whose order shows, and super-blocks in which all but a rounding error cancels.
+pub fn sums_in_one_order<D: Device>(device: &D, _: Size, kind: TensorType) {
+    let mut random = Random::new(4);
+    // A row tile a block with a warp for each super-block, several tiles a block with and without such warps; with eight super-blocks and
+    // with other numbers of them; whole groups of 16 and parts of them.
+    for (rows, blocks) in [
+        (18, 1),
+        (18, 2),
+        (18, 8),
+        (100, 8),
+        (260, 3),
+        (18, 9),
+        (200, 15),
+        (18, 16),
+        (18, 17),
+        (20, 31),
+        (18, 33),
+        (18, 48),
+        (18, 64),
+    ] {
+        let case = Case::new(device, Weights::uniform(&mut random, kind, 1, rows, blocks * BLOCK));
+        let sequences = pins::sequences(blocks);
+        let x: Vec<Vec<f32>> = sequences.iter().map(|sequence| one_a_block(&mut random, sequence)).collect();
+        for (index, x) in x.iter().enumerate() {
+            case.check(&format!("sequence {index}"), &fixed_blocks(x), None, true);
+        }
+        for pair in x.windows(2) {
+            case.check("two sequences", &fixed_blocks(&pair.concat()), None, true);
+        }
+        case.check("all sequences", &fixed_blocks(&x.concat()), None, true);
+    }
+    if kind == TensorType::Q4K {
+        for (rows, blocks) in [(18, 1), (100, 2), (100, 8), (18, 17)] {
+            let case = Case::new(device, Weights::cancelling(&mut random, 1, rows, blocks * BLOCK));
+            for tokens in [1, 2, 5] {
+                let x: Vec<f32> = (0..tokens * blocks)
+                    .flat_map(|_| [random.numbers(1, BLOCK / 2), random.numbers(-14, BLOCK / 2)].concat())
+                    .collect();
+                let y = case.check("d T = dmin M", &fixed_blocks(&x), None, true);
+                assert!(y.iter().any(|&y| y != 0.0), "the first product is to be rounded");
+            }
+        }
+    }
+}
+
+/// NaNs in all operands, none of them the one that is stored.
+pub fn stores_one_nan<D: Device>(device: &D, _: Size, kind: TensorType) {
+    let mut random = Random::new(5);
+    for (rows, blocks) in [(18, 2), (100, 8), (18, 17), (260, 3)] {
+        let mut w = Weights::random(&mut random, kind, 1, rows, blocks * BLOCK);
+        w.spoil();
+        let case = Case::new(device, w);
+        for tokens in [1, 2, 5] {
+            let mut x = fixed_blocks(&random.gaussians(tokens * blocks * BLOCK));
+            let mut residual = random.gaussians(tokens * rows);
+            for (nan, place) in NANS.into_iter().zip([4, 7, 11, 17]) {
+                residual[(tokens - 1) * rows + place] = nan;
+            }
+            let y = case.check("NaN in weights and residuals", &x, Some(&residual), true);
+            for (token, y) in y.chunks(rows).enumerate() {
+                assert_stored_nan("weights", &y[1..3]);
+                if token == tokens - 1 {
+                    assert_stored_nan("residuals", &[y[4], y[7], y[11], y[17]]);
+                }
+            }
+            // A unit that is another NaN than the one that quantize makes.
+            let unit = f64::from_bits(0xfff4_5678_9abc_def0);
+            x.0[(tokens - 1) * blocks].unit = unit;
+            x.1[(tokens - 1) * blocks].unit = unit;
+            let y = case.check("NaN in activations", &x, None, true);
+            assert_stored_nan("activations", &y[(tokens - 1) * rows..]);
         }
     }
 }

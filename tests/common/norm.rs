@@ -4,7 +4,7 @@ use kquant_moe::device::{Buffer, Device};
 use kquant_moe::kernels::{FixedBlock, FusedNorm, RmsNorm};
 use kquant_moe::oracle;
 
-use super::{Activations, Output, Random, fixed_blocks, input, ok};
+use super::{Activations, NANS, Output, Random, fixed_blocks, input, ok, pins};
 
 pub const EPS: f32 = 1e-6;
 
@@ -12,6 +12,7 @@ pub const EPS: f32 = 1e-6;
 pub struct Row {
     pub x: Vec<f32>,
     pub weight: Vec<f32>,
+    pub eps: f32,
 }
 
 /// The normed row, as floats and as fixed point.
@@ -23,13 +24,32 @@ pub struct Normed {
 
 impl Row {
     pub fn random(random: &mut Random, kind: Activations, cols: usize) -> Self {
-        Self { x: kind.row(random, cols), weight: random.gaussians(cols) }
+        Self { x: kind.row(random, cols), weight: random.gaussians(cols), eps: EPS }
+    }
+
+    /// Rows whose norm shows the order of its sum.
+    pub fn telling(random: &mut Random, cols: usize) -> Vec<Self> {
+        pins::norm_rows(cols).into_iter().map(|(x, eps)| Self { x, weight: random.gaussians(cols), eps }).collect()
+    }
+
+    /// Rows with NaNs that are not the one that kernels store: in x, and in a few weights.
+    pub fn spoilt(random: &mut Random, cols: usize) -> Vec<Self> {
+        let mut rows = Vec::new();
+        for nan in NANS {
+            let [mut of_x, mut of_weight] = [0, 1].map(|_| Self::random(random, Activations::Gaussian, cols));
+            of_x.x[random.below(cols)] = nan;
+            for _ in 0..3 {
+                of_weight.weight[random.below(cols)] = nan;
+            }
+            rows.extend([of_x, of_weight]);
+        }
+        rows
     }
 
     /// What the oracle makes of it.
     pub fn normed(&self) -> Normed {
         let mut row = vec![0.0; self.x.len()];
-        oracle::rms_norm::rms_norm(&self.x, &self.weight, EPS, &mut row);
+        oracle::rms_norm::rms_norm(&self.x, &self.weight, self.eps, &mut row);
         let (blocks, digits) = fixed_blocks(&row);
         Normed { row, blocks, digits }
     }
@@ -39,6 +59,7 @@ impl Row {
             x: input(device, &self.x),
             weight: input(device, &self.weight),
             out: Output::new(device, self.x.len()),
+            eps: self.eps,
         }
     }
 }
@@ -48,12 +69,13 @@ pub struct UploadedRow<D: Device> {
     pub x: Buffer<D, f32>,
     pub weight: Buffer<D, f32>,
     pub out: Output<D, f32>,
+    pub eps: f32,
 }
 
 impl<D: Device> UploadedRow<D> {
     /// The operand, with or without the tap.
     pub fn fused(&mut self, tap: bool) -> FusedNorm<'_> {
-        FusedNorm { x: self.x.slice(), weight: self.weight.slice(), eps: EPS, out: self.out.slice_if(tap) }
+        FusedNorm { x: self.x.slice(), weight: self.weight.slice(), eps: self.eps, out: self.out.slice_if(tap) }
     }
 
     /// What the kernel of its own makes of it, as floats and as fixed point.
@@ -63,7 +85,7 @@ impl<D: Device> UploadedRow<D> {
         ok(RmsNorm {
             x: self.x.slice(),
             weight: self.weight.slice(),
-            eps: EPS,
+            eps: self.eps,
             tokens: 1,
             cols,
             out: Some(out.slice()),

@@ -88,6 +88,47 @@ fn the_header_refuses_what_the_reader_would() {
     );
 }
 
+/// What is at a limit is written and read, and what is one beyond it is neither.
+#[test]
+fn limits_are_the_last_that_pass() {
+    const STRING: usize = 64 << 20;
+    let written = |set: &dyn Fn(&mut Header) -> kquant_moe::Result<()>| {
+        let mut header = Header::new("out.gguf");
+        set(&mut header)?;
+        Gguf::from_vec("out.gguf", header.begin(Vec::new())?.finish()?)
+    };
+    let key = |len: usize| written(&|header| header.set(&"k".repeat(len), &1_u8));
+    assert_eq!(key(65_535).unwrap().entries().next().unwrap().0.len(), 65_535);
+    assert!(key(65_536).is_err() && key(0).is_err() && key(1).is_ok());
+    let text = |len: usize| written(&|header| header.set("text", &"x".repeat(len)));
+    assert_eq!(text(STRING).unwrap().string("text").unwrap().len(), STRING);
+    assert!(text(STRING + 1).is_err() && text(0).is_ok());
+    let alignment = |value: u32| written(&|header| header.set("general.alignment", &value));
+    for value in [8, 16, 1 << 19, 1 << 20] {
+        let gguf = alignment(value).unwrap();
+        assert_eq!((gguf.alignment(), gguf.data_offset() % u64::from(value)), (value.into(), 0));
+    }
+    for value in [0, 1, 2, 4, 12, 24, (1 << 20) - 8, (1 << 20) + 8, 1 << 21] {
+        assert!(alignment(value).is_err(), "{value}");
+    }
+    let name = |len: usize| {
+        let mut header = Header::new("out.gguf");
+        header.tensor(&"n".repeat(len), TensorType::F32, &[1])?;
+        let mut writer = header.begin(Vec::new())?;
+        writer.write(&"n".repeat(len), &[0; 4])?;
+        Gguf::from_vec("out.gguf", writer.finish()?)
+    };
+    assert_eq!(name(64).unwrap().tensors().next().unwrap().name().len(), 64);
+    assert!(name(65).is_err() && name(0).is_err());
+    let rank = |dims: &[u64]| Header::new("out.gguf").tensor("t", TensorType::F32, dims);
+    assert!(rank(&[1]).is_ok() && rank(&[1; 4]).is_ok() && rank(&[]).is_err() && rank(&[1; 5]).is_err());
+    // All the data that a file may say it has.
+    let mut header = Header::new("out.gguf");
+    header.tensor("a", TensorType::F32, &[(1 << 60) - (1 << 19)]).unwrap();
+    assert!(header.tensor("b", TensorType::F32, &[1 << 19]).is_err());
+    header.tensor("c", TensorType::F32, &[1 << 18]).unwrap();
+}
+
 #[test]
 fn data_must_come_in_order_and_in_full() {
     let mut header = Header::new("out.gguf");

@@ -29,6 +29,7 @@ enum failure : int32_t {
   BAD_LAUNCH = 10013,      // a grid, block or amount of shared memory that the device would refuse
   TIME_LIMIT = 10014,      // the launch does not end
   ARITHMETIC_TRAP = 10015, // an integer division by zero
+  DEPENDENCY = 10016,      // memory of a launch that may still run touched before the wait for it
 };
 
 struct grid_view {
@@ -40,6 +41,8 @@ struct grid_view {
 struct thread_view {
   uint3 thread_index;
   const grid_view *grid;
+  // Whether every launch before this one is complete for all that this thread knows: it may touch all memory.
+  bool settled;
 };
 
 // The thread that runs. __thread rather than thread_local, which would ask at each access whether to initialise it.
@@ -50,6 +53,10 @@ int barrier(barrier_kind kind, bool predicate, const char *file, int line);
 
 // Gives other threads a chance to run, so that a loop that polls memory does not keep the block to itself.
 void yield(const char *file, int line);
+
+// Programmatic dependent launch.
+void wait_for_dependencies();
+void release_dependents();
 
 // Remembers where the running thread is, for the report of a fault that has no place of its own.
 void at(const char *file, int line);

@@ -76,9 +76,10 @@ static inline double kqm_load_now(const double *pointer, KQM_EMULATION_HERE) {
   return kqm_emulation::load(pointer, file, line);
 }
 
-// Grids do not overlap, and arguments are always at hand: nothing to do.
-static inline void kqm_wait_for_dependencies() {}
-static inline void kqm_release_dependents() {}
+// Grids run one after another, but what they may touch is judged as if they overlapped (src/dependence.cpp).
+static inline void kqm_wait_for_dependencies() { kqm_emulation::wait_for_dependencies(); }
+static inline void kqm_release_dependents() { kqm_emulation::release_dependents(); }
+// Arguments are always at hand, and nothing is put off: nothing to do.
 static inline void kqm_make_now(uint32_t) {}
 template <class Arguments>
 static inline void kqm_touch_arguments(const Arguments &) {}

@@ -1,4 +1,4 @@
-// Launches: the grid runs before the launch returns.
+// Launches: the grid runs before the launch returns, or, while launches are recorded, when the recording is replayed.
 #ifndef KQM_EMULATION_LAUNCH_H
 #define KQM_EMULATION_LAUNCH_H
 
@@ -18,6 +18,9 @@ struct launch_request {
   size_t dynamic_shared_bytes;
   void (*thread)(const void *closure);
   const void *closure;
+  // Of the closure, for a launch that is kept and made later.
+  void *(*copy)(const void *closure);
+  void (*drop)(void *closure);
   const char *file;
   int line;
 };
@@ -32,6 +35,8 @@ template <class... P> struct closure {
     const closure &that = *static_cast<const closure *>(self);
     std::apply(that.kernel, that.arguments);
   }
+  static void *copy(const void *self) { return new closure(*static_cast<const closure *>(self)); }
+  static void drop(void *self) { delete static_cast<closure *>(self); }
 };
 
 template <class... P, class... A>
@@ -39,7 +44,8 @@ static inline int32_t launch(const char *name, const char *launcher, const char 
                              size_t dynamic_shared_bytes, void *, A &&...arguments) {
   static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
   const closure<P...> thread{kernel, {static_cast<std::decay_t<P>>(std::forward<A>(arguments))...}};
-  return run({name, launcher, grid, block, dynamic_shared_bytes, &closure<P...>::call, &thread, file, line});
+  return run({name, launcher, grid, block, dynamic_shared_bytes, &closure<P...>::call, &thread, &closure<P...>::copy,
+              &closure<P...>::drop, file, line});
 }
 
 } // namespace kqm_emulation

@@ -1,5 +1,7 @@
 // CUDA's arithmetic functions, with the device's results for every input that IEEE leaves to the implementation
-// (signed zeros of min and max, conversions out of range). NaN payloads are the exception: kernels store one NaN.
+// (signed zeros of min and max, conversions out of range). A NaN that arithmetic makes has the device's payload, which is not the one that
+// kernels store: f32 operations give 0x7fffffff, and f64 operations a NaN that converts to it. What C++ has operators for keeps the
+// payload of its operands.
 #ifndef KQM_EMULATION_NUMBERS_H
 #define KQM_EMULATION_NUMBERS_H
 
@@ -18,15 +20,19 @@ template <class To, class From> static inline To bits(From from) {
   return to;
 }
 
+// A NaN as the device's f32 arithmetic makes it, and an f64 one that becomes it in a conversion.
+static inline float made(float x) { return x == x ? x : bits<float>(0x7fffffffu); }
+static inline double made(double x) { return x == x ? x : bits<double>(uint64_t(0x7fffffffe0000000u)); }
+
 // The device orders -0 below +0 and prefers the number to the NaN; libm promises only the second.
 template <class T> static inline T larger(T a, T b) {
-  if (a != a) return b;
+  if (a != a) return made(b);
   if (b != b) return a;
   if (a == b) return signbit(a) ? b : a;
   return a > b ? a : b;
 }
 template <class T> static inline T smaller(T a, T b) {
-  if (a != a) return b;
+  if (a != a) return made(b);
   if (b != b) return a;
   if (a == b) return signbit(a) ? a : b;
   return a < b ? a : b;
@@ -58,6 +64,8 @@ template <class F> static inline long long to_int64(F x) {
 #define fminf(a, b) ::kqm_emulation::smaller<float>(a, b)
 #define fmax(a, b) ::kqm_emulation::larger<double>(a, b)
 #define fmin(a, b) ::kqm_emulation::smaller<double>(a, b)
+#define fmaf(a, b, c) ::kqm_emulation::made(__builtin_fmaf(a, b, c))
+#define fma(a, b, c) ::kqm_emulation::made(__builtin_fma(a, b, c))
 
 #define KQM_MIN_MAX(type)                                                                                               \
   static inline type min(type a, type b) { return b < a ? b : a; }                                                     \
@@ -80,19 +88,19 @@ static inline double max(double a, double b) { return fmax(a, b); }
 
 // The build switches contraction off, so that a product and a sum stay two roundings.
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-static inline float __fmul_rn(float a, float b) { return a * b; }
-static inline float __fadd_rn(float a, float b) { return a + b; }
-static inline float __fsub_rn(float a, float b) { return a - b; }
-static inline float __fdiv_rn(float a, float b) { return a / b; }
-static inline float __fsqrt_rn(float a) { return sqrtf(a); }
-static inline float __frcp_rn(float a) { return 1.0f / a; }
+static inline float __fmul_rn(float a, float b) { return kqm_emulation::made(a * b); }
+static inline float __fadd_rn(float a, float b) { return kqm_emulation::made(a + b); }
+static inline float __fsub_rn(float a, float b) { return kqm_emulation::made(a - b); }
+static inline float __fdiv_rn(float a, float b) { return kqm_emulation::made(a / b); }
+static inline float __fsqrt_rn(float a) { return kqm_emulation::made(sqrtf(a)); }
+static inline float __frcp_rn(float a) { return kqm_emulation::made(1.0f / a); }
 static inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
-static inline double __dmul_rn(double a, double b) { return a * b; }
-static inline double __dadd_rn(double a, double b) { return a + b; }
-static inline double __dsub_rn(double a, double b) { return a - b; }
-static inline double __ddiv_rn(double a, double b) { return a / b; }
-static inline double __dsqrt_rn(double a) { return sqrt(a); }
-static inline double __drcp_rn(double a) { return 1.0 / a; }
+static inline double __dmul_rn(double a, double b) { return kqm_emulation::made(a * b); }
+static inline double __dadd_rn(double a, double b) { return kqm_emulation::made(a + b); }
+static inline double __dsub_rn(double a, double b) { return kqm_emulation::made(a - b); }
+static inline double __ddiv_rn(double a, double b) { return kqm_emulation::made(a / b); }
+static inline double __dsqrt_rn(double a) { return kqm_emulation::made(sqrt(a)); }
+static inline double __drcp_rn(double a) { return kqm_emulation::made(1.0 / a); }
 
 static inline int __float2int_rn(float x) { return kqm_emulation::to_int(rintf(x)); }
 static inline int __float2int_rz(float x) { return kqm_emulation::to_int(truncf(x)); }
@@ -103,7 +111,7 @@ static inline unsigned int __float2uint_rz(float x) { return kqm_emulation::to_u
 static inline long long __float2ll_rn(float x) { return kqm_emulation::to_int64(rintf(x)); }
 static inline int __double2int_rn(double x) { return kqm_emulation::to_int(rint(x)); }
 static inline long long __double2ll_rn(double x) { return kqm_emulation::to_int64(rint(x)); }
-static inline float __double2float_rn(double x) { return float(x); }
+static inline float __double2float_rn(double x) { return kqm_emulation::made(float(x)); }
 static inline float __int2float_rn(int x) { return float(x); }
 static inline float __uint2float_rn(unsigned int x) { return float(x); }
 static inline float __ll2float_rn(long long x) { return float(x); }
@@ -164,12 +172,12 @@ static inline unsigned int __dp4a(unsigned int a, unsigned int b, unsigned int c
   return c;
 }
 
-// f16 -> f32. Exact; every NaN becomes 0x7fc00000.
+// f16 -> f32. Exact; every NaN becomes 0x7fffffff.
 static inline float kqm_half_to_float(uint16_t half) {
   const uint32_t sign = uint32_t(half & 0x8000) << 16;
   const uint32_t exponent = half >> 10 & 0x1f;
   const uint32_t fraction = half & 0x3ff;
-  if (exponent == 31) return __uint_as_float(fraction ? 0x7fc00000u : sign | 0x7f800000u);
+  if (exponent == 31) return __uint_as_float(fraction ? 0x7fffffffu : sign | 0x7f800000u);
   if (exponent == 0) {
     const float magnitude = float(fraction) * 0x1p-24f;
     return sign ? -magnitude : magnitude;

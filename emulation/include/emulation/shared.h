@@ -3,6 +3,7 @@
 #define KQM_EMULATION_SHARED_H
 
 #include "engine.h"
+#include "numbers.h"
 
 #include <type_traits>
 
@@ -40,6 +41,10 @@ struct located_index {
       : value(int64_t(i)), file(file_), line(line_) {}
 };
 
+// What a conversion to f32 makes of a NaN is decided here for the f64 numbers of shared memory: the sums of most kernels pass through it.
+template <class T> static inline T as_read(T value) { return value; }
+static inline double as_read(double value) { return made(value); }
+
 // What name[i] gives: reads by conversion, writes by assignment.
 template <class T> class shared_element {
 public:
@@ -49,7 +54,7 @@ public:
   operator T() const {
     T value;
     read_shared(piece_, index_.value, &value, sizeof value, index_.file, index_.line);
-    return value;
+    return as_read(value);
   }
   T operator=(T value) const {
     write_shared(piece_, index_.value, &value, sizeof value, index_.file, index_.line);
@@ -96,7 +101,7 @@ template <class V, class T>
 static inline V kqm_shared_load(const kqm_emulation::shared_array<T> &array, int64_t index, KQM_EMULATION_HERE) {
   V value;
   kqm_emulation::read_shared(array, index, &value, sizeof value, file, line);
-  return value;
+  return kqm_emulation::as_read(value);
 }
 
 template <class V, class T>

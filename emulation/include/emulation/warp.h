@@ -59,7 +59,7 @@ static inline T __shfl_up_sync(unsigned int mask, T value, unsigned int lanes, i
 }
 
 // The largest and the smallest of a number over the warp.
-static inline float kqm_max_or_nan(float a, float b) { return a != a || b != b ? __uint_as_float(0x7fc00000u) : fmaxf(a, b); }
+static inline float kqm_max_or_nan(float a, float b) { return a != a || b != b ? __uint_as_float(0x7fffffffu) : fmaxf(a, b); }
 static inline uint32_t kqm_reduce_max(uint32_t x, KQM_EMULATION_HERE) {
   for (int step = 16; step; step /= 2) {
     const uint32_t other =

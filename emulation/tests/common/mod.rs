@@ -12,6 +12,8 @@ pub fn library(folder: &str) -> Option<&'static Library> {
     LIBRARY
         .get_or_init(|| {
             if let Err(reason) = available() {
+                let required = std::env::var("KQUANT_MOE_REQUIRE_EMULATION").is_ok_and(|value| value == "1");
+                assert!(!required, "KQUANT_MOE_REQUIRE_EMULATION=1, but {reason}");
                 eprintln!("skipped: {reason}");
                 return None;
             }

@@ -146,6 +146,234 @@ __global__ void bytes_of_two(int *out) {
   out[threadIdx.x] = 1;
 }
 
+// Lane 3 writes and lane 9 reads, or the other way round; what is between them is a warp operation that orders no memory.
+template <class Between> __device__ void write_between_read(int *out, Between between) {
+  KQM_SHARED(int, values, 2);
+  if (lane() == 0) values[threadIdx.x / 32] = 0;
+  __syncwarp();
+  if (lane() == 3) values[threadIdx.x / 32] = 1; //! write before no barrier
+  between();
+  if (lane() == 9) out[threadIdx.x] = values[threadIdx.x / 32]; //! read after no barrier
+}
+__global__ void shuffle_orders_nothing(int *out) {
+  write_between_read(out, [] { __shfl_xor_sync(0xffffffffu, 1, 1); });
+}
+__global__ void vote_orders_nothing(int *out) {
+  write_between_read(out, [] { __any_sync(0xffffffffu, 1); });
+}
+__global__ void reduction_orders_nothing(int *out) {
+  write_between_read(out, [] { kqm_reduce_max(1); });
+}
+__global__ void product_orders_nothing(int *out) {
+  write_between_read(out, [] {
+    int32_t d[4] = {};
+    kqm_mma_m16n8k16(d, 1, 2, 3);
+  });
+}
+__global__ void warp_barrier_orders(int *out) {
+  write_between_read(out, [] { __syncwarp(); });
+  out[threadIdx.x] = 1;
+}
+__global__ void shuffle_before_write(int *out) {
+  KQM_SHARED(int, values, 2);
+  if (lane() == 0) values[threadIdx.x / 32] = 0;
+  __syncwarp();
+  if (lane() == 9) out[threadIdx.x] = values[threadIdx.x / 32]; //! read before shuffle
+  __shfl_xor_sync(0xffffffffu, 1, 1);
+  if (lane() == 3) values[threadIdx.x / 32] = 1; //! write after shuffle
+}
+
+// One thread of each warp, and not the same lane.
+__global__ void writes_of_two_warps(int *out) {
+  KQM_SHARED(int, value, 1);
+  if (threadIdx.x == 5) value[0] = 1;  //! write of warp 0
+  if (threadIdx.x == 40) value[0] = 2; //! write of warp 1
+  __syncthreads();
+  out[threadIdx.x] = value[0];
+}
+__global__ void warp_0_reads_warp_1_writes(int *out) {
+  KQM_SHARED(int, value, 1);
+  if (threadIdx.x == 63) value[0] = 1;
+  __syncthreads();
+  if (threadIdx.x == 5) out[0] = value[0]; //! read of warp 0
+  if (threadIdx.x == 40) value[0] = 2;     //! write of warp 1 after it
+}
+__global__ void warp_1_reads_warp_0_writes(int *out) {
+  KQM_SHARED(int, value, 1);
+  if (threadIdx.x == 63) value[0] = 1;
+  __syncthreads();
+  if (threadIdx.x == 40) out[0] = value[0]; //! read of warp 1
+  if (threadIdx.x == 5) value[0] = 2;       //! write of warp 0 beside it
+}
+// The writer's warp has read last, and in order.
+__global__ void both_warps_read(int *out) {
+  KQM_SHARED(int, value, 1);
+  if (threadIdx.x == 63) value[0] = 1;
+  __syncthreads();
+  if (threadIdx.x == 5) out[0] = value[0];  //! other warp's read
+  if (threadIdx.x == 40) out[1] = value[0];
+  if (threadIdx.x >= 32) __syncwarp();
+  if (threadIdx.x == 50) value[0] = 2; //! write after own warp's read
+}
+__global__ void lane_reads_other_writes(int *out) {
+  KQM_SHARED(int, value, 1);
+  if (threadIdx.x == 63) value[0] = 1;
+  __syncthreads();
+  if (threadIdx.x == 4) out[0] = value[0]; //! read of lane 4
+  if (threadIdx.x == 9) value[0] = 2;      //! write of lane 9
+}
+// Both read, one of them once more behind the barrier: the other one may write, the one may not.
+template <int WRITER> __device__ void writes_after_reads(int *out) {
+  KQM_SHARED(int, value, 1);
+  if (threadIdx.x == 63) value[0] = 1;
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    out[0] = value[0];
+    __syncwarp();
+    if (lane() == 4) out[1] = value[0];    //! read behind the barrier
+    if (lane() == WRITER) value[0] = 2;    //! write behind the barrier
+  }
+  __syncthreads();
+  out[threadIdx.x] = value[0];
+}
+__global__ void reader_writes(int *out) { writes_after_reads<4>(out); }
+__global__ void other_lane_writes(int *out) { writes_after_reads<9>(out); }
+// The last atomic operation is ordered with the read, the one of warp 0 is not.
+__global__ void atomic_hides_atomic(int *out) {
+  KQM_SHARED(int, sum, 1);
+  if (threadIdx.x == 63) sum[0] = 0;
+  __syncthreads();
+  if (threadIdx.x == 5 || threadIdx.x == 40) kqm_shared_atomic_add(sum, 0, 1); //! atomic of both warps
+  if (threadIdx.x >= 32) __syncwarp();
+  if (threadIdx.x == 41) out[0] = sum[0]; //! read after one of them
+}
+__global__ void own_atomic_hides_atomic(int *out) {
+  KQM_SHARED(int, sum, 1);
+  if (threadIdx.x == 63) sum[0] = 0;
+  __syncthreads();
+  if (threadIdx.x == 5 || threadIdx.x == 7) kqm_shared_atomic_add(sum, 0, 1); //! atomic of both lanes
+  if (threadIdx.x == 7) out[0] = sum[0];                                       //! read after the own one
+}
+
+__global__ void written_after_barrier(int *out) {
+  KQM_SHARED(int, values, 64);
+  out[threadIdx.x] = values[63 - threadIdx.x]; //! read before any write
+  __syncthreads();
+  values[threadIdx.x] = 1; //! first write
+}
+__global__ void garbage_as_index(int *out) {
+  KQM_SHARED(int, values, 64);
+  out[int64_t(values[threadIdx.x]) * (1 << 20)] = 1; //! index of garbage
+}
+
+__global__ void load_ends_outside(int *out) {
+  KQM_SHARED(float, values, 254);
+  for (int i = threadIdx.x; i < 254; i += 64) values[i] = 1.0f;
+  __syncthreads();
+  out[threadIdx.x] = int(kqm_shared_load<float4>(values, 4 * threadIdx.x).x); //! load ends outside
+}
+__global__ void store_ends_outside(int *out) {
+  KQM_SHARED(uint8_t, bytes, 255);
+  kqm_shared_store<uint32_t>(bytes, 4 * threadIdx.x, 1u); //! store ends outside
+  out[threadIdx.x] = 1;
+}
+__global__ void copy_ends_outside(int *out, const int *in) {
+  KQM_SHARED(int, values, 253);
+  kqm_async_copy_16(values, 4 * threadIdx.x, in + 4 * threadIdx.x); //! copy ends outside
+  kqm_async_commit();
+  kqm_async_wait<0>();
+  out[threadIdx.x] = 1;
+}
+
+// Programmatic dependent launch. The tests launch chains of these.
+__global__ void writes(int *out) {
+  kqm_release_dependents();
+  kqm_wait_for_dependencies();
+  out[threadIdx.x] = 1;
+}
+__global__ void copies(int *out, const int *in) {
+  kqm_release_dependents();
+  kqm_wait_for_dependencies();
+  out[threadIdx.x] = in[threadIdx.x]; //! copies
+}
+__global__ void waits_first(int *out) {
+  kqm_wait_for_dependencies();
+  kqm_release_dependents();
+  out[threadIdx.x] = 1;
+}
+// One warp of one block releases too early.
+__global__ void one_releases_first(int *out) {
+  if (blockIdx.x == 1 && threadIdx.x >= 32) kqm_release_dependents();
+  kqm_wait_for_dependencies();
+  kqm_release_dependents();
+  out[threadIdx.x] = 1;
+}
+__global__ void never_releases(int *out) {
+  kqm_wait_for_dependencies();
+  out[threadIdx.x] = 1;
+}
+__global__ void never_waits(int *out) {
+  kqm_release_dependents();
+  if (threadIdx.x == 1000) out[0] = 1;
+}
+__global__ void reads_early(int *out, const int *in) {
+  const int value = in[threadIdx.x]; //! reads early
+  kqm_release_dependents();
+  kqm_wait_for_dependencies();
+  out[threadIdx.x] = value;
+}
+__global__ void reads_elsewhere_early(int *out, const int *in) {
+  const int value = in[64 + threadIdx.x % 2];
+  kqm_release_dependents();
+  kqm_wait_for_dependencies();
+  out[threadIdx.x] = value;
+}
+__global__ void copies_to_shared_early(int *out, const int *in) {
+  KQM_SHARED(int, values, 256);
+  if (threadIdx.x < 16) kqm_async_copy_16(values, 4 * threadIdx.x, in + 4 * threadIdx.x); //! copies early
+  kqm_async_commit();
+  kqm_wait_for_dependencies();
+  kqm_async_wait<0>();
+  __syncthreads();
+  out[threadIdx.x] = values[threadIdx.x];
+}
+__global__ void writes_early(int *out) {
+  out[threadIdx.x] = 1; //! writes early
+  kqm_release_dependents();
+  kqm_wait_for_dependencies();
+}
+__global__ void one_waits_for_all(int *out, const int *in) {
+  if (threadIdx.x == 40) kqm_wait_for_dependencies();
+  __syncthreads();
+  out[threadIdx.x] = in[threadIdx.x];
+}
+__global__ void one_waits_for_itself(int *out, const int *in) {
+  if (threadIdx.x == 40) kqm_wait_for_dependencies();
+  const int value = in[threadIdx.x]; //! others have not waited
+  __syncthreads();
+  out[threadIdx.x] = value;
+}
+
+// What becomes of a NaN, in bits that no kernel stores.
+__global__ void nan_payloads(int *out) {
+  KQM_SHARED(double, wide, 64);
+  const float nan = __uint_as_float(0x7fc00000u), infinity = __uint_as_float(0x7f800000u);
+  wide[threadIdx.x] = double(nan);
+  const float results[] = {
+      __fadd_rn(nan, 1.0f), __fmul_rn(2.0f, nan), __fmaf_rn(1.0f, 2.0f, nan), fmaf(infinity, 0.0f, 1.0f),
+      __fsub_rn(infinity, infinity), __fdiv_rn(0.0f, 0.0f), __fsqrt_rn(-1.0f), kqm_max_or_nan(nan, 1.0f), fmaxf(nan, nan),
+      kqm_half_to_float(0x7e00), float(__ddiv_rn(double(nan), 1.0)), float(fma(1.0, 1.0, double(nan))), float(wide[threadIdx.x]),
+      float(kqm_shared_load<double>(wide, threadIdx.x)), __double2float_rn(double(nan)),
+  };
+  int wrong = 0;
+  for (const float result : results) wrong += __float_as_uint(result) != 0x7fffffffu;
+  out[threadIdx.x] = wrong;
+}
+
+__global__ void block_order(int *out) {
+  if (threadIdx.x == 0) out[blockIdx.x] = int(atomicAdd(reinterpret_cast<unsigned int *>(out + 65), 1u));
+}
+
 __global__ void half_warps_apart(int *out) {
   KQM_SHARED(int, values, 64);
   values[threadIdx.x] = 0;
@@ -350,7 +578,16 @@ const rule RULES[] = {
     KQM_RULE_WITH_INPUT(copy_without_barrier), KQM_RULE_WITH_INPUT(read_past_end),
     KQM_RULE_WITH_INPUT(read_before_begin), KQM_RULE_WITH_INPUT(read_far_past_end),
     KQM_RULE_WITH_INPUT(read_far_before_begin), KQM_RULE_WITH_INPUT(read_null), KQM_RULE_WITH_INPUT(global_misaligned),
-    KQM_RULE_WITH_INPUT(division_by_zero),
+    KQM_RULE_WITH_INPUT(division_by_zero), KQM_RULE(shuffle_orders_nothing), KQM_RULE(vote_orders_nothing),
+    KQM_RULE(reduction_orders_nothing), KQM_RULE(product_orders_nothing), KQM_RULE(warp_barrier_orders),
+    KQM_RULE(shuffle_before_write), KQM_RULE(writes_of_two_warps), KQM_RULE(warp_0_reads_warp_1_writes),
+    KQM_RULE(warp_1_reads_warp_0_writes), KQM_RULE(both_warps_read), KQM_RULE(lane_reads_other_writes),
+    KQM_RULE(reader_writes), KQM_RULE(other_lane_writes), KQM_RULE(atomic_hides_atomic), KQM_RULE(own_atomic_hides_atomic),
+    KQM_RULE(written_after_barrier), KQM_RULE(garbage_as_index), KQM_RULE(load_ends_outside), KQM_RULE(store_ends_outside),
+    KQM_RULE_WITH_INPUT(copy_ends_outside), KQM_RULE(writes), KQM_RULE_WITH_INPUT(copies), KQM_RULE(waits_first),
+    KQM_RULE(one_releases_first), KQM_RULE(never_releases), KQM_RULE(never_waits), KQM_RULE_WITH_INPUT(reads_early),
+    KQM_RULE_WITH_INPUT(reads_elsewhere_early), KQM_RULE_WITH_INPUT(copies_to_shared_early), KQM_RULE(writes_early),
+    KQM_RULE_WITH_INPUT(one_waits_for_all), KQM_RULE_WITH_INPUT(one_waits_for_itself), KQM_RULE(nan_payloads),
 };
 
 } // namespace
@@ -360,6 +597,10 @@ KQM_EMULATION_EXPORT int32_t test_rule(const char *name, int *out, const int *in
   for (const rule &rule : RULES)
     if (strcmp(rule.name, name) == 0) return rule.launch(out, in, threads);
   return -1;
+}
+
+KQM_EMULATION_EXPORT int32_t test_block_order(int *out, uint32_t blocks) {
+  return KQM_LAUNCH(block_order, blocks, 32, 0, nullptr, out);
 }
 
 KQM_EMULATION_EXPORT int32_t test_launch(int *out, uint32_t grid, uint32_t threads, size_t dynamic_shared_bytes) {

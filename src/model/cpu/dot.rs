@@ -263,9 +263,13 @@ mod tests {
     }
 
     fn agrees(w: Matrix<'_>, rows_in_w: usize, blocks: usize) {
-        let x: Vec<Vec<FixedBlock>> = (0..3).map(|token| activations(blocks, 100 * token)).collect();
+        agrees_on(w, rows_in_w, &[0, 100, 200].map(|seed| activations(blocks, seed)));
+    }
+
+    /// For the first row of activations, for the first two of them, and so on.
+    fn agrees_on(w: Matrix<'_>, rows_in_w: usize, x: &[Vec<FixedBlock>]) {
         let split: Vec<Vec<SplitBlock>> = x.iter().map(|x| x.iter().map(SplitBlock::from).collect()).collect();
-        for tokens in 1..=3 {
+        for tokens in 1..=x.len() {
             let refs: Vec<&[SplitBlock]> = split[..tokens].iter().map(Vec::as_slice).collect();
             let expected: Vec<u32> =
                 (0..rows_in_w).flat_map(|row| x[..tokens].iter().map(move |x| w.dot(row, x).to_bits())).collect();
@@ -310,6 +314,48 @@ mod tests {
             }
         }
         agrees(Matrix::Q6K(blocks::q6_k(&bytes).unwrap()), rows, in_row);
+    }
+
+    /// Blocks whose contributions cancel, so that the sum shows its order; and d T = dmin M, where all that is left is what the first
+    /// product lost.
+    #[test]
+    fn equals_the_oracle_where_sums_cancel() {
+        // One activation in each block, of 2^0 or of +-2^60, with units to match.
+        let exponents = [0, 60, 1, 60, 58, 2, 0, 58, 3, 60, 0, 60, 5, 57, 1, 57, 0, 2, 60, 60, 1];
+        let negative = [3, 7, 11, 15, 19];
+        let x: Vec<FixedBlock> = exponents
+            .iter()
+            .enumerate()
+            .map(|(place, &exponent)| {
+                let mut block = FixedBlock { x: [0; BLOCK], unit: 2_f64.powi(exponent - 37) };
+                block.x[7 * place] = if negative.contains(&place) { -(1 << 37) } else { 1 << 37 };
+                block
+            })
+            .collect();
+        let mut bytes = Vec::new();
+        for row in 0..18 {
+            for _ in 0..x.len() {
+                // Factors 1 + row / 1024 and 0, scales and quants of 1.
+                bytes.extend([row, 0x3c, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]);
+                bytes.extend([0x11; 128]);
+            }
+        }
+        agrees_on(Matrix::Q4K(blocks::q4_k(&bytes).unwrap()), 18, &[x.clone(), x]);
+
+        // Random ones, which use all bits of the integers: the first four blocks are others.
+        let x = activations(7, 7).split_off(4);
+        let mut bytes = Vec::new();
+        for row in 0..18 {
+            for _ in 0..x.len() {
+                // d = dmin, scales and mins of 63, quants of 1.
+                bytes.extend([2 * row + 1, 0x3c, 2 * row + 1, 0x3c]);
+                bytes.extend([0xff; 12]);
+                bytes.extend([0x11; 128]);
+            }
+        }
+        let w = Matrix::Q4K(blocks::q4_k(&bytes).unwrap());
+        assert!((0..18).any(|row| w.dot(row, &x) != 0.0));
+        agrees_on(w, 18, &[x.clone(), x]);
     }
 
     #[test]

@@ -1,0 +1,291 @@
+//! The CPU backend with a fault of choice, for tests of what must find it.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kquant_moe::Result;
+use kquant_moe::model::Tensor;
+use kquant_moe::model::backend::{Attention, Backend, CacheShape, Down, NormQkv, NormRouter, RoutingShape, Swiglu};
+use kquant_moe::model::cpu::{Cache, Cpu, Fixed, Input, Routing};
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// The residual stream is off by one bit after the experts of every layer, in the first value of each token.
+    Hidden,
+    /// The same, of batches only.
+    Grouped,
+    /// The same, of single tokens only.
+    Single,
+    /// The same, in the forward of this number (from 1 on) only.
+    Run(usize),
+    /// The first logit is off by one bit where the output's norm is not recorded.
+    Untraced,
+    /// The same, of single tokens only.
+    UntracedSingle,
+    /// The first value of each token is not a number after the experts.
+    Nan,
+    /// The first token's two best experts are read in the other order.
+    Indices,
+    /// The first token's weights are read a little too large.
+    Weights,
+    /// The two largest logits of the first row change places.
+    Top,
+}
+
+/// The backend.
+pub struct Faulty {
+    name: &'static str,
+    fault: Fault,
+    /// Forwards so far, of all contexts.
+    forwards: Arc<AtomicUsize>,
+    /// Whether the last norm was recorded.
+    recorded: Cell<bool>,
+}
+
+impl Faulty {
+    /// A backend that says that it has this name.
+    pub fn new(name: &'static str, fault: Fault) -> Self {
+        Self { name, fault, forwards: Arc::default(), recorded: Cell::new(false) }
+    }
+
+    fn spoil_hidden(&self, hidden: &mut [f32], cols: usize, tokens: usize) {
+        let fault = match self.fault {
+            Fault::Hidden | Fault::Nan => true,
+            Fault::Grouped => tokens > 1,
+            Fault::Single => tokens == 1,
+            Fault::Run(number) => self.forwards.load(Ordering::Relaxed) == number,
+            _ => false,
+        };
+        for value in hidden.iter_mut().step_by(cols).take(if fault { tokens } else { 0 }) {
+            *value = if self.fault == Fault::Nan { f32::NAN } else { value.next_up() };
+        }
+    }
+
+    fn spoil_logits(&self, logits: &mut [f32], vocab: usize, rows: usize) {
+        let fault = match self.fault {
+            Fault::Untraced => !self.recorded.get(),
+            Fault::UntracedSingle => !self.recorded.get() && rows == 1,
+            _ => false,
+        };
+        if fault {
+            logits[0] = logits[0].next_up();
+        }
+        if self.fault == Fault::Top {
+            let mut order: Vec<usize> = (0..vocab).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            logits.swap(order[0], order[1]);
+        }
+    }
+}
+
+impl Backend for Faulty {
+    type Matrix = Tensor;
+    type Table = Tensor;
+    type Floats = Vec<f32>;
+    type Fixed = Fixed;
+    type Routing = Routing;
+    type Cache = Cache;
+    type Input = Input;
+    type Graph = Infallible;
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn fork(&self) -> Result<Self> {
+        Ok(Self { forwards: self.forwards.clone(), ..Self::new(self.name, self.fault) })
+    }
+
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Cpu.free_memory()
+    }
+
+    fn staging_bytes(&self, tensor: &Tensor) -> u64 {
+        Cpu.staging_bytes(tensor)
+    }
+
+    fn workspace_bytes(&self, shape: CacheShape) -> Result<u64> {
+        Cpu.workspace_bytes(shape)
+    }
+
+    fn matrix(&self, tensor: &Tensor) -> Result<Tensor> {
+        Cpu.matrix(tensor)
+    }
+
+    fn table(&self, tensor: &Tensor) -> Result<Tensor> {
+        Cpu.table(tensor)
+    }
+
+    fn floats_from(&self, values: &[f32]) -> Result<Vec<f32>> {
+        Cpu.floats_from(values)
+    }
+
+    fn floats(&self, len: usize) -> Result<Vec<f32>> {
+        Cpu.floats(len)
+    }
+
+    fn fixed(&self, blocks: usize) -> Result<Fixed> {
+        Cpu.fixed(blocks)
+    }
+
+    fn routing(&self, shape: RoutingShape) -> Result<Routing> {
+        Cpu.routing(shape)
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<Cache> {
+        Cpu.cache(shape)
+    }
+
+    fn input(&self, tokens: usize, capacity: usize) -> Result<Input> {
+        Cpu.input(tokens, capacity)
+    }
+
+    fn set_input(&self, input: &mut Input, tokens: &[u32], start: usize) -> Result<()> {
+        Cpu.set_input(input, tokens, start)
+    }
+
+    fn read(&self, buffer: &Vec<f32>, from: usize, out: &mut [f32]) -> Result<()> {
+        Cpu.read(buffer, from, out)
+    }
+
+    fn read_indices(&self, routing: &Routing, tokens: usize) -> Result<Vec<u32>> {
+        let mut indices = Cpu.read_indices(routing, tokens)?;
+        if self.fault == Fault::Indices {
+            indices.swap(0, 1);
+        }
+        Ok(indices)
+    }
+
+    fn read_weights(&self, routing: &Routing, tokens: usize) -> Result<Vec<f32>> {
+        let mut weights = Cpu.read_weights(routing, tokens)?;
+        if self.fault == Fault::Weights {
+            weights[0] += 2e-6;
+        }
+        Ok(weights)
+    }
+
+    fn read_router_logits(&self, routing: &Routing, tokens: usize) -> Result<Vec<f32>> {
+        Cpu.read_router_logits(routing, tokens)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Cpu.synchronize()
+    }
+
+    fn embedding(&self, table: &Tensor, input: &Input, tokens: usize, out: &mut Vec<f32>) -> Result<()> {
+        self.forwards.fetch_add(1, Ordering::Relaxed);
+        Cpu.embedding(table, input, tokens, out)
+    }
+
+    fn rms_norm(
+        &self,
+        x: &Vec<f32>,
+        weight: &Vec<f32>,
+        eps: f32,
+        tokens: usize,
+        out: Option<&mut Vec<f32>>,
+        fixed: Option<&mut Fixed>,
+    ) -> Result<()> {
+        self.recorded.set(out.is_some());
+        Cpu.rms_norm(x, weight, eps, tokens, out, fixed)
+    }
+
+    fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
+        let NormQkv { hidden, weight, eps, normed, fixed, w, y } = operands;
+        Cpu.norm_qkv(NormQkv { hidden, weight, eps, normed, fixed, w, y }, tokens)
+    }
+
+    fn attention(
+        &self,
+        operands: Attention<'_, Self>,
+        input: &Input,
+        tokens: usize,
+        cache: &mut Cache,
+        layer: usize,
+    ) -> Result<()> {
+        let Attention { q, k, v, q_weight, k_weight, table, heads, eps, rotated, .. } = operands;
+        let Attention { q_normed, k_normed, k_out, fixed, out, scores, .. } = operands;
+        let operands = Attention {
+            q,
+            k,
+            v,
+            q_weight,
+            k_weight,
+            table,
+            heads,
+            eps,
+            rotated,
+            q_normed,
+            k_normed,
+            k_out,
+            fixed,
+            out,
+            scores,
+        };
+        Cpu.attention(operands, input, tokens, cache, layer)
+    }
+
+    fn matvec(&self, w: &Tensor, x: &Fixed, tokens: usize, y: &mut Vec<f32>) -> Result<()> {
+        Cpu.matvec(w, x, tokens, y)?;
+        // The forward has no product of this kind but the logits.
+        self.spoil_logits(y, w.rows(), tokens);
+        Ok(())
+    }
+
+    fn matvec_add(
+        &self,
+        w: &Tensor,
+        x: &Fixed,
+        tokens: usize,
+        hidden: &mut Vec<f32>,
+        product: Option<&mut Vec<f32>>,
+    ) -> Result<()> {
+        Cpu.matvec_add(w, x, tokens, hidden, product)
+    }
+
+    fn norm_router(&self, operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Routing) -> Result<()> {
+        let NormRouter { hidden, weight, eps, router, normed, fixed } = operands;
+        Cpu.norm_router(NormRouter { hidden, weight, eps, router, normed, fixed }, tokens, routing)
+    }
+
+    fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &mut Routing, tokens: usize) -> Result<()> {
+        let Swiglu { gate, up, x, out, gate_out, up_out } = operands;
+        Cpu.moe_swiglu(Swiglu { gate, up, x, out, gate_out, up_out }, routing, tokens)
+    }
+
+    fn moe_down(&self, operands: Down<'_, Self>, routing: &Routing, tokens: usize) -> Result<()> {
+        let Down { down, x, fixed, hidden, expert_out, sum } = operands;
+        Cpu.moe_down(Down { down, x, fixed, hidden: &mut *hidden, expert_out, sum }, routing, tokens)?;
+        self.spoil_hidden(hidden, down.rows(), tokens);
+        Ok(())
+    }
+
+    fn copy_rows(&self, x: &Vec<f32>, row: usize, rows: usize, cols: usize, out: &mut Vec<f32>) -> Result<()> {
+        Cpu.copy_rows(x, row, rows, cols, out)
+    }
+
+    fn feed_back(&self, logits: &Vec<f32>, vocab: usize, input: &mut Input) -> Result<()> {
+        Cpu.feed_back(logits, vocab, input)
+    }
+
+    fn read_choices(&self, input: &Input, from: usize, count: usize) -> Result<Vec<u32>> {
+        Cpu.read_choices(input, from, count)
+    }
+
+    fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Infallible>> {
+        Cpu.record(enqueue)
+    }
+
+    unsafe fn replay(&self, graph: &mut Infallible) -> Result<()> {
+        match *graph {}
+    }
+
+    fn argmax(&self, x: &Vec<f32>, rows: usize, cols: usize) -> Result<Vec<u32>> {
+        Cpu.argmax(x, rows, cols)
+    }
+}

@@ -1,0 +1,313 @@
+//! `run`: greedy generation.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use kquant_moe::Result;
+use kquant_moe::device::CudaDevice;
+use kquant_moe::model::{Backend, Context, ContextOptions, Logits, Model};
+
+use super::Outcome;
+use super::backend::{self, Choice, Job, Kv};
+use super::input::{OptionalModel, Prompt, Source, Start};
+use super::output::Out;
+use super::tokenizer::{Decoder, Tokenizer};
+
+const PROMPT: &str = "fn main() {\n";
+const TOKENS: usize = 64;
+
+/// The CPU computes larger models too slowly for a check that nobody asked for.
+const PARITY_BYTES: u64 = 1 << 30;
+
+/// Generates text greedily: always the most probable token. Writes the prompt and what follows it, as text or, when the
+/// file has no tokenizer, as token ids; then the speed, and whether CPU and GPU agree.
+#[derive(clap::Args, Default)]
+pub struct Args {
+    #[command(flatten)]
+    model: OptionalModel,
+    #[command(flatten)]
+    prompt: Prompt,
+    /// Tokens to generate at most [default: 64]
+    #[arg(short, long = "count", value_name = "N")]
+    n: Option<usize>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    backend: Choice,
+    /// Element type of the KV cache
+    #[arg(long, value_enum, default_value_t)]
+    kv: Kv,
+    /// Positions to make room for; as many as are needed when it is not given
+    #[arg(long, value_name = "POSITIONS")]
+    context: Option<usize>,
+    /// Write only what is generated
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, out: &mut Out) -> Result<Outcome> {
+    let source = args.model.open()?;
+    let Start { tokens: prompt, tokenizer } = args.prompt.resolve(&source, PROMPT)?;
+    let count = args.n.unwrap_or(TOKENS);
+    // The last token is not appended.
+    let capacity = source.capacity(prompt.len().saturating_add(count.saturating_sub(1)), args.context)?;
+    let options = ContextOptions { capacity, cache: args.kv.cache_type(), ..ContextOptions::default() };
+    let device = args.backend.device()?;
+
+    let mut writer =
+        Writer { tokenizer: tokenizer.as_ref(), decoder: Decoder::default(), first: true, quiet: args.quiet, out };
+    let compare = device.is_some() && source.gguf.file_len() <= PARITY_BYTES && !args.quiet;
+    let job = Generate { source: &source, prompt: &prompt, count, options, compare, writer: &mut writer };
+    let generated = backend::run(device.as_ref(), job)?;
+    writer.finish()?;
+    if args.quiet || out.is_closed() {
+        return Ok(Outcome::Ok);
+    }
+    out.line(generated.speed(prompt.len()))?;
+    let (parity, outcome) = match (&device, &generated.logits) {
+        (None, _) => match backend::open_device() {
+            Ok(_) => ("parity: not compared with the GPU (--backend cpu)".to_owned(), Outcome::Ok),
+            Err(error) => (format!("parity: CPU only, {error}"), Outcome::Ok),
+        },
+        (Some(_), None) => ("parity: not compared with the CPU (large model; `verify` does)".to_owned(), Outcome::Ok),
+        (Some(_), Some(logits)) => parity(&source, &prompt, &generated.tokens, options, logits)?,
+    };
+    out.line(parity)?;
+    Ok(outcome)
+}
+
+/// Compares the GPU's logits of the generated tokens with the CPU's.
+fn parity(
+    source: &Source,
+    prompt: &[u32],
+    generated: &[u32],
+    options: ContextOptions,
+    gpu: &[f32],
+) -> Result<(String, Outcome)> {
+    let cpu = backend::run(None, PrefillLogits { source, prompt, generated, options })?;
+    let bits = |logits: &[f32]| logits.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>();
+    let rows = cpu.chunks(source.config.vocab).zip(gpu.chunks(source.config.vocab));
+    let different = rows.clone().position(|(cpu, gpu)| bits(cpu) != bits(gpu));
+    Ok(match different {
+        None if cpu.len() == gpu.len() => {
+            let tokens = generated.len();
+            (format!("parity: CPU and GPU logits are equal to the bit for all {tokens} tokens"), Outcome::Ok)
+        }
+        None => ("parity: FAIL, CPU and GPU gave different numbers of logits".to_owned(), Outcome::Failed),
+        Some(token) => {
+            (format!("parity: FAIL, CPU and GPU logits differ from generated token {token} on"), Outcome::Failed)
+        }
+    })
+}
+
+/// Writes tokens as they come.
+struct Writer<'a> {
+    tokenizer: Option<&'a Tokenizer>,
+    decoder: Decoder,
+    /// Whether no id has been written yet.
+    first: bool,
+    /// Whether the prompt is left out.
+    quiet: bool,
+    out: &'a mut Out,
+}
+
+impl Writer<'_> {
+    fn id(&mut self, token: u32) -> Result<()> {
+        let space = if std::mem::take(&mut self.first) { "" } else { " " };
+        self.out.text(format_args!("{space}{token}"))
+    }
+
+    fn prompt(&mut self, prompt: &[u32]) -> Result<()> {
+        match self.tokenizer {
+            _ if self.quiet => Ok(()),
+            Some(tokenizer) => {
+                // A character that the prompt begins may end in what follows.
+                let text: String = prompt.iter().map(|&token| self.decoder.push(tokenizer, token)).collect();
+                self.out.text(text)
+            }
+            None => prompt.iter().try_for_each(|&token| self.id(token)),
+        }
+    }
+
+    /// Writes a token; breaks at the one that ends the text, and when nobody reads any more.
+    fn push(&mut self, token: u32) -> Result<ControlFlow<()>> {
+        match self.tokenizer {
+            None => self.id(token)?,
+            Some(tokenizer) if tokenizer.end() == Some(token) => return Ok(ControlFlow::Break(())),
+            Some(tokenizer) => {
+                let text = self.decoder.push(tokenizer, token);
+                self.out.text(text)?;
+            }
+        }
+        Ok(if self.out.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    /// Writes what is held back, and ends the line.
+    fn finish(self) -> Result<()> {
+        self.out.line(self.decoder.finish())
+    }
+}
+
+struct Generate<'a, 'b> {
+    source: &'a Source,
+    prompt: &'a [u32],
+    count: usize,
+    options: ContextOptions,
+    compare: bool,
+    writer: &'a mut Writer<'b>,
+}
+
+struct Generated {
+    tokens: Vec<u32>,
+    /// Logits that each of the tokens was chosen by, if they are to be compared.
+    logits: Option<Vec<f32>>,
+    backend: &'static str,
+    device: String,
+    prefill_seconds: f64,
+    decode_seconds: f64,
+}
+
+impl Generated {
+    fn speed(&self, prompt: usize) -> String {
+        let Self { backend, device, .. } = self;
+        let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+        let prefill = rate(prompt, self.prefill_seconds);
+        let decode = match self.tokens.len() {
+            0 | 1 => "no token decoded".to_owned(),
+            count => format!("{:.1} tokens/s over {count} tokens", rate(count - 1, self.decode_seconds)),
+        };
+        format!("{backend} ({device}): {decode}, prompt of {prompt} at {prefill:.1} tokens/s")
+    }
+}
+
+impl Job for Generate<'_, '_> {
+    type Output = Generated;
+
+    fn run<B: Backend>(self, backend: B, device: Option<&CudaDevice>) -> Result<Generated> {
+        let name = backend.name();
+        let (model, mut context) = self.source.load_with_context(backend, self.options)?;
+        self.writer.prompt(self.prompt)?;
+        let start = Instant::now();
+        let (mut first, mut last) = (None, start);
+        let mut failed = None;
+        let tokens = context.generate(&model, self.prompt, self.count, |token| {
+            last = Instant::now();
+            first.get_or_insert(last);
+            self.writer.push(token).unwrap_or_else(|error| {
+                failed = Some(error);
+                ControlFlow::Break(())
+            })
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let prefilled = first.unwrap_or_else(Instant::now);
+        let logits = self.compare.then(|| decode_logits(&model, &mut context, self.prompt, &tokens)).transpose()?;
+        Ok(Generated {
+            tokens,
+            logits,
+            backend: name,
+            device: device.map_or_else(|| Ok(super::machine::cpu()), CudaDevice::describe)?,
+            prefill_seconds: (prefilled - start).as_secs_f64(),
+            decode_seconds: last.saturating_duration_since(prefilled).as_secs_f64(),
+        })
+    }
+}
+
+/// The logits that generated tokens were chosen by, computed on the way that generated them: token by token.
+fn decode_logits<B: Backend>(
+    model: &Model<B>,
+    context: &mut Context<B>,
+    prompt: &[u32],
+    generated: &[u32],
+) -> Result<Vec<f32>> {
+    let Some((_, appended)) = generated.split_last() else { return Ok(Vec::new()) };
+    context.reset();
+    let mut logits = context.forward(model, prompt, Logits::Last)?;
+    for &token in appended {
+        logits.extend(context.forward(model, &[token], Logits::Last)?);
+    }
+    Ok(logits)
+}
+
+/// The same logits, computed all at once.
+struct PrefillLogits<'a> {
+    source: &'a Source,
+    prompt: &'a [u32],
+    generated: &'a [u32],
+    options: ContextOptions,
+}
+
+impl Job for PrefillLogits<'_> {
+    type Output = Vec<f32>;
+
+    fn run<B: Backend>(self, backend: B, _: Option<&CudaDevice>) -> Result<Vec<f32>> {
+        let (Some((last, before)), Some((_, appended))) = (self.prompt.split_last(), self.generated.split_last())
+        else {
+            return Ok(Vec::new());
+        };
+        let (model, mut context) = self.source.load_with_context(backend, self.options)?;
+        if !before.is_empty() {
+            context.forward(&model, before, Logits::None)?;
+        }
+        context.forward(&model, &[&[*last], appended].concat(), Logits::All)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Logits that are equal pass, and one bit, one row, or all of them make the run fail.
+    #[test]
+    fn parity_is_of_all_bits_of_all_tokens() {
+        let source = Source::open(None).unwrap();
+        let vocab = source.config.vocab;
+        let (prompt, options) = ([766, 306, 598], ContextOptions { capacity: 8, ..ContextOptions::default() });
+        let (model, mut context) = source.load_with_context(kquant_moe::model::cpu::Cpu::new(), options).unwrap();
+        let generated = context.generate(&model, &prompt, 4, |_| ControlFlow::Continue(())).unwrap();
+        let logits = decode_logits(&model, &mut context, &prompt, &generated).unwrap();
+        assert_eq!(logits.len(), 4 * vocab);
+        for (row, &token) in logits.chunks(vocab).zip(&generated) {
+            assert!(row.iter().all(|&logit| logit <= row[token as usize]));
+        }
+        let parity = |generated: &[u32], logits: &[f32]| {
+            let (text, outcome) = parity(&source, &prompt, generated, options, logits).unwrap();
+            assert_eq!(text.contains("FAIL"), outcome == Outcome::Failed, "{text}");
+            (text, outcome)
+        };
+        assert_eq!(parity(&generated, &logits).1, Outcome::Ok);
+        assert!(parity(&generated, &logits).0.contains("all 4 tokens"));
+        for (at, token) in [(0, 0), (vocab - 1, 0), (vocab, 1), (4 * vocab - 1, 3)] {
+            let mut wrong = logits.clone();
+            wrong[at] = wrong[at].next_up();
+            let (text, outcome) = parity(&generated, &wrong);
+            assert!(outcome == Outcome::Failed && text.contains(&format!("generated token {token} on")), "{text}");
+        }
+        assert_eq!(parity(&generated, &logits[..3 * vocab]).1, Outcome::Failed);
+        assert_eq!(parity(&generated, &[]).1, Outcome::Failed);
+        assert_eq!(parity(&[], &[]).1, Outcome::Ok);
+        assert!(decode_logits(&model, &mut context, &prompt, &[]).unwrap().is_empty());
+        let one = decode_logits(&model, &mut context, &prompt, &generated[..1]).unwrap();
+        assert_eq!(one, logits[..vocab]);
+    }
+
+    #[test]
+    fn speeds_are_of_the_tokens_between_the_first_and_the_last() {
+        let generated = |count| Generated {
+            tokens: vec![1; count],
+            logits: None,
+            backend: "cpu",
+            device: "any".into(),
+            prefill_seconds: 0.5,
+            decode_seconds: 2.0,
+        };
+        let text = generated(9).speed(10);
+        assert!(text.contains("4.0 tokens/s over 9 tokens") && text.contains("10 at 20.0 tokens/s"), "{text}");
+        assert!(generated(2).speed(10).contains("0.5 tokens/s over 2 tokens"));
+        for count in [0, 1] {
+            assert!(!generated(count).speed(10).contains("over"), "{count}");
+        }
+        assert!(Generated { decode_seconds: 0.0, ..generated(9) }.speed(10).contains(" 0.0 tokens/s over"));
+    }
+}

@@ -1,7 +1,0 @@
-//! The command-line program.
-
-mod program;
-
-fn main() -> std::process::ExitCode {
-    program::main()
-}

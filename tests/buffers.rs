@@ -1,0 +1,120 @@
+//! Device memory as the library hands it out: where parts begin, what is copied, and what is refused.
+
+mod common;
+
+use common::hooked::{Call, Hook, Hooked};
+use common::{cuda_device, emulated_device};
+use kquant_moe::device::{Buffer, Device, Probe, Slice, SliceMut, bytes_of, bytes_of_mut};
+use kquant_moe::{Error, Result};
+
+fn read<D: Device>(device: &D, buffer: &Buffer<D, u32>) -> Vec<u32> {
+    let mut values = vec![0; buffer.len()];
+    buffer.read(device, 0, &mut values).unwrap();
+    values
+}
+
+fn parts_and_copies<D: Device>(device: &D) {
+    let mut buffer = Buffer::from_slice(device, &[1_u32, 2, 3, 4, 5]).unwrap();
+    assert_eq!((buffer.len(), buffer.is_empty(), buffer.slice().len()), (5, false, 5));
+    let start = buffer.slice().as_ptr() as u64;
+    for (from, len) in [(0, 5), (1, 4), (4, 1), (5, 0), (2, 2)] {
+        let part = buffer.part(from, len).unwrap();
+        assert_eq!((part.as_ptr() as u64, part.len(), part.is_empty()), (start + 4 * from as u64, len, len == 0));
+        let part = buffer.part_mut(from, len).unwrap();
+        assert_eq!((part.as_ptr() as u64, part.len(), part.is_empty()), (start + 4 * from as u64, len, len == 0));
+    }
+    assert_eq!((buffer.slice_mut().as_ptr() as u64, buffer.slice_mut().len()), (start, 5));
+
+    buffer.write(device, 1, &[20, 30]).unwrap();
+    assert_eq!(read(device, &buffer), [1, 20, 30, 4, 5]);
+    let mut some = [0; 2];
+    buffer.read(device, 3, &mut some).unwrap();
+    assert_eq!(some, [4, 5]);
+    let mut other = Buffer::zeroed(device, 4).unwrap();
+    assert_eq!(read(device, &other), [0; 4]);
+    other.copy_from(device, 1, &buffer, 2, 3).unwrap();
+    assert_eq!(read(device, &other), [0, 30, 4, 5]);
+    // Nothing, at the very end.
+    other.copy_from(device, 4, &buffer, 5, 0).unwrap();
+    other.write(device, 4, &[]).unwrap();
+    other.read(device, 4, &mut []).unwrap();
+    let nothing = Buffer::<D, u32>::zeroed(device, 0).unwrap();
+    assert!(nothing.is_empty() && nothing.slice().is_empty() && read(device, &nothing).is_empty());
+
+    // One too far, at either end, and sums that wrap around.
+    let refused = |what: &str, result: Result<()>| {
+        assert!(matches!(result, Err(Error::Invalid(_))), "{what}: {result:?}");
+    };
+    for (from, len) in [(0, 6), (1, 5), (5, 1), (6, 0), (usize::MAX, 1), (usize::MAX, 2), (1, usize::MAX)] {
+        refused("part", buffer.part(from, len).map(drop));
+        refused("part_mut", buffer.part_mut(from, len).map(drop));
+        refused("copy from", other.copy_from(device, 0, &buffer, from, len));
+    }
+    refused("copy to", other.copy_from(device, 2, &buffer, 0, 3));
+    refused("write", buffer.write(device, 3, &[1, 2, 3]));
+    refused("read", buffer.read(device, 3, &mut [0; 3]));
+    refused("uninitialised", Buffer::<D, u32>::uninitialised(device, usize::MAX / 2).map(drop));
+    assert_eq!(read(device, &buffer), [1, 20, 30, 4, 5]);
+    assert_eq!(read(device, &other), [0, 30, 4, 5]);
+}
+
+#[test]
+fn parts_and_copies_emulated() {
+    if let Some(device) = emulated_device() {
+        parts_and_copies(&device);
+        parts_and_copies(&Probe::new(device));
+    }
+}
+
+#[test]
+fn parts_and_copies_on_a_gpu() {
+    if let Some(device) = cuda_device() {
+        parts_and_copies(&device);
+    }
+}
+
+#[test]
+fn values_are_their_bytes() {
+    let mut values = [1_u32, 0x0203_0405];
+    assert_eq!(bytes_of(&values), [1_u32.to_ne_bytes(), 0x0203_0405_u32.to_ne_bytes()].concat());
+    bytes_of_mut(&mut values)[..4].copy_from_slice(&7_u32.to_ne_bytes());
+    assert_eq!(values, [7, 0x0203_0405]);
+    // SAFETY: nothing looks at the memory.
+    let (slice, slice_mut) = unsafe { (Slice::<f32>::from_raw(4096, 3), SliceMut::<f32>::from_raw(8192, 0)) };
+    assert_eq!((slice.as_ptr() as usize, slice.len(), slice.is_empty()), (4096, 3, false));
+    assert_eq!((slice_mut.as_ptr() as usize, slice_mut.len(), slice_mut.is_empty()), (8192, 0, true));
+}
+
+/// Counts nothing and lets everything through.
+struct Quiet;
+
+impl Hook for Quiet {
+    fn before(&self, _: Call) -> Result<()> {
+        Ok(())
+    }
+
+    fn free(&self) -> u64 {
+        12_345
+    }
+}
+
+/// A probe is the device that it probes, in all but the launches.
+#[test]
+fn a_probe_hides_nothing_of_its_device() {
+    let Some(emulation) = emulated_device() else { return };
+    let device = Hooked::new(emulation.clone(), Quiet);
+    let probe = Probe::new(device.clone());
+    assert_eq!(probe.memory().unwrap(), (12_345, 12_345));
+    assert_eq!((probe.name(), probe.stream()), (device.name(), device.stream()));
+    assert!(std::ptr::eq(probe.kernels(), device.kernels()));
+    assert!(!probe.slow_fp64() && Probe::new(emulation.clone().with_slow_fp64()).slow_fp64());
+    // What forks count is counted together, and what one of them leaves out all do.
+    let fork = probe.fork().unwrap();
+    assert!(probe.wants("a") && fork.wants("a") && fork.wants("b"));
+    probe.only(Some("b"));
+    assert!(!fork.wants("a") && fork.wants("b"));
+    assert_eq!(fork.take_counts(), [("a", 2), ("b", 2)]);
+    assert!(probe.take_counts().is_empty());
+    probe.only(None);
+    assert!(fork.wants("a"));
+}
