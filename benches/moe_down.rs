@@ -16,7 +16,7 @@ fn bench(criterion: &mut Criterion) {
     let mut random = Random::new(12);
     let mut group = group(criterion, "moe_down");
     let device = gpu();
-    for kind in [TensorType::Q4K, TensorType::Q6K] {
+    for &kind in TensorType::MATRICES {
         let Some(device) = &device else {
             let w = Weights::random(&mut random, kind, TOP_K, 64, FF);
             let (x, _) = fixed_blocks(&random.gaussians(FF));

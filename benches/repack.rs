@@ -13,7 +13,7 @@ fn bench(criterion: &mut Criterion) {
     let mut random = Random::new(2);
     let mut group = group(criterion, "repack");
     let device = gpu();
-    for kind in [TensorType::Q4K, TensorType::Q6K] {
+    for &kind in TensorType::MATRICES {
         let (rows, cols) = if device.is_some() { (HIDDEN, HEADS * HEAD_DIM) } else { (64, HIDDEN) };
         let w = Weights::random(&mut random, kind, 1, rows, cols);
         let (id, bytes) = (format!("{kind:?}/{rows}x{cols}"), w.bytes.len());
@@ -27,11 +27,7 @@ fn bench(criterion: &mut Criterion) {
             });
         } else {
             on_cpu(&mut group, &id, bytes, || {
-                let tiles = match w.expert(0) {
-                    oracle::Matrix::Q4K(blocks) => oracle::repack::q4_k(blocks, cols),
-                    oracle::Matrix::Q6K(blocks) => oracle::repack::q6_k(blocks, cols),
-                };
-                std::hint::black_box(tiles);
+                std::hint::black_box(oracle::repack::repack(w.expert(0), cols));
             });
         }
     }

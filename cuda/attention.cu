@@ -327,8 +327,8 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   float x[8] = {}, weight[8] = {};
   if (a.rope.q) kqm_load_head_weight(a.rope, row, row_lane, weight);
   kqm_touch_arguments(a);
-  // What is settled is read at once.
-  if (!a.settled) kqm_wait_for_dependencies();
+  // Behind qkv the position and the caches are what they will be: they are read at once (kqm_wait_then_release).
+  if (!a.follows_qkv) kqm_wait_for_dependencies();
   // A token past the capacity gives NaN and leaves the cache alone.
   const uint32_t own_position = min(__ldcg(a.start), a.capacity) + t, position = min(own_position, a.capacity - 1), used = position / chunk + 1;
   // One block for four heads, or, where that would be a second round, two blocks for eight.
@@ -342,8 +342,7 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
     cached.load_keys(a, work, first);
     cached.load_values(a, work, first);
   }
-  if (a.settled) kqm_wait_for_dependencies();
-  kqm_release_dependents();
+  kqm_wait_then_release();
   if (a.rope.q) kqm_load_head(a.rope, row, row_lane, x);
 
   if (a.scores) {
@@ -415,7 +414,7 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
   const int factor_head = int(threadIdx.x) / join_batch, factor_chunk = int(threadIdx.x) % join_batch;
   const size_t factor_row = (first_row + factor_head) * chunks + factor_chunk;
   kqm_touch_arguments(a);
-  // The launch before is attention_chunks, which waits before it releases and leaves the start alone.
+  // The launch before is attention_chunks, which leaves the start alone (kqm_wait_then_release).
   const uint32_t position = min(__ldcg(a.start), a.capacity) + t;
   const int used = int(min(position, a.capacity - 1) / chunk) + 1;
   kqm_wait_for_dependencies();
@@ -561,7 +560,7 @@ kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream) {
                   args->heads / args->kv_heads <= uint32_t(max_group) && args->head_dim > 0 && args->head_dim % 64 == 0 &&
                   args->head_dim <= uint32_t(kqm_max_head_dim),
               KQM_BAD_SHAPE);
-  KQM_REQUIRE(!args->settled || args->rope.q != nullptr, KQM_BAD_SHAPE);
+  KQM_REQUIRE(!args->follows_qkv || args->rope.q != nullptr, KQM_BAD_SHAPE);
   KQM_REQUIRE(args->fixed == nullptr || args->heads * args->head_dim % KQM_BLOCK == 0, KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->q, 16) && kqm_aligned(args->k_cache, 16) && kqm_aligned(args->v_cache, 16) &&
                   kqm_aligned(args->workspace, 16) && kqm_aligned(args->fixed, 16),

@@ -54,19 +54,38 @@ typedef void *kqm_stream;
 typedef uint64_t kqm_caller;
 #define KQM_CALLER(args_type) (((kqm_caller)KQM_ABI_VERSION << 32) | (kqm_caller)sizeof(args_type))
 
-/* Tensor types, with GGML's numbers. */
+/* Tensor types, with GGML's numbers. Matrices and embedding tables may have those of common/types.cuh; every launcher refuses the others
+ * with KQM_UNSUPPORTED_TYPE. */
 #define KQM_TYPE_F32 0
 #define KQM_TYPE_F16 1
+#define KQM_TYPE_Q4_0 2
+#define KQM_TYPE_Q4_1 3
+#define KQM_TYPE_Q5_0 6
+#define KQM_TYPE_Q5_1 7
+#define KQM_TYPE_Q8_0 8
+#define KQM_TYPE_Q2_K 10
+#define KQM_TYPE_Q3_K 11
 #define KQM_TYPE_Q4_K 12
+#define KQM_TYPE_Q5_K 13
 #define KQM_TYPE_Q6_K 14
+#define KQM_TYPE_IQ2_XXS 16
+#define KQM_TYPE_IQ2_XS 17
+#define KQM_TYPE_IQ3_XXS 18
+#define KQM_TYPE_IQ1_S 19
+#define KQM_TYPE_IQ4_NL 20
+#define KQM_TYPE_IQ3_S 21
+#define KQM_TYPE_IQ2_S 22
+#define KQM_TYPE_IQ4_XS 23
+#define KQM_TYPE_IQ1_M 29
+#define KQM_TYPE_BF16 30
+#define KQM_TYPE_TQ1_0 34
+#define KQM_TYPE_TQ2_0 35
+#define KQM_TYPE_MXFP4 39
 
 /* Weights of one super-block, and activations of one fixed-point block. */
 #define KQM_BLOCK 256
 /* Rows of a weight tile (one tensor-core fragment). */
 #define KQM_TILE_ROWS 16
-/* Bytes of a 16-row tile of one super-block, after kqm_repack. */
-#define KQM_TILE_BYTES_Q4_K 2304
-#define KQM_TILE_BYTES_Q6_K 3360
 /* Most experts the router chooses from, and most it chooses. */
 #define KQM_MAX_EXPERTS 512
 #define KQM_MAX_TOP_K 32
@@ -99,8 +118,8 @@ typedef struct kqm_fixed_block {
 
 /* A quantized matrix [rows, cols], or a stack of `experts` of them, in tile layout (see kqm_repack). */
 typedef struct kqm_matrix {
-  const void *tiles; /* [experts][ceil(rows / 16)][cols / 256] tiles, 16-byte aligned */
-  uint32_t type;     /* KQM_TYPE_Q4_K or KQM_TYPE_Q6_K */
+  const void *tiles; /* [experts][ceil(rows / 16)][cols / 256] tiles, each the bytes of 16 blocks; 16-byte aligned */
+  uint32_t type;     /* KQM_TYPE_...: one of common/types.cuh */
   uint32_t rows;
   uint32_t cols;     /* a multiple of 256 */
   uint32_t experts;  /* 1 for a plain matrix */
@@ -116,7 +135,7 @@ typedef struct kqm_groups {
 /* repack: a quantized matrix in GGUF's row layout to tile layout, a permutation of bytes (see common/tiles.cuh).
  * Rows are padded with zero blocks to a multiple of 16. */
 typedef struct kqm_repack_args {
-  const void *blocks; /* [rows][cols / 256] block_q4_K (144 bytes) or block_q6_K (210 bytes), as in the file */
+  const void *blocks; /* [rows][cols / 256] blocks as in the file */
   void *tiles;        /* [ceil(rows / 16)][cols / 256] tiles, 16-byte aligned */
   uint32_t type;
   uint32_t rows;
@@ -131,9 +150,10 @@ typedef struct kqm_quantize_args {
   uint32_t cols; /* a multiple of 256 */
 } kqm_quantize_args;
 
-/* q4_k_matvec and q6_k_gemv: y[t, r] = sum_k W[r, k] x[t, k] (+ residual[t, r]). */
+/* matvec: y[t, r] = sum_k W[r, k] x[t, k] (+ residual[t, r]), for a matrix of any type. q4_k_matvec and q6_k_gemv are its entries for
+ * Q4_K and Q6_K, and refuse every other type. */
 typedef struct kqm_matvec_args {
-  kqm_matrix w;             /* experts == 1, type Q4_K or Q6_K as the name says */
+  kqm_matrix w;             /* experts == 1 */
   const kqm_fixed_block *x; /* [tokens, w.cols / 256] */
   const float *residual;    /* [optional] [tokens, w.rows]; added in f32 after the sum is rounded; may equal y */
   float *product;           /* [optional] [tokens, w.rows]: the sum before the residual is added */
@@ -164,7 +184,7 @@ typedef struct kqm_qkv_args {
 
 /* embedding: rows of a table, dequantized. */
 typedef struct kqm_embedding_args {
-  const void *table;      /* [vocab, cols] in GGUF's row layout: F32, F16, Q4_K or Q6_K */
+  const void *table;      /* [vocab, cols] in GGUF's row layout: F32, F16 or a type of common/types.cuh */
   const uint32_t *tokens; /* [tokens]; an id >= vocab gives a row of NaN */
   float *out;             /* [tokens, cols] */
   uint32_t type;
@@ -230,8 +250,8 @@ typedef struct kqm_attention_args {
   float scale;       /* 1 / sqrt(head_dim) */
   kqm_rope_args rope; /* [optional: rope.q NULL] a single token: do what kqm_rope does first, in the same launch; its
                        * shapes, start and caches are those above */
-  uint32_t settled;   /* 1, with rope: the launch right before this one in the stream is kqm_qkv, or a kernel that does not let its
-                       * successor start early. start and caches, which it does not write, are read while it still runs */
+  uint32_t follows_qkv; /* 1, with rope: the launch right before this one in the stream is kqm_qkv, or a kernel that does not let its
+                         * successor start early. start and caches, which it does not write, are read while it still runs */
 } kqm_attention_args;
 
 /* moe_router: logits = W x (F32 weights), the top_k largest (ties to the lower expert), and their softmax
@@ -335,7 +355,8 @@ typedef struct kqm_argmax_args {
   X(12, moe_swiglu)                                                                                                    \
   X(13, moe_down)                                                                                                      \
   X(14, residual_add)                                                                                                  \
-  X(15, argmax)
+  X(15, argmax)                                                                                                        \
+  X(16, matvec)
 
 /* kqm_NAME is compiled into the caller and says there who calls; kqm_launch_NAME, in the library, refuses a caller that has
  * another header. */
@@ -366,6 +387,7 @@ static inline uint64_t kqm_attention_workspace(const kqm_attention_args *args) {
 typedef struct kqm_kernels {
   kqm_status (*repack)(const kqm_repack_args *, kqm_stream);
   kqm_status (*quantize)(const kqm_quantize_args *, kqm_stream);
+  kqm_status (*matvec)(const kqm_matvec_args *, kqm_stream);
   kqm_status (*q4_k_matvec)(const kqm_q4_k_matvec_args *, kqm_stream);
   kqm_status (*q6_k_gemv)(const kqm_q6_k_gemv_args *, kqm_stream);
   kqm_status (*qkv)(const kqm_qkv_args *, kqm_stream);
@@ -388,8 +410,8 @@ typedef struct kqm_kernels {
 /* What the table depends on: the version, and the sizes of all structures, each with a weight of its own. */
 #define KQM_WEIGHTED_SIZE(place, name) +(place) * (int)sizeof(kqm_##name##_args)
 enum {
-  KQM_ABI = KQM_ABI_VERSION * 0x1000000 KQM_EACH_LAUNCHER(KQM_WEIGHTED_SIZE) + 16 * (int)sizeof(kqm_fixed_block) +
-            17 * (int)sizeof(kqm_kernels)
+  KQM_ABI = KQM_ABI_VERSION * 0x1000000 KQM_EACH_LAUNCHER(KQM_WEIGHTED_SIZE) + 17 * (int)sizeof(kqm_fixed_block) +
+            18 * (int)sizeof(kqm_kernels)
 };
 /* The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's
  * KQM_ABI, which is the caller's when both have the same header. */

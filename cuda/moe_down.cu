@@ -1,6 +1,6 @@
 // moe_down: y[t] = residual[t] + sum over ranks of weights[t, rank] * (W_down[e] x[pair]), pair = (t, rank), e its expert.
 //
-// Shapes: W_down [experts][rows, K], Q4_K or Q6_K; x [pairs, K / 256] blocks; expert_out [pairs, rows]; y [tokens, rows].
+// Shapes: W_down [experts][rows, K] of a type of common/types.cuh; x [pairs, K / 256] blocks; expert_out [pairs, rows]; y [tokens, rows].
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; the weighted sum in f64, a tree over ranks,
 // rounded to f32; one f32 addition of the residual.
 // Launch: one token: a block has all experts of 16 rows, one warp for a super-block of one of them (24 warps at full size), and
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token_ro
   kqm_load_eight(a.swiglu + size_t(warp) * KQM_BLOCK, lane, x);
   const End end(a);
   Tile tile;
-  tile.load(kqm_expert_tile<Tile>(a.down, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane);
+  tile.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.down, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
   const double unit = kqm_fixed_warp(x, KqmSharedBlock{block});
   __syncwarp();
   kqm_contribute_one(tile, KqmSharedToken(block, lane), expert.or_nan(unit), slot, part);
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token(kq
     const int rank = u / blocks, b = u % blocks;
     const KqmExpert expert(a.indices[rank], a.down.experts);
     Tile tile;
-    tile.load(kqm_expert_tile<Tile>(a.down, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane);
+    tile.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.down, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
     const kqm_fixed_block *x = a.x + u;
     kqm_contribute_one(tile, KqmOneToken(x, lane), expert.or_nan(x->unit), SMALL ? rank * small_blocks + b : u, part);
   }
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) moe_down_long_tok
   const uint8_t *data = kqm_expert_tile<Tile>(a.down, expert, blockIdx.x);
   for (int b = warp; b < blocks; b += warps) {
     Tile tile;
-    tile.load(data + size_t(b) * Tile::bytes, lane);
+    tile.load(KqmTileInMemory(data + size_t(b) * Tile::bytes, lane));
     kqm_contribute_block(tile, x + b, b, part);
   }
   __syncthreads();
@@ -161,8 +161,8 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_down_w
   // A warp beyond the last tile works on that one, too, and stores nothing.
   const int own_tile = min(tile, int(a.down.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
   float y[KqmTokenColumns::results];
-  kqm_wide_sums<Tile::bytes, Tile>(
-      kqm_expert_tile<Tile>(a.down, item.expert, own_tile), blocks, a.x,
+  kqm_wide_sums<Tile>(
+      Tile::bytes, kqm_expert_tile<Tile>(a.down, item.expert, own_tile), blocks, a.x,
       [&](int i) { return i < item.count ? item.readable_pair(i) * blocks : kqm_wide_absent; }, shared, y);
   kqm_wide_store(y, tile, a.down.rows, item.count, [&](int r, int token, float value) {
     const uint32_t pair = item.pair(token);
@@ -217,7 +217,6 @@ kqm_status kqm_moe_down(const kqm_moe_down_args *args, kqm_stream stream) {
   KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->swiglu, 16), KQM_MISALIGNED);
   KQM_REQUIRE(!args->swiglu || (args->tokens == 1 && args->top_k * (args->down.cols / KQM_BLOCK) <= KQM_FUSED_UNITS),
               KQM_BAD_SHAPE);
-  if (args->down.type == KQM_TYPE_Q4_K) return launch<KqmTileQ4K>(*args, stream);
-  return launch<KqmTileQ6K>(*args, stream);
+  return KqmBlockTypes::launch(args->down.type, [&](auto type) { return launch<KqmTileOf<decltype(type)>>(*args, stream); });
 }
 KQM_ABI_END

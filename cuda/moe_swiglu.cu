@@ -1,14 +1,17 @@
 // moe_swiglu: out[p] = silu(W_gate[e] x) * (W_up[e] x) for every pair p = (token, expert e), in one launch.
 //
-// Shapes: W_gate, W_up [experts][ff, K], each Q4_K or Q6_K; x [tokens, K / 256] blocks; out [pairs, ff].
+// Shapes: W_gate, W_up [experts][ff, K], each of its own type (common/types.cuh); x [tokens, K / 256] blocks; out [pairs, ff].
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; silu and the product in f32 (common/exp.cuh).
 // For a single token the kernel can choose the experts itself, from the router's logits.
 // Launch: one token: a block for 16 rows of one expert; moe_swiglu_one_token, for up to eight super-blocks, is without loops. More
 // tokens: a block for 32 rows of a work item, i.e. of up to eight pairs of one expert, so that its weights are read once for all of
-// them (common/wide.cuh); half of its warps have gate, the others up.
+// them (common/wide.cuh); half of its warps have gate, the others up. Gate and up of one type, as files have them, have kernels of their
+// own for each type; all pairs of two types share three that choose by type inside.
 // Bound by: the weights' bytes for few tokens. At full size a token reads 14 MB in 384 blocks.
 #include "common/choose.cuh"
 #include "common/items.cuh"
+
+#include <algorithm>
 
 namespace {
 
@@ -34,16 +37,81 @@ __device__ __forceinline__ void write_choice(const kqm_moe_swiglu_args &a, const
     kqm_weigh_experts(choice, a.top_k, a.indices, a.weights);
 }
 
-// Blocks of moe_swiglu_one_token at once on a multiprocessor, which limits the registers. At full size three of them take all of a
-// token's tiles at once; Q6_K tiles need more registers.
-template <class Gate, class Up>
-struct AtOnce {
-  static const int blocks = Gate::bytes == KQM_TILE_BYTES_Q4_K && Up::bytes == KQM_TILE_BYTES_Q4_K ? 3 : 2;
+const int wide_tiles = kqm_wide_warps / 2;  // row tiles of a block for many tokens: half of its warps have gate, the others up
+
+// Gate and up of one type.
+template <class Tile>
+struct Same {
+  // Blocks of moe_swiglu_one_token at once on a multiprocessor. At full size three of them take all of a token's tiles at once.
+  static const int at_once = Tile::swiglu_at_once;
+
+  static int most_bytes(const kqm_moe_swiglu_args &) { return Tile::bytes; }
+
+  // Leaves the contributions of super-block b in slots `gate_slot` and `up_slot`. Both tiles are on their way before one is multiplied.
+  template <class Activations>
+  __device__ __forceinline__ static void contribute(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b, const Activations &x, double unit,
+                                                    int gate_slot, int up_slot, KQM_SHARED_ARG(double) part) {
+    const int lane = threadIdx.x & 31;
+    Tile gate, up;
+    gate.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.gate, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
+    up.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.up, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
+    kqm_contribute_one(gate, x, unit, gate_slot, part);
+    kqm_contribute_one(up, x, unit, up_slot, part);
+  }
+
+  // kqm_wide_sums of a row tile of gate or of up.
+  template <class First>
+  __device__ __forceinline__ static void wide_sums(const kqm_moe_swiglu_args &a, bool is_gate, const KqmExpert &expert, int tile, int, First first,
+                                                   KQM_SHARED_ARG(uint32_t) shared, float (&y)[KqmTokenColumns::results]) {
+    const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, expert, tile), *up = kqm_expert_tile<Tile>(a.up, expert, tile);
+    kqm_wide_sums<Tile>(Tile::bytes, is_gate ? gate : up, a.gate.cols / KQM_BLOCK, a.x, first, shared, y);
+  }
+};
+
+// Gate and up of any two types, one after the other: the code of a type is there once.
+struct Mixed {
+  static const int at_once = 2;
+
+  static int most_bytes(const kqm_moe_swiglu_args &a) {
+    return std::max(KqmBlockTypes::tile_bytes(a.gate.type), KqmBlockTypes::tile_bytes(a.up.type));
+  }
+
+  template <class Activations>
+  __device__ __forceinline__ static void contribute(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b, const Activations &x, double unit,
+                                                    int gate_slot, int up_slot, KQM_SHARED_ARG(double) part) {
+    const int lane = threadIdx.x & 31;
+    KQM_LOOP
+    for (int i = 0; i < 2; i++) {
+      const kqm_matrix w = of(a, i == 0);
+      KqmBlockTypes::choose(w.type, [&](auto type) {
+        typedef KqmTileOf<decltype(type)> Tile;
+        Tile tile;
+        tile.load(KqmTileInMemory(kqm_expert_tile<Tile>(w, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
+        kqm_contribute_one(tile, x, unit, i == 0 ? gate_slot : up_slot, part);
+      });
+    }
+  }
+
+  template <class First>
+  __device__ __forceinline__ static void wide_sums(const kqm_moe_swiglu_args &a, bool is_gate, const KqmExpert &expert, int tile, int most_bytes,
+                                                   First first, KQM_SHARED_ARG(uint32_t) shared, float (&y)[KqmTokenColumns::results]) {
+    const kqm_matrix w = of(a, is_gate);
+    KqmBlockTypes::choose(w.type, [&](auto type) {
+      typedef KqmTileOf<decltype(type)> Tile;
+      kqm_wide_sums<Tile>(most_bytes, kqm_expert_tile<Tile>(w, expert, tile), w.cols / KQM_BLOCK, a.x, first, shared, y);
+    });
+  }
+
+ private:
+  // Gate or up, of the same shape. Constant indices keep the arguments in constant memory.
+  __device__ __forceinline__ static kqm_matrix of(const kqm_moe_swiglu_args &a, bool is_gate) {
+    return kqm_matrix{is_gate ? a.gate.tiles : a.up.tiles, is_gate ? a.gate.type : a.up.type, a.gate.rows, a.gate.cols, a.gate.experts};
+  }
 };
 
 // A single token, a warp for each super-block.
-template <class Gate, class Up>
-__global__ void __launch_bounds__(32 * one_token_warps, (AtOnce<Gate, Up>::blocks)) moe_swiglu_one_token(kqm_moe_swiglu_args a) {
+template <class Pair>
+__global__ void __launch_bounds__(32 * one_token_warps, Pair::at_once) moe_swiglu_one_token(kqm_moe_swiglu_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   KQM_SHARED(uint32_t, fixed, one_token_warps *kqm_fixed_words);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = blockDim.x >> 5;
@@ -59,14 +127,8 @@ __global__ void __launch_bounds__(32 * one_token_warps, (AtOnce<Gate, Up>::block
   KqmChoice choice{};
   const KqmExpert expert = expert_of_block(a, choice);
   on_its_way.store(own_block);
-  Gate gate;
-  Up up;
-  gate.load(kqm_expert_tile<Gate>(a.gate, expert, blockIdx.x) + size_t(warp) * Gate::bytes, lane);
-  up.load(kqm_expert_tile<Up>(a.up, expert, blockIdx.x) + size_t(warp) * Up::bytes, lane);
   const KqmSharedToken x(own_block, lane);
-  const double unit = expert.or_nan(x.unit());
-  kqm_contribute_one(gate, x, unit, warp, part);
-  kqm_contribute_one(up, x, unit, one_token_warps + warp, part);
+  Pair::contribute(a, expert, warp, x, expert.or_nan(x.unit()), warp, one_token_warps + warp, part);
   __syncthreads();
   if (warp == 0) {
     // Half a warp sums up gate, the other half up.
@@ -79,7 +141,7 @@ __global__ void __launch_bounds__(32 * one_token_warps, (AtOnce<Gate, Up>::block
 }
 
 // A single token of any number of super-blocks.
-template <class Gate, class Up>
+template <class Pair>
 __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_token(kqm_moe_swiglu_args a) {
   KQM_DYNAMIC_SHARED(double, part);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.gate.cols / KQM_BLOCK;
@@ -88,15 +150,9 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
   kqm_wait_for_dependencies();
   KqmChoice choice{};
   const KqmExpert expert = expert_of_block(a, choice);
-  const uint8_t *gate_data = kqm_expert_tile<Gate>(a.gate, expert, blockIdx.x);
-  const uint8_t *up_data = kqm_expert_tile<Up>(a.up, expert, blockIdx.x);
   for (int b = warp; b < blocks; b += warps) {
-    Gate gate;
-    Up up;
-    gate.load(gate_data + size_t(b) * Gate::bytes, lane);
-    up.load(up_data + size_t(b) * Up::bytes, lane);
-    kqm_contribute_block(gate, a.x + b, b, part);
-    kqm_contribute_block(up, a.x + b, blocks + b, part);
+    const KqmOneToken x(a.x + b, lane);
+    Pair::contribute(a, expert, b, x, x.unit(), b, blocks + b, part);
   }
   __syncthreads();
   const int r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
@@ -107,16 +163,10 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
 }
 
 // Many tokens: the pairs of an item, two row tiles a block.
-const int wide_tiles = kqm_wide_warps / 2;
 static_assert(KQM_ITEM_PAIRS == kqm_wide_tokens, "an item is multiplied at once");
 
-template <class Gate, class Up>
-struct Largest {
-  static const int bytes = Gate::bytes > Up::bytes ? Gate::bytes : Up::bytes;
-};
-
-template <class Gate, class Up>
-__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu_wide(kqm_moe_swiglu_args a) {
+template <class Pair>
+__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu_wide(kqm_moe_swiglu_args a, int most_bytes) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
@@ -130,10 +180,7 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu
   const int own_tile = min(tile, int(a.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
   const auto first = [&](int i) { return i < item.count ? item.readable_pair(i) / a.top_k * blocks : kqm_wide_absent; };
   float y[KqmTokenColumns::results];
-  if (is_gate)
-    kqm_wide_sums<Largest<Gate, Up>::bytes, Gate>(kqm_expert_tile<Gate>(a.gate, item.expert, own_tile), blocks, a.x, first, shared, y);
-  else
-    kqm_wide_sums<Largest<Gate, Up>::bytes, Up>(kqm_expert_tile<Up>(a.up, item.expert, own_tile), blocks, a.x, first, shared, y);
+  Pair::wide_sums(a, is_gate, item.expert, own_tile, most_bytes, first, shared, y);
   // The digits are done with: ups take their place.
   __syncthreads();
   if (!is_gate) kqm_shared_store<float4>(shared, place, make_float4(y[0], y[1], y[2], y[3]));
@@ -150,18 +197,17 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu
   }
 }
 
-template <class Gate, class Up>
+template <class Pair>
 kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
   const unsigned blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
   const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
   if (a.tokens > 1)
-    return KQM_LAUNCH((moe_swiglu_wide<Gate, Up>), dim3(kqm_ceil_div(tiles, unsigned(wide_tiles)), items), dim3(kqm_wide_threads),
-                      kqm_wide_bytes(Largest<Gate, Up>::bytes, blocks), stream, a);
+    return KQM_LAUNCH(moe_swiglu_wide<Pair>, dim3(kqm_ceil_div(tiles, unsigned(wide_tiles)), items), dim3(kqm_wide_threads),
+                      kqm_wide_bytes(Pair::most_bytes(a), blocks), stream, a, Pair::most_bytes(a));
   if (blocks <= unsigned(one_token_warps))
-    return KQM_LAUNCH((moe_swiglu_one_token<Gate, Up>), dim3(tiles, items), dim3(32 * blocks), 2 * kqm_part_bytes(one_token_warps, 1),
-                      stream, a);
+    return KQM_LAUNCH(moe_swiglu_one_token<Pair>, dim3(tiles, items), dim3(32 * blocks), 2 * kqm_part_bytes(one_token_warps, 1), stream, a);
   const dim3 block(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(1)));
-  return KQM_LAUNCH((moe_swiglu_long_token<Gate, Up>), dim3(tiles, items), block, 2 * kqm_part_bytes(blocks, 1), stream, a);
+  return KQM_LAUNCH(moe_swiglu_long_token<Pair>, dim3(tiles, items), block, 2 * kqm_part_bytes(blocks, 1), stream, a);
 }
 
 }  // namespace
@@ -179,10 +225,7 @@ kqm_status kqm_moe_swiglu(const kqm_moe_swiglu_args *args, kqm_stream stream) {
   KQM_REQUIRE(!args->logits || args->weights, KQM_NULL_POINTER);
   KQM_REQUIRE(!args->logits || args->tokens == 1, KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->logits, 16), KQM_MISALIGNED);
-  const bool gate_q4 = args->gate.type == KQM_TYPE_Q4_K, up_q4 = args->up.type == KQM_TYPE_Q4_K;
-  if (gate_q4 && up_q4) return launch<KqmTileQ4K, KqmTileQ4K>(*args, stream);
-  if (gate_q4) return launch<KqmTileQ4K, KqmTileQ6K>(*args, stream);
-  if (up_q4) return launch<KqmTileQ6K, KqmTileQ4K>(*args, stream);
-  return launch<KqmTileQ6K, KqmTileQ6K>(*args, stream);
+  if (args->gate.type != args->up.type) return launch<Mixed>(*args, stream);
+  return KqmBlockTypes::launch(args->gate.type, [&](auto type) { return launch<Same<KqmTileOf<decltype(type)>>>(*args, stream); });
 }
 KQM_ABI_END

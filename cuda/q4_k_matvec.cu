@@ -10,6 +10,6 @@
 
 KQM_ABI_BEGIN
 kqm_status kqm_q4_k_matvec(const kqm_q4_k_matvec_args *args, kqm_stream stream) {
-  return kqm_launch_matvec<KqmTileQ4K>(args, KQM_TYPE_Q4_K, stream);
+  return kqm_matvec_of_type<KqmTileQ4K>(args, stream);
 }
 KQM_ABI_END

@@ -11,6 +11,6 @@
 
 KQM_ABI_BEGIN
 kqm_status kqm_q6_k_gemv(const kqm_q6_k_gemv_args *args, kqm_stream stream) {
-  return kqm_launch_matvec<KqmTileQ6K>(args, KQM_TYPE_Q6_K, stream);
+  return kqm_matvec_of_type<KqmTileQ6K>(args, stream);
 }
 KQM_ABI_END

@@ -1,4 +1,4 @@
-// qkv: y[i][t, r] = sum_k W[i][r, k] x[t, k] for up to three matrices of Q4_K or Q6_K, each of its own type, in one launch.
+// qkv: y[i][t, r] = sum_k W[i][r, k] x[t, k] for up to three matrices, each of its own type (common/types.cuh), in one launch.
 //
 // Shapes: W[i] [rows i, K], x [tokens, K / 256] blocks, y[i] [tokens, rows i].
 // Maths: as q4_k_matvec and q6_k_gemv. For a single token the kernel can take in the RMSNorm before it: every block norms and
@@ -65,8 +65,7 @@ __device__ __forceinline__ void norm(const kqm_qkv_args &a, int b, double invers
   const float4 *weight = reinterpret_cast<const float4 *>(a.norm.weight) + 64 * b + 2 * lane;
   const float4 w0 = weight[0], w1 = weight[1];
   kqm_touch_arguments(a);
-  kqm_wait_for_dependencies();
-  kqm_release_dependents();
+  kqm_wait_then_release();
   float x[8];
   kqm_fused_norm_eight<BLOCKS>(a.norm, b, w0, w1, inverse_cols, run_sum, x);
   if (blockIdx.x == 0 && a.norm.out) kqm_store_eight(a.norm.out + b * KQM_BLOCK, lane, x);
@@ -83,12 +82,11 @@ __device__ __forceinline__ void multiply(const kqm_qkv_args &a, const Work &work
   const int lane = threadIdx.x & 31, slot = s * BLOCKS + b;
   const bool present = s < work.tiles;
   Tile tile;
-  tile.load(work.template data<Tile>(present ? s : 0, b), lane);
+  tile.load(KqmTileInMemory(work.template data<Tile>(present ? s : 0, b), lane));
   kqm_touch_arguments(a);
   const typename Tile::Unpacked unpacked(tile, lane);
   kqm_make_now(unpacked.checksum());
-  kqm_wait_for_dependencies();
-  kqm_release_dependents();
+  kqm_wait_then_release();
   if (NORM) {
     kqm_meet(1);
     kqm_meet(2);
@@ -126,10 +124,7 @@ __global__ void __launch_bounds__(32 * Warps<NORM>::most, 1) qkv_one_token(kqm_q
     norm<BLOCKS>(a, warp - split.tiles * blocks, inverse_cols, run_sum, fixed);
   } else {
     const int s = (warp >= blocks) + (warp >= 2 * blocks), b = warp - s * blocks;
-    if (work.w.type == KQM_TYPE_Q4_K)
-      multiply<KqmTileQ4K, NORM, BLOCKS>(a, work, s, b, fixed, part);
-    else
-      multiply<KqmTileQ6K, NORM, BLOCKS>(a, work, s, b, fixed, part);
+    KqmBlockTypes::choose(work.w.type, [&](auto type) { multiply<KqmTileOf<decltype(type)>, NORM, BLOCKS>(a, work, s, b, fixed, part); });
   }
   __syncthreads();
   // A warp has two row tiles at most, and there are at least as many threads as rows.
@@ -141,13 +136,12 @@ template <class Tile>
 __device__ __forceinline__ void multiply_two(const kqm_qkv_args &a, const Work &work, KQM_SHARED_ARG(double) part) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = work.blocks();
   Tile tile;
-  tile.load(work.template data<Tile>(0, warp), lane);
+  tile.load(KqmTileInMemory(work.template data<Tile>(0, warp), lane));
   kqm_touch_arguments(a);
-  kqm_wait_for_dependencies();
-  kqm_release_dependents();
+  kqm_wait_then_release();
   const auto row = [&](int i) { return a.x + size_t(i) * blocks; };
   for (int b = warp; b < blocks; b += warps) {
-    if (b != warp) tile.load(work.template data<Tile>(0, b), lane);
+    if (b != warp) tile.load(KqmTileInMemory(work.template data<Tile>(0, b), lane));
     KqmContribute<2>::call(tile, row, b, b, part);
   }
 }
@@ -155,10 +149,7 @@ __device__ __forceinline__ void multiply_two(const kqm_qkv_args &a, const Work &
 __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(2), 1) qkv_two_tokens(kqm_qkv_args a, Split split) {
   KQM_DYNAMIC_SHARED(double, part);
   const Work work(a, split);
-  if (work.w.type == KQM_TYPE_Q4_K)
-    multiply_two<KqmTileQ4K>(a, work, part);
-  else
-    multiply_two<KqmTileQ6K>(a, work, part);
+  KqmBlockTypes::choose(work.w.type, [&](auto type) { multiply_two<KqmTileOf<decltype(type)>>(a, work, part); });
   __syncthreads();
   const int token = threadIdx.x / KQM_TILE_ROWS, tile_row = threadIdx.x % KQM_TILE_ROWS;
   if (token < 2)
@@ -171,8 +162,8 @@ __device__ __forceinline__ void multiply_wide(const kqm_qkv_args &a, const Work 
   const int s = threadIdx.x >> 5, blocks = work.blocks();
   float y[KqmTokenColumns::results];
   // A warp beyond the last tile works on that one, too, and stores nothing.
-  kqm_wide_sums<Tile::bytes, Tile>(
-      work.template data<Tile>(min(s, work.tiles - 1), 0), blocks, a.x,
+  kqm_wide_sums<Tile>(
+      Tile::bytes, work.template data<Tile>(min(s, work.tiles - 1), 0), blocks, a.x,
       [=](int i) { return i < tokens ? uint32_t((first + i) * blocks) : kqm_wide_absent; }, shared, y);
   kqm_wide_store(y, work.tile + s, work.w.rows, tokens, [&](int r, int token, float value) { work.store(r, first + token, value); });
 }
@@ -181,12 +172,8 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) qkv_wide(k
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const Work work(a, split);
   kqm_touch_arguments(a);
-  kqm_wait_for_dependencies();
-  kqm_release_dependents();
-  if (work.w.type == KQM_TYPE_Q4_K)
-    multiply_wide<KqmTileQ4K>(a, work, shared);
-  else
-    multiply_wide<KqmTileQ6K>(a, work, shared);
+  kqm_wait_then_release();
+  KqmBlockTypes::choose(work.w.type, [&](auto type) { multiply_wide<KqmTileOf<decltype(type)>>(a, work, shared); });
 }
 
 }  // namespace
@@ -215,15 +202,15 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
   const unsigned norm_warps = norm ? blocks : 0, most = norm ? Warps<true>::most : Warps<false>::most;
   const unsigned tiles = wide ? unsigned(kqm_wide_warps) : one_token ? std::min(3u, (most - norm_warps) / blocks) : 1;
   unsigned grid[3];
-  bool q6_k = false;
+  int most_bytes = 0;
   for (int i = 0; i < 3; i++) {
     grid[i] = kqm_ceil_div(args->w[i].rows, tiles * KQM_TILE_ROWS);
-    q6_k = q6_k || (args->w[i].rows && args->w[i].type == KQM_TYPE_Q6_K);
+    if (args->w[i].rows) most_bytes = std::max(most_bytes, KqmBlockTypes::tile_bytes(args->w[i].type));
   }
   const Split split{int(tiles), {grid[0], grid[0] + grid[1]}};
   const dim3 all(grid[0] + grid[1] + grid[2], groups);
   if (wide) {
-    const size_t shared = kqm_wide_bytes(q6_k ? KQM_TILE_BYTES_Q6_K : KQM_TILE_BYTES_Q4_K, blocks);
+    const size_t shared = kqm_wide_bytes(most_bytes, blocks);
     return KQM_LAUNCH(qkv_wide, all, dim3(kqm_wide_threads), shared, stream, *args, split);
   }
   if (one_token) {

@@ -13,12 +13,31 @@ pub const KQM_OTHER_ABI: i32 = -6;
 pub const KQM_ABI_VERSION: u32 = 1;
 pub const KQM_TYPE_F32: u32 = 0;
 pub const KQM_TYPE_F16: u32 = 1;
+pub const KQM_TYPE_Q4_0: u32 = 2;
+pub const KQM_TYPE_Q4_1: u32 = 3;
+pub const KQM_TYPE_Q5_0: u32 = 6;
+pub const KQM_TYPE_Q5_1: u32 = 7;
+pub const KQM_TYPE_Q8_0: u32 = 8;
+pub const KQM_TYPE_Q2_K: u32 = 10;
+pub const KQM_TYPE_Q3_K: u32 = 11;
 pub const KQM_TYPE_Q4_K: u32 = 12;
+pub const KQM_TYPE_Q5_K: u32 = 13;
 pub const KQM_TYPE_Q6_K: u32 = 14;
+pub const KQM_TYPE_IQ2_XXS: u32 = 16;
+pub const KQM_TYPE_IQ2_XS: u32 = 17;
+pub const KQM_TYPE_IQ3_XXS: u32 = 18;
+pub const KQM_TYPE_IQ1_S: u32 = 19;
+pub const KQM_TYPE_IQ4_NL: u32 = 20;
+pub const KQM_TYPE_IQ3_S: u32 = 21;
+pub const KQM_TYPE_IQ2_S: u32 = 22;
+pub const KQM_TYPE_IQ4_XS: u32 = 23;
+pub const KQM_TYPE_IQ1_M: u32 = 29;
+pub const KQM_TYPE_BF16: u32 = 30;
+pub const KQM_TYPE_TQ1_0: u32 = 34;
+pub const KQM_TYPE_TQ2_0: u32 = 35;
+pub const KQM_TYPE_MXFP4: u32 = 39;
 pub const KQM_BLOCK: u32 = 256;
 pub const KQM_TILE_ROWS: u32 = 16;
-pub const KQM_TILE_BYTES_Q4_K: u32 = 2304;
-pub const KQM_TILE_BYTES_Q6_K: u32 = 3360;
 pub const KQM_MAX_EXPERTS: u32 = 512;
 pub const KQM_MAX_TOP_K: u32 = 32;
 pub const KQM_ATTENTION_CHUNK: u32 = 64;
@@ -69,9 +88,9 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_matrix {
-    /// \[experts\]\[ceil(rows / 16)\]\[cols / 256\] tiles, 16-byte aligned
+    /// \[experts\]\[ceil(rows / 16)\]\[cols / 256\] tiles, each the bytes of 16 blocks; 16-byte aligned
     pub tiles: *const ::core::ffi::c_void,
-    /// KQM_TYPE_Q4_K or KQM_TYPE_Q6_K
+    /// KQM_TYPE_...: one of common/types.cuh
     pub type_: u32,
     pub rows: u32,
     /// a multiple of 256
@@ -131,7 +150,7 @@ Rows are padded with zero blocks to a multiple of 16.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_repack_args {
-    /// \[rows\]\[cols / 256\] block_q4_K (144 bytes) or block_q6_K (210 bytes), as in the file
+    /// \[rows\]\[cols / 256\] blocks as in the file
     pub blocks: *const ::core::ffi::c_void,
     /// \[ceil(rows / 16)\]\[cols / 256\] tiles, 16-byte aligned
     pub tiles: *mut ::core::ffi::c_void,
@@ -188,11 +207,12 @@ impl Default for kqm_quantize_args {
         }
     }
 }
-/// q4_k_matvec and q6_k_gemv: y\[t, r\] = sum_k W\[r, k\] x\[t, k\] (+ residual\[t, r\]).
+/** matvec: y\[t, r\] = sum_k W\[r, k\] x\[t, k\] (+ residual\[t, r\]), for a matrix of any type. q4_k_matvec and q6_k_gemv are its entries for
+Q4_K and Q6_K, and refuse every other type.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_matvec_args {
-    /// experts == 1, type Q4_K or Q6_K as the name says
+    /// experts == 1
     pub w: kqm_matrix,
     /// \[tokens, w.cols / 256\]
     pub x: *const kqm_fixed_block,
@@ -224,9 +244,11 @@ impl Default for kqm_matvec_args {
         }
     }
 }
-/// q4_k_matvec and q6_k_gemv: y\[t, r\] = sum_k W\[r, k\] x\[t, k\] (+ residual\[t, r\]).
+/** matvec: y\[t, r\] = sum_k W\[r, k\] x\[t, k\] (+ residual\[t, r\]), for a matrix of any type. q4_k_matvec and q6_k_gemv are its entries for
+Q4_K and Q6_K, and refuse every other type.*/
 pub type kqm_q4_k_matvec_args = kqm_matvec_args;
-/// q4_k_matvec and q6_k_gemv: y\[t, r\] = sum_k W\[r, k\] x\[t, k\] (+ residual\[t, r\]).
+/** matvec: y\[t, r\] = sum_k W\[r, k\] x\[t, k\] (+ residual\[t, r\]), for a matrix of any type. q4_k_matvec and q6_k_gemv are its entries for
+Q4_K and Q6_K, and refuse every other type.*/
 pub type kqm_q6_k_gemv_args = kqm_matvec_args;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -294,7 +316,7 @@ impl Default for kqm_qkv_args {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_embedding_args {
-    /// \[vocab, cols\] in GGUF's row layout: F32, F16, Q4_K or Q6_K
+    /// \[vocab, cols\] in GGUF's row layout: F32, F16 or a type of common/types.cuh
     pub table: *const ::core::ffi::c_void,
     /// \[tokens\]; an id \>= vocab gives a row of NaN
     pub tokens: *const u32,
@@ -481,7 +503,7 @@ pub struct kqm_attention_args {
     pub rope: kqm_rope_args,
     /** 1, with rope: the launch right before this one in the stream is kqm_qkv, or a kernel that does not let its
     successor start early. start and caches, which it does not write, are read while it still runs*/
-    pub settled: u32,
+    pub follows_qkv: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -507,7 +529,8 @@ const _: () = {
     ["Offset of field: kqm_attention_args::head_dim"][::core::mem::offset_of!(kqm_attention_args, head_dim) - 92usize];
     ["Offset of field: kqm_attention_args::scale"][::core::mem::offset_of!(kqm_attention_args, scale) - 96usize];
     ["Offset of field: kqm_attention_args::rope"][::core::mem::offset_of!(kqm_attention_args, rope) - 104usize];
-    ["Offset of field: kqm_attention_args::settled"][::core::mem::offset_of!(kqm_attention_args, settled) - 240usize];
+    ["Offset of field: kqm_attention_args::follows_qkv"]
+        [::core::mem::offset_of!(kqm_attention_args, follows_qkv) - 240usize];
 };
 impl Default for kqm_attention_args {
     fn default() -> Self {
@@ -796,6 +819,8 @@ pub struct kqm_kernels {
         ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_repack_args, arg2: kqm_stream) -> kqm_status>,
     pub quantize:
         ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_quantize_args, arg2: kqm_stream) -> kqm_status>,
+    pub matvec:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_matvec_args, arg2: kqm_stream) -> kqm_status>,
     pub q4_k_matvec:
         ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_q4_k_matvec_args, arg2: kqm_stream) -> kqm_status>,
     pub q6_k_gemv:
@@ -828,29 +853,30 @@ pub struct kqm_kernels {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_kernels"][::core::mem::size_of::<kqm_kernels>() - 144usize];
+    ["Size of kqm_kernels"][::core::mem::size_of::<kqm_kernels>() - 152usize];
     ["Alignment of kqm_kernels"][::core::mem::align_of::<kqm_kernels>() - 8usize];
     ["Offset of field: kqm_kernels::repack"][::core::mem::offset_of!(kqm_kernels, repack) - 0usize];
     ["Offset of field: kqm_kernels::quantize"][::core::mem::offset_of!(kqm_kernels, quantize) - 8usize];
-    ["Offset of field: kqm_kernels::q4_k_matvec"][::core::mem::offset_of!(kqm_kernels, q4_k_matvec) - 16usize];
-    ["Offset of field: kqm_kernels::q6_k_gemv"][::core::mem::offset_of!(kqm_kernels, q6_k_gemv) - 24usize];
-    ["Offset of field: kqm_kernels::qkv"][::core::mem::offset_of!(kqm_kernels, qkv) - 32usize];
-    ["Offset of field: kqm_kernels::embedding"][::core::mem::offset_of!(kqm_kernels, embedding) - 40usize];
-    ["Offset of field: kqm_kernels::rms_norm"][::core::mem::offset_of!(kqm_kernels, rms_norm) - 48usize];
-    ["Offset of field: kqm_kernels::rope"][::core::mem::offset_of!(kqm_kernels, rope) - 56usize];
+    ["Offset of field: kqm_kernels::matvec"][::core::mem::offset_of!(kqm_kernels, matvec) - 16usize];
+    ["Offset of field: kqm_kernels::q4_k_matvec"][::core::mem::offset_of!(kqm_kernels, q4_k_matvec) - 24usize];
+    ["Offset of field: kqm_kernels::q6_k_gemv"][::core::mem::offset_of!(kqm_kernels, q6_k_gemv) - 32usize];
+    ["Offset of field: kqm_kernels::qkv"][::core::mem::offset_of!(kqm_kernels, qkv) - 40usize];
+    ["Offset of field: kqm_kernels::embedding"][::core::mem::offset_of!(kqm_kernels, embedding) - 48usize];
+    ["Offset of field: kqm_kernels::rms_norm"][::core::mem::offset_of!(kqm_kernels, rms_norm) - 56usize];
+    ["Offset of field: kqm_kernels::rope"][::core::mem::offset_of!(kqm_kernels, rope) - 64usize];
     ["Offset of field: kqm_kernels::attention_workspace"]
-        [::core::mem::offset_of!(kqm_kernels, attention_workspace) - 64usize];
-    ["Offset of field: kqm_kernels::attention"][::core::mem::offset_of!(kqm_kernels, attention) - 72usize];
-    ["Offset of field: kqm_kernels::moe_router"][::core::mem::offset_of!(kqm_kernels, moe_router) - 80usize];
-    ["Offset of field: kqm_kernels::moe_max_items"][::core::mem::offset_of!(kqm_kernels, moe_max_items) - 88usize];
-    ["Offset of field: kqm_kernels::moe_group"][::core::mem::offset_of!(kqm_kernels, moe_group) - 96usize];
-    ["Offset of field: kqm_kernels::moe_swiglu"][::core::mem::offset_of!(kqm_kernels, moe_swiglu) - 104usize];
-    ["Offset of field: kqm_kernels::moe_down"][::core::mem::offset_of!(kqm_kernels, moe_down) - 112usize];
-    ["Offset of field: kqm_kernels::residual_add"][::core::mem::offset_of!(kqm_kernels, residual_add) - 120usize];
-    ["Offset of field: kqm_kernels::argmax"][::core::mem::offset_of!(kqm_kernels, argmax) - 128usize];
-    ["Offset of field: kqm_kernels::status_text"][::core::mem::offset_of!(kqm_kernels, status_text) - 136usize];
+        [::core::mem::offset_of!(kqm_kernels, attention_workspace) - 72usize];
+    ["Offset of field: kqm_kernels::attention"][::core::mem::offset_of!(kqm_kernels, attention) - 80usize];
+    ["Offset of field: kqm_kernels::moe_router"][::core::mem::offset_of!(kqm_kernels, moe_router) - 88usize];
+    ["Offset of field: kqm_kernels::moe_max_items"][::core::mem::offset_of!(kqm_kernels, moe_max_items) - 96usize];
+    ["Offset of field: kqm_kernels::moe_group"][::core::mem::offset_of!(kqm_kernels, moe_group) - 104usize];
+    ["Offset of field: kqm_kernels::moe_swiglu"][::core::mem::offset_of!(kqm_kernels, moe_swiglu) - 112usize];
+    ["Offset of field: kqm_kernels::moe_down"][::core::mem::offset_of!(kqm_kernels, moe_down) - 120usize];
+    ["Offset of field: kqm_kernels::residual_add"][::core::mem::offset_of!(kqm_kernels, residual_add) - 128usize];
+    ["Offset of field: kqm_kernels::argmax"][::core::mem::offset_of!(kqm_kernels, argmax) - 136usize];
+    ["Offset of field: kqm_kernels::status_text"][::core::mem::offset_of!(kqm_kernels, status_text) - 144usize];
 };
-pub const KQM_ABI: _bindgen_ty_1 = 16812992;
+pub const KQM_ABI: _bindgen_ty_1 = 16815680;
 pub type _bindgen_ty_1 = ::core::ffi::c_uint;
 unsafe extern "C" {
     /// Most work items that a batch of `tokens` can give.
@@ -886,6 +912,7 @@ unsafe extern "C" {
         stream: kqm_stream,
     ) -> kqm_status;
     pub fn kqm_launch_argmax(caller: kqm_caller, args: *const kqm_argmax_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_matvec(caller: kqm_caller, args: *const kqm_matvec_args, stream: kqm_stream) -> kqm_status;
     /// Bytes of workspace that kqm_attention needs for these shapes (pointers are ignored); 0 for a caller with another header.
     pub fn kqm_launch_attention_workspace(caller: kqm_caller, args: *const kqm_attention_args) -> u64;
     /// The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's

@@ -515,8 +515,8 @@ impl Token {
             eps: self.eps,
         };
         let queries = if fused {
-            // Nothing is under way before it: settled or not is the same.
-            Queries::Fused { rope, settled: with_taps }
+            // Nothing is under way before it: behind qkv or not is the same.
+            Queries::Fused { rope, follows_qkv: with_taps }
         } else {
             ok(rope.launch(device));
             Queries::Rotated {
@@ -719,7 +719,7 @@ fn refuses_bad_rotations<D: Device>(device: &D, _: Size) {
         };
         change(&mut rope);
         Attention {
-            q: Queries::Fused { rope, settled: true },
+            q: Queries::Fused { rope, follows_qkv: true },
             cache_kind: TensorType::F32,
             out: Some(out.slice_mut()),
             fixed: None,

@@ -45,17 +45,15 @@ fn bytes(random: &mut Random, kind: TensorType, vocab: usize, cols: usize) -> Ve
         TensorType::F16 => {
             Activations::rows(random, 0, vocab, cols).iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()
         }
-        TensorType::Q4K | TensorType::Q6K => Weights::random(random, kind, 1, vocab, cols).bytes,
+        _ => Weights::random(random, kind, 1, vocab, cols).bytes,
     }
 }
-
-const KINDS: [TensorType; 4] = [TensorType::F32, TensorType::F16, TensorType::Q4K, TensorType::Q6K];
 
 fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(11);
     let shapes = size.shapes(&[(1, 256), (50, 768), (9, 2048), (3, 4352)], &[(3000, 2048)]);
     for (vocab, cols) in shapes {
-        for kind in KINDS {
+        for &kind in TensorType::ALL {
             let bytes = bytes(&mut random, kind, vocab, cols);
             for tokens in [1, 17] {
                 let mut ids: Vec<u32> = (0..tokens).map(|_| random.below(vocab) as u32).collect();
@@ -82,7 +80,8 @@ fn dequantizes_every_bit_pattern<D: Device>(device: &D, _: Size) {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     let table = Table { bytes: &all, kind: TensorType::F16, cols: 256 };
     check(device, "every f16", table, &(0..256).collect::<Vec<u32>>());
-    for (kind, place) in [(TensorType::Q4K, 0), (TensorType::Q4K, 2), (TensorType::Q6K, 208)] {
+    let places = |&kind: &TensorType| kind.factors().iter().map(move |&place| (kind, place));
+    for (kind, place) in TensorType::MATRICES.iter().flat_map(places) {
         let mut table = Weights::random(&mut random, kind, 1, 256, 256).bytes;
         for (i, block) in table.chunks_exact_mut(kind.block_bytes()).enumerate() {
             let scale = (i as u16) << 8 | random.below(256) as u16;
@@ -101,7 +100,7 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
     for (kind, bytes) in [(TensorType::F32, bytes_of(&floats).to_vec()), (TensorType::F16, halves)] {
         assert_stored_nan("every weight", &check(device, "NaN", Table { bytes: &bytes, kind, cols: 256 }, &[0]));
     }
-    for kind in [TensorType::Q4K, TensorType::Q6K] {
+    for &kind in TensorType::MATRICES {
         let mut w = Weights::random(&mut random, kind, 4, 3, 512);
         w.spoil();
         let ids: Vec<u32> = (0..12).collect();

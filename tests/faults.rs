@@ -248,7 +248,7 @@ fn a_swapped_nibble_in_the_q4_k_tile() {
     check(
         q4_k_matvec,
         "q4_k_matvec.cu",
-        "common/tiles.cuh",
+        "common/types/q4_k.cuh",
         find,
         replace,
         Found::Values(&["of 28 values differ", "first [0]"]),
@@ -258,5 +258,5 @@ fn a_swapped_nibble_in_the_q4_k_tile() {
 #[test]
 fn a_row_pair_swapped_in_the_q6_k_tile() {
     let (find, replace) = ("m % 2 ? low.y : low.x", "m % 2 ? low.w : low.x");
-    check(q6_k_gemv, "q6_k_gemv.cu", "common/tiles.cuh", find, replace, Found::Values(&["first [0]"]));
+    check(q6_k_gemv, "q6_k_gemv.cu", "common/types/q6_k.cuh", find, replace, Found::Values(&["first [0]"]));
 }

@@ -16,6 +16,7 @@ use std::fs;
 use std::path::Path;
 
 use common::*;
+use kquant_moe::blocks::TensorType;
 use kquant_moe::device::{Buffer, Device, Plain};
 use kquant_moe::sys::*;
 use kquant_moe_emulation::{self as emulation, Failure};
@@ -50,8 +51,8 @@ impl Table {
 
     /// The tiles of `experts` matrices of one row of `cols` weights.
     fn matrix(&self, type_: u32, experts: u32, cols: u32) -> kqm_matrix {
-        let bytes = if type_ == KQM_TYPE_Q4_K { KQM_TILE_BYTES_Q4_K } else { KQM_TILE_BYTES_Q6_K };
-        let tiles = self.zeros::<u8>((experts * (cols / KQM_BLOCK) * bytes) as usize);
+        let kind = TensorType::MATRICES.iter().find(|&&kind| kind as u32 == type_).unwrap();
+        let tiles = self.zeros::<u8>((experts * (cols / KQM_BLOCK)) as usize * 16 * kind.block_bytes());
         kqm_matrix { tiles: tiles.cast(), type_, rows: 1, cols, experts }
     }
 }
@@ -166,11 +167,11 @@ fn shifted<T>(address: *const T) -> *mut T {
 
 /// The conditions of `kqm_check_matrix`, for a matrix operand that the launcher calls `name`.
 fn matrix<A: Copy>(launcher: &mut Launcher<A>, call: &str, of: impl Fn(&mut A) -> &mut kqm_matrix) {
-    const FILE: &str = "common/check.cuh";
+    const FILE: &str = "common/types.cuh";
     launcher.calls(call);
     launcher.refuses_in(FILE, KQM_NULL_POINTER, "w.tiles != nullptr", |a| of(a).tiles = null());
-    for other in [KQM_TYPE_F32, KQM_TYPE_F16, 13, 15, u32::MAX] {
-        launcher.refuses_in(FILE, KQM_UNSUPPORTED_TYPE, "kqm_is_k_quant(w.type)", |a| of(a).type_ = other);
+    for other in [KQM_TYPE_F32, KQM_TYPE_F16, 9, 15, u32::MAX] {
+        launcher.refuses_in(FILE, KQM_UNSUPPORTED_TYPE, "KqmBlockTypes::has(w.type)", |a| of(a).type_ = other);
     }
     launcher.refuses_in(FILE, KQM_BAD_SHAPE, "w.cols > 0", |a| of(a).cols = 0);
     for cols in [1, 128, 255, 257, 384] {
@@ -292,9 +293,9 @@ fn attention(table: &mut Table, kernels: &kqm_kernels) {
     let head_dim = "args->head_dim <= uint32_t(kqm_max_head_dim)";
     l.refuses(KQM_BAD_SHAPE, head_dim, |a| (a.head_dim, a.workspace_bytes) = (320, u64::MAX));
     l.launches(head_dim, |a| (a.head_dim, a.workspace_bytes, a.q) = (256, u64::MAX, nowhere));
-    let settled = "!args->settled || args->rope.q != nullptr";
-    l.refuses(KQM_BAD_SHAPE, settled, |a| a.settled = 1);
-    l.takes(settled, "!args->settled", |_| {});
+    let follows_qkv = "!args->follows_qkv || args->rope.q != nullptr";
+    l.refuses(KQM_BAD_SHAPE, follows_qkv, |a| a.follows_qkv = 1);
+    l.takes(follows_qkv, "!args->follows_qkv", |_| {});
     let whole = "args->fixed == nullptr || args->heads * args->head_dim % KQM_BLOCK == 0";
     let three_heads = |a: &mut kqm_attention_args| (a.heads, a.kv_heads) = (3, 3);
     l.refuses(KQM_BAD_SHAPE, whole, three_heads);
@@ -314,7 +315,7 @@ fn attention(table: &mut Table, kernels: &kqm_kernels) {
 
     l.starting_with(fused);
     l.takes(queries, "args->rope.q != nullptr", |_| {});
-    l.takes(settled, "args->rope.q != nullptr", |a| a.settled = 1);
+    l.takes(follows_qkv, "args->rope.q != nullptr", |a| a.follows_qkv = 1);
     l.calls("check_fused(*args)");
     l.calls("kqm_check_rope(r)");
     l.refuses_in("common/rope.cuh", KQM_NULL_POINTER, "a.k", |a| a.rope.k = null());
@@ -431,14 +432,14 @@ fn embedding(table: &mut Table, kernels: &kqm_kernels) {
     l.refuses(KQM_NULL_POINTER, "args->table", |a| a.table = null());
     l.refuses(KQM_NULL_POINTER, "args->tokens", |a| a.tokens = null());
     l.refuses(KQM_NULL_POINTER, "args->out", |a| a.out = null());
-    let types = "args->type == KQM_TYPE_F32 || args->type == KQM_TYPE_F16 || kqm_is_k_quant(args->type)";
-    for other in [2, 11, 13, 15, u32::MAX] {
+    let types = "args->type == KQM_TYPE_F32 || args->type == KQM_TYPE_F16 || KqmBlockTypes::has(args->type)";
+    for other in [9, 15, 24, u32::MAX] {
         l.refuses(KQM_UNSUPPORTED_TYPE, types, |a| a.type_ = other);
     }
     l.takes(types, "args->type == KQM_TYPE_F32", |_| {});
     l.takes(types, "args->type == KQM_TYPE_F16", |a| a.type_ = KQM_TYPE_F16);
-    l.takes(types, "kqm_is_k_quant(args->type)", |a| a.type_ = KQM_TYPE_Q4_K);
-    l.takes(types, "kqm_is_k_quant(args->type)", |a| a.type_ = KQM_TYPE_Q6_K);
+    l.takes(types, "KqmBlockTypes::has(args->type)", |a| a.type_ = KQM_TYPE_Q4_K);
+    l.takes(types, "KqmBlockTypes::has(args->type)", |a| a.type_ = KQM_TYPE_Q6_K);
     l.refuses(KQM_BAD_SHAPE, "args->count > 0", |a| a.count = 0);
     l.refuses(KQM_BAD_SHAPE, "args->count <= 65535", |a| a.count = 65536);
     l.launches("args->count <= 65535", |a| (a.count, a.tokens) = (65535, nowhere));
@@ -456,7 +457,7 @@ fn embedding(table: &mut Table, kernels: &kqm_kernels) {
         a.type_ = KQM_TYPE_F16;
         bytes(a, 2);
     });
-    l.takes(types, "kqm_is_k_quant(args->type)", |a| {
+    l.takes(types, "KqmBlockTypes::has(args->type)", |a| {
         a.type_ = KQM_TYPE_Q6_K;
         bytes(a, 1);
     });
@@ -583,7 +584,7 @@ fn moe_down(table: &mut Table, kernels: &kqm_kernels) {
     l.refuses(KQM_NULL_POINTER, "args->expert_out", |a| a.expert_out = null());
     l.refuses(KQM_NULL_POINTER, "args->y", |a| a.y = null());
     matrix(&mut l, "kqm_check_matrix(args->down)", |a| &mut a.down);
-    l.refuses_in("common/check.cuh", KQM_BAD_SHAPE, "w.rows > 0", |a| a.down.rows = 0);
+    l.refuses_in("common/types.cuh", KQM_BAD_SHAPE, "w.rows > 0", |a| a.down.rows = 0);
     pairs(
         &mut l,
         "kqm_check_pairs(args->groups, args->indices, args->tokens, args->down.experts, args->top_k)",
@@ -734,7 +735,7 @@ fn moe_swiglu(table: &mut Table, kernels: &kqm_kernels) {
     l.refuses(KQM_NULL_POINTER, "args->out", |a| a.out = null());
     matrix(&mut l, "kqm_check_matrix(args->gate)", |a| &mut a.gate);
     matrix(&mut l, "kqm_check_matrix(args->up)", |a| &mut a.up);
-    l.refuses_in("common/check.cuh", KQM_BAD_SHAPE, "w.rows > 0", |a| (a.gate.rows, a.up.rows) = (0, 0));
+    l.refuses_in("common/types.cuh", KQM_BAD_SHAPE, "w.rows > 0", |a| (a.gate.rows, a.up.rows) = (0, 0));
     l.refuses(KQM_BAD_SHAPE, "args->gate.rows == args->up.rows", |a| a.up.rows = 2);
     l.refuses(KQM_BAD_SHAPE, "args->gate.cols == args->up.cols", |a| a.up.cols = 512);
     l.refuses(KQM_BAD_SHAPE, "args->gate.experts == args->up.experts", |a| a.up.experts = 2);
@@ -764,7 +765,7 @@ fn moe_swiglu(table: &mut Table, kernels: &kqm_kernels) {
 }
 
 /// `q4_k_matvec` and `q6_k_gemv`.
-fn matvec(
+fn matvec_entry(
     table: &mut Table,
     function: Option<unsafe extern "C" fn(*const kqm_matvec_args, kqm_stream) -> kqm_status>,
     [own, other]: [u32; 2],
@@ -782,10 +783,10 @@ fn matvec(
     let mut l = Launcher::new(table, "common/matvec.cuh", function, base);
     l.refuses_null();
     matrix(&mut l, "kqm_check_matrix(args->w)", |a| &mut a.w);
-    l.refuses_in("common/check.cuh", KQM_BAD_SHAPE, "w.rows > 0", |a| a.w.rows = 0);
-    l.launches_in("common/check.cuh", "w.rows <= kqm_max_rows", |a| (a.w.rows, a.x) = (0x7fff_fff0, nowhere));
-    l.launches_in("common/check.cuh", "w.cols <= kqm_max_cols", |a| (a.w.cols, a.w.tiles) = (16384, nowhere.cast()));
-    l.refuses(KQM_UNSUPPORTED_TYPE, "args->w.type == type", |a| a.w = foreign);
+    l.refuses_in("common/types.cuh", KQM_BAD_SHAPE, "w.rows > 0", |a| a.w.rows = 0);
+    l.launches_in("common/types.cuh", "w.rows <= kqm_max_rows", |a| (a.w.rows, a.x) = (0x7fff_fff0, nowhere));
+    l.launches_in("common/types.cuh", "w.cols <= kqm_max_cols", |a| (a.w.cols, a.w.tiles) = (16384, nowhere.cast()));
+    l.refuses(KQM_UNSUPPORTED_TYPE, "args->w.type == Tile::type", |a| a.w = foreign);
     l.refuses(KQM_BAD_SHAPE, "args->w.experts == 1", |a| a.w.experts = 0);
     l.refuses(KQM_BAD_SHAPE, "args->w.experts == 1", |a| a.w.experts = 2);
     l.refuses(KQM_BAD_SHAPE, "args->tokens > 0", |a| a.tokens = 0);
@@ -796,12 +797,20 @@ fn matvec(
     l.launches("groups <= 65535", |a| (a.tokens, a.x) = (8 * 65535, nowhere));
 }
 
+/// What `matvec` demands itself, before its entry for a type demands the rest.
+fn matvec(table: &mut Table, kernels: &kqm_kernels) {
+    let (w, x, y) = (table.matrix(KQM_TYPE_Q4_K, 1, 256), table.zeros(1), table.zeros(1));
+    let base = kqm_matvec_args { w, x, y, tokens: 1, product: null(), residual: null() };
+    let mut l = Launcher::new(table, "matvec.cu", kernels.matvec, base);
+    l.refuses_null();
+}
+
 fn q4_k_matvec(table: &mut Table, kernels: &kqm_kernels) {
-    matvec(table, kernels.q4_k_matvec, [KQM_TYPE_Q4_K, KQM_TYPE_Q6_K]);
+    matvec_entry(table, kernels.q4_k_matvec, [KQM_TYPE_Q4_K, KQM_TYPE_Q6_K]);
 }
 
 fn q6_k_gemv(table: &mut Table, kernels: &kqm_kernels) {
-    matvec(table, kernels.q6_k_gemv, [KQM_TYPE_Q6_K, KQM_TYPE_Q4_K]);
+    matvec_entry(table, kernels.q6_k_gemv, [KQM_TYPE_Q6_K, KQM_TYPE_Q4_K]);
 }
 
 fn qkv(table: &mut Table, kernels: &kqm_kernels) {
@@ -867,15 +876,15 @@ fn quantize(table: &mut Table, kernels: &kqm_kernels) {
 }
 
 fn repack(table: &mut Table, kernels: &kqm_kernels) {
-    let (blocks, tiles) = (table.zeros::<u8>(210).cast(), table.zeros::<u8>(KQM_TILE_BYTES_Q6_K as usize).cast());
+    let (blocks, tiles) = (table.zeros::<u8>(210).cast(), table.zeros::<u8>(16 * 210).cast());
     let nowhere = table.nowhere();
     let base = kqm_repack_args { blocks, tiles, type_: KQM_TYPE_Q6_K, rows: 1, cols: 256 };
     let mut l = Launcher::new(table, "repack.cu", kernels.repack, base);
     l.refuses_null();
     l.refuses(KQM_NULL_POINTER, "args->blocks", |a| a.blocks = null());
     l.refuses(KQM_NULL_POINTER, "args->tiles", |a| a.tiles = null());
-    for other in [KQM_TYPE_F32, KQM_TYPE_F16, 13, 15, u32::MAX] {
-        l.refuses(KQM_UNSUPPORTED_TYPE, "kqm_is_k_quant(args->type)", |a| a.type_ = other);
+    for other in [KQM_TYPE_F32, KQM_TYPE_F16, 9, 15, u32::MAX] {
+        l.refuses(KQM_UNSUPPORTED_TYPE, "KqmBlockTypes::has(args->type)", |a| a.type_ = other);
     }
     l.refuses(KQM_BAD_SHAPE, "args->rows > 0", |a| a.rows = 0);
     l.refuses(KQM_BAD_SHAPE, "args->cols > 0", |a| a.cols = 0);
@@ -1038,6 +1047,7 @@ fn every_condition_is_demanded() {
         argmax,
         attention,
         embedding,
+        matvec,
         moe_down,
         moe_group,
         moe_router,

@@ -22,7 +22,14 @@ on_devices!(
     refuses_bad_choices,
 );
 
-const MIXES: [[TensorType; 2]; 4] = [[Q4K, Q4K], [Q4K, Q6K], [Q6K, Q4K], [Q6K, Q6K]];
+/// Types of gate and up: both of every type, and, for the kernels that take any two, every type beside another one, as either. On a GPU
+/// all pairs.
+fn mixes(size: Size) -> Vec<[TensorType; 2]> {
+    let kinds = TensorType::MATRICES;
+    let beside = if size == Size::Small { 2.min(kinds.len()) } else { kinds.len() };
+    let of = |beside| (0..kinds.len()).map(move |i| [kinds[i], kinds[(i + beside) % kinds.len()]]);
+    (0..beside).flat_map(of).collect()
+}
 
 /// gate_out, up_out (empty without taps) and out.
 fn run<D: Device>(
@@ -112,7 +119,7 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     );
     let tokens = size.shapes(&[1, 2, 3, 8, 9, 17], &[70]);
     for (shape, (ff, cols, experts, top_k)) in shapes.into_iter().enumerate() {
-        for (mix, kinds) in MIXES.into_iter().enumerate() {
+        for (mix, kinds) in mixes(size).into_iter().enumerate() {
             let w = kinds.map(|kind| Weights::random(&mut random, kind, experts, ff, cols));
             let matrices = w.each_ref().map(|w| w.upload(device));
             // On the emulation every mix has a third of the numbers of tokens for each shape.
@@ -358,7 +365,7 @@ fn chooses_the_experts<D: Device>(device: &D, size: Size) {
         &[(768, 2048, 128, 8), (256, 2048, 512, 10)],
     );
     for (ff, cols, experts, top_k) in shapes {
-        for kinds in MIXES {
+        for kinds in mixes(size) {
             let w = kinds.map(|kind| Weights::random(&mut random, kind, experts, ff, cols));
             let matrices = w.each_ref().map(|w| w.upload(device));
             for case in 0..8 {

@@ -224,6 +224,7 @@ const SETS: &[(&str, &str, &[Launch])] = &[
     ("Argmax", "argmax", &[argmax]),
     ("Attention", "attention", &[attention_rotated, attention_fused]),
     ("Embedding", "embedding", &[embedding::<0>, embedding::<1>, embedding::<12>, embedding::<14>]),
+    ("Matvec", "q4_k_matvec", &[matvec_of_any_type]),
     ("MoeDown", "moe_down", &[moe_down_fixed, moe_down_rows]),
     ("MoeGroup", "moe_group", &[moe_group]),
     ("MoeRouter", "moe_router", &[moe_router_rows, moe_router_norm]),
@@ -380,7 +381,7 @@ fn attention_rotated(set: &Set) -> Result<()> {
 fn attention_fused(set: &Set) -> Result<()> {
     let (mut memory, start, mut caches) = (RopeMemory::new(set, 1), set.zeros(1), caches(set));
     let rope = memory.operands(set, &start, caches.each_mut(), 1);
-    attention(set, 1, Queries::Fused { rope, settled: false })
+    attention(set, 1, Queries::Fused { rope, follows_qkv: false })
 }
 
 fn embedding<const KIND: u32>(set: &Set) -> Result<()> {
@@ -601,15 +602,18 @@ fn moe_swiglu_here(set: &Set) -> Result<()> {
     moe_swiglu(set, 1, choose, &set.groups(1, EXPERTS, TOP_K))
 }
 
-/// The operands of a product with a matrix of the type `kind`, which is not the one `other`.
-fn matvec(set: &Set, kernel: &str, kind: TensorType, other: TensorType) -> Result<()> {
+/// The operands of a product with a matrix of the type `kind`; with another type `other`, by the wrapper that takes `kind` alone.
+fn matvec(set: &Set, kernel: &str, kind: TensorType, other: Option<TensorType>) -> Result<()> {
     let (tokens, rows, cols) = (2, 17, 512);
     let name = |operand| format!("{kernel}: {operand}");
     let (x, mut y, mut product) = (set.zeros(tokens * cols / 256), set.zeros(tokens * rows), set.zeros(tokens * rows));
     let right = set.matrix(kind, 1, rows, cols);
     let wrong = [
         (set.elsewhere().matrix(kind, 1, rows, cols), foreign(&name("w"))),
-        (set.matrix(other, 1, rows, cols), Refusal::Status(sys::KQM_UNSUPPORTED_TYPE)),
+        match other {
+            Some(other) => (set.matrix(other, 1, rows, cols), Refusal::Status(sys::KQM_UNSUPPORTED_TYPE)),
+            None => (set.matrix(kind, 3, rows, cols), BAD_SHAPE),
+        },
         (set.matrix(kind, 2, rows, cols), BAD_SHAPE),
         (set.matrix(kind, 1, rows + 1, cols), invalid(kernel, "y has ")),
         (set.matrix(kind, 1, rows, cols + 256), invalid(kernel, "x has ")),
@@ -622,18 +626,23 @@ fn matvec(set: &Set, kernel: &str, kind: TensorType, other: TensorType) -> Resul
         product: Some(set.write("Q4KMatvec.product", &name("product"), &mut product)),
         tokens: set.count("Q4KMatvec.tokens", &name("tokens"), tokens),
     };
-    match kind {
-        Q4K => operands.launch(&set.device),
+    match (kind, other) {
+        (_, None) => Matvec(operands).launch(&set.device),
+        (Q4K, _) => operands.launch(&set.device),
         _ => Q6KGemv(operands).launch(&set.device),
     }
 }
 
 fn q4_k_matvec(set: &Set) -> Result<()> {
-    matvec(set, "q4_k_matvec", Q4K, Q6K)
+    matvec(set, "q4_k_matvec", Q4K, Some(Q6K))
+}
+
+fn matvec_of_any_type(set: &Set) -> Result<()> {
+    matvec(set, "q4_k_matvec", Q4K, None)
 }
 
 fn q6_k_gemv(set: &Set) -> Result<()> {
-    matvec(set, "q6_k_gemv", Q6K, Q4K)
+    matvec(set, "q6_k_gemv", Q6K, Some(Q4K))
 }
 
 /// The operands of `qkv` but for the activations.

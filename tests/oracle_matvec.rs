@@ -1,6 +1,6 @@
 //! Products with K-quant matrices against exact sums of the dequantized weights and the activations.
 
-use kquant_moe::blocks::{self, BLOCK, BlockQ4K, BlockQ6K};
+use kquant_moe::blocks::{BLOCK, SuperBlock, TensorType};
 use kquant_moe::oracle::quantize::quantize;
 use kquant_moe::oracle::{FixedBlock, Matrix, product};
 
@@ -22,22 +22,27 @@ fn factor(x: half::f16) -> i128 {
 }
 
 /// Weights as multiples of 2^-24.
-fn weights_q4_k(blocks: &[BlockQ4K]) -> Vec<i128> {
-    let weight = |w: &BlockQ4K, j: usize, k: usize| {
-        let (scale, min) = (i128::from(w.scale(j)), i128::from(w.min(j)));
-        factor(w.d()) * scale * i128::from(w.quant(j, k)) - factor(w.dmin()) * min
+fn weights<T: SuperBlock>(blocks: &[T]) -> Vec<i128> {
+    let weight = |w: &T, j: usize, k: usize| {
+        let min = if T::MINS { factor(w.dmin()) * i128::from(w.min(j)) } else { 0 };
+        factor(w.d()) * i128::from(w.scale(j)) * i128::from(w.quant(j, k)) - min
     };
-    blocks.iter().flat_map(|w| (0..BLOCK).map(move |i| weight(w, i / 32, i % 32))).collect()
+    blocks.iter().flat_map(|w| (0..BLOCK).map(move |i| weight(w, i / T::SUB_BLOCK, i % T::SUB_BLOCK))).collect()
 }
 
-fn weights_q6_k(blocks: &[BlockQ6K]) -> Vec<i128> {
-    let weight = |w: &BlockQ6K, j: usize, k: usize| factor(w.d()) * i128::from(w.scale(j)) * i128::from(w.quant(j, k));
-    blocks.iter().flat_map(|w| (0..BLOCK).map(move |i| weight(w, i / 16, i % 16))).collect()
-}
-
-/// A matrix in blocks, and its weights as multiples of 2^-24.
-fn matrices<'a>(q4: &'a [BlockQ4K], q6: &'a [BlockQ6K]) -> [(Matrix<'a>, Vec<i128>); 2] {
-    [(Matrix::Q4K(q4), weights_q4_k(q4)), (Matrix::Q6K(q6), weights_q6_k(q6))]
+/// A random matrix of every type, and its weights as multiples of 2^-24.
+fn matrices(random: &mut Random, rows: usize, cols: usize) -> Vec<(TensorType, Vec<u8>, Vec<i128>)> {
+    let matrix = |&kind: &TensorType| {
+        let bytes = random.blocks(kind, rows * cols / BLOCK);
+        let weights = match Matrix::new(kind, &bytes).unwrap() {
+            Matrix::Q4K(blocks) => weights(blocks),
+            Matrix::Q5K(blocks) => weights(blocks),
+            Matrix::Q6K(blocks) => weights(blocks),
+            other => unreachable!("a type that this test does not know: {}", other.kind()),
+        };
+        (kind, bytes, weights)
+    };
+    TensorType::MATRICES.iter().map(matrix).collect()
 }
 
 /// The exact sums, rounded once to f64 (which is finer than what they are compared with).
@@ -69,8 +74,8 @@ fn rms(values: &[f64]) -> f64 {
 fn gaussian_activations_give_the_exact_sum_to_one_ulp() {
     let mut random = Random::new(1);
     let (rows, cols) = (512, 2048);
-    let (q4, q6) = (random.q4_k(rows * cols / BLOCK), random.q6_k(rows * cols / BLOCK));
-    for (w, weights) in matrices(blocks::q4_k(&q4).unwrap(), blocks::q6_k(&q6).unwrap()) {
+    for (kind, bytes, weights) in matrices(&mut random, rows, cols) {
+        let w = Matrix::new(kind, &bytes).unwrap();
         let (mut equal, mut smallest, mut worst, mut count) = (0, f64::INFINITY, 0.0_f64, 0);
         for _ in 0..32 {
             let x = random.normals(cols);
@@ -98,8 +103,8 @@ fn heavy_tailed_activations_stay_within_1e_7() {
     let mut random = Random::new(2);
     for cols in [256, 768, 2048, 4096] {
         let rows = 256;
-        let (q4, q6) = (random.q4_k(rows * cols / BLOCK), random.q6_k(rows * cols / BLOCK));
-        for (w, weights) in matrices(blocks::q4_k(&q4).unwrap(), blocks::q6_k(&q6).unwrap()) {
+        for (kind, bytes, weights) in matrices(&mut random, rows, cols) {
+            let w = Matrix::new(kind, &bytes).unwrap();
             // Student's t with 2 degrees of freedom, and a few values a thousand times as large; what is not a multiple
             // of 2^-60 is left out.
             let x: Vec<f32> = (0..cols)
@@ -120,8 +125,8 @@ fn heavy_tailed_activations_stay_within_1e_7() {
 fn an_activation_that_is_not_finite_makes_what_it_feeds_nan() {
     let mut random = Random::new(3);
     let (rows, cols) = (5, 768);
-    let (q4, q6) = (random.q4_k(rows * cols / BLOCK), random.q6_k(rows * cols / BLOCK));
-    for (w, _) in matrices(blocks::q4_k(&q4).unwrap(), blocks::q6_k(&q6).unwrap()) {
+    for (kind, bytes, _) in matrices(&mut random, rows, cols) {
+        let w = Matrix::new(kind, &bytes).unwrap();
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for at in [0, 300, 767] {
                 // The first token is bad, the second is not.
@@ -143,8 +148,8 @@ fn an_activation_that_is_not_finite_makes_what_it_feeds_nan() {
 fn sparse_activations_are_exact() {
     let mut random = Random::new(4);
     let (rows, cols) = (64, 512);
-    let (q4, q6) = (random.q4_k(rows * cols / BLOCK), random.q6_k(rows * cols / BLOCK));
-    for (w, weights) in matrices(blocks::q4_k(&q4).unwrap(), blocks::q6_k(&q6).unwrap()) {
+    for (kind, bytes, weights) in matrices(&mut random, rows, cols) {
+        let w = Matrix::new(kind, &bytes).unwrap();
         assert_eq!(common::bits(&run(w, rows, &vec![0.0; cols])), vec![0; rows]);
         for (at, value) in [(0, 1.0), (255, -3.25), (256, 2_f32.powi(-30)), (511, 1.999_999_9)] {
             let mut x = vec![0.0; cols];

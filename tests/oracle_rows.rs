@@ -1,6 +1,6 @@
 //! RMSNorm, RoPE, embedding, argmax and tree sums against plain f64.
 
-use kquant_moe::blocks::TensorType;
+use kquant_moe::blocks::{SuperBlock, TensorType};
 use kquant_moe::model::rope_table::rope_table;
 use kquant_moe::oracle::argmax::argmax;
 use kquant_moe::oracle::embedding::{Table, embedding};
@@ -118,8 +118,9 @@ fn embeddings_are_the_dequantized_rows() {
                     }
                     TensorType::Q6K => {
                         let w = kquant_moe::blocks::q6_k(&q6).unwrap()[block];
-                        w.d().to_f64() * f64::from(i16::from(w.scale(j6)) * i16::from(w.quant(j6, col % 16)))
+                        w.d().to_f64() * f64::from(w.scale(j6) * w.quant(j6, col % 16))
                     }
+                    other => unreachable!("{other}"),
                 };
                 assert_eq!(found.to_bits(), (expected as f32).to_bits(), "{kind:?}");
             }

@@ -87,8 +87,7 @@ fn noticed(work: fn(&EmulatedDevice) -> Result<()>, kernel: &str, (find, replace
 fn qkv_that_releases_before_it_waits() {
     let from = "  const typename Tile::Unpacked unpacked(tile, lane);
   kqm_make_now(unpacked.checksum());
-  kqm_wait_for_dependencies();
-  kqm_release_dependents();";
+  kqm_wait_then_release();";
     let to = "  const typename Tile::Unpacked unpacked(tile, lane);
   kqm_make_now(unpacked.checksum());
   kqm_release_dependents();
@@ -100,16 +99,16 @@ fn qkv_that_releases_before_it_waits() {
 /// attention_join reads the position while attention_chunks may still run, which therefore waits before it releases.
 #[test]
 fn attention_that_releases_before_it_waits() {
-    let from = "  kqm_touch_arguments(a);\n  // What is settled";
-    let to = "  kqm_release_dependents();\n  kqm_touch_arguments(a);\n  // What is settled";
+    let from = "  kqm_touch_arguments(a);\n  // Behind qkv";
+    let to = "  kqm_release_dependents();\n  kqm_touch_arguments(a);\n  // Behind qkv";
     let words = &["kernel attention_join", "before its wait", "what kernel argmax_kernel wrote"];
     noticed(attention_behind_argmax, "attention.cu", (from, to), words);
 }
 
-/// Attention that does not know that the position is settled waits before it reads it.
+/// Attention that does not follow qkv waits before it reads the position.
 #[test]
 fn attention_that_does_not_wait_for_the_position() {
-    let fault = ("if (!a.settled) kqm_wait_for_dependencies();", "");
+    let fault = ("if (!a.follows_qkv) kqm_wait_for_dependencies();", "");
     let words = &["kernel attention_chunks", "before its wait", "what kernel argmax_kernel wrote"];
     noticed(attention_behind_argmax, "attention.cu", fault, words);
 }
@@ -118,7 +117,7 @@ fn attention_that_does_not_wait_for_the_position() {
 #[test]
 fn attention_that_reads_queries_before_it_waits() {
     let load = "  if (a.rope.q) kqm_load_head(a.rope, row, row_lane, x);\n";
-    let wait = "  if (a.settled) kqm_wait_for_dependencies();\n  kqm_release_dependents();\n";
+    let wait = "  kqm_wait_then_release();\n";
     let words = &["kernel attention_chunks", "before its wait", "what kernel qkv_one_token"];
     noticed(decode, "attention.cu", (&format!("{wait}{load}"), &format!("{load}{wait}")), words);
 }

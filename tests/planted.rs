@@ -44,7 +44,7 @@ const MATRICES: [(&str, Stage); 7] = [
 
 /// Where a block has its factors, of two bytes each. The first one is that of the scales.
 fn factors(kind: TensorType) -> &'static [usize] {
-    if kind == Q4K { &[0, 2] } else { &[208] }
+    kind.factors()
 }
 
 /// A small model whose matrices are all of one type. Read as the other type their bytes are finite weights, too, so

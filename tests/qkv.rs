@@ -65,8 +65,7 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     );
     let tokens = size.shapes(&[1, 2, 3, 8, 9, 17], &[70]);
     for (rows, cols) in shapes {
-        for mix in 0..8 {
-            let kinds = [0, 1, 2].map(|i| if mix >> i & 1 == 0 { Q4K } else { Q6K });
+        for (mix, kinds) in mixes().into_iter().enumerate() {
             let w = [0, 1, 2].map(|i| Weights::random(&mut random, kinds[i], 1, rows[i], cols));
             let matrices = w.each_ref().map(|w| w.upload(device));
             // On the emulation every mix has some of the numbers of tokens.
@@ -197,8 +196,7 @@ fn takes_in_the_norm<D: Device>(device: &D, size: Size) {
         &[([4096, 512, 512], 2048)],
     );
     for (rows, cols) in shapes {
-        for mix in 0..8 {
-            let kinds = [0, 1, 2].map(|i| if mix >> i & 1 == 0 { Q4K } else { Q6K });
+        for (mix, kinds) in mixes().into_iter().enumerate() {
             let w = [0, 1, 2].map(|i| Weights::random(&mut random, kinds[i], 1, rows[i], cols));
             let matrices = w.each_ref().map(|w| w.upload(device));
             for (case, kind) in Activations::ALL.into_iter().enumerate() {
@@ -235,8 +233,7 @@ fn takes_in_the_norm<D: Device>(device: &D, size: Size) {
 fn leaves_out_empty_matrices<D: Device>(device: &D, _: Size) {
     let mut random = Random::new(10);
     let w = Weights::random(&mut random, Q6K, 1, 20, 512);
-    let oracle::Matrix::Q6K(blocks) = w.expert(0) else { unreachable!() };
-    let tiles = input(device, &oracle::repack::q6_k(blocks, 512));
+    let tiles = input(device, &oracle::repack::repack(w.expert(0), 512));
     let (x, digits) = fixed_blocks(&random.gaussians(512));
     let digits = input(device, &digits);
     let mut expected = vec![0.0; 20];

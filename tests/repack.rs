@@ -15,15 +15,12 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(7);
     let shapes = size.shapes(&[(1, 256), (15, 768), (16, 512), (17, 4352), (40, 256)], &[(2048, 2048), (1001, 768)]);
     for (rows, cols) in shapes {
-        for kind in [TensorType::Q4K, TensorType::Q6K] {
+        for &kind in TensorType::MATRICES {
             let w = Weights::random(&mut random, kind, 1, rows, cols);
             let blocks = input(device, &w.bytes);
             let mut tiles = Output::new(device, tile_bytes(kind, rows, cols));
             ok(Repack { blocks: blocks.slice(), tiles: tiles.slice(), kind, rows, cols }.launch(device));
-            let expected = match w.expert(0) {
-                oracle::Matrix::Q4K(blocks) => oracle::repack::q4_k(blocks, cols),
-                oracle::Matrix::Q6K(blocks) => oracle::repack::q6_k(blocks, cols),
-            };
+            let expected = oracle::repack::repack(w.expert(0), cols);
             assert_same(&format!("{kind:?} [{rows}, {cols}]"), &tiles.read(), &expected);
         }
     }

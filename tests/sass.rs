@@ -7,6 +7,8 @@
 #[path = "sass/analysis.rs"]
 mod analysis;
 
+use kquant_moe::blocks::TensorType;
+
 use analysis::{Class, Function, ISSUE_RATE, Instruction, Pipe, Resources};
 use kquant_moe::device::CUDA_BUILD;
 use std::{
@@ -17,7 +19,7 @@ use std::{
 };
 
 /// The kernels that read weights: where time goes.
-const HOT: [&str; 5] = ["q4_k_matvec", "q6_k_gemv", "qkv", "moe_swiglu", "moe_down"];
+const HOT: [&str; 6] = ["matvec", "q4_k_matvec", "q6_k_gemv", "qkv", "moe_swiglu", "moe_down"];
 
 /// Most fp64 operations (one lane, one instruction) for a weight and a pair of tokens.
 const FP64_PER_WEIGHT: f64 = 1.0 / 16.0;
@@ -39,10 +41,9 @@ const CARDS: [Card; 2] = [
     Card { name: "RTX 5090", arch: "sm_120", bytes_per_second: 1792e9, multiprocessors: 170.0, clock: 2.41e9 },
 ];
 
-/// Weights of a tile: 16 rows of a super-block, what a warp multiplies at a time.
+/// Rows of a tile, what a warp multiplies at a time, and weights of one.
+const TILE_ROWS: usize = 16;
 const TILE_WEIGHTS: u32 = 16 * 256;
-const TILE_BYTES_Q4_K: u32 = 16 * 144;
-const TILE_BYTES_Q6_K: u32 = 16 * 210;
 
 /// Digit planes of an activation.
 const PLANES: u32 = 5;
@@ -53,17 +54,20 @@ const PLANES: u32 = 5;
 /// wrong: those for further tokens or planes multiply the same weights again, and those of the mins multiply none. One and two tokens
 /// take a product each where eight take five, one a plane; and of such products half a tile takes
 ///
-/// | | m16n8k32 | m16n8k16 |
+/// | sub-blocks of | m16n8k32 | m16n8k16 |
 /// |---|---|---|
-/// | Q4_K | 4: one a sub-block of 32 | 1: mins times the low or the high digits of the sums; none where that is outside the loop |
-/// | Q6_K | | 8: one a sub-block of 16 |
+/// | 32, with mins | 4: one a sub-block | 1: mins times the low or the high digits of the sums; none where that is outside the loop |
+/// | 16, without | | 8: one a sub-block |
 ///
 /// A kernel of another shape does not divide evenly and fails here; then this is the place to describe it.
 #[derive(Debug, PartialEq)]
 struct Tiles {
-    q4_k_halves: u32,
-    q6_k_halves: u32,
+    /// Halves of types with sub-blocks of 32, and with sub-blocks of 16.
+    halves_of_32: u32,
+    halves_of_16: u32,
     tokens: u32,
+    /// The types whose tiles these may be.
+    kinds: Vec<TensorType>,
 }
 
 impl Tiles {
@@ -71,29 +75,38 @@ impl Tiles {
         let count = |k| code.iter().filter(|i| i.mma_k() == Some(k)).count() as u32;
         let (k32, k16, tokens) = (count(32), count(16), tokens(name));
         let products = if tokens == 8 { PLANES } else { tokens };
-        let q4_k_halves = k32 / (4 * products);
-        let mins = if k16.is_multiple_of(8 * products) { 0 } else { products * q4_k_halves };
-        let q6_k_halves = k16.saturating_sub(mins) / (8 * products);
-        let tiles = Self { q4_k_halves, q6_k_halves, tokens };
+        let halves_of_32 = k32 / (4 * products);
+        let mins = if k16.is_multiple_of(8 * products) { 0 } else { products * halves_of_32 };
+        let halves_of_16 = k16.saturating_sub(mins) / (8 * products);
+        let kinds = kinds(name).into_iter().filter(|kind| match kind.sub_block() {
+            Some(32) => halves_of_32 > 0,
+            Some(16) => halves_of_16 > 0,
+            _ => unreachable!("{kind} is not in the table above"),
+        });
+        let tiles = Self { halves_of_32, halves_of_16, tokens, kinds: kinds.collect() };
         assert!(
-            k32 == 4 * products * q4_k_halves
-                && k16 == mins + 8 * products * q6_k_halves
-                && q4_k_halves + q6_k_halves > 0,
+            k32 == 4 * products * halves_of_32 && k16 == mins + 8 * products * halves_of_16 && !tiles.kinds.is_empty(),
             "{name}: {k32} m16n8k32 and {k16} m16n8k16 are not those of {tiles:?}; describe the kernel in tests/sass.rs"
         );
         tiles
     }
 
     fn count(&self) -> f64 {
-        f64::from(self.q4_k_halves + self.q6_k_halves) / 2.0
+        f64::from(self.halves_of_32 + self.halves_of_16) / 2.0
     }
 
     fn weights(&self) -> f64 {
         f64::from(TILE_WEIGHTS) * self.count()
     }
 
+    /// Where a kernel chooses between types of the same products inside, all of them count as the smallest one, for which memory is
+    /// fastest.
     fn bytes(&self) -> f64 {
-        f64::from(TILE_BYTES_Q4_K * self.q4_k_halves + TILE_BYTES_Q6_K * self.q6_k_halves) / 2.0
+        let least = |sub_block| {
+            let kinds = self.kinds.iter().filter(|kind| kind.sub_block() == Some(sub_block));
+            (TILE_ROWS * kinds.map(|kind| kind.block_bytes()).min().unwrap_or(0)) as f64
+        };
+        (least(32) * f64::from(self.halves_of_32) + least(16) * f64::from(self.halves_of_16)) / 2.0
     }
 
     /// Pairs of tokens; a single token counts as one.
@@ -113,6 +126,13 @@ fn tokens(name: &str) -> u32 {
     }
     let first = name.match_indices("Li").find_map(|(at, _)| name[at + 2..].split_once('E')?.0.parse().ok());
     first.filter(|&n| n <= 2).unwrap_or(1)
+}
+
+/// The types that a kernel's mangled name says it is for; without any, it chooses between all of them.
+fn kinds(name: &str) -> Vec<TensorType> {
+    let named = |kind: &&TensorType| name.contains(&format!("KqmTile{kind:?}"));
+    let found: Vec<TensorType> = TensorType::MATRICES.iter().filter(named).copied().collect();
+    if found.is_empty() { TensorType::MATRICES.to_vec() } else { found }
 }
 
 /// Whether the kernel also norms a single token's row before its products (its template argument says so). Most of its fp64 is the
@@ -315,7 +335,7 @@ fn instructions_keep_up_with_memory() {
         "Operations of one lane per weight, and what bounds each product loop (tests/sass/analysis.rs has the rates):"
     );
     println!("G weights/s: memory delivers, instructions can take; ratio of the two; the busiest unit");
-    print!("{:<12} {:<9} {:<7} {:>6}", "kernel", "card", "types", "tokens");
+    print!("{:<12} {:<9} {:<14} {:>6}", "kernel", "card", "types", "tokens");
     for class in Class::ALL {
         print!(" {:>10}", format!("{class:?}").to_lowercase());
     }
@@ -323,12 +343,8 @@ fn instructions_keep_up_with_memory() {
     let mut slow = Vec::new();
     for l in library.loops() {
         let Some(card) = CARDS.iter().find(|card| card.arch == l.function.arch) else { continue };
-        let types = match (l.tiles.q4_k_halves, l.tiles.q6_k_halves) {
-            (_, 0) => "Q4_K",
-            (0, _) => "Q6_K",
-            _ => "both",
-        };
-        print!("{:<12} {:<9} {types:<7} {:>6}", l.function.unit, card.name, l.tiles.tokens);
+        let types = l.tiles.kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join("|");
+        print!("{:<12} {:<9} {types:<14} {:>6}", l.function.unit, card.name, l.tiles.tokens);
         for class in Class::ALL {
             print!(" {:>10.4}", l.per_weight(class));
         }
@@ -482,6 +498,11 @@ fn tokens_are_read_from_names() {
     assert_eq!(
         tokens("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db620moe_swiglu_one_tokenI10KqmTileQ4KS1_EEv"),
         1
+    );
+    assert_eq!(kinds("_Z22kqm_matvec_wide_kernelI10KqmTileQ6KEv15kqm_matvec_args"), [TensorType::Q6K]);
+    assert_eq!(
+        kinds("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv14qkv_two_tokensEv12kqm_qkv_args"),
+        TensorType::MATRICES
     );
     assert_eq!(tokens("_Z5dummyPK5uint4PK5uint2Pfii"), 1);
 }

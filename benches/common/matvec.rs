@@ -1,9 +1,9 @@
-//! The benchmarks of `q4_k_matvec` and `q6_k_gemv`, which differ only in the type of the weights.
+//! The benchmarks of `matvec`, `q4_k_matvec` and `q6_k_gemv`, which differ only in the type of the weights.
 
 use criterion::Criterion;
 use kquant_moe::blocks::TensorType;
 use kquant_moe::device::Buffer;
-use kquant_moe::kernels::{Q4KMatvec, Q6KGemv};
+use kquant_moe::kernels::{Matvec, Q4KMatvec};
 use kquant_moe::oracle;
 
 use super::common::*;
@@ -28,7 +28,7 @@ pub fn bench(criterion: &mut Criterion, kernel: &str, kind: TensorType, shapes: 
             let make = |_| (w.upload(&device), ok(Buffer::zeroed(&device, tokens * rows)));
             on_gpu(&mut group, &device, &format!("{rows}x{cols}/{tokens}"), w.bytes.len(), make, |(w, y)| {
                 let operands = Q4KMatvec { w, x: x.slice(), y: y.slice_mut(), add: false, product: None, tokens };
-                if kind == TensorType::Q4K { operands.launch(&device) } else { Q6KGemv(operands).launch(&device) }
+                Matvec(operands).launch(&device)
             });
         }
     }

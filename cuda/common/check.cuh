@@ -26,19 +26,7 @@ inline unsigned kqm_even_warps(unsigned units, unsigned most) {
   return kqm_ceil_div(units, each);
 }
 
-inline bool kqm_is_k_quant(uint32_t type) { return type == KQM_TYPE_Q4_K || type == KQM_TYPE_Q6_K; }
-
 // Largest row length: sums of integers stay inside their types for any of them, and launches stay small.
 static const uint32_t kqm_max_cols = 16384;
 // Most rows of a matrix: those of its tiles fit into an int.
 static const uint32_t kqm_max_rows = 0x7ffffff0;
-
-// Of experts every launcher has a number of its own to demand.
-inline kqm_status kqm_check_matrix(const kqm_matrix &w) {
-  KQM_REQUIRE(w.tiles != nullptr, KQM_NULL_POINTER);
-  KQM_REQUIRE(kqm_is_k_quant(w.type), KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(w.rows > 0 && w.rows <= kqm_max_rows && w.cols > 0 && w.cols % KQM_BLOCK == 0 && w.cols <= kqm_max_cols,
-              KQM_BAD_SHAPE);
-  KQM_REQUIRE(kqm_aligned(w.tiles, 16), KQM_MISALIGNED);
-  return KQM_OK;
-}

@@ -127,10 +127,8 @@ __device__ __forceinline__ void kqm_meet(int id) { asm volatile("bar.sync %0;" :
 
 // Programmatic dependent launch: a kernel may start while the one before it in the stream still runs. It may read weights
 // at once; everything that earlier kernels write or read waits for kqm_wait_for_dependencies(). Every kernel of the
-// crate calls it, so that completion is transitive. Without the feature (before sm_90) launches are ordered anyway.
-// A kernel that waits before it releases promises more: its successor's launch comes after everything before the two, which the
-// successor may read at once, too. qkv and attention_chunks do so for the sake of the kernels behind them; where nothing depends
-// on it, the order is the one that is faster in a decode step.
+// crate calls it, so that completion is transitive. Without the feature (before sm_90) launches are ordered anyway. Whether a kernel waits
+// or releases first is its own affair, and the order the one that is faster in a decode step, but for kqm_wait_then_release().
 __device__ __forceinline__ void kqm_wait_for_dependencies() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -140,6 +138,17 @@ __device__ __forceinline__ void kqm_release_dependents() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+// The contract of qkv with attention_chunks, and of attention_chunks with attention_join. A kernel all of whose blocks call this, and none
+// kqm_release_dependents(), promises more than others: its successor starts when everything before the two kernels is complete and visible,
+// whatever the successor itself waits for. So the successor may read, before its own wait, all that this kernel does not write.
+//   attention_chunks behind qkv (`follows_qkv`): the position and the caches, which the kernels of the token before wrote;
+//   attention_join behind attention_chunks: the position.
+// With the two calls in the other order both would be races that no test on one card is sure to show.
+__device__ __forceinline__ void kqm_wait_then_release() {
+  kqm_wait_for_dependencies();
+  kqm_release_dependents();
 }
 
 __device__ __forceinline__ float kqm_half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }

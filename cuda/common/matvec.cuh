@@ -1,4 +1,4 @@
-// The frame around a tile product: which warp multiplies what, and the sum over super-blocks. q4_k_matvec, q6_k_gemv, qkv,
+// The frame around a tile product: which warp multiplies what, and the sum over super-blocks. matvec, q4_k_matvec, q6_k_gemv, qkv,
 // moe_swiglu and moe_down share it.
 //
 // A warp leaves v * unit (exact: unit is a power of two) of its super-block in shared memory; after a barrier the row sums
@@ -7,10 +7,9 @@
 // TOKENS, how many a block multiplies at a time, is 1 or 2; for more see wide.cuh.
 #pragma once
 
-#include "check.cuh"
 #include "fixed.cuh"
-#include "tiles.cuh"
 #include "tree.cuh"
+#include "types.cuh"
 #include "wide.cuh"
 
 // Most warps of a block that takes `tokens` at a time: two need more registers than sixteen warps leave.
@@ -103,7 +102,7 @@ __device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, F
   const uint8_t *data = static_cast<const uint8_t *>(w.tiles);
 
   Tile next;
-  next.load(data + (size_t(blockIdx.x) * blocks + warp) * Tile::bytes, lane);
+  next.load(KqmTileInMemory(data + (size_t(blockIdx.x) * blocks + warp) * Tile::bytes, lane));
   kqm_release_dependents();
   kqm_wait_for_dependencies();
   typename Tile::Cached cached;
@@ -123,7 +122,7 @@ __device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, F
       const int next_tile = same_row ? tile : tile + int(gridDim.x), next_block = same_row ? b + warps : warp;
       const uint8_t *next_data = data + (size_t(next_tile) * blocks + next_block) * Tile::bytes;
       const Tile current = next;
-      if (next_tile < tiles) next.load(next_data, lane);
+      if (next_tile < tiles) next.load(KqmTileInMemory(next_data, lane));
       if (ONE)
         kqm_contribute_one(current, cached, unit, buffer * blocks + b, part);
       else
@@ -140,13 +139,13 @@ __device__ __forceinline__ void kqm_matvec_tiles(const kqm_matrix &w, Row row, F
   }
 }
 
-// A result of q4_k_matvec or q6_k_gemv and its residual to where they belong.
+// A result of a mat-vec and its residual to where they belong.
 __device__ __forceinline__ void kqm_matvec_store(const kqm_matvec_args &a, size_t at, float value, float residual) {
   if (a.product) a.product[at] = value;
   a.y[at] = a.residual ? kqm_canonical(__fadd_rn(residual, value)) : value;
 }
 
-// q4_k_matvec and q6_k_gemv, but for the tile: for as many tokens as TOKENS says, grid (row tiles or fewer).
+// The mat-vecs, but for the tile: for as many tokens as TOKENS says, grid (row tiles or fewer).
 template <class Tile, int TOKENS, bool ONE>
 __global__ void __launch_bounds__(KQM_MATVEC_WARPS(TOKENS) * 32, 1) kqm_matvec_kernel(kqm_matvec_args a) {
   kqm_touch_arguments(a);
@@ -169,8 +168,8 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) kqm_matvec
   kqm_wait_for_dependencies();
   float y[KqmTokenColumns::results];
   // A warp beyond the last tile works on that one, too, and stores nothing.
-  kqm_wide_sums<Tile::bytes, Tile>(
-      static_cast<const uint8_t *>(a.w.tiles) + size_t(min(tile, tiles - 1)) * blocks * Tile::bytes, blocks, a.x,
+  kqm_wide_sums<Tile>(
+      Tile::bytes, static_cast<const uint8_t *>(a.w.tiles) + size_t(min(tile, tiles - 1)) * blocks * Tile::bytes, blocks, a.x,
       [=](int i) { return i < tokens ? uint32_t((first + i) * blocks) : kqm_wide_absent; }, shared, y);
   kqm_wide_store(y, tile, a.w.rows, tokens, [=](int r, int token, float value) {
     const size_t at = size_t(first + token) * a.w.rows + r;
@@ -187,7 +186,7 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) kqm_matvec_tile_k
   const uint32_t r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
   const bool finishes = threadIdx.x < KQM_TILE_ROWS && r < a.w.rows;
   Tile tile;
-  tile.load(static_cast<const uint8_t *>(a.w.tiles) + (size_t(blockIdx.x) * blocks + warp) * Tile::bytes, lane);
+  tile.load(KqmTileInMemory(static_cast<const uint8_t *>(a.w.tiles) + (size_t(blockIdx.x) * blocks + warp) * Tile::bytes, lane));
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_fill_up(part, blocks * KQM_TILE_ROWS, KQM_MATVEC_WARPS(1) * KQM_TILE_ROWS);
@@ -206,10 +205,10 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) kqm_matvec_tile_k
 }
 
 template <class Tile>
-inline kqm_status kqm_launch_matvec(const kqm_matvec_args *args, uint32_t type, kqm_stream stream) {
+inline kqm_status kqm_matvec_of_type(const kqm_matvec_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr, KQM_NULL_POINTER);
   KQM_TRY(kqm_check_matrix(args->w));
-  KQM_REQUIRE(args->w.type == type, KQM_UNSUPPORTED_TYPE);
+  KQM_REQUIRE(args->w.type == Tile::type, KQM_UNSUPPORTED_TYPE);
   KQM_REQUIRE(args->w.experts == 1 && args->tokens > 0, KQM_BAD_SHAPE);
   KQM_REQUIRE(args->x != nullptr && args->y != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(kqm_aligned(args->x, 16), KQM_MISALIGNED);

@@ -1,19 +1,8 @@
 // Quantized weights on tensor cores: one warp multiplies a tile of 16 rows x one super-block (256 weights) by the five
 // digit planes of one, two or eight tokens, exactly, and gives its lanes the f64 contributions of rows and tokens.
 //
-// Tile layout: a permutation of the bytes of 16 rows' blocks such that every lane's fragments are whole 16-byte words and
-// a warp reads 512 contiguous bytes at a time. Lane 4 r + c (r = 0..8, c = 0..4) works on rows r and r + 8.
-//
-//   Q4_K, 2304 bytes:   0  [4 chunks g][32 lanes][16]: 8 bytes of row r, 8 of row r + 8: qs[32 g + 8 c ..]
-//                    2048  [16 rows][16]: d, dmin, scales
-//   Q6_K, 3360 bytes:   0  [4 chunks i][32 lanes][16]: two words of row r, two of row r + 8. Word n = 2 i + w = 4 h + m is
-//                          ql[64 h + 16 m + 4 c ..]
-//                    2048  [2 chunks h][32 lanes][16]: two words of row r, two of row r + 8. Word w is
-//                          qh[32 h + 16 w + 4 c ..]
-//                    3072  [16 rows][16]: scales
-//                    3328  [16 rows]: d
-//
-// A matrix is [row tiles][super-blocks] tiles; a stack of experts is [experts] of those.
+// A type's own part is in types/: its tiles' layout, how a lane gets fragments, scales and factors from one. What tiles of all types have in
+// common is here.
 //
 // The eight columns of a product are used in one of two ways:
 //
@@ -26,6 +15,11 @@
 
 #include "fixed.cuh"
 #include "hw.cuh"
+
+#include <cstddef>
+
+// An f16 of a block as it stands in a file: of any alignment.
+__device__ __forceinline__ float kqm_half_at(const uint8_t *p) { return kqm_half_to_float(uint16_t(p[0] | p[1] << 8)); }
 
 // A sum from its planes' sums.
 __device__ __forceinline__ long long kqm_join_planes(int p0, int p1, int p2, int p3, int p4) {
@@ -127,6 +121,7 @@ struct KqmOneToken {
   __device__ __forceinline__ uint32_t sum_high(int) const {
     return *reinterpret_cast<const uint32_t *>(&block->sum_high[plane][4 * (c & 1)]);
   }
+  __device__ __forceinline__ double unit() const { return block->unit; }
 };
 
 // A block in shared memory: plane p of the digits and sums, for lanes c of each four.
@@ -183,169 +178,232 @@ struct KqmEightTokens : KqmSharedPlanes {
   using KqmSharedPlanes::KqmSharedPlanes;
 };
 
-struct KqmTileQ4K {
-  static const int bytes = KQM_TILE_BYTES_Q4_K;
-  uint4 q[4], head0, head8;
-
-  // One token's activations in registers: loaded while the weights are still on their way.
-  struct Cached {
-    typedef KqmPlaneColumns<1> Columns;
-    uint2 digits[8];
-    uint32_t low, high;
-    template <class Activations>
-    __device__ __forceinline__ void load(const Activations &x) {
-      KQM_UNROLL
-      for (int j = 0; j < 8; j++) digits[j] = x.eight(0, j);
-      low = x.sum_low(0);
-      high = x.sum_high(0);
-    }
-    __device__ __forceinline__ uint2 eight(int, int j) const { return digits[j]; }
-    __device__ __forceinline__ uint32_t sum_low(int) const { return low; }
-    __device__ __forceinline__ uint32_t sum_high(int) const { return high; }
-  };
-
-  __device__ __forceinline__ void load(const uint8_t *tile, int lane) {
-    const uint4 *p = reinterpret_cast<const uint4 *>(tile);
+// One token's activations in registers, loaded while the weights are still on their way: for sub-blocks of 32, with the planes' sums that
+// mins are multiplied with, or for sub-blocks of 16.
+struct KqmCachedEights {
+  typedef KqmPlaneColumns<1> Columns;
+  uint2 digits[8];
+  uint32_t low, high;
+  template <class Activations>
+  __device__ __forceinline__ void load(const Activations &x) {
     KQM_UNROLL
-    for (int g = 0; g < 4; g++) q[g] = kqm_load_streaming(p + 32 * g + lane);
-    head0 = kqm_load_streaming(p + 128 + (lane >> 2));
-    head8 = kqm_load_streaming(p + 136 + (lane >> 2));
+    for (int j = 0; j < 8; j++) digits[j] = x.eight(0, j);
+    low = x.sum_low(0);
+    high = x.sum_high(0);
   }
-  // The same of a tile in shared memory.
-  __device__ __forceinline__ void load(KQM_SHARED_ARG(uint32_t) tile, int lane) {
+  __device__ __forceinline__ uint2 eight(int, int j) const { return digits[j]; }
+  __device__ __forceinline__ uint32_t sum_low(int) const { return low; }
+  __device__ __forceinline__ uint32_t sum_high(int) const { return high; }
+};
+struct KqmCachedFours {
+  typedef KqmPlaneColumns<1> Columns;
+  uint32_t digits[16];
+  template <class Activations>
+  __device__ __forceinline__ void load(const Activations &x) {
     KQM_UNROLL
-    for (int g = 0; g < 4; g++) q[g] = kqm_shared_load<uint4>(tile, 4 * (32 * g + lane));
-    head0 = kqm_shared_load<uint4>(tile, 4 * (128 + (lane >> 2)));
-    head8 = kqm_shared_load<uint4>(tile, 4 * (136 + (lane >> 2)));
+    for (int j = 0; j < 16; j++) digits[j] = x.four(0, j);
+  }
+  __device__ __forceinline__ uint32_t four(int, int j) const { return digits[j]; }
+};
+
+// Tile layout: a permutation of the bytes of 16 rows' blocks such that every lane's fragments are whole 16-byte words and a warp reads 512
+// contiguous bytes at a time. Lane 4 r + c (r = 0..8, c = 0..4) works on rows r and r + 8. A tile has the fields of its blocks one after
+// the other, each of all 16 rows; a matrix is [row tiles][super-blocks] tiles; a stack of experts is [experts] of those.
+//
+// A field of BYTES bytes at byte AT of a block, of which every lane has a part: [BYTES / 32 chunks][32 lanes][rows r and r + 8][8]. A
+// chunk is 32 bytes of the block, in runs of RUN bytes for lanes c = 0..4 in turn: lane c has bytes 8 c .. 8 c + 7 of it (RUN = 8), or
+// 4 c .. 4 c + 3 and 16 + 4 c .. 16 + 4 c + 3 (RUN = 4).
+template <int AT, int BYTES, int RUN>
+struct KqmLaneField {
+  static const int bytes = BYTES;
+  static_assert(BYTES % 32 == 0 && (RUN == 4 || RUN == 8), "a lane has 8 bytes of each 32");
+
+  __device__ __forceinline__ static void source(int byte, int &row, int &of_block) {
+    const int chunk = byte / 512, lane = byte / 16 % 32, within = byte % 8;
+    row = lane / 4 + byte / 8 % 2 * 8;
+    of_block = AT + 32 * chunk + within / RUN * 4 * RUN + RUN * (lane % 4) + within % RUN;
+  }
+};
+// A field that is wanted as a whole: [16 rows][BYTES].
+template <int AT, int BYTES>
+struct KqmRowField {
+  static const int bytes = BYTES;
+  static_assert(BYTES % 2 == 0, "repack moves two bytes at a time");
+
+  __device__ __forceinline__ static void source(int byte, int &row, int &of_block) {
+    row = byte / BYTES;
+    of_block = AT + byte % BYTES;
+  }
+};
+
+// The tile of a block type, from its fields in their order.
+template <class... Fields>
+struct KqmTileLayout {
+ private:
+  static constexpr int before(int field) {
+    int number = 0, sum = 0;
+    ((sum += number++ < field ? KQM_TILE_ROWS * Fields::bytes : 0), ...);
+    return sum;
   }
 
-  // The scales of four sub-blocks, given as bytes.
-  struct Scales {
-    uint32_t even, odd;
-    __device__ __forceinline__ explicit Scales(uint32_t bytes) : even((bytes & 0x003f003fu) << 4), odd(bytes) {}
-    // Of sub-block j % 4: its scale, times 16 where j is even.
-    __device__ __forceinline__ int of(int j) const {
-      return j % 2 ? int(__byte_perm(odd, 0, 0x4440 + j % 4)) : int(__byte_perm(even, 0, j % 4 ? 0x4432 : 0x4410));
-    }
-  };
+ public:
+  static const int block_bytes = (Fields::bytes + ...), bytes = KQM_TILE_ROWS * block_bytes;
 
-  // Half of a tile's sub-blocks.
-  struct Half {
-    // Fragments by sub-block: low nibbles q, high nibbles where they are, as 16 q.
-    uint32_t a[4][4];
-    Scales scale0, scale8;
+  // First byte of field number FIELD.
+  template <int FIELD>
+  static constexpr int first = before(FIELD);
 
-    __device__ __forceinline__ Half(const KqmTileQ4K &tile, int h) : scale0(scales(tile.head0, h)), scale8(scales(tile.head8, h)) {
-      const uint4 qs[2] = {h ? tile.q[2] : tile.q[0], h ? tile.q[3] : tile.q[1]};
+  // Where byte `byte` of a tile comes from: a row of the tile, and a byte of that row's block.
+  __device__ __forceinline__ static void source(int byte, int &row, int &of_block) {
+    (void)((byte < KQM_TILE_ROWS * Fields::bytes ? (Fields::source(byte, row, of_block), true)
+                                                 : (byte -= KQM_TILE_ROWS * Fields::bytes, false)) ||
+           ...);
+  }
+};
+
+// A tile in memory, whose bytes are read once. `first` is the first byte of a field.
+struct KqmTileInMemory {
+  const uint8_t *tile;
+  int lane;
+
+  __device__ __forceinline__ KqmTileInMemory(const uint8_t *data, int of_lane) : tile(data), lane(of_lane) {}
+
+  // The lane's 16 bytes of a chunk.
+  __device__ __forceinline__ uint4 of_lane(int first, int chunk) const { return word(tile + first + 512 * chunk, lane); }
+  // 16 bytes of row r + `more`, which is 0 or 8.
+  __device__ __forceinline__ uint4 of_row(int first, int more) const { return word(tile + first + 16 * more, lane >> 2); }
+  // Two bytes of a row.
+  __device__ __forceinline__ uint16_t half_of_row(int first, int row) const {
+    return reinterpret_cast<const uint16_t *>(tile + first)[row];
+  }
+
+ private:
+  __device__ __forceinline__ static uint4 word(const uint8_t *from, int i) {
+    return kqm_load_streaming(reinterpret_cast<const uint4 *>(from) + i);
+  }
+};
+// The same of a tile in shared memory.
+struct KqmTileInShared {
+  KQM_SHARED_ARG(uint32_t) tile;
+  int lane;
+
+  __device__ __forceinline__ KqmTileInShared(KQM_SHARED_ARG(uint32_t) data, int of_lane) : tile(data), lane(of_lane) {}
+
+  __device__ __forceinline__ uint4 of_lane(int first, int chunk) const { return word(first / 16 + 32 * chunk + lane); }
+  __device__ __forceinline__ uint4 of_row(int first, int more) const { return word(first / 16 + more + (lane >> 2)); }
+  __device__ __forceinline__ uint16_t half_of_row(int first, int row) const {
+    const uint32_t pair = tile[first / 4 + row / 2];
+    return uint16_t(row & 1 ? pair >> 16 : pair);
+  }
+
+ private:
+  __device__ __forceinline__ uint4 word(int i) const { return kqm_shared_load<uint4>(tile, 4 * i); }
+};
+
+// Half of a tile's sub-blocks, ready for products: four of 32 weights without a sign. Scales gives the integer scale of sub-block j, which
+// takes in whatever factor the fragments have.
+template <class Scales>
+struct KqmHalfOf32 {
+  static const int sub_blocks = 4;
+  uint32_t a[4][4];  // fragments by sub-block
+  Scales scale0, scale8;
+
+  __device__ __forceinline__ KqmHalfOf32(const Scales &of_row0, const Scales &of_row8) : scale0(of_row0), scale8(of_row8) {}
+
+  // Depends on every member (kqm_make_now).
+  __device__ __forceinline__ uint32_t checksum() const {
+    uint32_t sum = scale0.checksum() + scale8.checksum();
+    KQM_UNROLL
+    for (int i = 0; i < 16; i++) sum += a[i / 4][i % 4];
+    return sum;
+  }
+
+  // Adds the products with sub-blocks first .. first + 3 of x, by columns.
+  template <class Activations>
+  __device__ __forceinline__ void multiply(const Activations &x, int first, int32_t (&sum)[Activations::Columns::products][4]) const {
+    KQM_UNROLL
+    for (int j = 0; j < 4; j++) {
+      // Keeps loads for later sub-blocks, and their registers, behind it.
+      if (Activations::Columns::both_rows) __syncwarp();
+      const int s0 = scale0.of(j), s8 = scale8.of(j);
       KQM_UNROLL
-      for (int j = 0; j < 4; j++) {
-        const uint4 &w = qs[j / 2];
-        const uint32_t nibble = j % 2 ? 0xf0f0f0f0u : 0x0f0f0f0fu;
-        a[j][0] = w.x & nibble, a[j][1] = w.z & nibble, a[j][2] = w.y & nibble, a[j][3] = w.w & nibble;
+      for (int p = 0; p < Activations::Columns::products; p++) {
+        const uint2 b = x.eight(p, first + j);
+        int32_t t[4] = {};
+        kqm_mma_m16n8k32(t, a[j][0], a[j][1], a[j][2], a[j][3], b.x, b.y);
+        sum[p][0] += s0 * t[0];
+        sum[p][1] += s0 * t[1];
+        sum[p][2] += s8 * t[2];
+        sum[p][3] += s8 * t[3];
       }
     }
+  }
+};
 
-    __device__ __forceinline__ uint32_t checksum() const {
-      uint32_t sum = scale0.even + scale0.odd + scale8.even + scale8.odd;
-      KQM_UNROLL
-      for (int i = 0; i < 16; i++) sum += a[i / 4][i % 4];
-      return sum;
-    }
+// The same of eight sub-blocks of 16 weights with a sign.
+template <class Scales>
+struct KqmHalfOf16 {
+  static const int sub_blocks = 8;
+  uint32_t a[8][2];
+  Scales scale0, scale8;
 
-    // Adds 16 times the products with sub-blocks first .. first + 3 of x, by columns: low nibbles are multiplied by 16 times their scale.
-    // Over a tile |sum| <= 8 * 16 * 63 * 15 * 128 * 32 < 2^29.
-    template <class Activations>
-    __device__ __forceinline__ void multiply(const Activations &x, int first, int32_t (&sum)[Activations::Columns::products][4]) const {
+  __device__ __forceinline__ KqmHalfOf16(const Scales &of_row0, const Scales &of_row8) : scale0(of_row0), scale8(of_row8) {}
+
+  __device__ __forceinline__ uint32_t checksum() const {
+    uint32_t sum = scale0.checksum() + scale8.checksum();
+    KQM_UNROLL
+    for (int i = 0; i < 16; i++) sum += a[i / 2][i % 2];
+    return sum;
+  }
+
+  template <class Activations>
+  __device__ __forceinline__ void multiply(const Activations &x, int first, int32_t (&sum)[Activations::Columns::products][4]) const {
+    KQM_UNROLL
+    for (int j = 0; j < 8; j++) {
+      if (Activations::Columns::both_rows && j % 2 == 0) __syncwarp();
+      const int s0 = scale0.of(j), s8 = scale8.of(j);
       KQM_UNROLL
-      for (int j = 0; j < 4; j++) {
-        // Keeps loads for later sub-blocks, and their registers, behind it.
-        if (Activations::Columns::both_rows) __syncwarp();
-        const int s0 = scale0.of(j), s8 = scale8.of(j);
-        KQM_UNROLL
-        for (int p = 0; p < Activations::Columns::products; p++) {
-          const uint2 b = x.eight(p, first + j);
-          int32_t t[4] = {};
-          kqm_mma_m16n8k32(t, a[j][0], a[j][1], a[j][2], a[j][3], b.x, b.y);
-          sum[p][0] += s0 * t[0];
-          sum[p][1] += s0 * t[1];
-          sum[p][2] += s8 * t[2];
-          sum[p][3] += s8 * t[3];
-        }
+      for (int p = 0; p < Activations::Columns::products; p++) {
+        int32_t t[4] = {};
+        kqm_mma_m16n8k16(t, a[j][0], a[j][1], x.four(p, first + j));
+        sum[p][0] += s0 * t[0];
+        sum[p][1] += s0 * t[1];
+        sum[p][2] += s8 * t[2];
+        sum[p][3] += s8 * t[3];
       }
     }
+  }
+};
 
-   private:
-    // Scales are six bits each, the last four's spread over two words.
-    __device__ __forceinline__ static Scales scales(const uint4 &head, int h) {
-      return Scales(h ? (head.w & 0x0f0f0f0fu) | ((head.y >> 2) & 0x30303030u) : head.y & 0x3f3f3f3fu);
-    }
-  };
-
-  // What is not by halves: mins and factors of rows r and r + 8.
-  struct Rest {
-    uint32_t min0, min8, head0, head8;
-
-    __device__ __forceinline__ Rest(const KqmTileQ4K &tile, int lane) : head0(tile.head0.x), head8(tile.head8.x) {
-      // Mins as a product's operand whose k is the sub-block.
-      const int c = lane & 3;
-      const uint32_t low0 = tile.head0.z & 0x3f3f3f3fu, low8 = tile.head8.z & 0x3f3f3f3fu;
-      const uint32_t high0 = ((tile.head0.w >> 4) & 0x0f0f0f0fu) | ((tile.head0.z >> 2) & 0x30303030u);
-      const uint32_t high8 = ((tile.head8.w >> 4) & 0x0f0f0f0fu) | ((tile.head8.z >> 2) & 0x30303030u);
-      min0 = c == 0 ? low0 : c == 1 ? high0 : 0u;
-      min8 = c == 0 ? low8 : c == 1 ? high8 : 0u;
-    }
-
-    // v of docs/arithmetic.md for the lane's results, from the halves' sums.
-    template <class Activations>
-    __device__ __forceinline__ void finish(const Activations &x, const int32_t (&sum)[Activations::Columns::products][4], int lane,
-                                           double (&v)[Activations::Columns::results]) const {
-      typedef typename Activations::Columns Columns;
-      long long t[Columns::results], m[Columns::results];
-      Columns::join(sum, lane, t);
-      KQM_UNROLL
-      for (int i = 0; i < Columns::results; i++) {
-        const uint32_t head = Columns::of_row(i, head0, head8, lane);
-        v[i] = double(__fmul_rn(kqm_half_to_float(uint16_t(head)), 0.0625f)) * double(t[i]);
-      }
-      // M is a product, too: mins times the planes' sums, low and high digits apart.
-      int32_t min_sum[Columns::products][4];
-      KQM_UNROLL
-      for (int p = 0; p < Columns::products; p++) {
-        int32_t low[4] = {}, high[4] = {};
-        kqm_mma_m16n8k16(low, min0, min8, x.sum_low(p));
-        kqm_mma_m16n8k16(high, min0, min8, x.sum_high(p));
-        // |low + 256 high| <= 8 * 63 * 4096 < 2^21.
-        KQM_UNROLL
-        for (int i = 0; i < 4; i++) min_sum[p][i] = low[i] + 256 * high[i];
-      }
-      Columns::join_small(min_sum, lane, m);
-      KQM_UNROLL
-      for (int i = 0; i < Columns::results; i++) {
-        const uint32_t head = Columns::of_row(i, head0, head8, lane);
-        v[i] = fma(-double(kqm_half_to_float(uint16_t(head >> 16))), double(m[i]), v[i]);
-      }
-    }
-  };
-
+// The family of super-blocks of 256 weights with integer scales: the products of all sub-blocks add up to one integer for each plane, which
+// a type's Factors turn into v of docs/arithmetic.md. Tile is the type's own structure, derived from this one:
+//
+//   uint32_t type            its number
+//   Layout                   a KqmTileLayout of its blocks, for repack
+//   weight(block, k)         weight k of a block as it stands in a file, for embedding
+//   load(source)             from a KqmTileInMemory or KqmTileInShared to registers
+//   Half(tile, h)            a KqmHalfOf32 or KqmHalfOf16 of half h of the registers
+//   Factors(tile, lane)      what is not by halves; finish(x, sum, lane, v) makes v of the halves' sums
+//   Cached                   a token's activations in registers
+//   swiglu_at_once           blocks of moe_swiglu_one_token at once on a multiprocessor, which limits the registers for two tiles a warp
+template <class Tile>
+struct KqmSuperBlocks {
   // All that can be made of a tile before there are activations.
   struct Unpacked {
-    Half half[2];
-    Rest rest;
+    typename Tile::Half half[2];
+    typename Tile::Factors factors;
 
-    __device__ __forceinline__ Unpacked(const KqmTileQ4K &tile, int lane) : half{Half(tile, 0), Half(tile, 1)}, rest(tile, lane) {}
+    __device__ __forceinline__ Unpacked(const Tile &tile, int lane)
+        : half{typename Tile::Half(tile, 0), typename Tile::Half(tile, 1)}, factors(tile, lane) {}
 
-    // Depends on every member (kqm_make_now).
-    __device__ __forceinline__ uint32_t checksum() const {
-      return half[0].checksum() + half[1].checksum() + rest.min0 + rest.min8 + rest.head0 + rest.head8;
-    }
+    __device__ __forceinline__ uint32_t checksum() const { return half[0].checksum() + half[1].checksum() + factors.checksum(); }
 
     template <class Activations>
-    __device__ __forceinline__ void multiply(const Activations &x, int lane,
-                                             double (&v)[Activations::Columns::results]) const {
+    __device__ __forceinline__ void multiply(const Activations &x, int lane, double (&v)[Activations::Columns::results]) const {
       int32_t sum[Activations::Columns::products][4] = {};
       half[0].multiply(x, 0, sum);
-      half[1].multiply(x, 4, sum);
-      rest.finish(x, sum, lane, v);
+      half[1].multiply(x, Tile::Half::sub_blocks, sum);
+      factors.finish(x, sum, lane, v);
     }
   };
 
@@ -353,149 +411,10 @@ struct KqmTileQ4K {
   // are.
   template <class Activations>
   __device__ __forceinline__ void multiply(const Activations &x, int lane, double (&v)[Activations::Columns::results]) const {
+    const Tile &tile = static_cast<const Tile &>(*this);
     int32_t sum[Activations::Columns::products][4] = {};
     KQM_LOOP
-    for (int h = 0; h < 2; h++) Half(*this, h).multiply(x, 4 * h, sum);
-    Rest(*this, lane).finish(x, sum, lane, v);
-  }
-};
-
-struct KqmTileQ6K {
-  static const int bytes = KQM_TILE_BYTES_Q6_K;
-  uint4 ql[4], qh[2], scale0, scale8;
-  uint16_t d_bits;  // of row r in lanes with an even c, of row r + 8 in the others
-
-  struct Cached {
-    typedef KqmPlaneColumns<1> Columns;
-    uint32_t digits[16];
-    template <class Activations>
-    __device__ __forceinline__ void load(const Activations &x) {
-      KQM_UNROLL
-      for (int j = 0; j < 16; j++) digits[j] = x.four(0, j);
-    }
-    __device__ __forceinline__ uint32_t four(int, int j) const { return digits[j]; }
-  };
-
-  __device__ __forceinline__ void load(const uint8_t *tile, int lane) {
-    const uint4 *p = reinterpret_cast<const uint4 *>(tile);
-    KQM_UNROLL
-    for (int i = 0; i < 4; i++) ql[i] = kqm_load_streaming(p + 32 * i + lane);
-    KQM_UNROLL
-    for (int h = 0; h < 2; h++) qh[h] = kqm_load_streaming(p + 128 + 32 * h + lane);
-    scale0 = kqm_load_streaming(p + 192 + (lane >> 2));
-    scale8 = kqm_load_streaming(p + 200 + (lane >> 2));
-    d_bits = reinterpret_cast<const uint16_t *>(tile + 3328)[(lane >> 2) + 8 * (lane & 1)];
-  }
-  __device__ __forceinline__ void load(KQM_SHARED_ARG(uint32_t) tile, int lane) {
-    KQM_UNROLL
-    for (int i = 0; i < 4; i++) ql[i] = kqm_shared_load<uint4>(tile, 4 * (32 * i + lane));
-    KQM_UNROLL
-    for (int h = 0; h < 2; h++) qh[h] = kqm_shared_load<uint4>(tile, 4 * (128 + 32 * h + lane));
-    scale0 = kqm_shared_load<uint4>(tile, 4 * (192 + (lane >> 2)));
-    scale8 = kqm_shared_load<uint4>(tile, 4 * (200 + (lane >> 2)));
-    const uint32_t pair = tile[3328 / 4 + (lane >> 3) + 4 * (lane & 1)];  // of rows 2 n and 2 n + 1
-    d_bits = uint16_t(lane & 4 ? pair >> 16 : pair);
-  }
-
-  // Half of a tile's sub-blocks.
-  struct Half {
-    // Fragments by sub-block: 4 (q - 32). The factor 4 saves a subtraction a byte and is taken from d.
-    uint32_t a[8][2];
-    uint2 scale0, scale8;
-
-    __device__ __forceinline__ Half(const KqmTileQ6K &tile, int h)
-        : scale0(h ? make_uint2(tile.scale0.z, tile.scale0.w) : make_uint2(tile.scale0.x, tile.scale0.y)),
-          scale8(h ? make_uint2(tile.scale8.z, tile.scale8.w) : make_uint2(tile.scale8.x, tile.scale8.y)) {
-      const uint4 lows[2] = {h ? tile.ql[2] : tile.ql[0], h ? tile.ql[3] : tile.ql[1]}, high = h ? tile.qh[1] : tile.qh[0];
-      KQM_UNROLL
-      for (int m = 0; m < 4; m++) {
-        const uint4 &low = lows[m / 2];
-        const uint32_t low0 = m % 2 ? low.y : low.x, low8 = m % 2 ? low.w : low.z;
-        const uint32_t high0 = m % 2 ? high.y : high.x, high8 = m % 2 ? high.w : high.z;
-        KQM_UNROLL
-        for (int nibble = 0; nibble < 2; nibble++) {
-          // As signed bytes: the four low bits of q at bits 2..5, the two high ones at 6..7 with the top one flipped.
-          const int j = 4 * nibble + m, up = 6 - 2 * (2 * nibble + m / 2);
-          a[j][0] = (((nibble ? low0 >> 2 : low0 << 2) & 0x3c3c3c3cu) | ((high0 << up) & 0xc0c0c0c0u)) ^ 0x80808080u;
-          a[j][1] = (((nibble ? low8 >> 2 : low8 << 2) & 0x3c3c3c3cu) | ((high8 << up) & 0xc0c0c0c0u)) ^ 0x80808080u;
-        }
-      }
-    }
-
-    __device__ __forceinline__ uint32_t checksum() const {
-      uint32_t sum = scale0.x + scale0.y + scale8.x + scale8.y;
-      KQM_UNROLL
-      for (int i = 0; i < 16; i++) sum += a[i / 2][i % 2];
-      return sum;
-    }
-
-    // Adds the products with sub-blocks first .. first + 7 of x.
-    template <class Activations>
-    __device__ __forceinline__ void multiply(const Activations &x, int first, int32_t (&sum)[Activations::Columns::products][4]) const {
-      KQM_UNROLL
-      for (int j = 0; j < 8; j++) {
-        if (Activations::Columns::both_rows && j % 2 == 0) __syncwarp();
-        const int s0 = scale(scale0, j), s8 = scale(scale8, j);
-        KQM_UNROLL
-        for (int p = 0; p < Activations::Columns::products; p++) {
-          int32_t t[4] = {};
-          kqm_mma_m16n8k16(t, a[j][0], a[j][1], x.four(p, first + j));
-          // |sum| <= 16 * 128 * 16 * 128 * 128 = 2^29.
-          sum[p][0] += s0 * t[0];
-          sum[p][1] += s0 * t[1];
-          sum[p][2] += s8 * t[2];
-          sum[p][3] += s8 * t[3];
-        }
-      }
-    }
-
-   private:
-    // Signed byte `i` of 8.
-    __device__ __forceinline__ static int scale(const uint2 &words, int i) {
-      return int(int8_t((i / 4 ? words.y : words.x) >> (8 * (i % 4))));
-    }
-  };
-
-  struct Unpacked {
-    Half half[2];
-    uint16_t d_bits;
-
-    __device__ __forceinline__ Unpacked(const KqmTileQ6K &tile, int)
-        : half{Half(tile, 0), Half(tile, 1)}, d_bits(tile.d_bits) {}
-
-    __device__ __forceinline__ uint32_t checksum() const { return half[0].checksum() + half[1].checksum() + uint32_t(d_bits); }
-
-    template <class Activations>
-    __device__ __forceinline__ void multiply(const Activations &x, int lane,
-                                             double (&v)[Activations::Columns::results]) const {
-      int32_t sum[Activations::Columns::products][4] = {};
-      half[0].multiply(x, 0, sum);
-      half[1].multiply(x, 8, sum);
-      KqmTileQ6K::finish<Activations>(sum, d_bits, lane, v);
-    }
-  };
-
-  template <class Activations>
-  __device__ __forceinline__ void multiply(const Activations &x, int lane, double (&v)[Activations::Columns::results]) const {
-    int32_t sum[Activations::Columns::products][4] = {};
-    KQM_LOOP
-    for (int h = 0; h < 2; h++) Half(*this, h).multiply(x, 8 * h, sum);
-    finish<Activations>(sum, d_bits, lane, v);
-  }
-
- private:
-  template <class Activations>
-  __device__ __forceinline__ static void finish(const int32_t (&sum)[Activations::Columns::products][4], uint16_t own_bits, int lane,
-                                                double (&v)[Activations::Columns::results]) {
-    typedef typename Activations::Columns Columns;
-    long long t[Columns::results];
-    Columns::join(sum, lane, t);
-    const uint32_t other_bits = Columns::both_rows ? __shfl_xor_sync(~0u, uint32_t(own_bits), 1) : uint32_t(own_bits);
-    const uint32_t bits0 = lane & 1 ? other_bits : own_bits, bits8 = lane & 1 ? own_bits : other_bits;
-    KQM_UNROLL
-    for (int i = 0; i < Columns::results; i++) {
-      const uint16_t bits = uint16_t(Columns::of_row(i, bits0, bits8, lane));
-      v[i] = double(__fmul_rn(kqm_half_to_float(bits), 0.25f)) * double(t[i]);
-    }
+    for (int h = 0; h < 2; h++) typename Tile::Half(tile, h).multiply(x, Tile::Half::sub_blocks * h, sum);
+    typename Tile::Factors(tile, lane).finish(x, sum, lane, v);
   }
 };

@@ -1,12 +1,11 @@
 // The frame for many tokens: each warp of a block multiplies a row tile of its own with the same eight tokens, over all super-blocks of
 // the row. The tokens' digits, once for all warps, and each warp's weights are on their way to shared memory a super-block ahead. Nothing
-// is left to add up between warps. q4_k_matvec, q6_k_gemv, qkv, moe_swiglu and moe_down share it.
+// is left to add up between warps. The mat-vecs, qkv, moe_swiglu and moe_down share it.
 #pragma once
 
-#include "check.cuh"
 #include "fixed.cuh"
-#include "tiles.cuh"
 #include "tree.cuh"
+#include "types.cuh"
 
 static const int kqm_wide_tokens = 8, kqm_wide_warps = 4, kqm_wide_threads = 32 * kqm_wide_warps;
 // Blocks at once on a multiprocessor, which limits the registers.
@@ -24,14 +23,14 @@ static const uint32_t kqm_wide_absent = ~0u;
 
 // Row sums of a warp's row tile, of which `data` is the first super-block, rounded to f32: y[i] is that of row Columns::row(i, lane) and
 // token Columns::token(i, lane), whatever that is worth for absent tokens. first(i) says which block of x is the first one of token i of
-// eight, or that it is absent; token 0 is present. All warps of the block come, and meet as often. TILE_BYTES: of the largest tile that a
+// eight, or that it is absent; token 0 is present. All warps of the block come, and meet as often. `most_bytes`: of the largest tile that a
 // warp of the block has.
-template <int TILE_BYTES, class Tile, class First>
-__device__ __forceinline__ void kqm_wide_sums(const uint8_t *data, int blocks, const kqm_fixed_block *x, First first,
+template <class Tile, class First>
+__device__ __forceinline__ void kqm_wide_sums(int most_bytes, const uint8_t *data, int blocks, const kqm_fixed_block *x, First first,
                                               KQM_SHARED_ARG(uint32_t) shared, float (&y)[KqmTokenColumns::results]) {
   typedef KqmTokenColumns Columns;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  const int block_parts = kqm_fixed_words / 4, tile_parts = Tile::bytes / 16, weights = kqm_wide_weights + 2 * warp * (TILE_BYTES / 4);
+  const int block_parts = kqm_fixed_words / 4, tile_parts = Tile::bytes / 16, weights = kqm_wide_weights + 2 * warp * (most_bytes / 4);
   if (threadIdx.x < kqm_wide_tokens) shared[kqm_wide_table + threadIdx.x] = first(int(threadIdx.x));
   kqm_meet(3);
   // Sixteen threads copy a token's block, a warp its tile, 16 bytes at a time.
@@ -59,7 +58,7 @@ __device__ __forceinline__ void kqm_wide_sums(const uint8_t *data, int blocks, c
   const int of_lane = present(lane >> 2);
 
   const auto sum_at = [&](int i) {
-    return kqm_wide_weights + 2 * kqm_wide_warps * (TILE_BYTES / 4) + 2 * (kqm_wide_threads * i + int(threadIdx.x));
+    return kqm_wide_weights + 2 * kqm_wide_warps * (most_bytes / 4) + 2 * (kqm_wide_threads * i + int(threadIdx.x));
   };
   if (blocks > 16) {
     KQM_UNROLL
@@ -74,7 +73,7 @@ __device__ __forceinline__ void kqm_wide_sums(const uint8_t *data, int blocks, c
     kqm_meet(3);
     if (b + 1 < blocks) fetch(b + 1);
     Tile tile;
-    tile.load(kqm_shared_offset(shared, weights + (b & 1) * (Tile::bytes / 4)), lane);
+    tile.load(KqmTileInShared(kqm_shared_offset(shared, weights + (b & 1) * (Tile::bytes / 4)), lane));
     const int digits = (b & 1) * kqm_wide_tokens * kqm_fixed_words;
     KQM_SHARED_ARG(uint32_t) own = kqm_shared_offset(shared, digits + of_lane * kqm_fixed_words);
     double v[Columns::results];

@@ -1,7 +1,8 @@
 //! Any bytes are weights: every block decodes to what its fields say, and tiles keep every byte.
 #![no_main]
 
-use kquant_moe::blocks::{self, BLOCK, TensorType};
+use half::f16;
+use kquant_moe::blocks::{BLOCK, TensorType};
 use kquant_moe::oracle::embedding::{Table, dequantize, embedding};
 use kquant_moe::oracle::{FixedBlock, Matrix, product, quantize::quantize, repack};
 use libfuzzer_sys::fuzz_target;
@@ -11,9 +12,9 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((&choice, bytes)) = bytes.split_first() else {
         return;
     };
-    let kinds = [TensorType::F32, TensorType::F16, TensorType::Q4K, TensorType::Q6K];
-    let kind = kinds[usize::from(choice % 4)];
-    let cols = BLOCK * usize::from(1 + choice / 4 % 4);
+    let kinds = TensorType::ALL;
+    let kind = kinds[usize::from(choice) % kinds.len()];
+    let cols = BLOCK * (1 + usize::from(choice) / kinds.len() % 4);
     let row_bytes = cols / kind.block_len() * kind.block_bytes();
     let bytes = &bytes[..bytes.len() / row_bytes * row_bytes];
     let rows = bytes.len() / row_bytes;
@@ -29,26 +30,12 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(bits(found).eq(bits(&weights)));
     assert!(beyond.iter().all(|x| x.is_nan()));
 
-    let (tiles, matrix) = match kind {
-        TensorType::Q4K => {
-            let blocks = blocks::q4_k(bytes).unwrap();
-            for (block, weights) in blocks.iter().zip(weights.as_chunks::<BLOCK>().0) {
-                let finite = block.d().is_finite() && block.dmin().is_finite();
-                assert!(weights.iter().all(|w| w.is_finite() || !finite));
-            }
-            assert_eq!(blocks::bytes(blocks), bytes);
-            (repack::q4_k(blocks, cols), Matrix::Q4K(blocks))
-        }
-        TensorType::Q6K => {
-            let blocks = blocks::q6_k(bytes).unwrap();
-            for (block, weights) in blocks.iter().zip(weights.as_chunks::<BLOCK>().0) {
-                assert!(weights.iter().all(|w| w.is_finite() || !block.d().is_finite()));
-            }
-            assert_eq!(blocks::bytes(blocks), bytes);
-            (repack::q6_k(blocks, cols), Matrix::Q6K(blocks))
-        }
-        _ => return,
-    };
+    let Some(matrix) = Matrix::new(kind, bytes) else { return };
+    for (block, weights) in bytes.chunks_exact(kind.block_bytes()).zip(weights.as_chunks::<BLOCK>().0) {
+        let finite = |&at: &usize| f16::from_le_bytes([block[at], block[at + 1]]).is_finite();
+        assert!(weights.iter().all(|w| w.is_finite()) || !kind.factors().iter().all(finite));
+    }
+    let tiles = repack::repack(matrix, cols);
     // A permutation of the bytes, and zeros for the rows that fill the last tile.
     assert_eq!(tiles.len(), rows.next_multiple_of(16) * row_bytes);
     let mut count = [0_usize; 256];

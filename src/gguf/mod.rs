@@ -265,7 +265,7 @@ impl<'a> Tensor<'a> {
         TensorType::try_from(self.kind).map_err(|kind| Error::UnsupportedType {
             tensor: self.name.into(),
             found: kind.name().into(),
-            supported: "F32, F16, Q4_K, Q6_K",
+            supported: TensorType::ALL_NAMES,
         })
     }
 

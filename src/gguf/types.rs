@@ -103,10 +103,7 @@ impl TryFrom<GgmlType> for TensorType {
     type Error = GgmlType;
 
     fn try_from(kind: GgmlType) -> Result<Self, GgmlType> {
-        [Self::F32, Self::F16, Self::Q4K, Self::Q6K]
-            .into_iter()
-            .find(|&known| known as u32 == kind.number())
-            .ok_or(kind)
+        Self::ALL.iter().copied().find(|&known| known as u32 == kind.number()).ok_or(kind)
     }
 }
 
@@ -116,15 +113,17 @@ mod tests {
 
     #[test]
     fn kernel_types_agree_with_the_table() {
-        for kind in [TensorType::F32, TensorType::F16, TensorType::Q4K, TensorType::Q6K] {
+        for &kind in TensorType::ALL {
             let ggml = GgmlType::from(kind);
             assert_eq!(ggml.number(), kind as u32);
+            assert_eq!(ggml.name(), kind.name());
             assert_eq!(ggml.block_len(), kind.block_len() as u64);
             assert_eq!(ggml.block_bytes(), kind.block_bytes() as u64);
             assert_eq!(TensorType::try_from(ggml), Ok(kind));
         }
         let supported = GgmlType::all().filter(|&kind| TensorType::try_from(kind).is_ok()).count();
-        assert_eq!(supported, 4);
+        assert_eq!(supported, TensorType::ALL.len());
+        assert!(TensorType::ALL.is_sorted_by_key(|&kind| kind as u32));
     }
 
     #[test]

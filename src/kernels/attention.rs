@@ -52,7 +52,7 @@ pub enum Queries<'a> {
         /// The launch right before this one on the queue is [`super::Qkv`], or a kernel that does not let its successor start
         /// early, and writes neither `start` nor the caches: they are read while it still runs. Where that is not true, what is
         /// read may be old.
-        settled: bool,
+        follows_qkv: bool,
     },
 }
 
@@ -88,7 +88,7 @@ impl Attention<'_> {
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
         let q_shape = [self.tokens, self.heads, self.head_dim];
         let cache_shape = [self.capacity, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
-        let ([k_cache, v_cache], start, q, rope, settled) = match self.q {
+        let ([k_cache, v_cache], start, q, rope, follows_qkv) = match self.q {
             Queries::Rotated { q, k_cache, v_cache, start } => {
                 at_least(device, Self::NAME, "q", q.place(), &q_shape)?;
                 at_least(device, Self::NAME, "k_cache", k_cache.place(), &cache_shape)?;
@@ -98,10 +98,10 @@ impl Attention<'_> {
                 (caches, start.as_ptr(), q.as_ptr(), sys::kqm_rope_args::default(), false)
             }
             // The launcher demands that the shapes are the same.
-            Queries::Fused { rope, settled } => {
+            Queries::Fused { rope, follows_qkv } => {
                 let rope = rope.args(device)?;
                 let caches = [rope.k_cache.cast_const(), rope.v_cache.cast_const()];
-                (caches, rope.start, std::ptr::null(), rope, settled)
+                (caches, rope.start, std::ptr::null(), rope, follows_qkv)
             }
         };
         if let Some(out) = &self.out {
@@ -142,7 +142,7 @@ impl Attention<'_> {
                 kv_heads: count(Self::NAME, "kv_heads", self.kv_heads)?,
                 head_dim: count(Self::NAME, "head_dim", self.head_dim)?,
                 scale: self.scale,
-                settled: settled.into(),
+                follows_qkv: follows_qkv.into(),
             }
         )
     }

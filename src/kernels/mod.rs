@@ -14,6 +14,7 @@ use crate::{Error, Result, sys};
 mod argmax;
 mod attention;
 mod embedding;
+mod matvec;
 mod moe_down;
 mod moe_group;
 mod moe_router;
@@ -30,6 +31,7 @@ mod rope;
 pub use argmax::{Argmax, DecodeLoop};
 pub use attention::{Attention, Queries};
 pub use embedding::Embedding;
+pub use matvec::{Matvec, matvec_kernel};
 pub use moe_down::{DownInput, MoeDown};
 pub use moe_group::{Groups, MoeGroup, max_items};
 pub use moe_router::{MoeRouter, RouterChoice, RouterInput};
@@ -62,7 +64,7 @@ impl<D: Device> Matrix<D> {
     /// # Errors
     /// [`Error::Invalid`] for a type without a kernel or columns that are not whole super-blocks.
     pub fn zeroed(device: &D, kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<Self> {
-        if !matches!(kind, TensorType::Q4K | TensorType::Q6K)
+        if !TensorType::MATRICES.contains(&kind)
             || rows == 0
             || cols == 0
             || !cols.is_multiple_of(BLOCK)

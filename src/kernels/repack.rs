@@ -4,16 +4,16 @@ use super::*;
 
 /// Bytes of one matrix in tile layout: rows are padded to a multiple of 16.
 pub fn tile_bytes(kind: TensorType, rows: usize, cols: usize) -> usize {
-    rows.next_multiple_of(sys::KQM_TILE_ROWS as usize) * (cols / BLOCK) * kind.block_bytes()
+    rows.next_multiple_of(sys::KQM_TILE_ROWS as usize) * (cols / kind.block_len()) * kind.block_bytes()
 }
 
 /// Operands of `repack`.
 pub struct Repack<'a> {
-    /// `[rows, cols / 256]` blocks.
+    /// `[rows, cols / 256]` blocks as in a file.
     pub blocks: Slice<'a, u8>,
     /// `[ceil(rows / 16), cols / 256]` tiles.
     pub tiles: SliceMut<'a, u8>,
-    /// Q4_K or Q6_K.
+    /// One of [`TensorType::MATRICES`].
     pub kind: TensorType,
     /// Rows.
     pub rows: usize,
@@ -32,10 +32,11 @@ impl Repack<'_> {
             "repack",
             "blocks",
             self.blocks.place(),
-            &[self.rows, self.cols / BLOCK, self.kind.block_bytes()],
+            &[self.rows, self.cols / self.kind.block_len(), self.kind.block_bytes()],
         )?;
         let tile_rows = sys::KQM_TILE_ROWS as usize;
-        let tiles = [self.rows.div_ceil(tile_rows), tile_rows, self.cols / BLOCK, self.kind.block_bytes()];
+        let blocks = self.cols / self.kind.block_len();
+        let tiles = [self.rows.div_ceil(tile_rows), tile_rows, blocks, self.kind.block_bytes()];
         at_least(device, "repack", "tiles", self.tiles.place(), &tiles)?;
         launch!(
             device,

@@ -183,9 +183,9 @@ pub trait Backend: Sized + Send {
     /// Bytes of a cache besides its keys and values: what the kernels need as workspace.
     fn workspace_bytes(&self, shape: CacheShape) -> Result<u64>;
 
-    /// Loads a Q4_K or Q6_K matrix `[rows, cols]`, or a stack of `experts` of them.
+    /// Loads a quantized matrix `[rows, cols]`, or a stack of `experts` of them.
     fn matrix(&self, tensor: &Tensor) -> Result<Self::Matrix>;
-    /// Loads an embedding table `[vocab, cols]` (F32, F16, Q4_K or Q6_K).
+    /// Loads an embedding table `[vocab, cols]` (of any type).
     fn table(&self, tensor: &Tensor) -> Result<Self::Table>;
     /// A buffer that holds `values`.
     fn floats_from(&self, values: &[f32]) -> Result<Self::Floats>;

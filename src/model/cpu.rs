@@ -96,12 +96,8 @@ pub struct Input {
 /// The matrix of expert `expert` of a quantized tensor: where a tensor's type decides what computes with it.
 fn expert_matrix(tensor: &Tensor, expert: usize) -> Matrix<'_> {
     let blocks = tensor.rows() * (tensor.cols() / BLOCK);
-    let range = expert * blocks..(expert + 1) * blocks;
-    match (tensor.q4_k(), tensor.q6_k()) {
-        (Some(all), _) => Matrix::Q4K(&all[range]),
-        (_, Some(all)) => Matrix::Q6K(&all[range]),
-        _ => Matrix::Q4K(&[]),
-    }
+    let all = tensor.blocks().expect("`Cpu::matrix` refuses tensors without blocks");
+    all.part(expert * blocks..(expert + 1) * blocks)
 }
 
 /// One product: a matrix, the activations of the tokens that use it, and the rows of the output that they fill.
@@ -174,12 +170,12 @@ impl Backend for Cpu {
     }
 
     fn matrix(&self, tensor: &Tensor) -> Result<Tensor> {
-        match tensor.kind() {
-            TensorType::Q4K | TensorType::Q6K => Ok(tensor.clone()),
-            TensorType::F32 | TensorType::F16 => Err(Error::UnsupportedType {
+        match tensor.blocks() {
+            Some(_) => Ok(tensor.clone()),
+            None => Err(Error::UnsupportedType {
                 tensor: tensor.name().into(),
-                found: format!("{:?}", tensor.kind()),
-                supported: "Q4_K, Q6_K",
+                found: tensor.kind().name().into(),
+                supported: TensorType::MATRIX_NAMES,
             }),
         }
     }

@@ -9,7 +9,7 @@ use crate::blocks::{BLOCK, TensorType};
 use crate::device::{Buffer, Device};
 use crate::kernels::{
     self, Activations, Choose, DecodeLoop, DownInput, FixedBlock, FusedNorm, Groups, Matrix, Queries, Repack,
-    RouterChoice, RouterInput,
+    RouterChoice, RouterInput, matvec_kernel,
 };
 use crate::{Error, Result};
 
@@ -120,12 +120,7 @@ impl<D: Device> Gpu<D> {
             product: product.map(Buffer::slice_mut),
             tokens,
         };
-        // The one place that maps a tensor's type to its mat-vec; `qkv` and the expert kernels do the same per operand.
-        match w.kind() {
-            TensorType::Q4K => operands.launch(&self.device),
-            TensorType::Q6K => kernels::Q6KGemv(operands).launch(&self.device),
-            other => Err(Error::Invalid(format!("no kernel multiplies with {other:?}"))),
-        }
+        kernels::Matvec(operands).launch(&self.device)
     }
 }
 
@@ -159,7 +154,7 @@ pub fn weight_reads(config: &Config, tensors: &Tensors, slow_fp64: bool) -> BTre
         }
         add("attention", &layer.q_norm, 1, 1);
         add("attention", &layer.k_norm, 1, 1);
-        add(product_kernel(&layer.attn_output), &layer.attn_output, 1, 1);
+        add(matvec_kernel(layer.attn_output.kind()), &layer.attn_output, 1, 1);
         add(norm_in("moe_router"), &layer.ffn_norm, 1, 1);
         add("moe_router", &layer.router, 1, 1);
         for (kernel, matrices) in [("moe_swiglu", &layer.gate), ("moe_swiglu", &layer.up), ("moe_down", &layer.down)] {
@@ -167,13 +162,8 @@ pub fn weight_reads(config: &Config, tensors: &Tensors, slow_fp64: bool) -> BTre
         }
     }
     add("rms_norm", &tensors.output_norm, 1, 1);
-    add(product_kernel(&tensors.output), &tensors.output, 1, 1);
+    add(matvec_kernel(tensors.output.kind()), &tensors.output, 1, 1);
     reads
-}
-
-/// The kernel that multiplies a plain matrix: the other one of `Gpu::product`'s only two types is Q4_K.
-fn product_kernel(matrix: &Tensor) -> &'static str {
-    if matrix.kind() == TensorType::Q6K { "q6_k_gemv" } else { "q4_k_matvec" }
 }
 
 fn element_kind(element: CacheType) -> TensorType {
@@ -411,8 +401,8 @@ impl<D: Device> Backend for Gpu<D> {
             eps,
         };
         let queries = if tokens == 1 {
-            // The launch before is qkv.
-            Queries::Fused { rope, settled: true }
+            // The launch before is that of `norm_qkv`.
+            Queries::Fused { rope, follows_qkv: true }
         } else {
             rope.launch(&self.device)?;
             Queries::Rotated {

@@ -6,11 +6,10 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use half::f16;
 use rayon::prelude::*;
 
 use super::config::{ARCHITECTURE, Config};
-use crate::blocks::{BLOCK, BlockQ4K, BlockQ6K, TensorType, bytes};
+use crate::blocks::{BLOCK, SuperBlock, TensorType, bytes, with_super_block};
 use crate::gguf::Header;
 use crate::{Error, Result};
 
@@ -134,12 +133,37 @@ struct Declared {
 /// # Errors
 /// [`Error::Model`] for a number of layers that no model has, [`Error::Io`] when writing fails.
 pub fn synth(path: impl AsRef<Path>, options: SynthOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<u64> {
+    synth_with(path, options, &|_, usual| usual, progress)
+}
+
+/// The same with matrices of other types: `kind` gets a matrix's name and its type in the Q4_K_M mix, and gives its type.
+///
+/// # Errors
+/// Those of [`synth`]; [`Error::UnsupportedType`] for a type that matrices do not have.
+pub fn synth_with(
+    path: impl AsRef<Path>,
+    options: SynthOptions,
+    kind: &dyn Fn(&str, TensorType) -> TensorType,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<u64> {
     let mut config = options.preset.config();
     config.layers = options.layers.unwrap_or(config.layers);
     config.check()?;
-    let tensors = tensors(&config);
+    let mut tensors = tensors(&config);
+    let mut changed = false;
+    for tensor in &mut tensors {
+        if let Values::Matrix(usual, _) = &mut tensor.values {
+            let chosen = kind(&tensor.name, *usual);
+            changed |= chosen != *usual;
+            *usual = chosen;
+        }
+    }
     let mut header = Header::new(path.as_ref());
     metadata(&mut header, &config, options)?;
+    if !changed {
+        // LLAMA_FTYPE_MOSTLY_Q4_K_M
+        header.set("general.file_type", &15_u32)?;
+    }
     for tensor in &tensors {
         let dims: Vec<u64> = tensor.shape.iter().rev().map(|&n| n as u64).collect();
         let kind = match tensor.values {
@@ -167,12 +191,18 @@ pub fn synth(path: impl AsRef<Path>, options: SynthOptions, progress: &mut dyn F
             Values::Router => {
                 stream_of(elements, stream, |rng| float(rng, 0.0, ROUTER_SPREAD), |v| v.as_flattened(), &mut write)
             }
-            Values::Matrix(TensorType::Q6K, spread) => {
-                stream_of(elements / BLOCK, stream, |rng| block_q6_k(rng, spread), bytes, &mut write)
-            }
-            Values::Matrix(_, spread) => {
-                stream_of(elements / BLOCK, stream, |rng| block_q4_k(rng, spread), bytes, &mut write)
-            }
+            Values::Matrix(kind, spread) => with_super_block!(
+                kind,
+                T => {
+                    let block = |rng: &mut Rng| T::synthetic(&mut || rng.next(), spread);
+                    stream_of(elements / BLOCK, stream, block, bytes, &mut write)
+                },
+                else Err(Error::UnsupportedType {
+                    tensor: tensor.name.clone(),
+                    found: kind.name().into(),
+                    supported: TensorType::MATRIX_NAMES,
+                })
+            ),
         }?;
     }
     writer.finish()?;
@@ -261,8 +291,6 @@ fn metadata(header: &mut Header, config: &Config, options: SynthOptions) -> Resu
     header.set(&format!("{ARCHITECTURE}.rope.freq_base"), &config.rope_base)?;
     header.set(&format!("{ARCHITECTURE}.attention.layer_norm_rms_epsilon"), &config.rms_eps)?;
     header.set("general.quantization_version", &2_u32)?;
-    // LLAMA_FTYPE_MOSTLY_Q4_K_M
-    header.set("general.file_type", &15_u32)?;
 
     // A byte-level vocabulary: the 256 bytes, which can spell every text, placeholders, and an end of text.
     let end = config.vocab - 1;
@@ -312,12 +340,6 @@ impl Rng {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
-
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for bytes in bytes.as_chunks_mut::<8>().0 {
-            *bytes = self.next().to_le_bytes();
-        }
-    }
 }
 
 /// A float with roughly a normal distribution: the sum of four uniform ones.
@@ -327,49 +349,6 @@ fn float(rng: &mut Rng, mean: f64, spread: f64) -> [u8; 4] {
     ((mean + (sum - 2.0) * 3_f64.sqrt() * spread) as f32).to_le_bytes()
 }
 
-/// Quants are uniform on 0..16 (mean 7.5, standard deviation 4.61), scales on 32..64 (root mean square 48.4); mins equal
-/// the scales and weigh 7.5 times as much, so that the mean is 0.
-fn block_q4_k(rng: &mut Rng, spread: f64) -> BlockQ4K {
-    let d = spread / (48.4 * 4.61) * around_1(rng);
-    let mut block = BlockQ4K {
-        d: f16::from_f64(d).to_le_bytes(),
-        dmin: f16::from_f64(7.5 * d).to_le_bytes(),
-        scales: [0; 12],
-        qs: [0; 128],
-    };
-    let bits = rng.next();
-    let codes: [u8; 8] = std::array::from_fn(|j| (bits >> (5 * j)) as u8 & 31 | 32);
-    for j in 0..4 {
-        let (first, second) = (codes[j], codes[j + 4]);
-        block.scales[j] = first | second >> 4 << 6;
-        block.scales[j + 4] = first | second >> 4 << 6;
-        block.scales[j + 8] = second & 15 | (second & 15) << 4;
-    }
-    rng.fill(&mut block.qs);
-    block
-}
-
-/// Quants are uniform on -32..32 (standard deviation 18.5), scales are of either sign and of size 32..96 (root mean
-/// square 66.7), so that the mean is 0.
-fn block_q6_k(rng: &mut Rng, spread: f64) -> BlockQ6K {
-    let d = spread / (66.7 * 18.5) * around_1(rng);
-    let mut block = BlockQ6K { ql: [0; 128], qh: [0; 64], scales: [0; 16], d: f16::from_f64(d).to_le_bytes() };
-    let bits = [rng.next(), rng.next()];
-    for (j, scale) in block.scales.iter_mut().enumerate() {
-        let code = (bits[j / 8] >> (8 * (j % 8))) as i8;
-        let size = 32 + (code & 63);
-        *scale = if code < 0 { -size } else { size };
-    }
-    rng.fill(&mut block.ql);
-    rng.fill(&mut block.qh);
-    block
-}
-
-/// A factor from 0.75 to 1.25.
-fn around_1(rng: &mut Rng) -> f64 {
-    0.75 + (rng.next() >> 48) as f64 / 131_072.0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -377,15 +356,17 @@ mod tests {
 
     #[test]
     fn weights_have_the_spread_and_no_offset() {
-        for kind in [TensorType::Q4K, TensorType::Q6K] {
+        for &kind in TensorType::MATRICES {
             let mut values = Vec::new();
             for index in 0..2000 {
                 let mut rng = Rng(mix(index));
                 let mut out = [0.0; 256];
-                match kind {
-                    TensorType::Q4K => dequantize(kind, bytes(&[block_q4_k(&mut rng, SPREAD)]), &mut out),
-                    _ => dequantize(kind, bytes(&[block_q6_k(&mut rng, SPREAD)]), &mut out),
-                }
+                let bits = &mut || rng.next();
+                with_super_block!(
+                    kind,
+                    T => dequantize(kind, bytes(&[T::synthetic(bits, SPREAD)]), &mut out),
+                    else unreachable!()
+                );
                 values.extend(out.map(f64::from));
             }
             let mean = values.iter().sum::<f64>() / values.len() as f64;

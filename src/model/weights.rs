@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::backend::Backend;
 use super::config::Config;
-use crate::blocks::{self, BlockQ4K, BlockQ6K, TensorType};
+use crate::blocks::{Block, Blocks, TensorType, bytes, with_blocks};
 use crate::gguf::{Gguf, Quoted};
 use crate::{Error, Result, sys};
 
@@ -89,14 +89,9 @@ impl Tensor {
         self.gguf.tensor(&self.name).map_or(&[], |tensor| tensor.data())
     }
 
-    /// The blocks of a Q4_K tensor, `[experts][rows][cols / 256]`; `None` for another type.
-    pub fn q4_k(&self) -> Option<&[BlockQ4K]> {
-        (self.kind == TensorType::Q4K).then(|| blocks::q4_k(self.bytes()))?
-    }
-
-    /// The blocks of a Q6_K tensor, `[experts][rows][cols / 256]`; `None` for another type.
-    pub fn q6_k(&self) -> Option<&[BlockQ6K]> {
-        (self.kind == TensorType::Q6K).then(|| blocks::q6_k(self.bytes()))?
+    /// The blocks of a quantized tensor, `[experts][rows][cols / 256]`; `None` for another type.
+    pub fn blocks(&self) -> Option<Blocks<'_>> {
+        Blocks::new(self.kind, self.bytes())
     }
 
     /// The values of an F32 tensor.
@@ -105,8 +100,8 @@ impl Tensor {
     /// [`Error::UnsupportedType`] for another type, [`Error::Model`] for a value that is not finite.
     pub fn f32s(&self) -> Result<Vec<f32>> {
         if self.kind != TensorType::F32 {
-            let found = format!("{:?}", self.kind);
-            return Err(Error::UnsupportedType { tensor: self.name().into(), found, supported: "F32" });
+            let found = self.kind.name().into();
+            return Err(Error::UnsupportedType { tensor: self.name().into(), found, supported: VECTOR.1 });
         }
         let values: Vec<f32> = self.bytes().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
         match values.iter().position(|value| !value.is_finite()) {
@@ -126,18 +121,16 @@ impl Tensor {
                 let values = self.bytes().as_chunks().0;
                 values.par_iter().position_first(|&bits| !half::f16::from_le_bytes(bits).is_finite())
             }
-            TensorType::Q4K => self
-                .q4_k()
-                .unwrap_or_default()
-                .par_iter()
-                .with_min_len(4096)
-                .position_first(|block| !(block.d().is_finite() && block.dmin().is_finite())),
-            TensorType::Q6K => self
-                .q6_k()
-                .unwrap_or_default()
-                .par_iter()
-                .with_min_len(4096)
-                .position_first(|block| !block.d().is_finite()),
+            _ => {
+                let Some(blocks) = self.blocks() else {
+                    return Err(Error::Invalid(format!(
+                        "tensor {}: {} bytes are no blocks",
+                        self.name,
+                        self.bytes().len()
+                    )));
+                };
+                with_blocks!(blocks, blocks => first_not_finite(blocks, self.kind.factors()))
+            }
         };
         match bad {
             Some(block) => Err(Error::Model(format!("tensor {}: block {block} is not finite", self.name))),
@@ -153,6 +146,15 @@ impl Tensor {
     }
 }
 
+/// The first block one of whose f16 factors, at these bytes of it, is not finite.
+fn first_not_finite<T: Block>(blocks: &[T], factors: &[usize]) -> Option<usize> {
+    let is_finite = |block: &[u8], at: usize| half::f16::from_le_bytes([block[at], block[at + 1]]).is_finite();
+    blocks.par_iter().with_min_len(4096).position_first(|block| {
+        let block = bytes(std::slice::from_ref(block));
+        factors.iter().any(|&at| !is_finite(block, at))
+    })
+}
+
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:?} [{}][{}, {}]", self.name, self.kind, self.experts, self.rows, self.cols)
@@ -160,10 +162,9 @@ impl fmt::Debug for Tensor {
 }
 
 /// Types that matrices may have.
-const MATRIX: (&[TensorType], &str) = (&[TensorType::Q4K, TensorType::Q6K], "Q4_K, Q6_K");
+const MATRIX: (&[TensorType], &str) = (TensorType::MATRICES, TensorType::MATRIX_NAMES);
 /// Types that the embedding table may have.
-const TABLE: (&[TensorType], &str) =
-    (&[TensorType::F32, TensorType::F16, TensorType::Q4K, TensorType::Q6K], "F32, F16, Q4_K, Q6_K");
+const TABLE: (&[TensorType], &str) = (TensorType::ALL, TensorType::ALL_NAMES);
 /// The type of norms and routers.
 const VECTOR: (&[TensorType], &str) = (&[TensorType::F32], "F32");
 

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::canonical;
-use crate::blocks::{self, BLOCK, BlockQ4K, BlockQ6K, TensorType};
+use crate::blocks::{BLOCK, Blocks, SuperBlock, TensorType, with_blocks};
 
 /// An embedding table `[vocab, cols]` in GGUF's row layout.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ pub fn embedding(table: Table<'_>, tokens: &[u32], out: &mut [f32]) {
     }
 }
 
-/// Weights in f32. `row` holds whole blocks of the type, `out` as many weights.
+/// Weights in f32. `row` holds whole blocks of the type (of other bytes nothing is made), `out` as many weights.
 pub fn dequantize(kind: TensorType, row: &[u8], out: &mut [f32]) {
     match kind {
         TensorType::F32 => {
@@ -40,34 +40,25 @@ pub fn dequantize(kind: TensorType, row: &[u8], out: &mut [f32]) {
                 *out = canonical(f16::from_le_bytes(bytes).to_f32());
             }
         }
-        TensorType::Q4K => {
-            for (block, out) in blocks::q4_k(row).unwrap_or_default().iter().zip(out.as_chunks_mut().0) {
-                q4_k(block, out);
-            }
-        }
-        TensorType::Q6K => {
-            for (block, out) in blocks::q6_k(row).unwrap_or_default().iter().zip(out.as_chunks_mut().0) {
-                q6_k(block, out);
-            }
+        _ => {
+            let Some(blocks) = Blocks::new(kind, row) else { return };
+            with_blocks!(blocks, blocks => {
+                for (block, out) in blocks.iter().zip(out.as_chunks_mut().0) {
+                    super_block(block, out);
+                }
+            });
         }
     }
 }
 
-/// `d * (sc * q) - dmin * m`: both products are exact, the difference rounds once.
-fn q4_k(block: &BlockQ4K, out: &mut [f32; BLOCK]) {
+/// `d * (sc * q)`, which is exact, and for a type with mins that less `dmin * m`, which is exact, too: the difference rounds
+/// once.
+fn super_block<T: SuperBlock>(block: &T, out: &mut [f32; BLOCK]) {
     let (d, dmin) = (block.d().to_f32(), block.dmin().to_f32());
     for (index, out) in out.iter_mut().enumerate() {
-        let (j, k) = (index / 32, index % 32);
-        let quant = f32::from(u16::from(block.scale(j)) * u16::from(block.quant(j, k)));
-        *out = canonical(d * quant - dmin * f32::from(block.min(j)));
-    }
-}
-
-/// `d * (sc * (q - 32))`, which is exact.
-fn q6_k(block: &BlockQ6K, out: &mut [f32; BLOCK]) {
-    let d = block.d().to_f32();
-    for (index, out) in out.iter_mut().enumerate() {
-        let (j, k) = (index / 16, index % 16);
-        *out = canonical(d * f32::from(i16::from(block.scale(j)) * i16::from(block.quant(j, k))));
+        let (j, k) = (index / T::SUB_BLOCK, index % T::SUB_BLOCK);
+        // The integers are below 2^13.
+        let product = d * (block.scale(j) * block.quant(j, k)) as f32;
+        *out = canonical(if T::MINS { product - dmin * block.min(j) as f32 } else { product });
     }
 }

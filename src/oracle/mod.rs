@@ -5,6 +5,7 @@ pub mod argmax;
 pub mod attention;
 pub mod embedding;
 pub mod exp;
+pub mod matvec;
 pub mod moe_down;
 pub mod moe_group;
 pub mod moe_router;
@@ -21,7 +22,7 @@ pub mod tree;
 
 pub use quantize::FixedBlock;
 
-use crate::blocks::{BLOCK, BlockQ4K, BlockQ6K};
+use crate::blocks::{BLOCK, with_blocks};
 
 /// The value as a kernel stores it: a NaN is always `0x7fc00000`.
 #[inline]
@@ -35,38 +36,18 @@ pub fn absent(results: &mut [f32]) {
 }
 
 /// A quantized matrix `[rows, cols]`, row-major: `rows * cols / 256` blocks of one type.
-#[derive(Clone, Copy, Debug)]
-pub enum Matrix<'a> {
-    /// Q4_K blocks.
-    Q4K(&'a [BlockQ4K]),
-    /// Q6_K blocks.
-    Q6K(&'a [BlockQ6K]),
-}
+pub use crate::blocks::Blocks as Matrix;
+/// What the kernels with several matrices have in common.
+pub use matvec::matvec as product;
 
 impl Matrix<'_> {
     /// Rows of a matrix whose rows have `cols` weights.
     pub fn rows(&self, cols: usize) -> usize {
-        match self {
-            Self::Q4K(blocks) => blocks.len() / (cols / BLOCK),
-            Self::Q6K(blocks) => blocks.len() / (cols / BLOCK),
-        }
+        with_blocks!(self, blocks => blocks.len()) / (cols / BLOCK)
     }
 
     /// Product of row `row` with the activations `x`, rounded to f32.
     pub fn dot(&self, row: usize, x: &[FixedBlock]) -> f32 {
-        match self {
-            Self::Q4K(blocks) => q4_k_matvec::dot(&blocks[row * x.len()..][..x.len()], x),
-            Self::Q6K(blocks) => q6_k_gemv::dot(&blocks[row * x.len()..][..x.len()], x),
-        }
-    }
-}
-
-/// `y[t, r] = w[r] x[t]` for a matrix of either type. `x` is `[tokens, cols / 256]`, `y` is `[tokens, rows]`.
-pub fn product(w: Matrix<'_>, cols: usize, x: &[FixedBlock], y: &mut [f32]) {
-    let rows = w.rows(cols);
-    for (x, y) in x.chunks_exact(cols / BLOCK).zip(y.chunks_exact_mut(rows.max(1))) {
-        for (row, y) in y.iter_mut().enumerate() {
-            *y = w.dot(row, x);
-        }
+        with_blocks!(self, blocks => matvec::dot(&blocks[row * x.len()..][..x.len()], x))
     }
 }

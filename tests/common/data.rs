@@ -1,7 +1,7 @@
 //! Random operands.
 
 use half::f16;
-use kquant_moe::blocks::{self, BLOCK, TensorType};
+use kquant_moe::blocks::{BLOCK, TensorType};
 use kquant_moe::device::Device;
 use kquant_moe::kernels::Matrix;
 use kquant_moe::oracle::{self, FixedBlock};
@@ -173,6 +173,13 @@ pub fn fixed_blocks(x: &[f32]) -> (Vec<FixedBlock>, Vec<kquant_moe::kernels::Fix
     (blocks, digits)
 }
 
+/// Types of three matrices: any two of them are of every pair of types.
+pub fn mixes() -> Vec<[TensorType; 3]> {
+    let kinds = TensorType::MATRICES;
+    let mix = |i: usize| [i / kinds.len(), i, i / kinds.len() + i].map(|i| kinds[i % kinds.len()]);
+    (0..kinds.len() * kinds.len()).map(mix).collect()
+}
+
 /// Quantized matrices `[experts][rows, cols]` in GGUF's layout.
 #[derive(Clone)]
 pub struct Weights {
@@ -190,7 +197,7 @@ impl Weights {
         let mut bytes: Vec<u8> =
             (0..experts * rows * (cols / BLOCK) * size).map(|_| (random.bits() >> 32) as u8).collect();
         for block in bytes.chunks_exact_mut(size) {
-            for &at in Self::factors(kind) {
+            for &at in kind.factors() {
                 let scale = match random.below(64) {
                     0 => f16::from_f32(0.0),
                     1 => f16::from_bits(random.bits() as u16 & 0x83ff),
@@ -224,13 +231,21 @@ impl Weights {
                             bytes.extend([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]);
                             bytes.extend([0x11; 128]);
                         }
+                        // The same without fifth bits.
+                        TensorType::Q5K => {
+                            bytes.extend([factor.to_le_bytes(), [0, 0]].concat());
+                            bytes.extend([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]);
+                            bytes.extend([0; 32]);
+                            bytes.extend([0x11; 128]);
+                        }
                         // Quants of 32 + 1, scales of 1.
-                        _ => {
+                        TensorType::Q6K => {
                             bytes.extend([0x11; 128]);
                             bytes.extend([0xaa; 64]);
                             bytes.extend([1; 16]);
                             bytes.extend(factor.to_le_bytes());
                         }
+                        other => unreachable!("{other}"),
                     }
                 }
             }
@@ -256,23 +271,18 @@ impl Weights {
         let size = kind.block_bytes();
         let mut bytes: Vec<u8> = (0..rows * (cols / BLOCK) * size).map(|_| (random.bits() >> 32) as u8).collect();
         for block in bytes.chunks_exact_mut(size) {
-            for place in Self::factors(kind) {
+            for &place in kind.factors() {
                 block[place + 1] &= 0xbf;
             }
         }
         Self { kind, experts: 1, rows, cols, bytes }
     }
 
-    /// Where a block has its factors.
-    fn factors(kind: TensorType) -> &'static [usize] {
-        if kind == TensorType::Q4K { &[0, 2] } else { &[208] }
-    }
-
     /// Puts a NaN into each factor of a row's last block: of row 1 of every expert into the first factor, of row 2 into the last one, with
     /// another payload in each expert.
     pub fn spoil(&mut self) {
         let (size, in_row) = (self.kind.block_bytes(), self.cols / BLOCK);
-        let factors = Self::factors(self.kind);
+        let factors = self.kind.factors();
         for expert in 0..self.experts {
             for (row, place) in [(1, factors[0]), (2, factors[factors.len() - 1])] {
                 let block = (expert * self.rows + row) * in_row + in_row - 1;
@@ -290,21 +300,14 @@ impl Weights {
 
     /// One expert's matrix for the oracle.
     pub fn expert(&self, expert: usize) -> oracle::Matrix<'_> {
-        let bytes = self.expert_bytes(expert);
-        match self.kind {
-            TensorType::Q4K => oracle::Matrix::Q4K(blocks::q4_k(bytes).unwrap()),
-            _ => oracle::Matrix::Q6K(blocks::q6_k(bytes).unwrap()),
-        }
+        oracle::Matrix::new(self.kind, self.expert_bytes(expert)).unwrap()
     }
 
     /// The matrices on a device, in the oracle's tile layout: independent of the kernel that repacks.
     pub fn upload<D: Device>(&self, device: &D) -> Matrix<D> {
         let mut matrix = ok(Matrix::zeroed(device, self.kind, self.rows, self.cols, self.experts));
         for expert in 0..self.experts {
-            let tiles = match self.expert(expert) {
-                oracle::Matrix::Q4K(blocks) => oracle::repack::q4_k(blocks, self.cols),
-                oracle::Matrix::Q6K(blocks) => oracle::repack::q6_k(blocks, self.cols),
-            };
+            let tiles = oracle::repack::repack(self.expert(expert), self.cols);
             let place = ok(matrix.expert_tiles(expert));
             assert_eq!(place.len(), tiles.len());
             // SAFETY: the place is as long as the tiles.

@@ -1,8 +1,8 @@
-//! The checks of `q4_k_matvec` and `q6_k_gemv`, which differ only in the type of the weights.
+//! The checks of `matvec`, `q4_k_matvec` and `q6_k_gemv`, which differ only in the type of the weights.
 
 use kquant_moe::blocks::{BLOCK, TensorType};
 use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
-use kquant_moe::kernels::{FixedBlock, Matrix, Q4KMatvec, Q6KGemv};
+use kquant_moe::kernels::{FixedBlock, Matrix, Matvec, Q4KMatvec, Q6KGemv};
 use kquant_moe::{Result, oracle, sys};
 use rayon::prelude::*;
 
@@ -10,7 +10,11 @@ use super::*;
 
 /// Launches the kernel for that type of weights.
 fn launch<D: Device>(kind: TensorType, operands: Q4KMatvec<'_, D>, device: &D) -> Result<()> {
-    if kind == TensorType::Q4K { operands.launch(device) } else { Q6KGemv(operands).launch(device) }
+    match kind {
+        TensorType::Q4K => operands.launch(device),
+        TensorType::Q6K => Q6KGemv(operands).launch(device),
+        _ => Matvec(operands).launch(device),
+    }
 }
 
 fn oracle(kind: TensorType, w: &Weights, x: &[oracle::FixedBlock]) -> Vec<f32> {
@@ -18,8 +22,8 @@ fn oracle(kind: TensorType, w: &Weights, x: &[oracle::FixedBlock]) -> Vec<f32> {
     let mut y = vec![0.0; x.len() / blocks * w.rows];
     x.par_chunks(blocks).zip(y.par_chunks_mut(w.rows)).for_each(|(x, y)| match w.expert(0) {
         oracle::Matrix::Q4K(w) if kind == TensorType::Q4K => oracle::q4_k_matvec::q4_k_matvec(w, x.len() * BLOCK, x, y),
-        oracle::Matrix::Q6K(w) => oracle::q6_k_gemv::q6_k_gemv(w, x.len() * BLOCK, x, y),
-        oracle::Matrix::Q4K(_) => unreachable!("weights of another type"),
+        oracle::Matrix::Q6K(w) if kind == TensorType::Q6K => oracle::q6_k_gemv::q6_k_gemv(w, x.len() * BLOCK, x, y),
+        w => oracle::matvec::matvec(w, x.len() * BLOCK, x, y),
     });
     y
 }

@@ -1,5 +1,7 @@
 //! Random numbers, blocks and activations for tests.
 
+use kquant_moe::blocks::TensorType;
+
 /// SplitMix64.
 pub struct Random(u64);
 
@@ -44,6 +46,24 @@ impl Random {
     fn factor(&mut self, size: f64) -> [u8; 2] {
         let sign = if self.bits() & 1 == 0 { 1.0 } else { -1.0 };
         half::f16::from_f64(sign * size * (0.5 + self.uniform())).to_le_bytes()
+    }
+
+    /// Blocks of any type, with any bits but for factors of a size that gives every type weights of about the same size.
+    pub fn blocks(&mut self, kind: TensorType, count: usize) -> Vec<u8> {
+        match kind {
+            TensorType::Q4K => self.q4_k(count),
+            TensorType::Q6K => self.q6_k(count),
+            _ => {
+                let size = kind.block_bytes();
+                let mut bytes = self.bytes(size * count);
+                for block in bytes.chunks_exact_mut(size) {
+                    for &at in kind.factors() {
+                        block[at..at + 2].copy_from_slice(&self.factor(1e-4));
+                    }
+                }
+                bytes
+            }
+        }
     }
 
     /// Q4_K blocks with any scales, mins and quants.

@@ -6,6 +6,7 @@ macro_rules! each_launcher {
         $with! {
             repack(kqm_repack_args),
             quantize(kqm_quantize_args),
+            matvec(kqm_matvec_args),
             q4_k_matvec(kqm_q4_k_matvec_args),
             q6_k_gemv(kqm_q6_k_gemv_args),
             qkv(kqm_qkv_args),

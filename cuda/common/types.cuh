@@ -1,0 +1,65 @@
+// The table of block types: every kernel's launches, checks and sizes follow from it. A type is a file in types/ and its place in
+// KqmBlockTypes.
+#pragma once
+
+#include "check.cuh"
+#include "types/q4_k.cuh"
+#include "types/q5_k.cuh"
+#include "types/q6_k.cuh"
+
+// What stands for a type in the argument of a function.
+template <class Of>
+struct KqmType {
+  typedef Of Tile;
+};
+template <class Type>
+using KqmTileOf = typename Type::Tile;
+
+template <class... Tiles>
+struct KqmTypeTable {
+  // Whether a type is in the table.
+  static bool has(uint32_t type) { return ((type == Tiles::type) || ...); }
+
+  // Bytes of a tile of a type in the table.
+  static int tile_bytes(uint32_t type) {
+    int bytes = 0;
+    (void)((type == Tiles::type && (bytes = Tiles::bytes, true)) || ...);
+    return bytes;
+  }
+
+  // What launch(KqmType<Tile>) returns for the type with this number.
+  template <class Launch>
+  static kqm_status launch(uint32_t type, Launch launch) {
+    kqm_status status = KQM_UNSUPPORTED_TYPE;
+    (void)((type == Tiles::type && (status = launch(KqmType<Tiles>()), true)) || ...);
+    return status;
+  }
+
+  // Calls act(KqmType<Tile>) in a kernel that works on any type of the table. Its launcher has refused all others (`has`), so that there is
+  // no question about the last one.
+  template <class Act>
+  __device__ __forceinline__ static void choose(uint32_t type, Act act) {
+    choose_of<Act, Tiles...>(type, act);
+  }
+
+ private:
+  template <class Act, class First, class... Others>
+  __device__ __forceinline__ static void choose_of(uint32_t type, Act act) {
+    if (sizeof...(Others) == 0 || type == First::type)
+      act(KqmType<First>());
+    else if constexpr (sizeof...(Others) > 0)
+      choose_of<Act, Others...>(type, act);
+  }
+};
+
+typedef KqmTypeTable<KqmTileQ4K, KqmTileQ5K, KqmTileQ6K> KqmBlockTypes;
+
+// Of experts every launcher has a number of its own to demand.
+inline kqm_status kqm_check_matrix(const kqm_matrix &w) {
+  KQM_REQUIRE(w.tiles != nullptr, KQM_NULL_POINTER);
+  KQM_REQUIRE(KqmBlockTypes::has(w.type), KQM_UNSUPPORTED_TYPE);
+  KQM_REQUIRE(w.rows > 0 && w.rows <= kqm_max_rows && w.cols > 0 && w.cols % KQM_BLOCK == 0 && w.cols <= kqm_max_cols,
+              KQM_BAD_SHAPE);
+  KQM_REQUIRE(kqm_aligned(w.tiles, 16), KQM_MISALIGNED);
+  return KQM_OK;
+}

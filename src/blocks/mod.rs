@@ -1,0 +1,399 @@
+//! Tensor types and the layouts of their blocks, each defined here and nowhere else in Rust.
+//!
+//! A block type is a file beside this one, which implements [`SuperBlock`], and a line of the table below. Names, sizes, checks
+//! of files, the oracles, the CPU's products, embedding, repacking and synthetic weights follow. On the device it is a file of
+//! `cuda/common/types/` and its place in the table of `cuda/common/types.cuh`; `tests/types.rs` shows that both tables have
+//! the same types.
+//!
+//! All block types of today are of one family, super-blocks of 256 weights with integer scales. Another family is a trait of its
+//! own beside [`SuperBlock`], with a part of the table and an arm where `with_blocks!` and `with_super_block!` are used.
+
+use std::fmt;
+
+use half::f16;
+
+mod packed_scales;
+mod q4_k;
+mod q5_k;
+mod q6_k;
+
+/// Weights in a super-block, and activations in a fixed-point block.
+pub const BLOCK: usize = 256;
+
+/// The table: what a type is called here, its number and name in GGML, and its blocks. In the order of numbers. `$` is that
+/// sign, for the macros that this one defines.
+macro_rules! table {
+    ($d:tt
+     floats { $($Float:ident = $float_number:literal, $float_name:literal, $float_bytes:literal;)* }
+     super_blocks { $First:ident = $first_number:literal, $first_name:literal, $FirstBlock:path;
+                    $($Type:ident = $number:literal, $name:literal, $Block:path;)* }) => {
+        /// Tensor types of GGUF that this crate knows, with GGML's numbers.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        #[repr(u32)]
+        pub enum TensorType {
+            $(#[doc = $float_name] $Float = $float_number,)*
+            #[doc = $first_name] $First = $first_number,
+            $(#[doc = $name] $Type = $number,)*
+        }
+
+        impl TensorType {
+            /// Every type.
+            pub const ALL: &[Self] = &[$(Self::$Float,)* Self::$First, $(Self::$Type,)*];
+            /// Those that matrices may have.
+            pub const MATRICES: &[Self] = &[Self::$First, $(Self::$Type,)*];
+            /// The names of [`Self::ALL`], for errors.
+            pub const ALL_NAMES: &str = concat!($($float_name, ", ",)* $first_name, $(", ", $name,)*);
+            /// The names of [`Self::MATRICES`], for errors.
+            pub const MATRIX_NAMES: &str = concat!($first_name, $(", ", $name,)*);
+
+            /// GGML's name, such as `Q4_K`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$Float => $float_name,)*
+                    Self::$First => $first_name,
+                    $(Self::$Type => $name,)*
+                }
+            }
+
+            /// Weights in one block.
+            pub const fn block_len(self) -> usize {
+                match self {
+                    $(Self::$Float => 1,)*
+                    Self::$First => BLOCK,
+                    $(Self::$Type => BLOCK,)*
+                }
+            }
+
+            /// Bytes of one block.
+            pub const fn block_bytes(self) -> usize {
+                match self {
+                    $(Self::$Float => $float_bytes,)*
+                    Self::$First => size_of::<$FirstBlock>(),
+                    $(Self::$Type => size_of::<$Block>(),)*
+                }
+            }
+        }
+
+        /// Blocks of one type: those of a quantized matrix `[rows, cols]`, row-major, are `rows * cols / 256`.
+        #[derive(Clone, Copy, Debug)]
+        #[non_exhaustive]
+        pub enum Blocks<'a> {
+            #[doc = $first_name] $First(&'a [$FirstBlock]),
+            $(#[doc = $name] $Type(&'a [$Block]),)*
+        }
+
+        impl<'a> Blocks<'a> {
+            /// The blocks of a tensor's bytes; `None` for a type that is not one of blocks, and for bytes that are not a whole
+            /// number of them.
+            pub fn new(kind: TensorType, bytes: &'a [u8]) -> Option<Self> {
+                match kind {
+                    TensorType::$First => blocks(bytes).map(Self::$First),
+                    $(TensorType::$Type => blocks(bytes).map(Self::$Type),)*
+                    _ => None,
+                }
+            }
+
+            /// Their type.
+            pub const fn kind(&self) -> TensorType {
+                match self {
+                    Self::$First(_) => TensorType::$First,
+                    $(Self::$Type(_) => TensorType::$Type,)*
+                }
+            }
+
+            /// Blocks `range`.
+            ///
+            /// # Panics
+            /// When there are not as many.
+            pub fn part(self, range: std::ops::Range<usize>) -> Self {
+                match self {
+                    Self::$First(blocks) => Self::$First(&blocks[range]),
+                    $(Self::$Type(blocks) => Self::$Type(&blocks[range]),)*
+                }
+            }
+        }
+
+        impl Block for $FirstBlock {}
+        impl sealed::Sealed for $FirstBlock {}
+        $(impl Block for $Block {}
+        impl sealed::Sealed for $Block {})*
+
+        /// `with_blocks!(blocks, w => expression)`: the expression for the slice that a [`Blocks`] holds, whatever its type.
+        macro_rules! with_blocks {
+            ($d blocks:expr, $d w:ident => $d then:expr) => {
+                match $d blocks {
+                    $crate::blocks::Blocks::$First($d w) => $d then,
+                    $($crate::blocks::Blocks::$Type($d w) => $d then,)*
+                }
+            };
+        }
+        pub(crate) use with_blocks;
+
+        /// `with_super_block!(kind, T => expression, else other)`: the expression with T as that type's block.
+        macro_rules! with_super_block {
+            ($d kind:expr, $d T:ident => $d then:expr, else $d other:expr) => {
+                match $d kind {
+                    $crate::blocks::TensorType::$First => { type $d T = $FirstBlock; $d then }
+                    $($crate::blocks::TensorType::$Type => { type $d T = $Block; $d then })*
+                    _ => $d other,
+                }
+            };
+        }
+        pub(crate) use with_super_block;
+    };
+}
+
+table! {
+    $
+    floats {
+        F32 = 0, "F32", 4;
+        F16 = 1, "F16", 2;
+    }
+    super_blocks {
+        Q4K = 12, "Q4_K", crate::blocks::BlockQ4K;
+        Q5K = 13, "Q5_K", crate::blocks::BlockQ5K;
+        Q6K = 14, "Q6_K", crate::blocks::BlockQ6K;
+    }
+}
+
+pub use q4_k::BlockQ4K;
+pub use q5_k::BlockQ5K;
+pub use q6_k::BlockQ6K;
+
+impl TensorType {
+    /// Byte offsets in a block of its f16 factors; none for floats.
+    pub fn factors(self) -> &'static [usize] {
+        with_super_block!(self, T => T::FACTORS, else &[])
+    }
+
+    /// Weights of a super-block that share a scale; `None` for other types.
+    pub fn sub_block(self) -> Option<usize> {
+        with_super_block!(self, T => Some(T::SUB_BLOCK), else None)
+    }
+
+    /// Whether its sub-blocks have mins.
+    pub fn has_mins(self) -> bool {
+        with_super_block!(self, T => T::MINS, else false)
+    }
+}
+
+impl fmt::Display for TensorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A block layout: `repr(C)`, made of bytes only, for which any bytes are valid.
+pub trait Block: sealed::Sealed + Copy + Send + Sync + 'static {}
+
+/// A type of 256 weights `d * scale(j) * quant(j, k) - dmin * min(j)` for weight k of sub-block j: integers but for two
+/// factors.
+pub trait SuperBlock: Block {
+    /// Weights in a sub-block: 16 or 32.
+    const SUB_BLOCK: usize;
+    /// Whether there are mins. Where there are none, `dmin` and `min` are not used.
+    const MINS: bool;
+    /// Byte offsets of the f16 factors.
+    const FACTORS: &'static [usize];
+    /// The block's fields in the order of its tile, which is that of the `Layout` of the same type in `cuda/common/types/`.
+    const TILE: &'static [Field];
+
+    /// Scale of the sub-block scales.
+    fn d(&self) -> f16;
+
+    /// Scale of the sub-block mins.
+    #[inline]
+    fn dmin(&self) -> f16 {
+        f16::ZERO
+    }
+
+    /// Scale of a sub-block.
+    fn scale(&self, j: usize) -> i32;
+
+    /// Min of a sub-block.
+    #[inline]
+    fn min(&self, _j: usize) -> i32 {
+        0
+    }
+
+    /// Quant of weight `k` of sub-block `j`, less what the type takes off it.
+    fn quant(&self, j: usize, k: usize) -> i32;
+
+    /// All 256 products `scale(j) * quant(j, k)`, at most 4096 in size: what [`Self::scale`] and [`Self::quant`] give, fast.
+    #[inline(always)]
+    fn scaled_quants(&self, out: &mut [i16; BLOCK]) {
+        for (j, out) in out.chunks_exact_mut(Self::SUB_BLOCK).enumerate() {
+            let scale = self.scale(j);
+            for (k, out) in out.iter_mut().enumerate() {
+                *out = (scale * self.quant(j, k)) as i16;
+            }
+        }
+    }
+
+    /// Random weights around 0 with this standard deviation, from random `bits`.
+    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self;
+}
+
+/// A field of a block in tile layout: a tile has a field of all of its 16 rows, then the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// First byte in the block.
+    pub at: usize,
+    /// Bytes in the block.
+    pub bytes: usize,
+    /// Neighbouring bytes that a lane has of each 32 bytes, 4 or 8; `None`: `[16 rows][bytes]`.
+    pub run: Option<usize>,
+}
+
+impl Field {
+    /// A field of which every lane has a part.
+    ///
+    /// `[bytes / 32 chunks][32 lanes][rows r and r + 8][8 bytes]` for lane `4 r + c`: of the chunk's 32 bytes those that lane c of
+    /// four has when they are dealt in runs of `run` bytes.
+    pub const fn lanes(at: usize, bytes: usize, run: usize) -> Self {
+        Self { at, bytes, run: Some(run) }
+    }
+
+    /// A field that a tile has row by row.
+    pub const fn rows(at: usize, bytes: usize) -> Self {
+        Self { at, bytes, run: None }
+    }
+}
+
+/// The blocks of a Q4_K tensor's bytes; `None` when they are not a whole number of blocks.
+pub fn q4_k(bytes: &[u8]) -> Option<&[BlockQ4K]> {
+    blocks(bytes)
+}
+
+/// The blocks of a Q6_K tensor's bytes; `None` when they are not a whole number of blocks.
+pub fn q6_k(bytes: &[u8]) -> Option<&[BlockQ6K]> {
+    blocks(bytes)
+}
+
+/// The bytes of blocks.
+pub fn bytes<T: Block>(blocks: &[T]) -> &[u8] {
+    // SAFETY: a block is made of bytes without padding, and the slice covers exactly its memory.
+    unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), size_of_val(blocks)) }
+}
+
+/// The blocks of a tensor's bytes; `None` when they are not a whole number of blocks.
+pub fn blocks<T: Block>(bytes: &[u8]) -> Option<&[T]> {
+    if !bytes.len().is_multiple_of(size_of::<T>()) {
+        return None;
+    }
+    // SAFETY: a block has alignment 1 and any bytes are a valid one; the length is a whole number of blocks.
+    Some(unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) })
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A factor from 0.75 to 1.25.
+fn around_1(bits: &mut impl FnMut() -> u64) -> f64 {
+    0.75 + (bits() >> 48) as f64 / 131_072.0
+}
+
+/// Fills a field whose length is a multiple of 8.
+fn fill(bits: &mut impl FnMut() -> u64, field: &mut [u8]) {
+    for bytes in field.as_chunks_mut::<8>().0 {
+        *bytes = bits().to_le_bytes();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize) -> Vec<u8> {
+        (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 23) as u8).collect()
+    }
+
+    /// GGML's own order of writing: `get_scale_min_k4` and the loops of `dequantize_row_q4_K` and `dequantize_row_q6_K`.
+    #[test]
+    fn accessors_agree_with_the_order_of_ggml() {
+        let noise = noise(210);
+        let q4 = q4_k(&noise[..144]).unwrap()[0];
+        let mut order = Vec::new();
+        for group in q4.qs.as_chunks::<32>().0 {
+            order.extend(group.map(|byte| byte & 15));
+            order.extend(group.map(|byte| byte >> 4));
+        }
+        for (index, &quant) in order.iter().enumerate() {
+            assert_eq!(q4.quant(index / 32, index % 32), quant.into());
+        }
+        for j in 0..8 {
+            let q = &q4.scales;
+            let (scale, min) = if j < 4 {
+                (q[j] & 63, q[j + 4] & 63)
+            } else {
+                ((q[j + 4] & 0xf) | ((q[j - 4] >> 6) << 4), (q[j + 4] >> 4) | ((q[j] >> 6) << 4))
+            };
+            assert_eq!((q4.scale(j), q4.min(j)), (scale.into(), min.into()));
+        }
+
+        let q6 = q6_k(&noise).unwrap()[0];
+        let mut order = [0_i8; 256];
+        for half in 0..2 {
+            let (ql, qh) = (&q6.ql[64 * half..], &q6.qh[32 * half..]);
+            for l in 0..32 {
+                let y = &mut order[128 * half..];
+                y[l] = ((ql[l] & 15) | ((qh[l] & 3) << 4)) as i8 - 32;
+                y[l + 32] = ((ql[l + 32] & 15) | (((qh[l] >> 2) & 3) << 4)) as i8 - 32;
+                y[l + 64] = ((ql[l] >> 4) | (((qh[l] >> 4) & 3) << 4)) as i8 - 32;
+                y[l + 96] = ((ql[l + 32] >> 4) | (((qh[l] >> 6) & 3) << 4)) as i8 - 32;
+            }
+        }
+        for (index, &quant) in order.iter().enumerate() {
+            assert_eq!(q6.quant(index / 16, index % 16), quant.into());
+        }
+    }
+
+    #[test]
+    fn casts_demand_whole_blocks() {
+        assert!(q4_k(&[0; 143]).is_none());
+        assert_eq!(q4_k(&[0; 288]).unwrap().len(), 2);
+        assert!(q6_k(&[0; 211]).is_none());
+        assert_eq!(bytes(q6_k(&[7; 420]).unwrap()), [7; 420]);
+        for &kind in TensorType::ALL {
+            let bytes = vec![0; 3 * kind.block_bytes()];
+            let blocks = Blocks::new(kind, &bytes);
+            assert_eq!(blocks.map(|blocks| blocks.kind()), TensorType::MATRICES.contains(&kind).then_some(kind));
+            assert!(Blocks::new(kind, &bytes[1..]).is_none());
+        }
+    }
+
+    /// A type's accessors, its fast products, its factors' places and its tile say the same of its bytes.
+    fn agrees_with_itself<T: SuperBlock>(kind: TensorType) {
+        let noise = noise(3 * size_of::<T>());
+        for (index, block) in blocks::<T>(&noise).unwrap().iter().enumerate() {
+            let mut products = [0; BLOCK];
+            block.scaled_quants(&mut products);
+            for (i, product) in products.into_iter().enumerate() {
+                let (j, k) = (i / T::SUB_BLOCK, i % T::SUB_BLOCK);
+                assert_eq!(i32::from(product), block.scale(j) * block.quant(j, k), "{kind}, weight {i}");
+                assert!((-4096..=4096).contains(&i32::from(product)));
+            }
+            let bytes = &noise[index * size_of::<T>()..];
+            let factors: Vec<f16> =
+                T::FACTORS.iter().map(|&at| f16::from_le_bytes([bytes[at], bytes[at + 1]])).collect();
+            let expected = if T::MINS { vec![block.d(), block.dmin()] } else { vec![block.d()] };
+            assert_eq!(
+                factors.iter().map(|f| f.to_bits()).collect::<Vec<_>>(),
+                expected.iter().map(|f| f.to_bits()).collect::<Vec<_>>()
+            );
+        }
+        // A tile has every byte of a block once.
+        let mut bytes: Vec<usize> = T::TILE.iter().flat_map(|field| field.at..field.at + field.bytes).collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, (0..size_of::<T>()).collect::<Vec<_>>(), "{kind}");
+    }
+
+    #[test]
+    fn every_type_agrees_with_itself() {
+        for &kind in TensorType::MATRICES {
+            with_super_block!(kind, T => agrees_with_itself::<T>(kind), else unreachable!());
+        }
+    }
+}
