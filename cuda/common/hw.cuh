@@ -140,17 +140,6 @@ __device__ __forceinline__ void kqm_release_dependents() {
 #endif
 }
 
-// The contract of qkv with attention_chunks, and of attention_chunks with attention_join. A kernel all of whose blocks call this, and none
-// kqm_release_dependents(), promises more than others: its successor starts when everything before the two kernels is complete and visible,
-// whatever the successor itself waits for. So the successor may read, before its own wait, all that this kernel does not write.
-//   attention_chunks behind qkv (`follows_qkv`): the position and the caches, which the kernels of the token before wrote;
-//   attention_join behind attention_chunks: the position.
-// With the two calls in the other order both would be races that no test on one card is sure to show.
-__device__ __forceinline__ void kqm_wait_then_release() {
-  kqm_wait_for_dependencies();
-  kqm_release_dependents();
-}
-
 __device__ __forceinline__ float kqm_half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 // Nearest even; overflow gives infinity; a NaN is always 0x7e00.
 __device__ __forceinline__ uint16_t kqm_float_to_half(float x) {
@@ -224,6 +213,17 @@ inline kqm_status kqm_launch(void (*kernel)(Parameters...), dim3 grid, dim3 bloc
   kqm_launch(kernel, grid, block, dynamic_shared, stream, __VA_ARGS__)
 
 #endif
+
+// The contract of qkv with attention_chunks, and of attention_chunks with attention_join. A kernel all of whose blocks call this, and none
+// kqm_release_dependents(), promises more than others: its successor starts when everything before the two kernels is complete and visible,
+// whatever the successor itself waits for. So the successor may read, before its own wait, all that this kernel does not write.
+//   attention_chunks behind qkv (`follows_qkv`): the position and the caches, which the kernels of the token before wrote;
+//   attention_join behind attention_chunks: the position.
+// With the two calls in the other order both would be races that no test on one card is sure to show.
+__device__ __forceinline__ void kqm_wait_then_release() {
+  kqm_wait_for_dependencies();
+  kqm_release_dependents();
+}
 
 // A NaN is always stored as 0x7fc00000, whatever made it.
 __device__ __forceinline__ float kqm_canonical(float x) { return x != x ? __uint_as_float(0x7fc00000u) : x; }

@@ -14,7 +14,7 @@ impl<D: Device> Matvec<'_, D> {
         match self.0.w.kind() {
             TensorType::Q4K => self.0.launch(device),
             TensorType::Q6K => Q6KGemv(self.0).launch(device),
-            kind => launch!(device, matvec, self.0.args(matvec_kernel(kind))?),
+            kind => launch!(device, matvec, self.0.args(device, matvec_kernel(kind))?),
         }
     }
 }
