@@ -2,13 +2,17 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
+use kquant_moe::Error;
 use kquant_moe::blocks::TensorType;
 use kquant_moe::gguf::Gguf;
 use kquant_moe::model::cpu::Cpu;
-use kquant_moe::model::synth::{Preset, SynthOptions, synth};
-use kquant_moe::model::{Config, ContextOptions, LoadOptions, Logits, MemoryPlan, Model, Tensors};
+use kquant_moe::model::backend::Backend;
+use kquant_moe::model::gpu::Gpu;
+use kquant_moe::model::synth::{Preset, SynthOptions, synth, synth_with};
+use kquant_moe::model::{CacheType, Config, ContextOptions, LoadOptions, Logits, MemoryPlan, Model, Tensors};
 
 fn file(name: &str, options: SynthOptions) -> std::path::PathBuf {
     let path = std::env::temp_dir().join(format!("kquant-moe-{}-{name}.gguf", std::process::id()));
@@ -49,4 +53,49 @@ fn a_tiny_one_has_the_shape_of_the_test_model_and_runs() {
     assert!(logits.iter().all(|x| x.is_finite()));
     let size = (logits.iter().map(|x| f64::from(x * x)).sum::<f64>() / logits.len() as f64).sqrt();
     assert!((0.1..10.0).contains(&size), "logits of size {size}");
+}
+
+/// A model of two layers whose matrices have the types that `kind` gives.
+fn of_types(kind: &dyn Fn(&str, TensorType) -> TensorType) -> Result<Arc<Gguf>, Error> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("types.gguf");
+    let options = SynthOptions { preset: Preset::Tiny, layers: Some(2), seed: 9 };
+    synth_with(&path, options, kind, &mut |_, _| {})?;
+    Ok(Arc::new(Gguf::read(&path).unwrap()))
+}
+
+/// All matrices of one type, and of every type in turn.
+fn every_type_runs<B: Backend>(backend: impl Fn() -> B) {
+    for &kind in TensorType::MATRICES {
+        let gguf = of_types(&|_, _| kind).unwrap();
+        let matrices = gguf.tensors().filter(|tensor| tensor.tensor_type().is_ok_and(|found| found == kind)).count();
+        assert_eq!(matrices, 2 + 2 * 7, "{kind}");
+        common::equals_the_cpu(&gguf, backend(), CacheType::F32, &[3, 1, 4, 1, 5], 1);
+    }
+    let turn = Cell::new(0);
+    let next = |_: &str, _| {
+        turn.set(turn.get() + 1);
+        TensorType::MATRICES[turn.get() % TensorType::MATRICES.len()]
+    };
+    common::equals_the_cpu(&of_types(&next).unwrap(), backend(), CacheType::F16, &[3, 1, 4, 1, 5], 1);
+}
+
+#[test]
+fn models_of_every_type_run_emulated() {
+    if let Some(device) = common::emulated_device() {
+        every_type_runs(|| Gpu::new(device.clone()));
+    }
+}
+
+#[test]
+fn models_of_every_type_run_on_a_gpu() {
+    if let Some(device) = common::cuda_device() {
+        every_type_runs(|| Gpu::new(device.clone()));
+    }
+}
+
+#[test]
+fn matrices_of_floats_are_refused() {
+    let error = of_types(&|_, _| TensorType::F16).map(drop).unwrap_err();
+    assert!(matches!(error, Error::UnsupportedType { supported, .. } if supported == TensorType::MATRIX_NAMES), "{error}");
 }
