@@ -104,6 +104,11 @@ __device__ __forceinline__ void kqm_make_now(uint32_t checksum) {
   if (checksum == 0x9e3779b9u) asm volatile("nanosleep.u32 0;");
 }
 
+// Makes a number here, once: the compiler neither makes it anew later, inside a loop, from fewer registers, nor what follows from it
+// earlier, outside of one, which takes more.
+__device__ __forceinline__ void kqm_keep(float &x) { asm volatile("" : "+f"(x)); }
+__device__ __forceinline__ void kqm_keep(uint32_t &x) { asm volatile("" : "+r"(x)); }
+
 // A barrier of the whole block that its warps may reach at different places in the code. `id` (1 .. 15) says which one it is.
 __device__ __forceinline__ void kqm_meet(int id) { asm volatile("bar.sync %0;" ::"r"(id) : "memory"); }
 

@@ -80,6 +80,8 @@ static inline double kqm_load_now(const double *pointer, KQM_EMULATION_HERE) {
 static inline void kqm_wait_for_dependencies() {}
 static inline void kqm_release_dependents() {}
 static inline void kqm_make_now(uint32_t) {}
+template <class T>
+static inline void kqm_keep(T &) {}
 template <class Arguments>
 static inline void kqm_touch_arguments(const Arguments &) {}
 static inline void __threadfence() {}
