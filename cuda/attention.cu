@@ -27,8 +27,10 @@ const int positions_per_warp = chunk / warps;
 // are joined at once.
 const int chains = kqm_attention_chains, join_threads = 64 * chains, join_batch = 128;
 // The first number of tokens that are taken in tiles, and blocks of theirs for each one that runs at once.
-const uint32_t least_tile_tokens = 2;
-const int tile_rounds = 4;
+const uint32_t least_tile_tokens = 4;
+const int tile_rounds = 8, most_tile_rows = 64;
+// Blocks of a grid in its second and third dimension.
+const uint64_t max_grid = 65535;
 const uint64_t target_workspace = 256ull << 20;
 
 uint64_t chunks_of(const kqm_attention_args &a) { return kqm_ceil_div(a.capacity, uint32_t(chunk)); }
@@ -451,22 +453,41 @@ KqmPartials partials(const kqm_attention_args &a, uint64_t tokens) {
   return ws;
 }
 
+// Rows of a tile, at most: so many that three blocks, else two, else one, find room on a multiprocessor.
+template <class Tile>
+int tile_rows() {
+  for (int blocks = Tile::at_once; blocks > 0; blocks--) {
+    for (int rows = most_tile_rows; rows > max_group; rows -= max_group) {
+      if (blocks * (Tile::bytes(rows) + 1024) <= int(kqm_shared_memory())) return rows;
+    }
+  }
+  return max_group;
+}
+
 // Many tokens, `at_once` at a time.
 template <bool HALF, int DIM>
 kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
-  typedef KqmQueryTile<DIM> Tile;
-  const uint32_t tile_tokens = Tile::rows / (a.heads / a.kv_heads), row = a.heads * a.head_dim;
-  // Whole tiles.
-  if (at_once > tile_tokens) at_once -= at_once % tile_tokens;
+  typedef KqmQueryTile<HALF, DIM> Tile;
+  const uint32_t row = a.heads * a.head_dim, group = a.heads / a.kv_heads, together = Tile::at_once * kqm_multiprocessors();
+  uint32_t tile_tokens = tile_rows<Tile>() / group;
   if (at_once > a.tokens) at_once = a.tokens;
+  // Places among the partial results fit into 32 bits.
+  const uint64_t most = 0xffffffffu / (uint64_t(row) * chunks_of(a));
+  if (at_once > most) at_once = most;
+  KQM_REQUIRE(at_once > 0, KQM_BAD_SHAPE);
+  // Smaller tiles where there would be too few of them.
+  while (tile_tokens > 1 && kqm_ceil_div(uint32_t(at_once), tile_tokens) * a.kv_heads * chunks_of(a) < together) tile_tokens /= 2;
+  // Whole tiles.
+  if (at_once > tile_tokens && at_once < a.tokens) at_once -= at_once % tile_tokens;
   const KqmPartials ws = partials(a, at_once);
   for (uint64_t t = 0; t < a.tokens; t += at_once) {
     const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once), tiles = kqm_ceil_div(count, tile_tokens);
     // Several times as many blocks as run at once, so that they end together.
-    const uint64_t wanted = kqm_ceil_div(uint64_t(tile_rounds) * Tile::at_once * kqm_multiprocessors(), uint64_t(tiles) * a.kv_heads);
-    const uint32_t parts = uint32_t(chunks_of(a) < wanted ? chunks_of(a) : wanted);
-    KQM_TRY(KQM_LAUNCH((attention_tiles<HALF, DIM>), dim3(a.kv_heads * parts, tiles), dim3(kqm_tile_threads), Tile::bytes, stream, a, ws,
-                       uint32_t(t), count, tile_tokens));
+    const uint64_t wanted = kqm_ceil_div(uint64_t(tile_rounds) * together, uint64_t(tiles) * a.kv_heads);
+    const uint64_t most_parts = chunks_of(a) < max_grid ? chunks_of(a) : max_grid;
+    const uint32_t parts = uint32_t(wanted < most_parts ? wanted : most_parts);
+    KQM_TRY(KQM_LAUNCH((attention_tiles<HALF, DIM>), dim3(a.kv_heads, parts, tiles), dim3(kqm_tile_threads),
+                       size_t(Tile::bytes(int(tile_tokens * group))), stream, a, ws, uint32_t(t), count, tile_tokens, group));
     const dim3 grid(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), kqm_ceil_div(count, uint32_t(kqm_join_tokens)));
     KQM_TRY(KQM_LAUNCH(attention_join_tokens, grid, dim3(kqm_join_threads), 0, stream, a, ws, uint32_t(t), count));
   }
@@ -542,7 +563,7 @@ kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream) {
   if (args->rope.q) KQM_TRY(check_fused(*args));
   uint64_t at_once = args->workspace_bytes / bytes_per_token(*args);
   KQM_REQUIRE(at_once > 0, KQM_WORKSPACE);
-  if (at_once > 65535) at_once = 65535;
+  if (at_once > max_grid) at_once = max_grid;
   if (args->cache_type == KQM_TYPE_F16) return launch_dim<true>(*args, at_once, stream);
   return launch_dim<false>(*args, at_once, stream);
 }

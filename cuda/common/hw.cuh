@@ -176,6 +176,19 @@ inline unsigned kqm_multiprocessors() {
   return unsigned(count);
 }
 
+// Shared memory of a multiprocessor of the current device, of which each block takes 1 KiB for itself: shapes launches, never values.
+inline unsigned kqm_shared_memory() {
+  static thread_local int known_device = -1;
+  static thread_local int bytes = 0;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 100 << 10;
+  if (device != known_device) {
+    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess) return 100 << 10;
+    known_device = device;
+  }
+  return unsigned(bytes);
+}
+
 template <class... Parameters, class... Arguments>
 inline kqm_status kqm_launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared,
                              kqm_stream stream, Arguments... arguments) {
