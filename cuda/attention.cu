@@ -5,12 +5,14 @@
 // Shapes: q [tokens, heads, head_dim], caches [capacity, kv_heads, head_dim] in f32 or f16, out [tokens, heads, head_dim].
 // Maths: positions are cut into chunks of 64 counted from 0, whatever the card or the batch. A chunk is reduced in f32, the
 // chunks are joined in f64 in a fixed order (docs/arithmetic.md), so one query at a time and many give the same bits.
-// Launch: attention_chunks, one block of eight warps for a chunk, four or eight query heads of a KV head, and a token. Blocks
-// stride over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph serves every
-// position. While four heads a block leave no block a second chunk they do, for speed of one; beyond that the two blocks of
-// eight heads share the chunks instead of the heads, which halves what they read and convert. attention_join, one block for 256
-// outputs of a token, joins the chunks. (That the last block to finish joins them was slower even for few chunks.) For a single
-// token the first kernel can do the work of kqm_rope as well, and read position, keys and values while qkv before it still runs.
+// Launch: four tokens and more in tiles of query rows, attention_tiles and attention_join_tokens (common/query_tiles.cuh).
+// Fewer by attention_chunks, one block of eight warps for a chunk, four or eight query heads of a KV head, and a token.
+// Blocks stride over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph
+// serves every position. While four heads a block leave no block a second chunk they do, for speed of one; beyond that the
+// two blocks of eight heads share the chunks instead of the heads, which halves what they read and convert. attention_join,
+// one block for 256 outputs of a token, joins the chunks. (That the last block to finish joins them was slower even for few
+// chunks.) For a single token the first kernel can do the work of kqm_rope as well, and read position, keys and values while
+// qkv before it still runs.
 // Scores: eight lanes share a key, each with an eighth of the dimensions; values: a warp has eight positions, a lane
 // head_dim / 32 dimensions. Both read the cache once, straight into registers.
 // Bound by: latency for short contexts, then issue slots: 2 x 64 x head_dim fma a head and chunk are half of what a warp does.
@@ -23,10 +25,9 @@ namespace {
 
 const int chunk = KQM_ATTENTION_CHUNK, warps = 8, threads = 32 * warps, max_group = 16, quad_heads = 4;
 const int positions_per_warp = chunk / warps;
-// Threads of a block that joins 256 outputs (four each), and the chunks whose factors
-// are joined at once.
+// Threads of a block that joins 256 outputs (four each), and the chunks whose factors are joined at once.
 const int chains = kqm_attention_chains, join_threads = 64 * chains, join_batch = 128;
-// The first number of tokens that are taken in tiles, and blocks of theirs for each one that runs at once.
+// The least number of tokens that are taken in tiles; blocks of theirs for each one that runs at once; rows of a tile, at most.
 const uint32_t least_tile_tokens = 4;
 const int tile_rounds = 8, most_tile_rows = 64;
 // Blocks of a grid in its second and third dimension.

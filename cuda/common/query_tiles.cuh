@@ -1,8 +1,8 @@
 // Attention of many queries: tiles of the rows (a token, a query head) that share a KV head. A block of four warps takes a tile and some
 // of its chunks. A warp holds keys, and then values, of a chunk in registers, read and converted once for all rows of the tile, and
 // goes through the rows: their queries, and then their weights, come from shared memory.
-// Bound by: issue slots. A row and chunk of 64 positions x 128 dimensions are 512 fma of a warp and 140 instructions more: 56 additions of the
-// trees and 26 exchanges between lanes, 20 loads from shared memory, 49 of the softmax.
+// Bound by: issue slots. A row and chunk of 64 positions x 128 dimensions are 512 fma of a warp and about 200 instructions more, of which
+// 56 are additions of the trees, 26 exchanges between lanes, 16 loads of queries and weights, and 50 the softmax.
 #pragma once
 
 #include "attention.cuh"
@@ -202,9 +202,9 @@ struct KqmValues {
   }
   // Where a lane reads a row's weights, from the row's own place on.
   __device__ __forceinline__ static int weight_part() { return (threadIdx.x & 31) / 8 * 4; }
-  // The sums, over the chunk's positions, of the weights, of which the lane's part begins at `weights`, times the values of dimensions dimension(0) and the next one. EXACT: the
-  // values from position `visible` on count as zeros. Else they are multiplied with their weights of zero, which is the same
-  // for finite ones, but for the signs of zeros, and those do not outlast the join.
+  // The sums, over the chunk's positions, of the weights, of which the lane's part begins at `weights`, times the values of dimensions
+  // dimension(0) and the next one. EXACT: the values from position `visible` on count as zeros. Else they are multiplied with their
+  // weights of zero, which is the same for finite ones, but for the signs of zeros, and those do not outlast the join.
   template <bool EXACT>
   __device__ __forceinline__ float2 sum(KQM_SHARED_ARG(float) shared, uint32_t weights, int visible) const {
     const int count = visible - first_position();
