@@ -122,6 +122,11 @@ __device__ __forceinline__ void kqm_make_now(uint32_t checksum) {
   if (checksum == 0x9e3779b9u) asm volatile("nanosleep.u32 0;");
 }
 
+// Makes a number here, once: the compiler neither makes it anew later, inside a loop, from fewer registers, nor what follows from it
+// earlier, outside of one, which takes more.
+__device__ __forceinline__ void kqm_keep(float &x) { asm volatile("" : "+f"(x)); }
+__device__ __forceinline__ void kqm_keep(uint32_t &x) { asm volatile("" : "+r"(x)); }
+
 // A barrier of the whole block that its warps may reach at different places in the code. `id` (1 .. 15) says which one it is.
 __device__ __forceinline__ void kqm_meet(int id) { asm volatile("bar.sync %0;" ::"r"(id) : "memory"); }
 
@@ -185,6 +190,19 @@ inline unsigned kqm_multiprocessors() {
     known_device = device;
   }
   return unsigned(count);
+}
+
+// Shared memory of a multiprocessor of the current device, of which each block takes 1 KiB for itself: shapes launches, never values.
+inline unsigned kqm_shared_memory() {
+  static thread_local int known_device = -1;
+  static thread_local int bytes = 0;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 100 << 10;
+  if (device != known_device) {
+    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess) return 100 << 10;
+    known_device = device;
+  }
+  return unsigned(bytes);
 }
 
 template <class... Parameters, class... Arguments>
