@@ -115,8 +115,9 @@ struct Cached {
 // are on their way to shared memory.
 template <bool HALF, int DIM, int H>
 __device__ __forceinline__ void attend(const kqm_attention_args &a, const KqmPartials &ws, const Work &work,
-                                       Cached<HALF, DIM> &cached, KQM_SHARED_ARG(float) query, KQM_SHARED_ARG(float) score,
-                                       KQM_SHARED_ARG(float) partial, KQM_SHARED_ARG(uint32_t) newest) {
+                                       Cached<HALF, DIM> &cached, KQM_SHARED_ARG(float) query,
+                                       KQM_SHARED_ARG(float) score, KQM_SHARED_ARG(float) partial,
+                                       KQM_SHARED_ARG(uint32_t) newest) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane & 7;
   const int per_lane = Cached<HALF, DIM>::per_lane, segment = Cached<HALF, DIM>::segment;
   const size_t chunks = (a.capacity + chunk - 1) / chunk;
@@ -264,7 +265,8 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   const int group = a.heads / a.kv_heads, quads = (group + quad_heads - 1) / quad_heads;
   const int quad = int(blockIdx.x) % quads, lane = threadIdx.x & 31;
   // Queries are prepared for as many heads as a block may work on.
-  const int first_prepared = quad * quad_heads / most_heads * most_heads, prepared = min(most_heads, group - first_prepared);
+  const int first_prepared = quad * quad_heads / most_heads * most_heads,
+            prepared = min(most_heads, group - first_prepared);
   const int offset = quad * quad_heads - first_prepared, quad_heads_present = min(quad_heads, prepared - offset);
   const uint32_t t = first_token + blockIdx.z, kv_head = blockIdx.x / quads;
   const uint32_t first_head = kv_head * group + first_prepared, token_head = t * a.heads + first_head;
@@ -272,7 +274,8 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   // The fused launch: a head of q, k or v for each `lanes` lanes, one row or two a warp.
   const int row_lane = lane % lanes, row_index = int(threadIdx.x) / lanes;
   const bool is_query = row_index < prepared, is_row = row_index < prepared + 2;
-  const uint32_t head = is_query ? first_head + row_index : a.heads + (row_index == prepared ? 0 : a.kv_heads) + kv_head;
+  const uint32_t head =
+      is_query ? first_head + row_index : a.heads + (row_index == prepared ? 0 : a.kv_heads) + kv_head;
   const KqmHeadRow row(a.rope, 0, head);
   float x[8] = {}, weight[8] = {};
   if (a.rope.q) kqm_load_head_weight(a.rope, row, row_lane, weight);
@@ -280,7 +283,8 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   // Behind qkv the position and the caches are what they will be: they are read at once (kqm_wait_then_release).
   if (!a.follows_qkv) kqm_wait_for_dependencies();
   // A token past the capacity gives NaN and leaves the cache alone.
-  const uint32_t own_position = min(__ldcg(a.start), a.capacity) + t, position = min(own_position, a.capacity - 1), used = position / chunk + 1;
+  const uint32_t own_position = min(__ldcg(a.start), a.capacity) + t, position = min(own_position, a.capacity - 1),
+                 used = position / chunk + 1;
   // One block for four heads, or, where that would be a second round, two blocks for eight.
   const bool wide = most_heads > quad_heads && prepared > quad_heads && used > gridDim.y;
   const uint32_t first = wide ? 2 * blockIdx.y + (offset != 0) : blockIdx.y, stride = wide ? 2 * gridDim.y : gridDim.y;
@@ -296,8 +300,10 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   if (a.rope.q) kqm_load_head(a.rope, row, row_lane, x);
 
   if (a.scores) {
-    for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity; at += gridDim.y * threads) {
-      for (int h = 0; h < quad_heads_present; h++) a.scores[size_t(token_head + offset + h) * a.capacity + at] = kqm_minus_infinity();
+    for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity;
+         at += gridDim.y * threads) {
+      for (int h = 0; h < quad_heads_present; h++)
+        a.scores[size_t(token_head + offset + h) * a.capacity + at] = kqm_minus_infinity();
     }
   }
   if (first >= used) return;
@@ -307,7 +313,8 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   // and one of them adds them to the cache.
   if (a.rope.q) {
     const bool own_head = wide || (row_index >= offset && row_index < offset + quad_heads_present);
-    const bool writes = is_query ? first == 0 && own_head : is_row && makes_newest && first_prepared == 0 && (wide || offset == 0);
+    const bool writes =
+        is_query ? first == 0 && own_head : is_row && makes_newest && first_prepared == 0 && (wide || offset == 0);
     kqm_rope_head<lanes>(a.rope, DIM, row, row_lane, own_position, writes, 1.0 / DIM, weight,
                          kqm_shared_offset(partial, row_index * DIM), x);
     if (is_row && 8 * row_lane < DIM) {
@@ -323,7 +330,8 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
         const int from = row.is_v ? DIM : 0;
         KQM_UNROLL
         for (int d = 0; d < 8; d += HALF ? 2 : 1)
-          newest[from + (8 * row_lane + d) / (HALF ? 2 : 1)] = KqmElements<HALF, 2>::word_of(x[d], x[d + (HALF ? 1 : 0)]);
+          newest[from + (8 * row_lane + d) / (HALF ? 2 : 1)] =
+              KqmElements<HALF, 2>::word_of(x[d], x[d + (HALF ? 1 : 0)]);
       }
     }
   } else {
@@ -340,7 +348,8 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
 }
 
 // A block for 256 outputs of a token: thread (chain, i) has chunks chain, chain + 8, ... of outputs 4 i .. 4 i + 3.
-__global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_args a, KqmPartials ws, uint32_t first_token) {
+__global__ void __launch_bounds__(join_threads, 1)
+    attention_join(kqm_attention_args a, KqmPartials ws, uint32_t first_token) {
   // Of the block's heads (256 outputs are of four at most): the largest score of each warp's chunks, and by chunk of a batch the
   // factor exp(m_c - M) and l_c.
   const int most_heads = 4, warps_per_head = join_batch / 32;
@@ -354,7 +363,8 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
   const int chain = threadIdx.x / 64, quad = threadIdx.x % 64, first_output = int(blockIdx.x) * KQM_BLOCK;
   const bool active = first_output + 4 * quad < outputs;
   const int output = active ? first_output + 4 * quad : first_output;
-  const int first_head = first_output / dim, heads = (min(first_output + KQM_BLOCK, outputs) - 1) / dim - first_head + 1;
+  const int first_head = first_output / dim,
+            heads = (min(first_output + KQM_BLOCK, outputs) - 1) / dim - first_head + 1;
   const int own_head = output / dim - first_head;
   const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(blockIdx.y) * a.heads + first_head;
   const float *o = ws.o + (first_row + own_head) * chunks * dim + output % dim;
@@ -375,7 +385,8 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
   float own_m = kqm_minus_infinity();
   double own_l = 0.0;
   const auto fetch = [&](int begin) {
-    if (factor_head < heads && begin + factor_chunk < used) own_m = ws.m[factor_row + begin], own_l = ws.l[factor_row + begin];
+    if (factor_head < heads && begin + factor_chunk < used)
+      own_m = ws.m[factor_row + begin], own_l = ws.l[factor_row + begin];
     const float *from = o + size_t(begin + chain) * dim;
     const int count = used - begin - chain;
     KQM_UNROLL
@@ -386,7 +397,8 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
   fetch(0);
   if (factor_head < heads) {
     float m = own_m;
-    for (int c = factor_chunk + join_batch; c < used; c += join_batch) m = kqm_max_or_nan(m, ws.m[factor_row - factor_chunk + c]);
+    for (int c = factor_chunk + join_batch; c < used; c += join_batch)
+      m = kqm_max_or_nan(m, ws.m[factor_row - factor_chunk + c]);
     KQM_UNROLL
     for (int step = 16; step; step /= 2) m = kqm_max_or_nan(m, __shfl_xor_sync(~0u, m, step));
     if (lane == 0) largest[warp] = m;
@@ -433,7 +445,8 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
       for (int g = 0; g < chains; g += 2 * step) l[g] = l[g] + l[g + step], y[g] = y[g] + y[g + step];
     }
     const int within = 4 * quad + chain, own = first_output + within;
-    const float sum = position < a.capacity ? kqm_canonical(float(y[0] * __ddiv_rn(1.0, l[0]))) : __uint_as_float(0x7fc00000u);
+    const float sum =
+        position < a.capacity ? kqm_canonical(float(y[0] * __ddiv_rn(1.0, l[0]))) : __uint_as_float(0x7fc00000u);
     const float y_own = own < outputs ? sum : 0.0f;
     if (own < outputs && a.out) a.out[size_t(t) * outputs + own] = y_own;
     result[within] = y_own;
@@ -471,7 +484,8 @@ int tile_rows() {
 template <bool HALF, int DIM>
 kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
   typedef KqmQueryTile<HALF, DIM> Tile;
-  const uint32_t row = a.heads * a.head_dim, group = a.heads / a.kv_heads, together = Tile::at_once * kqm_multiprocessors();
+  const uint32_t row = a.heads * a.head_dim, group = a.heads / a.kv_heads,
+                 together = Tile::at_once * kqm_multiprocessors();
   uint32_t tile_tokens = tile_rows<Tile>() / group;
   if (at_once > a.tokens) at_once = a.tokens;
   // Places among the partial results fit into 32 bits.
@@ -479,18 +493,21 @@ kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_strea
   if (at_once > most) at_once = most;
   KQM_REQUIRE(at_once > 0, KQM_BAD_SHAPE);
   // Smaller tiles where there would be too few of them.
-  while (tile_tokens > 1 && kqm_ceil_div(uint32_t(at_once), tile_tokens) * a.kv_heads * chunks_of(a) < together) tile_tokens /= 2;
+  while (tile_tokens > 1 && kqm_ceil_div(uint32_t(at_once), tile_tokens) * a.kv_heads * chunks_of(a) < together)
+    tile_tokens /= 2;
   // Whole tiles.
   if (at_once > tile_tokens && at_once < a.tokens) at_once -= at_once % tile_tokens;
   const KqmPartials ws = partials(a, at_once);
   for (uint64_t t = 0; t < a.tokens; t += at_once) {
-    const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once), tiles = kqm_ceil_div(count, tile_tokens);
+    const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once),
+                   tiles = kqm_ceil_div(count, tile_tokens);
     // Several times as many blocks as run at once, so that they end together.
     const uint64_t wanted = kqm_ceil_div(uint64_t(tile_rounds) * together, uint64_t(tiles) * a.kv_heads);
     const uint64_t most_parts = chunks_of(a) < max_grid ? chunks_of(a) : max_grid;
     const uint32_t parts = uint32_t(wanted < most_parts ? wanted : most_parts);
     KQM_TRY(KQM_LAUNCH((attention_tiles<HALF, DIM>), dim3(a.kv_heads, parts, tiles), dim3(kqm_tile_threads),
-                       size_t(Tile::bytes(int(tile_tokens * group))), stream, a, ws, uint32_t(t), count, tile_tokens, group));
+                       size_t(Tile::bytes(int(tile_tokens * group))), stream, a, ws, uint32_t(t), count, tile_tokens,
+                       group));
     const dim3 grid(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), kqm_ceil_div(count, uint32_t(kqm_join_tokens)));
     KQM_TRY(KQM_LAUNCH(attention_join_tokens, grid, dim3(kqm_join_threads), 0, stream, a, ws, uint32_t(t), count));
   }
@@ -512,8 +529,8 @@ kqm_status launch(const kqm_attention_args &a, uint64_t at_once, kqm_stream stre
     const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once);
     const dim3 grid(blocks, grid_chunks, count);
     KQM_TRY(KQM_LAUNCH((attention_chunks<HALF, DIM>), grid, dim3(threads), 0, stream, a, ws, uint32_t(t)));
-    KQM_TRY(KQM_LAUNCH(attention_join, dim3(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), count), dim3(join_threads), 0, stream, a,
-                       ws, uint32_t(t)));
+    KQM_TRY(KQM_LAUNCH(attention_join, dim3(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), count), dim3(join_threads), 0,
+                       stream, a, ws, uint32_t(t)));
   }
   return KQM_OK;
 }
@@ -553,10 +570,11 @@ kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream) {
   KQM_REQUIRE(args->q != nullptr || args->rope.q != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->out != nullptr || args->fixed != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->cache_type == KQM_TYPE_F32 || args->cache_type == KQM_TYPE_F16, KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 0x7fffffffu && args->capacity > 0 && args->capacity <= kqm_max_capacity && args->kv_heads > 0 &&
-                  args->heads > 0 && args->heads <= kqm_max_heads && args->heads % args->kv_heads == 0 &&
-                  args->heads / args->kv_heads <= uint32_t(max_group) && args->head_dim > 0 && args->head_dim % 64 == 0 &&
-                  args->head_dim <= uint32_t(kqm_max_head_dim),
+  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 0x7fffffffu && args->capacity > 0 &&
+                  args->capacity <= kqm_max_capacity && args->kv_heads > 0 && args->heads > 0 &&
+                  args->heads <= kqm_max_heads && args->heads % args->kv_heads == 0 &&
+                  args->heads / args->kv_heads <= uint32_t(max_group) && args->head_dim > 0 &&
+                  args->head_dim % 64 == 0 && args->head_dim <= uint32_t(kqm_max_head_dim),
               KQM_BAD_SHAPE);
   KQM_REQUIRE(!args->follows_qkv || args->rope.q != nullptr, KQM_BAD_SHAPE);
   KQM_REQUIRE(args->fixed == nullptr || args->heads * args->head_dim % KQM_BLOCK == 0, KQM_BAD_SHAPE);

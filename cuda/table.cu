@@ -71,7 +71,5 @@ uint32_t kqm_moe_max_items(uint32_t tokens, uint32_t experts, uint32_t top_k) {
   return kqm_launchers::kqm_moe_max_items(tokens, experts, top_k);
 }
 
-const kqm_kernels *kqm_kernel_table(uint32_t abi) {
-  return abi == uint32_t(KQM_ABI) ? &kernel_table : nullptr;
-}
+const kqm_kernels *kqm_kernel_table(uint32_t abi) { return abi == uint32_t(KQM_ABI) ? &kernel_table : nullptr; }
 KQM_EXPORTS_END

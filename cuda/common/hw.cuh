@@ -12,8 +12,12 @@
 #undef KQM_ABI_END
 #if defined(KQM_EMULATION)
 #define KQM_EXPORTS_BEGIN namespace kqm_emulated {
-#define KQM_ABI_BEGIN namespace kqm_emulated { namespace kqm_launchers {
-#define KQM_ABI_END } }
+#define KQM_ABI_BEGIN      \
+  namespace kqm_emulated { \
+  namespace kqm_launchers {
+#define KQM_ABI_END \
+  }                 \
+  }
 #else
 #define KQM_EXPORTS_BEGIN extern "C" {
 #define KQM_ABI_BEGIN namespace kqm_launchers {
@@ -34,7 +38,7 @@ using namespace kqm_emulated;
 // Shared memory goes through these names so that the emulation can check every access.
 #define KQM_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define KQM_SHARED_ARG(type) type *
-#define KQM_DYNAMIC_SHARED(type, name)                                  \
+#define KQM_DYNAMIC_SHARED(type, name)                                 \
   extern __shared__ __align__(16) unsigned char kqm_dynamic_shared_[]; \
   type *name = reinterpret_cast<type *>(kqm_dynamic_shared_)
 #define KQM_UNROLL _Pragma("unroll")
@@ -199,7 +203,8 @@ inline unsigned kqm_shared_memory() {
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 100 << 10;
   if (device != known_device) {
-    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess) return 100 << 10;
+    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess)
+      return 100 << 10;
     known_device = device;
   }
   return unsigned(bytes);

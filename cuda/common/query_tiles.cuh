@@ -69,10 +69,12 @@ struct KqmCachedChunk {
   // The place, in words, of a unit.
   __device__ __forceinline__ static int place(int position, int unit) {
     const int lane_units = Tile::units / 8;
-    const int exchange = KEYS ? (position & 3) << 1 ^ (lane_units % 2 == 0 ? unit / (lane_units > 0 ? lane_units : 1) & 1 : 0) : 0;
+    const int exchange =
+        KEYS ? (position & 3) << 1 ^ (lane_units % 2 == 0 ? unit / (lane_units > 0 ? lane_units : 1) & 1 : 0) : 0;
     return (position * Tile::units + (unit ^ exchange)) * 4;
   }
-  __device__ __forceinline__ static void fetch(KQM_SHARED_ARG(float) shared, const void *cache, size_t from, uint32_t stride, int present) {
+  __device__ __forceinline__ static void fetch(KQM_SHARED_ARG(float) shared, const void *cache, size_t from,
+                                               uint32_t stride, int present) {
     const uint8_t *source = static_cast<const uint8_t *>(cache) + from * (HALF ? 2 : 4);
     const int row = int(stride) * (HALF ? 2 : 4), step = kqm_tile_threads / Tile::units;
     if (step % 4 == 0 && kqm_tile_threads % Tile::units == 0) {
@@ -93,7 +95,8 @@ struct KqmCachedChunk {
   }
 
  private:
-  __device__ __forceinline__ static void fetch_unit(KQM_SHARED_ARG(float) shared, int to, const uint8_t *source, bool present) {
+  __device__ __forceinline__ static void fetch_unit(KQM_SHARED_ARG(float) shared, int to, const uint8_t *source,
+                                                    bool present) {
     if (present)
       kqm_async_copy_16(shared, to, source);
     else
@@ -180,7 +183,8 @@ struct KqmValues {
         const int place = Chunk::place(first_position() + n, 0) + (HALF ? first / 2 : first);
         if (HALF) {
           const uint32_t stored = kqm_shared_load<uint32_t>(shared, place);
-          value[n][2 * i] = kqm_half_to_float(uint16_t(stored)), value[n][2 * i + 1] = kqm_half_to_float(uint16_t(stored >> 16));
+          value[n][2 * i] = kqm_half_to_float(uint16_t(stored)),
+                       value[n][2 * i + 1] = kqm_half_to_float(uint16_t(stored >> 16));
         } else {
           const float2 stored = kqm_shared_load<float2>(shared, place);
           value[n][2 * i] = stored.x, value[n][2 * i + 1] = stored.y;
@@ -250,7 +254,8 @@ struct KqmChunkSoftmax {
   double l;
 
   // `scores`: where the row's scores are. Of a row that is not `own` nothing is kept.
-  __device__ __forceinline__ KqmChunkSoftmax(KQM_SHARED_ARG(float) shared, int scores, int visible, bool own, float *trace) {
+  __device__ __forceinline__ KqmChunkSoftmax(KQM_SHARED_ARG(float) shared, int scores, int visible, bool own,
+                                             float *trace) {
     const int first = (threadIdx.x & 7) * 8, place = scores + kqm_weight_place(first);
     const float4 low = kqm_shared_load<float4>(shared, place), high = kqm_shared_load<float4>(shared, place + 16);
     float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
@@ -294,7 +299,8 @@ struct KqmChunkSoftmax {
 // parts of the chunks, tiles.
 template <bool HALF, int DIM>
 __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::resident))
-    attention_tiles(kqm_attention_args a, KqmPartials ws, uint32_t first_token, uint32_t tokens, uint32_t tile_tokens, uint32_t group) {
+    attention_tiles(kqm_attention_args a, KqmPartials ws, uint32_t first_token, uint32_t tokens, uint32_t tile_tokens,
+                    uint32_t group) {
   typedef KqmQueryTile<HALF, DIM> Tile;
   typedef KqmCachedChunk<HALF, DIM, true> KeyChunk;
   typedef KqmCachedChunk<HALF, DIM, false> ValueChunk;
@@ -304,7 +310,8 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::re
   const int most_rows = int(tile_tokens * group), queries = Tile::cached, scores = queries + most_rows * DIM;
   const int places = scores + most_rows * chunk, positions = places + most_rows;
   // The last tiles have the most chunks and come first.
-  const uint32_t tile_first = (gridDim.z - 1 - blockIdx.z) * tile_tokens, tile_count = min(tile_tokens, tokens - tile_first);
+  const uint32_t tile_first = (gridDim.z - 1 - blockIdx.z) * tile_tokens,
+                 tile_count = min(tile_tokens, tokens - tile_first);
   const int rows = int(tile_count * group);
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
@@ -316,7 +323,9 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::re
   const auto partial_at = [&](int row) { return kqm_shared_load<uint32_t>(shared, places + row); };
   const auto position_at = [&](int row) { return kqm_shared_load<uint32_t>(shared, positions + row); };
   const auto visible_to = [&](int row, uint32_t begin) { return min(int(position_at(row) - begin) + 1, chunk); };
-  const auto token_row = [&](int row) { return size_t(first_token + tile_first + row / group) * a.heads + kv_head * group + row % group; };
+  const auto token_row = [&](int row) {
+    return size_t(first_token + tile_first + row / group) * a.heads + kv_head * group + row % group;
+  };
   if (a.scores) {
     for (int row = 0; row < rows; row++) {
       float *trace = a.scores + token_row(row) * a.capacity;
@@ -329,7 +338,8 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::re
 
   const uint32_t stride = a.kv_heads * DIM, chunks = (a.capacity + chunk - 1) / chunk;
   const auto first_element = [&](uint32_t index) { return size_t(index * chunk) * stride + kv_head * DIM; };
-  KeyChunk::fetch(shared, a.k_cache, first_element(part), stride, min(int(position_of(tile_count - 1) - part * chunk) + 1, chunk));
+  KeyChunk::fetch(shared, a.k_cache, first_element(part), stride,
+                  min(int(position_of(tile_count - 1) - part * chunk) + 1, chunk));
   for (int row = threadIdx.x; row < rows; row += kqm_tile_threads) {
     kqm_shared_store<uint32_t>(shared, places + row, (uint32_t(token_row(row)) - first_token * a.heads) * chunks * DIM);
     kqm_shared_store<uint32_t>(shared, positions + row, position_of(row / group));
@@ -408,8 +418,8 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::re
       KQM_LOOP
       for (int row = first; row < value_rows; row += Tile::value_parts) {
         kqm_keep(weights);
-        *reinterpret_cast<float2 *>(o + partial_at(row)) =
-            values.template sum<decltype(exact)::yes>(shared, weights, decltype(exact)::yes ? visible_to(row, begin) : chunk);
+        *reinterpret_cast<float2 *>(o + partial_at(row)) = values.template sum<decltype(exact)::yes>(
+            shared, weights, decltype(exact)::yes ? visible_to(row, begin) : chunk);
         weights += Tile::value_parts * chunk;
       }
     };
@@ -432,21 +442,26 @@ __global__ void __launch_bounds__(kqm_join_threads, 2)
   KQM_SHARED(double, weight, kqm_join_tokens *most_heads *batch);
   KQM_SHARED(double, totals, kqm_join_tokens *most_heads *chains);
   KQM_SHARED(float, result, kqm_join_tokens *KQM_BLOCK);
-  const int token = threadIdx.x / kqm_token_threads, thread = threadIdx.x % kqm_token_threads, warp = thread >> 5, lane = threadIdx.x & 31;
+  const int token = threadIdx.x / kqm_token_threads, thread = threadIdx.x % kqm_token_threads, warp = thread >> 5,
+            lane = threadIdx.x & 31;
   const int dim = a.head_dim, outputs = int(a.heads) * dim, first_output = int(blockIdx.x) * KQM_BLOCK;
   const bool active = first_output + 2 * thread < outputs;
   const int output = active ? first_output + 2 * thread : first_output;
-  const int first_head = first_output / dim, heads = (min(first_output + KQM_BLOCK, outputs) - 1) / dim - first_head + 1;
+  const int first_head = first_output / dim,
+            heads = (min(first_output + KQM_BLOCK, outputs) - 1) / dim - first_head + 1;
   const int own_head = output / dim - first_head;
   // A token too many repeats the last one, and nothing of it is stored.
-  const uint32_t own_token = blockIdx.y * kqm_join_tokens + token, last_token = min((blockIdx.y + 1) * kqm_join_tokens, tokens) - 1;
+  const uint32_t own_token = blockIdx.y * kqm_join_tokens + token,
+                 last_token = min((blockIdx.y + 1) * kqm_join_tokens, tokens) - 1;
   const uint32_t within = min(own_token, last_token), t = first_token + within;
   const bool stored = own_token == within;
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   kqm_release_dependents();
   const uint32_t start = __ldcg(a.start);
-  const auto used_by = [&](uint32_t token) { return int(min(start + first_token + token, a.capacity - 1) / chunk) + 1; };
+  const auto used_by = [&](uint32_t token) {
+    return int(min(start + first_token + token, a.capacity - 1) / chunk) + 1;
+  };
   const int used = used_by(within), most_used = used_by(last_token);
   const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(within) * a.heads + first_head;
   const float *const o = ws.o + (first_row + own_head) * chunks * dim + output % dim;
@@ -484,7 +499,8 @@ __global__ void __launch_bounds__(kqm_join_threads, 2)
     const int count = min(used - begin, batch);
     if (thread < heads * chains) {
       const int first = (token * most_heads + thread / chains) * batch;
-      for (int c = thread % chains; c < count; c += chains) total = fma(double(weight[first + c]), double(factor[first + c]), total);
+      for (int c = thread % chains; c < count; c += chains)
+        total = fma(double(weight[first + c]), double(factor[first + c]), total);
     }
     KQM_LOOP
     for (int first = 0; first < count; first += ahead) {
