@@ -25,42 +25,42 @@ fn bench(criterion: &mut Criterion) {
         });
         return;
     };
-    for depth in [512, 6000] {
-        for tokens in TOKENS {
-            let capacity = (depth + tokens).next_multiple_of(64);
-            let q = random.gaussians(tokens * HEADS * HEAD_DIM);
-            let cache: Vec<u8> =
-                random.gaussians(capacity * stride).iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
-            let q = ok(Buffer::from_slice(&device, &q));
-            let start = ok(Buffer::from_slice(&device, &[depth as u32]));
-            let room = ok(Attention::workspace_bytes(&device, capacity, tokens, HEADS, HEAD_DIM));
-            let workspace = ok(Buffer::<_, u8>::zeroed(&device, room));
-            let make = |_| {
-                let caches = [&cache, &cache].map(|values| ok(Buffer::from_slice(&device, values)));
-                (caches, ok(Buffer::zeroed(&device, tokens * HEADS * HEAD_DIM / BLOCK)))
-            };
-            let bytes = 2 * (depth + tokens) * stride * 2;
-            on_gpu(&mut group, &device, &format!("{depth}/{tokens}"), bytes, make, |([k, v], fixed)| {
-                Attention {
-                    q: Queries::Rotated { q: q.slice(), k_cache: k.slice(), v_cache: v.slice(), start: start.slice() },
-                    cache_kind: TensorType::F16,
-                    out: None,
-                    fixed: Some(fixed.slice_mut()),
-                    scores: None,
-                    // SAFETY: launches of one queue follow each other, so they may share the workspace.
-                    workspace: unsafe {
-                        kquant_moe::device::SliceMut::from_raw(&device, workspace.slice().as_ptr() as u64, room)
-                    },
-                    capacity,
-                    tokens,
-                    heads: HEADS,
-                    kv_heads: KV_HEADS,
-                    head_dim: HEAD_DIM,
-                    scale: SCALE,
-                }
-                .launch(&device)
-            });
-        }
+    // Decode, few tokens, and micro-batches of prompts.
+    let few = [512, 6000].into_iter().flat_map(|depth| [TOKENS[0], 4, 16, TOKENS[1]].map(|tokens| (depth, tokens)));
+    for (depth, tokens) in few.chain([(0, 512), (1536, 512), (7680, 512), (32_256, 512)]) {
+        let capacity = (depth + tokens).next_multiple_of(64);
+        let q = random.gaussians(tokens * HEADS * HEAD_DIM);
+        let cache: Vec<u8> =
+            random.gaussians(capacity * stride).iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        let q = ok(Buffer::from_slice(&device, &q));
+        let start = ok(Buffer::from_slice(&device, &[depth as u32]));
+        let room = ok(Attention::workspace_bytes(&device, capacity, tokens, HEADS, HEAD_DIM));
+        let workspace = ok(Buffer::<_, u8>::zeroed(&device, room));
+        let make = |_| {
+            let caches = [&cache, &cache].map(|values| ok(Buffer::from_slice(&device, values)));
+            (caches, ok(Buffer::zeroed(&device, tokens * HEADS * HEAD_DIM / BLOCK)))
+        };
+        let bytes = 2 * (depth + tokens) * stride * 2;
+        on_gpu(&mut group, &device, &format!("{depth}/{tokens}"), bytes, make, |([k, v], fixed)| {
+            Attention {
+                q: Queries::Rotated { q: q.slice(), k_cache: k.slice(), v_cache: v.slice(), start: start.slice() },
+                cache_kind: TensorType::F16,
+                out: None,
+                fixed: Some(fixed.slice_mut()),
+                scores: None,
+                // SAFETY: launches of one queue follow each other, so they may share the workspace.
+                workspace: unsafe {
+                    kquant_moe::device::SliceMut::from_raw(&device, workspace.slice().as_ptr() as u64, room)
+                },
+                capacity,
+                tokens,
+                heads: HEADS,
+                kv_heads: KV_HEADS,
+                head_dim: HEAD_DIM,
+                scale: SCALE,
+            }
+            .launch(&device)
+        });
     }
 }
 

@@ -6,82 +6,40 @@
 // positions past the capacity give NaN.
 // Maths: positions are cut into chunks of 64 counted from 0, whatever the card or the batch. A chunk is reduced in f32, the
 // chunks are joined in f64 in a fixed order (docs/arithmetic.md), so one query at a time and many give the same bits.
-// Launch: attention_chunks, one block of eight warps for a chunk, four or eight query heads of a KV head, and a token. Blocks
-// stride over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph serves every
-// position. While four heads a block leave no block a second chunk they do, for speed of one; beyond that the two blocks of
-// eight heads share the chunks instead of the heads, which halves what they read and convert. attention_join, one block for 256
-// outputs of a token, joins the chunks. (That the last block to finish joins them was slower even for few chunks.) For a single
-// token the first kernel can do the work of kqm_rope as well, and read position, keys and values while qkv before it still runs.
+// Launch: four tokens and more in tiles of query rows, attention_tiles and attention_join_tokens (common/query_tiles.cuh).
+// Fewer by attention_chunks, one block of eight warps for a chunk, four or eight query heads of a KV head, and a token.
+// Blocks stride over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph
+// serves every position. While four heads a block leave no block a second chunk they do, for speed of one; beyond that the
+// two blocks of eight heads share the chunks instead of the heads, which halves what they read and convert. attention_join,
+// one block for 256 outputs of a token, joins the chunks. (That the last block to finish joins them was slower even for few
+// chunks.) For a single token the first kernel can do the work of kqm_rope as well, and read position, keys and values while
+// qkv before it still runs.
 // Scores: eight lanes share a key, each with an eighth of the dimensions; values: a warp has eight positions, a lane
 // head_dim / 32 dimensions. Both read the cache once, straight into registers.
 // Bound by: latency for short contexts, then issue slots: 2 x 64 x head_dim fma a head and chunk are half of what a warp does.
 #include "common/exp.cuh"
 #include "common/fixed.cuh"
+#include "common/query_tiles.cuh"
 #include "common/rope.cuh"
 
 namespace {
 
 const int chunk = KQM_ATTENTION_CHUNK, warps = 8, threads = 32 * warps, max_group = 16, quad_heads = 4;
 const int positions_per_warp = chunk / warps;
-// Chains over the chunks when they are joined, threads of a block that joins 256 outputs (four each), and the chunks whose factors
-// are joined at once.
-const int chains = 8, join_threads = 64 * chains, join_batch = 128;
-const uint64_t target_workspace = 64ull << 20;
-
-// Partial results, for `tokens` tokens at a time.
-struct Workspace {
-  float *o;   // [tokens, heads, chunks, head_dim]
-  double *l;  // [tokens, heads, chunks]
-  float *m;   // [tokens, heads, chunks]
-};
+// Threads of a block that joins 256 outputs (four each), and the chunks whose factors are joined at once.
+const int chains = kqm_attention_chains, join_threads = 64 * chains, join_batch = 128;
+// The least number of tokens that are taken in tiles; blocks of theirs for each one that runs at once; rows of a tile, at most.
+const uint32_t least_tile_tokens = 4;
+const int tile_rounds = 8, most_tile_rows = 64;
+// Blocks of a grid in its second and third dimension.
+const uint64_t max_grid = 65535;
+const uint64_t target_workspace = 256ull << 20;
 
 uint64_t chunks_of(const kqm_attention_args &a) { return kqm_ceil_div(a.capacity, uint32_t(chunk)); }
 uint64_t bytes_per_token(const kqm_attention_args &a) {
   const uint64_t partial = sizeof(double) + sizeof(float) * (1 + uint64_t(a.head_dim));
   return kqm_ceil_div(a.heads * chunks_of(a) * partial, uint64_t(16)) * 16;
 }
-
-__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
-// N neighbouring elements of a cache row as they are stored, and element i of them as f32.
-template <bool HALF, int N>
-struct Elements {
-  static const int words = N * (HALF ? 2 : 4) / 4;
-  uint32_t word[words];
-
-  __device__ __forceinline__ void load(const void *cache, size_t at) {
-    const uint32_t *p = reinterpret_cast<const uint32_t *>(static_cast<const uint8_t *>(cache) + at * (HALF ? 2 : 4));
-    if (words % 4 == 0) {
-      KQM_UNROLL
-      for (int i = 0; i < words / 4; i++) {
-        const uint4 v = reinterpret_cast<const uint4 *>(p)[i];
-        word[4 * i] = v.x, word[4 * i + 1] = v.y, word[4 * i + 2] = v.z, word[4 * i + 3] = v.w;
-      }
-    } else {
-      KQM_UNROLL
-      for (int i = 0; i < words; i++) word[i] = p[i];
-    }
-  }
-  __device__ __forceinline__ void clear() {
-    KQM_UNROLL
-    for (int i = 0; i < words; i++) word[i] = 0;
-  }
-  // From words of shared memory that word_of made.
-  __device__ __forceinline__ void load_shared(KQM_SHARED_ARG(uint32_t) from, int first) {
-    KQM_UNROLL
-    for (int i = 0; i < words; i++) word[i] = from[first + i];
-  }
-  __device__ __forceinline__ void select(bool other, const Elements &from) {
-    KQM_UNROLL
-    for (int i = 0; i < words; i++) word[i] = other ? from.word[i] : word[i];
-  }
-  // A word of the cache: two halves, or one float (the second value is not used).
-  __device__ __forceinline__ static uint32_t word_of(float x, float y) {
-    return HALF ? kqm_float_to_half(x) | uint32_t(kqm_float_to_half(y)) << 16 : __float_as_uint(kqm_canonical(x));
-  }
-  __device__ __forceinline__ float get(int i) const {
-    return HALF ? kqm_half_to_float(uint16_t(word[i / 2] >> (16 * (i % 2)))) : __uint_as_float(word[HALF ? 0 : i]);
-  }
-};
 
 // What a launch for a cache type and a head dimension looks like.
 template <bool HALF, int DIM>
@@ -106,14 +64,6 @@ __device__ __forceinline__ void store_floats(KQM_SHARED_ARG(float) out, int at, 
   }
 }
 
-// Where a query's dimension d lies in shared memory. Lane g of the eight that share a key needs dimensions g S .. g S + S - 1;
-// the eight read four each at a time, and what they read together is together.
-template <int DIM>
-__device__ __forceinline__ int query_place(int d) {
-  const int segment = DIM / 8;
-  return (d % segment / 4 * 8 + d / segment) * 4 + d % 4;
-}
-
 // The chunks that a block works on, and its query heads: `heads` of H, from row `row` of the partial results on.
 struct Work {
   uint32_t kv_head, position, used, first, stride;
@@ -127,8 +77,8 @@ struct Work {
 template <bool HALF, int DIM>
 struct Cached {
   static const int per_lane = DIM / 32, segment = DIM / 8;
-  Elements<HALF, per_lane> value[positions_per_warp];
-  Elements<HALF, segment> key[2];
+  KqmElements<HALF, per_lane> value[positions_per_warp];
+  KqmElements<HALF, segment> key[2];
 
   __device__ __forceinline__ static int present(const Work &work, uint32_t index) {
     return index + 1 < work.used ? chunk : int(work.position - index * chunk) + (work.has_newest ? 0 : 1);
@@ -164,9 +114,10 @@ struct Cached {
 // The chunks of one block. Its first keys and values are loaded; queries, the newest k and v and the scores' zeros of absent heads
 // are on their way to shared memory.
 template <bool HALF, int DIM, int H>
-__device__ __forceinline__ void attend(const kqm_attention_args &a, const Workspace &ws, const Work &work,
-                                       Cached<HALF, DIM> &cached, KQM_SHARED_ARG(float) query, KQM_SHARED_ARG(float) score,
-                                       KQM_SHARED_ARG(float) partial, KQM_SHARED_ARG(uint32_t) newest) {
+__device__ __forceinline__ void attend(const kqm_attention_args &a, const KqmPartials &ws, const Work &work,
+                                       Cached<HALF, DIM> &cached, KQM_SHARED_ARG(float) query,
+                                       KQM_SHARED_ARG(float) score, KQM_SHARED_ARG(float) partial,
+                                       KQM_SHARED_ARG(uint32_t) newest) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane & 7;
   const int per_lane = Cached<HALF, DIM>::per_lane, segment = Cached<HALF, DIM>::segment;
   const size_t chunks = (a.capacity + chunk - 1) / chunk;
@@ -177,12 +128,12 @@ __device__ __forceinline__ void attend(const kqm_attention_args &a, const Worksp
     const int visible = min(int(work.position - begin) + 1, chunk), own = visible - 1 - warp * positions_per_warp;
     if (work.has_newest && index == work.used - 1 && own >= 0 && own < positions_per_warp) {
       // Selected word by word: an index would put the arrays into memory.
-      Elements<HALF, per_lane> newest_value;
-      newest_value.load_shared(newest, DIM + lane * Elements<HALF, per_lane>::words);
+      KqmElements<HALF, per_lane> newest_value;
+      newest_value.load_shared(newest, DIM + lane * KqmElements<HALF, per_lane>::words);
       KQM_UNROLL
       for (int i = 0; i < positions_per_warp; i++) cached.value[i].select(i == own, newest_value);
-      Elements<HALF, segment> newest_key;
-      newest_key.load_shared(newest, g * Elements<HALF, segment>::words);
+      KqmElements<HALF, segment> newest_key;
+      newest_key.load_shared(newest, g * KqmElements<HALF, segment>::words);
       KQM_UNROLL
       for (int i = 0; i < 2; i++) cached.key[i].select(4 * i + (lane >> 3) == own, newest_key);
     }
@@ -232,7 +183,7 @@ __device__ __forceinline__ void attend(const kqm_attention_args &a, const Worksp
       const int head = (bit1 ? H / 2 : 0) + (bit2 ? H / 4 : 0) + h;
       if (head >= work.heads) continue;
       const float s = kqm_canonical(__fmul_rn(dot[h], a.scale));
-      score[head * chunk + own_key] = own_key < visible ? s : minus_infinity();
+      score[head * chunk + own_key] = own_key < visible ? s : kqm_minus_infinity();
       if (a.scores && own_key < visible) a.scores[size_t(work.score_row + head) * a.capacity + begin + own_key] = s;
     }
     __syncthreads();
@@ -304,7 +255,7 @@ __device__ __forceinline__ void attend(const kqm_attention_args &a, const Worksp
 
 template <bool HALF, int DIM>
 __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
-    attention_chunks(kqm_attention_args a, Workspace ws, uint32_t first_token) {
+    attention_chunks(kqm_attention_args a, KqmPartials ws, uint32_t first_token) {
   const int most_heads = Shape<HALF, DIM>::heads, lanes = Shape<HALF, DIM>::lanes;
   KQM_SHARED(float, query, most_heads *DIM);
   KQM_SHARED(float, score, most_heads *chunk);
@@ -314,7 +265,8 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   const int group = a.heads / a.kv_heads, quads = (group + quad_heads - 1) / quad_heads;
   const int quad = int(blockIdx.x) % quads, lane = threadIdx.x & 31;
   // Queries are prepared for as many heads as a block may work on.
-  const int first_prepared = quad * quad_heads / most_heads * most_heads, prepared = min(most_heads, group - first_prepared);
+  const int first_prepared = quad * quad_heads / most_heads * most_heads,
+            prepared = min(most_heads, group - first_prepared);
   const int offset = quad * quad_heads - first_prepared, quad_heads_present = min(quad_heads, prepared - offset);
   const uint32_t t = first_token + blockIdx.z, kv_head = blockIdx.x / quads;
   const uint32_t first_head = kv_head * group + first_prepared, token_head = t * a.heads + first_head;
@@ -322,7 +274,8 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   // The fused launch: a head of q, k or v for each `lanes` lanes, one row or two a warp.
   const int row_lane = lane % lanes, row_index = int(threadIdx.x) / lanes;
   const bool is_query = row_index < prepared, is_row = row_index < prepared + 2;
-  const uint32_t head = is_query ? first_head + row_index : a.heads + (row_index == prepared ? 0 : a.kv_heads) + kv_head;
+  const uint32_t head =
+      is_query ? first_head + row_index : a.heads + (row_index == prepared ? 0 : a.kv_heads) + kv_head;
   const KqmHeadRow row(a.rope, 0, head);
   float x[8] = {}, weight[8] = {};
   if (a.rope.q) kqm_load_head_weight(a.rope, row, row_lane, weight);
@@ -330,7 +283,8 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   // Behind qkv the position and the caches are what they will be: they are read at once (kqm_wait_then_release).
   if (!a.follows_qkv) kqm_wait_for_dependencies();
   // A token past the capacity gives NaN and leaves the cache alone.
-  const uint32_t own_position = min(__ldcg(a.start), a.capacity) + t, position = min(own_position, a.capacity - 1), used = position / chunk + 1;
+  const uint32_t own_position = min(__ldcg(a.start), a.capacity) + t, position = min(own_position, a.capacity - 1),
+                 used = position / chunk + 1;
   // One block for four heads, or, where that would be a second round, two blocks for eight.
   const bool wide = most_heads > quad_heads && prepared > quad_heads && used > gridDim.y;
   const uint32_t first = wide ? 2 * blockIdx.y + (offset != 0) : blockIdx.y, stride = wide ? 2 * gridDim.y : gridDim.y;
@@ -346,8 +300,10 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   if (a.rope.q) kqm_load_head(a.rope, row, row_lane, x);
 
   if (a.scores) {
-    for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity; at += gridDim.y * threads) {
-      for (int h = 0; h < quad_heads_present; h++) a.scores[size_t(token_head + offset + h) * a.capacity + at] = minus_infinity();
+    for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity;
+         at += gridDim.y * threads) {
+      for (int h = 0; h < quad_heads_present; h++)
+        a.scores[size_t(token_head + offset + h) * a.capacity + at] = kqm_minus_infinity();
     }
   }
   if (first >= used) return;
@@ -357,14 +313,15 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   // and one of them adds them to the cache.
   if (a.rope.q) {
     const bool own_head = wide || (row_index >= offset && row_index < offset + quad_heads_present);
-    const bool writes = is_query ? first == 0 && own_head : is_row && makes_newest && first_prepared == 0 && (wide || offset == 0);
+    const bool writes =
+        is_query ? first == 0 && own_head : is_row && makes_newest && first_prepared == 0 && (wide || offset == 0);
     kqm_rope_head<lanes>(a.rope, DIM, row, row_lane, own_position, writes, 1.0 / DIM, weight,
                          kqm_shared_offset(partial, row_index * DIM), x);
     if (is_row && 8 * row_lane < DIM) {
       if (is_query) {
         KQM_UNROLL
         for (int i = 0; i < 8; i += 4)
-          kqm_shared_store<float4>(query, row_index * DIM + query_place<DIM>(8 * row_lane + i),
+          kqm_shared_store<float4>(query, row_index * DIM + kqm_query_place<DIM>(8 * row_lane + i),
                                    make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
         if (writes) kqm_store_eight(a.rope.q_out + row.at, row_lane, x);
       } else {
@@ -373,12 +330,13 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
         const int from = row.is_v ? DIM : 0;
         KQM_UNROLL
         for (int d = 0; d < 8; d += HALF ? 2 : 1)
-          newest[from + (8 * row_lane + d) / (HALF ? 2 : 1)] = Elements<HALF, 2>::word_of(x[d], x[d + (HALF ? 1 : 0)]);
+          newest[from + (8 * row_lane + d) / (HALF ? 2 : 1)] =
+              KqmElements<HALF, 2>::word_of(x[d], x[d + (HALF ? 1 : 0)]);
       }
     }
   } else {
     for (int i = threadIdx.x; i < prepared * DIM; i += threads)
-      query[i / DIM * DIM + query_place<DIM>(i % DIM)] = a.q[size_t(token_head) * DIM + i];
+      query[i / DIM * DIM + kqm_query_place<DIM>(i % DIM)] = a.q[size_t(token_head) * DIM + i];
   }
   for (int i = prepared * DIM + threadIdx.x; i < most_heads * DIM; i += threads) query[i] = 0.0f;
 
@@ -390,7 +348,8 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
 }
 
 // A block for 256 outputs of a token: thread (chain, i) has chunks chain, chain + 8, ... of outputs 4 i .. 4 i + 3.
-__global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_args a, Workspace ws, uint32_t first_token) {
+__global__ void __launch_bounds__(join_threads, 1)
+    attention_join(kqm_attention_args a, KqmPartials ws, uint32_t first_token) {
   // Of the block's heads (256 outputs are of four at most): the largest score of each warp's chunks, and by chunk of a batch the
   // factor exp(m_c - M) and l_c.
   const int most_heads = 4, warps_per_head = join_batch / 32;
@@ -404,7 +363,8 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
   const int chain = threadIdx.x / 64, quad = threadIdx.x % 64, first_output = int(blockIdx.x) * KQM_BLOCK;
   const bool active = first_output + 4 * quad < outputs;
   const int output = active ? first_output + 4 * quad : first_output;
-  const int first_head = first_output / dim, heads = (min(first_output + KQM_BLOCK, outputs) - 1) / dim - first_head + 1;
+  const int first_head = first_output / dim,
+            heads = (min(first_output + KQM_BLOCK, outputs) - 1) / dim - first_head + 1;
   const int own_head = output / dim - first_head;
   const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(blockIdx.y) * a.heads + first_head;
   const float *o = ws.o + (first_row + own_head) * chunks * dim + output % dim;
@@ -422,10 +382,11 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
 
   // What is needed of a batch, all on its way at once: the chain's values, and the factor's operands.
   float4 value[join_batch / chains];
-  float own_m = minus_infinity();
+  float own_m = kqm_minus_infinity();
   double own_l = 0.0;
   const auto fetch = [&](int begin) {
-    if (factor_head < heads && begin + factor_chunk < used) own_m = ws.m[factor_row + begin], own_l = ws.l[factor_row + begin];
+    if (factor_head < heads && begin + factor_chunk < used)
+      own_m = ws.m[factor_row + begin], own_l = ws.l[factor_row + begin];
     const float *from = o + size_t(begin + chain) * dim;
     const int count = used - begin - chain;
     KQM_UNROLL
@@ -436,7 +397,8 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
   fetch(0);
   if (factor_head < heads) {
     float m = own_m;
-    for (int c = factor_chunk + join_batch; c < used; c += join_batch) m = kqm_max_or_nan(m, ws.m[factor_row - factor_chunk + c]);
+    for (int c = factor_chunk + join_batch; c < used; c += join_batch)
+      m = kqm_max_or_nan(m, ws.m[factor_row - factor_chunk + c]);
     KQM_UNROLL
     for (int step = 16; step; step /= 2) m = kqm_max_or_nan(m, __shfl_xor_sync(~0u, m, step));
     if (lane == 0) largest[warp] = m;
@@ -447,7 +409,7 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
   for (int begin = 0; begin < used; begin += join_batch) {
     if (begin) fetch(begin);
     if (factor_head < heads) {
-      float m = minus_infinity();
+      float m = kqm_minus_infinity();
       KQM_UNROLL
       for (int w = 0; w < warps_per_head; w++) m = kqm_max_or_nan(m, largest[factor_head * warps_per_head + w]);
       factor[threadIdx.x] = double(kqm_exp(__fsub_rn(own_m, m)));
@@ -483,7 +445,8 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
       for (int g = 0; g < chains; g += 2 * step) l[g] = l[g] + l[g + step], y[g] = y[g] + y[g + step];
     }
     const int within = 4 * quad + chain, own = first_output + within;
-    const float sum = position < a.capacity ? kqm_canonical(float(y[0] * __ddiv_rn(1.0, l[0]))) : __uint_as_float(0x7fc00000u);
+    const float sum =
+        position < a.capacity ? kqm_canonical(float(y[0] * __ddiv_rn(1.0, l[0]))) : __uint_as_float(0x7fc00000u);
     const float y_own = own < outputs ? sum : 0.0f;
     if (own < outputs && a.out) a.out[size_t(t) * outputs + own] = y_own;
     result[within] = y_own;
@@ -496,8 +459,64 @@ __global__ void __launch_bounds__(join_threads, 1) attention_join(kqm_attention_
   kqm_quantize_warp(x, a.fixed + size_t(t) * (outputs / KQM_BLOCK) + blockIdx.x);
 }
 
+KqmPartials partials(const kqm_attention_args &a, uint64_t tokens) {
+  const uint64_t rows = tokens * a.heads * chunks_of(a);
+  KqmPartials ws;
+  // Widest vectors first.
+  ws.o = static_cast<float *>(a.workspace);
+  ws.l = reinterpret_cast<double *>(ws.o + rows * a.head_dim);
+  ws.m = reinterpret_cast<float *>(ws.l + rows);
+  return ws;
+}
+
+// Rows of a tile, at most: so many that three blocks, else two, else one, find room on a multiprocessor.
+template <class Tile>
+int tile_rows() {
+  for (int blocks = Tile::at_once; blocks > 0; blocks--) {
+    for (int rows = most_tile_rows; rows > max_group; rows -= max_group) {
+      if (blocks * (Tile::bytes(rows) + 1024) <= int(kqm_shared_memory())) return rows;
+    }
+  }
+  return max_group;
+}
+
+// Many tokens, `at_once` at a time.
+template <bool HALF, int DIM>
+kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
+  typedef KqmQueryTile<HALF, DIM> Tile;
+  const uint32_t row = a.heads * a.head_dim, group = a.heads / a.kv_heads,
+                 together = Tile::at_once * kqm_multiprocessors();
+  uint32_t tile_tokens = tile_rows<Tile>() / group;
+  if (at_once > a.tokens) at_once = a.tokens;
+  // Places among the partial results fit into 32 bits.
+  const uint64_t most = 0xffffffffu / (uint64_t(row) * chunks_of(a));
+  if (at_once > most) at_once = most;
+  KQM_REQUIRE(at_once > 0, KQM_BAD_SHAPE);
+  // Smaller tiles where there would be too few of them.
+  while (tile_tokens > 1 && kqm_ceil_div(uint32_t(at_once), tile_tokens) * a.kv_heads * chunks_of(a) < together)
+    tile_tokens /= 2;
+  // Whole tiles.
+  if (at_once > tile_tokens && at_once < a.tokens) at_once -= at_once % tile_tokens;
+  const KqmPartials ws = partials(a, at_once);
+  for (uint64_t t = 0; t < a.tokens; t += at_once) {
+    const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once),
+                   tiles = kqm_ceil_div(count, tile_tokens);
+    // Several times as many blocks as run at once, so that they end together.
+    const uint64_t wanted = kqm_ceil_div(uint64_t(tile_rounds) * together, uint64_t(tiles) * a.kv_heads);
+    const uint64_t most_parts = chunks_of(a) < max_grid ? chunks_of(a) : max_grid;
+    const uint32_t parts = uint32_t(wanted < most_parts ? wanted : most_parts);
+    KQM_TRY(KQM_LAUNCH((attention_tiles<HALF, DIM>), dim3(a.kv_heads, parts, tiles), dim3(kqm_tile_threads),
+                       size_t(Tile::bytes(int(tile_tokens * group))), stream, a, ws, uint32_t(t), count, tile_tokens,
+                       group));
+    const dim3 grid(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), kqm_ceil_div(count, uint32_t(kqm_join_tokens)));
+    KQM_TRY(KQM_LAUNCH(attention_join_tokens, grid, dim3(kqm_join_threads), 0, stream, a, ws, uint32_t(t), count));
+  }
+  return KQM_OK;
+}
+
 template <bool HALF, int DIM>
 kqm_status launch(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
+  if (a.tokens >= least_tile_tokens) return launch_tiles<HALF, DIM>(a, at_once, stream);
   const uint64_t chunks = chunks_of(a);
   const uint32_t group = a.heads / a.kv_heads, row = a.heads * a.head_dim;
   const uint32_t blocks = a.kv_heads * kqm_ceil_div(group, uint32_t(quad_heads));
@@ -505,17 +524,13 @@ kqm_status launch(const kqm_attention_args &a, uint64_t at_once, kqm_stream stre
   const uint64_t strides =
       kqm_ceil_div(Shape<HALF, DIM>::at_once * uint64_t(kqm_multiprocessors()), uint64_t(blocks) * a.tokens);
   const uint32_t grid_chunks = uint32_t(chunks < strides ? chunks : strides);
-  Workspace ws;
-  // Widest vectors first.
-  ws.o = static_cast<float *>(a.workspace);
-  ws.l = reinterpret_cast<double *>(ws.o + at_once * a.heads * chunks * a.head_dim);
-  ws.m = reinterpret_cast<float *>(ws.l + at_once * a.heads * chunks);
+  const KqmPartials ws = partials(a, at_once);
   for (uint64_t t = 0; t < a.tokens; t += at_once) {
     const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once);
     const dim3 grid(blocks, grid_chunks, count);
     KQM_TRY(KQM_LAUNCH((attention_chunks<HALF, DIM>), grid, dim3(threads), 0, stream, a, ws, uint32_t(t)));
-    KQM_TRY(KQM_LAUNCH(attention_join, dim3(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), count), dim3(join_threads), 0, stream, a,
-                       ws, uint32_t(t)));
+    KQM_TRY(KQM_LAUNCH(attention_join, dim3(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), count), dim3(join_threads), 0,
+                       stream, a, ws, uint32_t(t)));
   }
   return KQM_OK;
 }
@@ -555,10 +570,11 @@ kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream) {
   KQM_REQUIRE(args->q != nullptr || args->rope.q != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->out != nullptr || args->fixed != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->cache_type == KQM_TYPE_F32 || args->cache_type == KQM_TYPE_F16, KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 0x7fffffffu && args->capacity > 0 && args->capacity <= kqm_max_capacity && args->kv_heads > 0 &&
-                  args->heads > 0 && args->heads <= kqm_max_heads && args->heads % args->kv_heads == 0 &&
-                  args->heads / args->kv_heads <= uint32_t(max_group) && args->head_dim > 0 && args->head_dim % 64 == 0 &&
-                  args->head_dim <= uint32_t(kqm_max_head_dim),
+  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 0x7fffffffu && args->capacity > 0 &&
+                  args->capacity <= kqm_max_capacity && args->kv_heads > 0 && args->heads > 0 &&
+                  args->heads <= kqm_max_heads && args->heads % args->kv_heads == 0 &&
+                  args->heads / args->kv_heads <= uint32_t(max_group) && args->head_dim > 0 &&
+                  args->head_dim % 64 == 0 && args->head_dim <= uint32_t(kqm_max_head_dim),
               KQM_BAD_SHAPE);
   KQM_REQUIRE(!args->follows_qkv || args->rope.q != nullptr, KQM_BAD_SHAPE);
   KQM_REQUIRE(args->fixed == nullptr || args->heads * args->head_dim % KQM_BLOCK == 0, KQM_BAD_SHAPE);
@@ -568,7 +584,7 @@ kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream) {
   if (args->rope.q) KQM_TRY(check_fused(*args));
   uint64_t at_once = args->workspace_bytes / bytes_per_token(*args);
   KQM_REQUIRE(at_once > 0, KQM_WORKSPACE);
-  if (at_once > 65535) at_once = 65535;
+  if (at_once > max_grid) at_once = max_grid;
   if (args->cache_type == KQM_TYPE_F16) return launch_dim<true>(*args, at_once, stream);
   return launch_dim<false>(*args, at_once, stream);
 }

@@ -37,8 +37,9 @@ kqm_status kqm_embedding(const kqm_embedding_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr && args->table && args->tokens && args->out, KQM_NULL_POINTER);
   KQM_REQUIRE(args->type == KQM_TYPE_F32 || args->type == KQM_TYPE_F16 || KqmBlockTypes::has(args->type),
               KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(args->count > 0 && args->count <= 65535 && args->vocab > 0 && args->cols > 0 && args->cols % KQM_BLOCK == 0,
-              KQM_BAD_SHAPE);
+  KQM_REQUIRE(
+      args->count > 0 && args->count <= 65535 && args->vocab > 0 && args->cols > 0 && args->cols % KQM_BLOCK == 0,
+      KQM_BAD_SHAPE);
   const uintptr_t unit = args->type == KQM_TYPE_F32 ? 4 : args->type == KQM_TYPE_F16 ? 2 : 1;
   KQM_REQUIRE(kqm_aligned(args->table, unit), KQM_MISALIGNED);
   return KQM_LAUNCH(embedding_kernel, dim3(args->cols / KQM_BLOCK, args->count), dim3(KQM_BLOCK), 0, stream, *args);

@@ -110,10 +110,11 @@ typedef uint64_t kqm_caller;
 #define KQM_PLANES 5
 typedef struct kqm_fixed_block {
   int8_t digit[8][KQM_PLANES][32]; /* [sub-block][plane][k]: plane p of activation 32 * sub-block + k */
-  int8_t sum_low[KQM_PLANES][8];   /* [plane][sub-block]: low balanced base-256 digit of the sum of the plane's 32 digits */
-  int8_t sum_high[KQM_PLANES][8];  /* [plane][sub-block]: (sum - low) / 256 */
-  double unit;                     /* 2^(e - 38); NaN when the block holds a non-finite activation (its digits are 0 then) */
-  double reserved;                 /* 0; keeps blocks 16-byte aligned */
+  int8_t sum_low[KQM_PLANES]
+                [8]; /* [plane][sub-block]: low balanced base-256 digit of the sum of the plane's 32 digits */
+  int8_t sum_high[KQM_PLANES][8]; /* [plane][sub-block]: (sum - low) / 256 */
+  double unit;     /* 2^(e - 38); NaN when the block holds a non-finite activation (its digits are 0 then) */
+  double reserved; /* 0; keeps blocks 16-byte aligned */
 } kqm_fixed_block;
 
 /* A quantized matrix [rows, cols], or a stack of `experts` of them, in tile layout (see kqm_repack). */
@@ -121,8 +122,8 @@ typedef struct kqm_matrix {
   const void *tiles; /* [experts][ceil(rows / 16)][cols / 256] tiles, each the bytes of 16 blocks; 16-byte aligned */
   uint32_t type;     /* KQM_TYPE_...: one of common/types.cuh */
   uint32_t rows;
-  uint32_t cols;     /* a multiple of 256 */
-  uint32_t experts;  /* 1 for a plain matrix */
+  uint32_t cols;    /* a multiple of 256 */
+  uint32_t experts; /* 1 for a plain matrix */
 } kqm_matrix;
 
 /* The (token, expert) pairs of a batch, grouped by expert. Pair p = token * top_k + rank. */
@@ -244,28 +245,30 @@ typedef struct kqm_attention_args {
   uint32_t cache_type;
   uint32_t capacity; /* below 2^31 */
   uint32_t tokens;
-  uint32_t heads;    /* at most 65535; a multiple of kv_heads, at most 16 times; with fixed, heads * head_dim one of 256 */
+  uint32_t heads; /* at most 65535; a multiple of kv_heads, at most 16 times; with fixed, heads * head_dim one of 256 */
   uint32_t kv_heads;
-  uint32_t head_dim; /* 64, 128, 192 or 256 */
-  float scale;       /* 1 / sqrt(head_dim) */
+  uint32_t head_dim;  /* 64, 128, 192 or 256 */
+  float scale;        /* 1 / sqrt(head_dim) */
   kqm_rope_args rope; /* [optional: rope.q NULL] a single token: do what kqm_rope does first, in the same launch; its
                        * shapes, start and caches are those above */
-  uint32_t follows_qkv; /* 1, with rope: the launch right before this one in the stream is kqm_qkv, or a kernel that does not let its
+  uint32_t
+      follows_qkv; /* 1, with rope: the launch right before this one in the stream is kqm_qkv, or a kernel that does not let its
                          * successor start early. start and caches, which it does not write, are read while it still runs */
 } kqm_attention_args;
 
 /* moe_router: logits = W x (F32 weights), the top_k largest (ties to the lower expert), and their softmax
  * probabilities renormalised to sum 1. */
 typedef struct kqm_moe_router_args {
-  const float *x;    /* [tokens, cols]; not read with a fused norm */
+  const float *x;         /* [tokens, cols]; not read with a fused norm */
   kqm_fused_norm norm;    /* a single token: x is made from this row */
   kqm_fixed_block *fixed; /* [optional] with a fused norm: x as fixed point, [cols / 256] */
-  const float *w;    /* [experts, cols] */
-  float *logits;     /* [tokens, experts] */
-  uint32_t *indices; /* [tokens, top_k], highest probability first; NULL for a single token: only the logits are made, and
+  const float *w;         /* [experts, cols] */
+  float *logits;          /* [tokens, experts] */
+  uint32_t
+      *indices;   /* [tokens, top_k], highest probability first; NULL for a single token: only the logits are made, and
                       * moe_swiglu chooses */
-  float *weights;    /* [tokens, top_k]; not written without indices */
-  uint32_t *done;    /* [tokens] zero before the first call; the launcher leaves it zero. Not used without indices */
+  float *weights; /* [tokens, top_k]; not written without indices */
+  uint32_t *done; /* [tokens] zero before the first call; the launcher leaves it zero. Not used without indices */
   uint32_t tokens;
   uint32_t cols;    /* a multiple of 256 */
   uint32_t experts; /* at most KQM_MAX_EXPERTS */
@@ -289,12 +292,13 @@ typedef struct kqm_moe_swiglu_args {
   kqm_matrix up;            /* [experts][ff, cols] */
   const kqm_fixed_block *x; /* [tokens, cols / 256] */
   uint32_t *indices;        /* [tokens, top_k]: used for a single token, whose pairs need no grouping */
-  const float *logits;      /* [optional] [experts]: a single token: choose the experts here, and write indices and weights */
-  float *weights;           /* [top_k], with logits */
-  kqm_groups groups;        /* used for two or more tokens; may hold NULL for a single one */
-  float *gate_out; /* [optional] [pairs, ff] */
-  float *up_out;   /* [optional] [pairs, ff] */
-  float *out;      /* [pairs, ff] */
+  const float
+      *logits;       /* [optional] [experts]: a single token: choose the experts here, and write indices and weights */
+  float *weights;    /* [top_k], with logits */
+  kqm_groups groups; /* used for two or more tokens; may hold NULL for a single one */
+  float *gate_out;   /* [optional] [pairs, ff] */
+  float *up_out;     /* [optional] [pairs, ff] */
+  float *out;        /* [pairs, ff] */
   uint32_t tokens;
   uint32_t top_k;
 } kqm_moe_swiglu_args;
@@ -310,10 +314,10 @@ typedef struct kqm_moe_down_args {
   const uint32_t *indices;  /* [tokens, top_k] */
   const float *weights;     /* [tokens, top_k] */
   kqm_groups groups;        /* used for two or more tokens; may hold NULL for a single one */
-  float *expert_out;     /* [pairs, rows]: the products before the sum */
-  float *sum;            /* [optional] [tokens, rows]: the sum before the residual is added */
-  const float *residual; /* [optional] [tokens, rows]; may equal y */
-  float *y;              /* [tokens, rows] */
+  float *expert_out;        /* [pairs, rows]: the products before the sum */
+  float *sum;               /* [optional] [tokens, rows]: the sum before the residual is added */
+  const float *residual;    /* [optional] [tokens, rows]; may equal y */
+  float *y;                 /* [tokens, rows] */
   uint32_t tokens;
   uint32_t top_k;
 } kqm_moe_down_args;
@@ -328,42 +332,42 @@ typedef struct kqm_residual_add_args {
 
 /* argmax: index of the largest value of each row, ties to the lower index; a NaN counts as largest. */
 typedef struct kqm_argmax_args {
-  const float *x;     /* [rows, cols] */
-  uint32_t *out;      /* [rows] */
-  uint64_t *partial;  /* [rows] zero before the first call; the launcher leaves it zero */
-  uint32_t *done;     /* [rows] zero before the first call; the launcher leaves it zero */
-  uint32_t *advance;  /* [optional] [1]: incremented by 1 (the position of the next token in a decode loop) */
-  uint32_t *history;  /* [optional] [history_len]: out[0] is also stored at index *advance before the increment */
+  const float *x;    /* [rows, cols] */
+  uint32_t *out;     /* [rows] */
+  uint64_t *partial; /* [rows] zero before the first call; the launcher leaves it zero */
+  uint32_t *done;    /* [rows] zero before the first call; the launcher leaves it zero */
+  uint32_t *advance; /* [optional] [1]: incremented by 1 (the position of the next token in a decode loop) */
+  uint32_t *history; /* [optional] [history_len]: out[0] is also stored at index *advance before the increment */
   uint32_t history_len;
   uint32_t rows;
   uint32_t cols;
 } kqm_argmax_args;
 
 /* The launchers by name, each with a place of its own. */
-#define KQM_EACH_LAUNCHER(X)                                                                                           \
-  X(1, repack)                                                                                                         \
-  X(2, quantize)                                                                                                       \
-  X(3, q4_k_matvec)                                                                                                    \
-  X(4, q6_k_gemv)                                                                                                      \
-  X(5, qkv)                                                                                                            \
-  X(6, embedding)                                                                                                      \
-  X(7, rms_norm)                                                                                                       \
-  X(8, rope)                                                                                                           \
-  X(9, attention)                                                                                                      \
-  X(10, moe_router)                                                                                                    \
-  X(11, moe_group)                                                                                                     \
-  X(12, moe_swiglu)                                                                                                    \
-  X(13, moe_down)                                                                                                      \
-  X(14, residual_add)                                                                                                  \
-  X(15, argmax)                                                                                                        \
+#define KQM_EACH_LAUNCHER(X) \
+  X(1, repack)               \
+  X(2, quantize)             \
+  X(3, q4_k_matvec)          \
+  X(4, q6_k_gemv)            \
+  X(5, qkv)                  \
+  X(6, embedding)            \
+  X(7, rms_norm)             \
+  X(8, rope)                 \
+  X(9, attention)            \
+  X(10, moe_router)          \
+  X(11, moe_group)           \
+  X(12, moe_swiglu)          \
+  X(13, moe_down)            \
+  X(14, residual_add)        \
+  X(15, argmax)              \
   X(16, matvec)
 
 /* kqm_NAME is compiled into the caller and says there who calls; kqm_launch_NAME, in the library, refuses a caller that has
  * another header. */
-#define KQM_DECLARE_LAUNCHER(place, name)                                                                    \
-  kqm_status kqm_launch_##name(kqm_caller caller, const kqm_##name##_args *args, kqm_stream stream);         \
-  static inline kqm_status kqm_##name(const kqm_##name##_args *args, kqm_stream stream) {                    \
-    return kqm_launch_##name(KQM_CALLER(kqm_##name##_args), args, stream);                                   \
+#define KQM_DECLARE_LAUNCHER(place, name)                                                            \
+  kqm_status kqm_launch_##name(kqm_caller caller, const kqm_##name##_args *args, kqm_stream stream); \
+  static inline kqm_status kqm_##name(const kqm_##name##_args *args, kqm_stream stream) {            \
+    return kqm_launch_##name(KQM_CALLER(kqm_##name##_args), args, stream);                           \
   }
 /* The same without the callers' part, for the sources of the kernels, which define functions of those names. */
 #define KQM_DECLARE_EXPORT(place, name) \

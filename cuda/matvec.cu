@@ -14,7 +14,9 @@ namespace {
 
 template <class Tile>
 struct Entry {
-  static kqm_status launch(const kqm_matvec_args *args, kqm_stream stream) { return kqm_matvec_of_type<Tile>(args, stream); }
+  static kqm_status launch(const kqm_matvec_args *args, kqm_stream stream) {
+    return kqm_matvec_of_type<Tile>(args, stream);
+  }
 };
 template <>
 struct Entry<KqmTileQ4K> {
@@ -29,7 +31,8 @@ struct Entry<KqmTileQ6K> {
 
 kqm_status kqm_matvec(const kqm_matvec_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr, KQM_NULL_POINTER);
-  return KqmBlockTypes::launch(args->w.type, [=](auto type) { return Entry<KqmTileOf<decltype(type)>>::launch(args, stream); });
+  return KqmBlockTypes::launch(args->w.type,
+                               [=](auto type) { return Entry<KqmTileOf<decltype(type)>>::launch(args, stream); });
 }
 
 KQM_ABI_END

@@ -17,7 +17,8 @@ const unsigned one_token_warps = KQM_FUSED_UNITS, max_shared = 48 * 1024;
 const int small_ranks = 8, small_blocks = 4;
 
 // One value of a token, from its weighted sum and its residual.
-__device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, uint32_t r, float residual, double weighted) {
+__device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, uint32_t r, float residual,
+                                       double weighted) {
   const float sum = kqm_canonical(float(weighted));
   const size_t at = size_t(t) * a.down.rows + r;
   if (a.sum) a.sum[at] = sum;
@@ -46,8 +47,8 @@ struct End {
 // The row sums of all experts of a tile, and their weighted sum. SMALL: there are at most small_ranks experts and small_blocks
 // super-blocks; each expert has small_blocks slots, filled up with zeros.
 template <bool SMALL>
-__device__ __forceinline__ void finish_tile(const kqm_moe_down_args &a, const End &end, int blocks, KQM_SHARED_ARG(double) part,
-                                            KQM_SHARED_ARG(double) product) {
+__device__ __forceinline__ void finish_tile(const kqm_moe_down_args &a, const End &end, int blocks,
+                                            KQM_SHARED_ARG(double) part, KQM_SHARED_ARG(double) product) {
   const int ranks = SMALL ? small_ranks : int(a.top_k);
   KQM_LOOP
   for (int i = threadIdx.x; i < ranks * KQM_TILE_ROWS; i += blockDim.x) {
@@ -178,7 +179,9 @@ __global__ void __launch_bounds__(256) moe_down_sum(kqm_moe_down_args a) {
   if (r >= a.down.rows) return;
   const float *products = a.expert_out + size_t(t) * a.top_k * a.down.rows + r;
   const float residual = a.residual ? a.residual[size_t(t) * a.down.rows + r] : 0.0f;
-  const auto product = [&](int i) { return weigh(a.weights[size_t(t) * a.top_k + i], products[size_t(i) * a.down.rows]); };
+  const auto product = [&](int i) {
+    return weigh(a.weights[size_t(t) * a.top_k + i], products[size_t(i) * a.down.rows]);
+  };
   finish(a, t, r, residual, kqm_tree_sum(product, int(a.top_k)));
 }
 
@@ -190,19 +193,22 @@ kqm_status launch(const kqm_moe_down_args &a, kqm_stream stream) {
   const dim3 one_token_block(32 * kqm_even_warps(units, one_token_warps));
   const bool small = a.top_k <= unsigned(small_ranks) && blocks <= unsigned(small_blocks);
   const size_t shared = small ? kqm_part_bytes(small_ranks * small_blocks, 1) : one_token_shared;
-  if (a.swiglu && small) return KQM_LAUNCH((moe_down_one_token_rows<Tile, true>), dim3(tiles), one_token_block, shared, stream, a);
-  if (a.swiglu) return KQM_LAUNCH((moe_down_one_token_rows<Tile, false>), dim3(tiles), one_token_block, shared, stream, a);
-  if (a.tokens == 1 && small) return KQM_LAUNCH((moe_down_one_token<Tile, true>), dim3(tiles), one_token_block, shared, stream, a);
+  if (a.swiglu && small)
+    return KQM_LAUNCH((moe_down_one_token_rows<Tile, true>), dim3(tiles), one_token_block, shared, stream, a);
+  if (a.swiglu)
+    return KQM_LAUNCH((moe_down_one_token_rows<Tile, false>), dim3(tiles), one_token_block, shared, stream, a);
+  if (a.tokens == 1 && small)
+    return KQM_LAUNCH((moe_down_one_token<Tile, true>), dim3(tiles), one_token_block, shared, stream, a);
   // The static array of products needs room, too.
   if (a.tokens == 1 && one_token_shared + KQM_MAX_TOP_K * KQM_TILE_ROWS * sizeof(double) <= max_shared)
     return KQM_LAUNCH((moe_down_one_token<Tile, false>), dim3(tiles), one_token_block, shared, stream, a);
   const unsigned items = kqm_launch_items(a.tokens, a.down.experts, a.top_k);
   if (a.tokens > 1)
-    KQM_TRY(KQM_LAUNCH(moe_down_wide<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items), dim3(kqm_wide_threads),
-                       kqm_wide_bytes(Tile::bytes, blocks), stream, a));
+    KQM_TRY(KQM_LAUNCH(moe_down_wide<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items),
+                       dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, blocks), stream, a));
   else
-    KQM_TRY(KQM_LAUNCH(moe_down_long_token<Tile>, dim3(tiles, items), dim3(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(1))),
-                       kqm_part_bytes(blocks, 1), stream, a));
+    KQM_TRY(KQM_LAUNCH(moe_down_long_token<Tile>, dim3(tiles, items),
+                       dim3(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(1))), kqm_part_bytes(blocks, 1), stream, a));
   return KQM_LAUNCH(moe_down_sum, dim3(kqm_ceil_div(a.down.rows, 256u), a.tokens), dim3(256), 0, stream, a);
 }
 
@@ -217,6 +223,7 @@ kqm_status kqm_moe_down(const kqm_moe_down_args *args, kqm_stream stream) {
   KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->swiglu, 16), KQM_MISALIGNED);
   KQM_REQUIRE(!args->swiglu || (args->tokens == 1 && args->top_k * (args->down.cols / KQM_BLOCK) <= KQM_FUSED_UNITS),
               KQM_BAD_SHAPE);
-  return KqmBlockTypes::launch(args->down.type, [&](auto type) { return launch<KqmTileOf<decltype(type)>>(*args, stream); });
+  return KqmBlockTypes::launch(args->down.type,
+                               [&](auto type) { return launch<KqmTileOf<decltype(type)>>(*args, stream); });
 }
 KQM_ABI_END

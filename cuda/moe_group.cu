@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(threads) moe_group_kernel(kqm_moe_group_args a
   kqm_wait_for_dependencies();
   __syncthreads();
   for (uint32_t p = threadIdx.x; p < pairs; p += threads) kqm_shared_atomic_add<uint32_t>(pairs_of, expert_of(p), 1u);
-  const uint32_t part = (pairs + threads - 1) / threads, begin = min(threadIdx.x * part, pairs), end = min(begin + part, pairs);
+  const uint32_t part = (pairs + threads - 1) / threads, begin = min(threadIdx.x * part, pairs),
+                 end = min(begin + part, pairs);
   uint32_t own = 0;
   for (uint32_t p = begin; p < end; p++) own += expert_of(p) == expert;
   found[threadIdx.x] = own;
@@ -68,8 +69,8 @@ uint32_t kqm_moe_max_items(uint32_t tokens, uint32_t experts, uint32_t top_k) {
 kqm_status kqm_moe_group(const kqm_moe_group_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr && args->indices && args->groups.order && args->groups.items && args->groups.count,
               KQM_NULL_POINTER);
-  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 65535 && args->experts <= KQM_MAX_EXPERTS &&
-                  args->top_k > 0 && args->top_k <= KQM_MAX_TOP_K && args->top_k <= args->experts,
+  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 65535 && args->experts <= KQM_MAX_EXPERTS && args->top_k > 0 &&
+                  args->top_k <= KQM_MAX_TOP_K && args->top_k <= args->experts,
               KQM_BAD_SHAPE);
   return KQM_LAUNCH(moe_group_kernel, dim3(args->experts + 1), dim3(threads), 0, stream, *args);
 }

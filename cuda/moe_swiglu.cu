@@ -37,7 +37,8 @@ __device__ __forceinline__ void write_choice(const kqm_moe_swiglu_args &a, const
     kqm_weigh_experts(choice, a.top_k, a.indices, a.weights);
 }
 
-const int wide_tiles = kqm_wide_warps / 2;  // row tiles of a block for many tokens: half of its warps have gate, the others up
+const int wide_tiles =
+    kqm_wide_warps / 2;  // row tiles of a block for many tokens: half of its warps have gate, the others up
 
 // Gate and up of one type.
 template <class Tile>
@@ -49,8 +50,9 @@ struct Same {
 
   // Leaves the contributions of super-block b in slots `gate_slot` and `up_slot`. Both tiles are on their way before one is multiplied.
   template <class Activations>
-  __device__ __forceinline__ static void contribute(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b, const Activations &x, double unit,
-                                                    int gate_slot, int up_slot, KQM_SHARED_ARG(double) part) {
+  __device__ __forceinline__ static void contribute(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b,
+                                                    const Activations &x, double unit, int gate_slot, int up_slot,
+                                                    KQM_SHARED_ARG(double) part) {
     const int lane = threadIdx.x & 31;
     Tile gate, up;
     gate.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.gate, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
@@ -61,8 +63,9 @@ struct Same {
 
   // kqm_wide_sums of a row tile of gate or of up.
   template <class First>
-  __device__ __forceinline__ static void wide_sums(const kqm_moe_swiglu_args &a, bool is_gate, const KqmExpert &expert, int tile, int, First first,
-                                                   KQM_SHARED_ARG(uint32_t) shared, float (&y)[KqmTokenColumns::results]) {
+  __device__ __forceinline__ static void wide_sums(const kqm_moe_swiglu_args &a, bool is_gate, const KqmExpert &expert,
+                                                   int tile, int, First first, KQM_SHARED_ARG(uint32_t) shared,
+                                                   float (&y)[KqmTokenColumns::results]) {
     const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, expert, tile), *up = kqm_expert_tile<Tile>(a.up, expert, tile);
     kqm_wide_sums<Tile>(Tile::bytes, is_gate ? gate : up, a.gate.cols / KQM_BLOCK, a.x, first, shared, y);
   }
@@ -77,8 +80,9 @@ struct Mixed {
   }
 
   template <class Activations>
-  __device__ __forceinline__ static void contribute(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b, const Activations &x, double unit,
-                                                    int gate_slot, int up_slot, KQM_SHARED_ARG(double) part) {
+  __device__ __forceinline__ static void contribute(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b,
+                                                    const Activations &x, double unit, int gate_slot, int up_slot,
+                                                    KQM_SHARED_ARG(double) part) {
     const int lane = threadIdx.x & 31;
     KQM_LOOP
     for (int i = 0; i < 2; i++) {
@@ -93,19 +97,23 @@ struct Mixed {
   }
 
   template <class First>
-  __device__ __forceinline__ static void wide_sums(const kqm_moe_swiglu_args &a, bool is_gate, const KqmExpert &expert, int tile, int most_bytes,
-                                                   First first, KQM_SHARED_ARG(uint32_t) shared, float (&y)[KqmTokenColumns::results]) {
+  __device__ __forceinline__ static void wide_sums(const kqm_moe_swiglu_args &a, bool is_gate, const KqmExpert &expert,
+                                                   int tile, int most_bytes, First first,
+                                                   KQM_SHARED_ARG(uint32_t) shared,
+                                                   float (&y)[KqmTokenColumns::results]) {
     const kqm_matrix w = of(a, is_gate);
     KqmBlockTypes::choose(w.type, [&](auto type) {
       typedef KqmTileOf<decltype(type)> Tile;
-      kqm_wide_sums<Tile>(most_bytes, kqm_expert_tile<Tile>(w, expert, tile), w.cols / KQM_BLOCK, a.x, first, shared, y);
+      kqm_wide_sums<Tile>(most_bytes, kqm_expert_tile<Tile>(w, expert, tile), w.cols / KQM_BLOCK, a.x, first, shared,
+                          y);
     });
   }
 
  private:
   // Gate or up, of the same shape. Constant indices keep the arguments in constant memory.
   __device__ __forceinline__ static kqm_matrix of(const kqm_moe_swiglu_args &a, bool is_gate) {
-    return kqm_matrix{is_gate ? a.gate.tiles : a.up.tiles, is_gate ? a.gate.type : a.up.type, a.gate.rows, a.gate.cols, a.gate.experts};
+    return kqm_matrix{is_gate ? a.gate.tiles : a.up.tiles, is_gate ? a.gate.type : a.up.type, a.gate.rows, a.gate.cols,
+                      a.gate.experts};
   }
 };
 
@@ -157,7 +165,8 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
   __syncthreads();
   const int r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
   if (threadIdx.x < KQM_TILE_ROWS && r < int(a.gate.rows))
-    finish_value(a, size_t(blockIdx.y) * a.gate.rows + r, expert.or_nan(kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x)),
+    finish_value(a, size_t(blockIdx.y) * a.gate.rows + r,
+                 expert.or_nan(kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x)),
                  expert.or_nan(kqm_row_sum<1>(part, blocks, blocks, 0, threadIdx.x)));
   write_choice(a, choice);
 }
@@ -166,7 +175,8 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
 static_assert(KQM_ITEM_PAIRS == kqm_wide_tokens, "an item is multiplied at once");
 
 template <class Pair>
-__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu_wide(kqm_moe_swiglu_args a, int most_bytes) {
+__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
+    moe_swiglu_wide(kqm_moe_swiglu_args a, int most_bytes) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
@@ -175,7 +185,8 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu
   const KqmItem item = kqm_item(a.groups, blockIdx.y, a.gate.experts, a.tokens * a.top_k);
   if (item.count == 0) return;
   const bool is_gate = warp < wide_tiles;
-  const int s = is_gate ? warp : warp - wide_tiles, tile = blockIdx.x * wide_tiles + s, place = (s * 32 + lane) * KqmTokenColumns::results;
+  const int s = is_gate ? warp : warp - wide_tiles, tile = blockIdx.x * wide_tiles + s,
+            place = (s * 32 + lane) * KqmTokenColumns::results;
   // A warp beyond the last tile works on that one, too, and stores nothing.
   const int own_tile = min(tile, int(a.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
   const auto first = [&](int i) { return i < item.count ? item.readable_pair(i) / a.top_k * blocks : kqm_wide_absent; };
@@ -193,7 +204,8 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_swiglu
     const int r = tile * KQM_TILE_ROWS + KqmTokenColumns::row(i, lane), token = KqmTokenColumns::token(i, lane);
     if (r >= int(a.gate.rows) || token >= item.count) continue;
     const uint32_t pair = item.pair(token);
-    if (pair < item.pairs) finish_value(a, size_t(pair) * a.gate.rows + r, item.expert.or_nan(y[i]), item.expert.or_nan(up[i]));
+    if (pair < item.pairs)
+      finish_value(a, size_t(pair) * a.gate.rows + r, item.expert.or_nan(y[i]), item.expert.or_nan(up[i]));
   }
 }
 
@@ -202,10 +214,12 @@ kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
   const unsigned blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
   const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
   if (a.tokens > 1)
-    return KQM_LAUNCH(moe_swiglu_wide<Pair>, dim3(kqm_ceil_div(tiles, unsigned(wide_tiles)), items), dim3(kqm_wide_threads),
-                      kqm_wide_bytes(Pair::most_bytes(a), blocks), stream, a, Pair::most_bytes(a));
+    return KQM_LAUNCH(moe_swiglu_wide<Pair>, dim3(kqm_ceil_div(tiles, unsigned(wide_tiles)), items),
+                      dim3(kqm_wide_threads), kqm_wide_bytes(Pair::most_bytes(a), blocks), stream, a,
+                      Pair::most_bytes(a));
   if (blocks <= unsigned(one_token_warps))
-    return KQM_LAUNCH(moe_swiglu_one_token<Pair>, dim3(tiles, items), dim3(32 * blocks), 2 * kqm_part_bytes(one_token_warps, 1), stream, a);
+    return KQM_LAUNCH(moe_swiglu_one_token<Pair>, dim3(tiles, items), dim3(32 * blocks),
+                      2 * kqm_part_bytes(one_token_warps, 1), stream, a);
   const dim3 block(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(1)));
   return KQM_LAUNCH(moe_swiglu_long_token<Pair>, dim3(tiles, items), block, 2 * kqm_part_bytes(blocks, 1), stream, a);
 }
@@ -217,15 +231,16 @@ kqm_status kqm_moe_swiglu(const kqm_moe_swiglu_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr && args->x && args->out, KQM_NULL_POINTER);
   KQM_TRY(kqm_check_matrix(args->gate));
   KQM_TRY(kqm_check_matrix(args->up));
-  KQM_REQUIRE(args->gate.rows == args->up.rows && args->gate.cols == args->up.cols &&
-                  args->gate.experts == args->up.experts,
-              KQM_BAD_SHAPE);
+  KQM_REQUIRE(
+      args->gate.rows == args->up.rows && args->gate.cols == args->up.cols && args->gate.experts == args->up.experts,
+      KQM_BAD_SHAPE);
   KQM_TRY(kqm_check_pairs(args->groups, args->indices, args->tokens, args->gate.experts, args->top_k));
   KQM_REQUIRE(kqm_aligned(args->x, 16), KQM_MISALIGNED);
   KQM_REQUIRE(!args->logits || args->weights, KQM_NULL_POINTER);
   KQM_REQUIRE(!args->logits || args->tokens == 1, KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->logits, 16), KQM_MISALIGNED);
   if (args->gate.type != args->up.type) return launch<Mixed>(*args, stream);
-  return KqmBlockTypes::launch(args->gate.type, [&](auto type) { return launch<Same<KqmTileOf<decltype(type)>>>(*args, stream); });
+  return KqmBlockTypes::launch(args->gate.type,
+                               [&](auto type) { return launch<Same<KqmTileOf<decltype(type)>>>(*args, stream); });
 }
 KQM_ABI_END

@@ -59,8 +59,8 @@ const int most_blocks = KQM_FUSED_COLS / KQM_BLOCK;  // of a row that qkv_one_to
 
 // A warp that norms and quantizes super-block b of the row.
 template <int BLOCKS>
-__device__ __forceinline__ void norm(const kqm_qkv_args &a, int b, double inverse_cols,
-                                     KQM_SHARED_ARG(double) run_sum, KQM_SHARED_ARG(uint32_t) fixed) {
+__device__ __forceinline__ void norm(const kqm_qkv_args &a, int b, double inverse_cols, KQM_SHARED_ARG(double) run_sum,
+                                     KQM_SHARED_ARG(uint32_t) fixed) {
   const int lane = threadIdx.x & 31;
   const float4 *weight = reinterpret_cast<const float4 *>(a.norm.weight) + 64 * b + 2 * lane;
   const float4 w0 = weight[0], w1 = weight[1];
@@ -77,8 +77,8 @@ __device__ __forceinline__ void norm(const kqm_qkv_args &a, int b, double invers
 
 // A warp that multiplies super-block b of row tile s.
 template <class Tile, bool NORM, int BLOCKS>
-__device__ __forceinline__ void multiply(const kqm_qkv_args &a, const Work &work, int s, int b, KQM_SHARED_ARG(uint32_t) fixed,
-                                         KQM_SHARED_ARG(double) part) {
+__device__ __forceinline__ void multiply(const kqm_qkv_args &a, const Work &work, int s, int b,
+                                         KQM_SHARED_ARG(uint32_t) fixed, KQM_SHARED_ARG(double) part) {
   const int lane = threadIdx.x & 31, slot = s * BLOCKS + b;
   const bool present = s < work.tiles;
   Tile tile;
@@ -109,7 +109,8 @@ struct Warps {
 
 // BLOCKS: places for a row's super-blocks, of which there may be fewer.
 template <bool NORM, int BLOCKS>
-__global__ void __launch_bounds__(32 * Warps<NORM>::most, 1) qkv_one_token(kqm_qkv_args a, Split split, double inverse_cols) {
+__global__ void __launch_bounds__(32 * Warps<NORM>::most, 1)
+    qkv_one_token(kqm_qkv_args a, Split split, double inverse_cols) {
   KQM_DYNAMIC_SHARED(double, part);
   KQM_SHARED(double, run_sum, NORM ? BLOCKS : 1);
   KQM_SHARED(uint32_t, fixed, NORM ? BLOCKS *kqm_fixed_words : 1);
@@ -124,12 +125,14 @@ __global__ void __launch_bounds__(32 * Warps<NORM>::most, 1) qkv_one_token(kqm_q
     norm<BLOCKS>(a, warp - split.tiles * blocks, inverse_cols, run_sum, fixed);
   } else {
     const int s = (warp >= blocks) + (warp >= 2 * blocks), b = warp - s * blocks;
-    KqmBlockTypes::choose(work.w.type, [&](auto type) { multiply<KqmTileOf<decltype(type)>, NORM, BLOCKS>(a, work, s, b, fixed, part); });
+    KqmBlockTypes::choose(
+        work.w.type, [&](auto type) { multiply<KqmTileOf<decltype(type)>, NORM, BLOCKS>(a, work, s, b, fixed, part); });
   }
   __syncthreads();
   // A warp has two row tiles at most, and there are at least as many threads as rows.
   const int s = threadIdx.x / KQM_TILE_ROWS, tile_row = threadIdx.x % KQM_TILE_ROWS;
-  if (s < work.tiles) work.store((work.tile + s) * KQM_TILE_ROWS + tile_row, 0, kqm_row_sum_of<BLOCKS>(part, s * BLOCKS, tile_row));
+  if (s < work.tiles)
+    work.store((work.tile + s) * KQM_TILE_ROWS + tile_row, 0, kqm_row_sum_of<BLOCKS>(part, s * BLOCKS, tile_row));
 }
 
 template <class Tile>
@@ -157,7 +160,8 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(2), 1) qkv_two_tokens(kq
 }
 
 template <class Tile>
-__device__ __forceinline__ void multiply_wide(const kqm_qkv_args &a, const Work &work, KQM_SHARED_ARG(uint32_t) shared) {
+__device__ __forceinline__ void multiply_wide(const kqm_qkv_args &a, const Work &work,
+                                              KQM_SHARED_ARG(uint32_t) shared) {
   const int first = blockIdx.y * kqm_wide_tokens, tokens = min(kqm_wide_tokens, int(a.tokens) - first);
   const int s = threadIdx.x >> 5, blocks = work.blocks();
   float y[KqmTokenColumns::results];
@@ -165,7 +169,8 @@ __device__ __forceinline__ void multiply_wide(const kqm_qkv_args &a, const Work 
   kqm_wide_sums<Tile>(
       Tile::bytes, work.template data<Tile>(min(s, work.tiles - 1), 0), blocks, a.x,
       [=](int i) { return i < tokens ? uint32_t((first + i) * blocks) : kqm_wide_absent; }, shared, y);
-  kqm_wide_store(y, work.tile + s, work.w.rows, tokens, [&](int r, int token, float value) { work.store(r, first + token, value); });
+  kqm_wide_store(y, work.tile + s, work.w.rows, tokens,
+                 [&](int r, int token, float value) { work.store(r, first + token, value); });
 }
 
 __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) qkv_wide(kqm_qkv_args a, Split split) {
@@ -218,12 +223,14 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
     const double inverse_cols = 1.0 / double(cols);
     const bool few = blocks <= 8;
     const size_t shared = kqm_part_bytes(tiles * (few ? 8 : most_blocks), 1);
-    if (norm && few) return KQM_LAUNCH((qkv_one_token<true, 8>), all, block, shared, stream, *args, split, inverse_cols);
-    if (norm) return KQM_LAUNCH((qkv_one_token<true, most_blocks>), all, block, shared, stream, *args, split, inverse_cols);
+    if (norm && few)
+      return KQM_LAUNCH((qkv_one_token<true, 8>), all, block, shared, stream, *args, split, inverse_cols);
+    if (norm)
+      return KQM_LAUNCH((qkv_one_token<true, most_blocks>), all, block, shared, stream, *args, split, inverse_cols);
     if (few) return KQM_LAUNCH((qkv_one_token<false, 8>), all, block, shared, stream, *args, split, inverse_cols);
     return KQM_LAUNCH((qkv_one_token<false, most_blocks>), all, block, shared, stream, *args, split, inverse_cols);
   }
-  return KQM_LAUNCH(qkv_two_tokens, all, dim3(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(2))), kqm_part_bytes(blocks, 2), stream, *args,
-                    split);
+  return KQM_LAUNCH(qkv_two_tokens, all, dim3(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(2))),
+                    kqm_part_bytes(blocks, 2), stream, *args, split);
 }
 KQM_ABI_END

@@ -33,7 +33,8 @@ KQM_ABI_BEGIN
 kqm_status kqm_repack(const kqm_repack_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr && args->blocks && args->tiles, KQM_NULL_POINTER);
   KQM_REQUIRE(KqmBlockTypes::has(args->type), KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(args->rows > 0 && args->cols > 0 && args->cols % KQM_BLOCK == 0 && args->cols <= kqm_max_cols, KQM_BAD_SHAPE);
+  KQM_REQUIRE(args->rows > 0 && args->cols > 0 && args->cols % KQM_BLOCK == 0 && args->cols <= kqm_max_cols,
+              KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->blocks, 2) && kqm_aligned(args->tiles, 16), KQM_MISALIGNED);
   const uint64_t tiles = uint64_t(kqm_ceil_div(args->rows, uint32_t(KQM_TILE_ROWS))) * (args->cols / KQM_BLOCK);
   KQM_REQUIRE(tiles <= 0x7fffffffu, KQM_BAD_SHAPE);

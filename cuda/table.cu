@@ -40,7 +40,7 @@ const char *status_text(kqm_status status) {
 #endif
 }
 
-kqm_kernels make_table() {
+constexpr kqm_kernels make_table() {
   kqm_kernels table{};
 #define KQM_SET(place, name) table.name = kqm_launchers::kqm_##name;
   KQM_EACH_LAUNCHER(KQM_SET)
@@ -49,6 +49,9 @@ kqm_kernels make_table() {
   table.status_text = status_text;
   return table;
 }
+
+// Made by the compiler, so that nothing has to run before the first call.
+constexpr kqm_kernels kernel_table = make_table();
 
 }  // namespace
 
@@ -68,8 +71,5 @@ uint32_t kqm_moe_max_items(uint32_t tokens, uint32_t experts, uint32_t top_k) {
   return kqm_launchers::kqm_moe_max_items(tokens, experts, top_k);
 }
 
-const kqm_kernels *kqm_kernel_table(uint32_t abi) {
-  static const kqm_kernels table = make_table();
-  return abi == uint32_t(KQM_ABI) ? &table : nullptr;
-}
+const kqm_kernels *kqm_kernel_table(uint32_t abi) { return abi == uint32_t(KQM_ABI) ? &kernel_table : nullptr; }
 KQM_EXPORTS_END

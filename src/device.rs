@@ -36,8 +36,8 @@ impl DeviceId {
 /// Memory and a queue of one device. Clones share the queue; [`Device::fork`] makes another one.
 ///
 /// # Safety
-/// `allocate` returns memory that stays valid, until `free`, for the kernels and copies of every device of the same `id`, aligned
-/// to 256 bytes; copies, fills and launches on one queue take effect in the order of the calls.
+/// `allocate` returns memory that stays valid, until `free`, for the kernels and copies of every device of the same `id`,
+/// aligned to 256 bytes; copies, fills and launches on one queue take effect in the order of the calls.
 pub unsafe trait Device: Clone + Send + Sync + 'static {
     /// Recorded launches.
     type Graph: Send;
@@ -191,8 +191,8 @@ impl<'a, T> Slice<'a, T> {
     /// Memory that somebody else manages, such as a tensor of the engine that links this crate.
     ///
     /// # Safety
-    /// `len` elements at `address` are valid memory of the device, aligned for the type, initialised, and not written while the
-    /// slice is in use by enqueued work.
+    /// `len` elements at `address` are valid memory of the device, aligned for the type, initialised, and not written while
+    /// the slice is in use by enqueued work.
     pub unsafe fn from_raw<D: Device>(device: &D, address: u64, len: usize) -> Self {
         Self { device: device.id(), address, len, lifetime: PhantomData }
     }
@@ -228,8 +228,8 @@ impl<'a, T> SliceMut<'a, T> {
     /// Memory that somebody else manages.
     ///
     /// # Safety
-    /// `len` elements at `address` are valid memory of the device, aligned for the type, that nothing else touches while the
-    /// slice is in use by enqueued work.
+    /// `len` elements at `address` are valid memory of the device, aligned for the type, that nothing else touches while
+    /// the slice is in use by enqueued work.
     pub unsafe fn from_raw<D: Device>(device: &D, address: u64, len: usize) -> Self {
         Self { device: device.id(), address, len, lifetime: PhantomData }
     }
@@ -390,8 +390,8 @@ impl<D: Device, T: Plain> Buffer<D, T> {
         if len == 0 {
             return Ok(());
         }
-        // SAFETY: both ranges were checked, and so was whose memory they are; they lie in different buffers, since one is borrowed
-        // mutably.
+        // SAFETY: both ranges were checked, and so was whose memory they are; they lie in different buffers, since one
+        // is borrowed mutably.
         unsafe { device.copy(to, from, len * size_of::<T>()) }
     }
 }

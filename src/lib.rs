@@ -64,8 +64,10 @@
 //!     // SAFETY: the caller's promise.
 //!     let device = unsafe { CudaDevice::from_raw_stream(0, stream)? };
 //!     // SAFETY: the caller's promise; the kernel reads an element before it writes it.
-//!     let (read, write, b) = unsafe { (Slice::from_raw(a, len), SliceMut::from_raw(a, len), Slice::from_raw(b, len)) };
-//!     ResidualAdd { a: read, b, y: write }.launch(&device)
+//!     let (a, b, y) = unsafe {
+//!         (Slice::from_raw(&device, a, len), Slice::from_raw(&device, b, len), SliceMut::from_raw(&device, a, len))
+//!     };
+//!     ResidualAdd { a, b, y }.launch(&device)
 //! }
 //! ```
 //!

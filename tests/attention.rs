@@ -16,6 +16,7 @@ on_devices!(
     equals_the_oracle,
     sums_in_one_order,
     stores_one_nan,
+    batches_equal_the_oracle,
     ignores_what_is_masked,
     batch_equals_single_tokens,
     works_in_any_workspace,
@@ -307,6 +308,33 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
     }
 }
 
+/// Every number of tokens up to one more than a chunk, and around two: with all head dimensions and caches, groups of all kinds, and
+/// starts at and off the edges of chunks.
+fn batches_equal_the_oracle<D: Device>(device: &D, size: Size) {
+    let mut random = Random::new(22);
+    let starts = [0, 1, 37, 62, 63, 64, 65, 130];
+    // heads, kv_heads
+    let groups = [(1, 1), (4, 2), (8, 1), (3, 1), (16, 1), (10, 2), (2, 2), (7, 1), (26, 2)];
+    let batches = (2..=65).chain(127..=129).chain(size.shapes(&[], &[511, 512, 513]));
+    for (case, tokens) in batches.enumerate() {
+        // Numbers of cases without a common divisor: every dimension and cache meets every start and group.
+        let (heads, kv_heads) = groups[case % groups.len()];
+        let start = starts[case / 3 % starts.len()];
+        let capacity = start + tokens + [0, 1, 70][case % 3];
+        let (head_dim, cache) = ([64, 128, 192, 256][case % 4], CACHES[case / 4 % 2]);
+        let shape = Shape { tokens, heads, kv_heads, head_dim, start, capacity, cache };
+        shape.check(device, &shape.operands(&mut random));
+    }
+    // The shape of Qwen3-30B-A3B, with more chunks than blocks take parts.
+    for (tokens, start) in size.shapes(&[(2, 700), (9, 2300)], &[(8, 8192), (65, 6000), (512, 512), (2048, 0)]) {
+        for cache in CACHES {
+            let (heads, kv_heads) = size.shapes(&[(8, 1)], &[(32, 4)]).pop().unwrap();
+            let shape = Shape { tokens, heads, kv_heads, head_dim: 128, start, capacity: start + tokens, cache };
+            shape.check(device, &shape.operands(&mut random));
+        }
+    }
+}
+
 /// Keys and values that are extreme, infinite or NaN. Only those that a token sees have an effect.
 fn ignores_what_is_masked<D: Device>(device: &D, _: Size) {
     let mut random = Random::new(19);
@@ -335,7 +363,7 @@ fn ignores_what_is_masked<D: Device>(device: &D, _: Size) {
 fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(20);
     for (tokens, heads, kv_heads, head_dim, start, capacity) in
-        size.shapes(&[(9, 8, 2, 64, 58, 80)], &[(64, 32, 4, 128, 480, 1024)])
+        size.shapes(&[(9, 8, 2, 64, 58, 80), (34, 3, 1, 128, 50, 84)], &[(64, 32, 4, 128, 480, 1024)])
     {
         for cache in CACHES {
             let shape = Shape { tokens, heads, kv_heads, head_dim, start, capacity, cache };

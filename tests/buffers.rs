@@ -53,7 +53,12 @@ fn parts_and_copies<D: Device>(device: &D) {
     refused("copy to", other.copy_from(device, 2, &buffer, 0, 3));
     refused("write", buffer.write(device, 3, &[1, 2, 3]));
     refused("read", buffer.read(device, 3, &mut [0; 3]));
-    refused("uninitialised", Buffer::<D, u32>::uninitialised(device, usize::MAX / 2).map(drop));
+    refused("zeroed", Buffer::<D, u32>::zeroed(device, usize::MAX / 2).map(drop));
+    // SAFETY: nothing looks at the memory.
+    let (slice, slice_mut) =
+        unsafe { (Slice::<f32>::from_raw(device, 4096, 3), SliceMut::<f32>::from_raw(device, 8192, 0)) };
+    assert_eq!((slice.as_ptr() as usize, slice.len(), slice.is_empty()), (4096, 3, false));
+    assert_eq!((slice_mut.as_ptr() as usize, slice_mut.len(), slice_mut.is_empty()), (8192, 0, true));
     assert_eq!(read(device, &buffer), [1, 20, 30, 4, 5]);
     assert_eq!(read(device, &other), [0, 30, 4, 5]);
 }
@@ -79,10 +84,6 @@ fn values_are_their_bytes() {
     assert_eq!(bytes_of(&values), [1_u32.to_ne_bytes(), 0x0203_0405_u32.to_ne_bytes()].concat());
     bytes_of_mut(&mut values)[..4].copy_from_slice(&7_u32.to_ne_bytes());
     assert_eq!(values, [7, 0x0203_0405]);
-    // SAFETY: nothing looks at the memory.
-    let (slice, slice_mut) = unsafe { (Slice::<f32>::from_raw(4096, 3), SliceMut::<f32>::from_raw(8192, 0)) };
-    assert_eq!((slice.as_ptr() as usize, slice.len(), slice.is_empty()), (4096, 3, false));
-    assert_eq!((slice_mut.as_ptr() as usize, slice_mut.len(), slice_mut.is_empty()), (8192, 0, true));
 }
 
 /// Counts nothing and lets everything through.

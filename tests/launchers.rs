@@ -1,9 +1,10 @@
-//! One condition at a time: every launcher of the C table gets arguments of which one breaks one condition alone, and must return just
-//! that condition's status. Arguments at an upper bound, and each alternative of a condition that has some, must be taken.
+//! One condition at a time: every launcher of the C table gets arguments of which one breaks one condition alone, and
+//! must return just that condition's status. Arguments at an upper bound, and each alternative of a condition that has
+//! some, must be taken.
 //!
-//! The conditions are those of `KQM_REQUIRE` and `KQM_TRY` in `cuda/`, read from the sources: one that nothing here breaks fails the
-//! test, and so does a case for one that is no longer there. The smallest shapes are the arguments that all cases start from, so that
-//! lower bounds are at their limit throughout.
+//! The conditions are those of `KQM_REQUIRE` and `KQM_TRY` in `cuda/`, read from the sources: one that nothing here
+//! breaks fails the test, and so does a case for one that is no longer there. The smallest shapes are the arguments
+//! that all cases start from, so that lower bounds are at their limit throughout.
 
 #[path = "common/kernels.rs"]
 mod common;
@@ -78,7 +79,8 @@ impl<'t, A: Copy> Launcher<'t, A> {
 
     fn run(&mut self, args: *const A) -> kqm_status {
         self.table.cases += 1;
-        // SAFETY: launchers check their arguments. What is wrong with them stops the emulated kernel at a guarded address.
+        // SAFETY: launchers check their arguments. What is wrong with them stops the emulated kernel at a guarded
+        // address.
         unsafe { (self.function)(args, std::ptr::null_mut()) }
     }
 
@@ -122,8 +124,8 @@ impl<'t, A: Copy> Launcher<'t, A> {
         self.table.refused.insert((self.file, format!("KQM_TRY({call})")));
     }
 
-    /// The change brings the condition to its upper bound, and an operand to where the kernel cannot read it: that it tries shows
-    /// that it was launched.
+    /// The change brings the condition to its upper bound, and an operand to where the kernel cannot read it: that it
+    /// tries shows that it was launched.
     fn launches(&mut self, condition: &str, change: impl FnOnce(&mut A)) {
         self.launches_in(self.file, condition, change);
     }
@@ -461,8 +463,8 @@ fn embedding(table: &mut Table, kernels: &kqm_kernels) {
     });
 }
 
-/// The conditions of `kqm_check_pairs`: `of` gives groups, indices, tokens and experts of a token, and `down` says that one of the
-/// matrices is as large a stack as it takes.
+/// The conditions of `kqm_check_pairs`. `parts` gives the groups, the indices, the tokens and the experts of a token,
+/// `experts` sets how many experts the matrices have, and `many` are groups for two tokens.
 fn pairs<A: Copy>(
     launcher: &mut Launcher<A>,
     call: &str,
@@ -958,8 +960,13 @@ fn conditions() -> BTreeSet<(String, String)> {
             let Some("cu" | "cuh") = path.extension().map(|extension| extension.to_str().unwrap()) else { continue };
             let name = format!("{directory}{}", path.file_name().unwrap().to_str().unwrap());
             let source = fs::read_to_string(&path).unwrap();
-            // Macros themselves are no conditions.
-            let code = source.lines().filter(|line| !line.starts_with("#define"));
+            // What a macro makes for all launchers is not for each of them to demand.
+            let mut in_macro = false;
+            let code = source.lines().filter(|line| {
+                let skipped = in_macro || line.starts_with("#define");
+                in_macro = skipped && line.ends_with('\\');
+                !skipped
+            });
             let code: Vec<&str> = code.map(|line| line.split("//").next().unwrap()).collect();
             let code = code.join(" ");
             let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");

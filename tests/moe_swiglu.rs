@@ -144,9 +144,10 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
 fn sums_in_one_order<D: Device>(device: &D, _: Size) {
     let mut random = Random::new(260);
     let (ff, experts, top_k) = (20, 4, 2);
+    let mixes = mixes(Size::Small);
     for (case, blocks) in [1, 2, 7, 8, 9, 16, 17, 33].into_iter().enumerate() {
         let cols = blocks * BLOCK;
-        let w = MIXES[case % 4].map(|kind| Weights::uniform(&mut random, kind, experts, ff, cols));
+        let w = mixes[case % mixes.len()].map(|kind| Weights::uniform(&mut random, kind, experts, ff, cols));
         let matrices = w.each_ref().map(|w| w.upload(device));
         let x: Vec<f32> =
             pins::sequences(blocks).iter().flat_map(|numbers| one_a_block(&mut random, numbers)).collect();
@@ -171,9 +172,10 @@ fn sums_in_one_order<D: Device>(device: &D, _: Size) {
 fn stores_one_nan<D: Device>(device: &D, _: Size) {
     let mut random = Random::new(261);
     let (ff, experts, top_k) = (18, 4, 2);
+    let mixes = mixes(Size::Small);
     for (case, blocks) in [2, 9, 17].into_iter().enumerate() {
         for spoilt in 0..2 {
-            let mut w = MIXES[case + 1].map(|kind| Weights::random(&mut random, kind, experts, ff, blocks * BLOCK));
+            let mut w = mixes[case + 1].map(|kind| Weights::random(&mut random, kind, experts, ff, blocks * BLOCK));
             w[spoilt].spoil();
             let matrices = w.each_ref().map(|w| w.upload(device));
             for tokens in [1, 3] {
@@ -191,7 +193,8 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
     }
 }
 
-/// Indices of experts that do not exist give NaN, in every form of the kernel, and the others what they give without them.
+/// Indices of experts that do not exist give NaN, in every form of the kernel, and the others what they give without
+/// them.
 fn absent_experts_give_nan<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(61);
     for (ff, cols, experts, top_k) in size.shapes(&[(17, 512, 5, 3), (33, 4352, 2, 2)], &[(768, 2048, 128, 8)]) {

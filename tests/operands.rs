@@ -1,9 +1,9 @@
-//! One operand at a time: of every wrapper each operand is shortened alone by one element, each matrix and grouping is swapped for one
-//! of another shape, and each count is broken. The wrapper must refuse with the error that names the kernel and the operand, and take
-//! the complete set.
+//! One operand at a time: of every wrapper each operand is shortened alone by one element, each matrix and grouping is
+//! swapped for one of another shape, and each count is broken. The wrapper must refuse with the error that names the
+//! kernel and the operand, and take the complete set.
 //!
-//! A complete set takes its operands from [`Set`], which knows the one that is to be wrong. What the sets of a wrapper take is compared
-//! with the fields of its structures in `src/kernels/`, so that no operand is left out here.
+//! A complete set takes its operands from [`Set`], which knows the one that is to be wrong. What the sets of a wrapper
+//! take is compared with the fields of its structures in `src/kernels/`, so that no operand is left out here.
 
 #[path = "common/kernels.rs"]
 mod common;
@@ -77,8 +77,8 @@ impl Set {
         self.mistake.as_ref().filter(|mistake| mistake.field == field).map(|mistake| mistake.number)
     }
 
-    /// The device and the length that are said of an operand, which the wrapper calls `name`, as "kernel: operand". `short` is what
-    /// comes of an element too few; memory of another device is no operand at all.
+    /// The device and the length that are said of an operand, which the wrapper calls `name`, as "kernel: operand".
+    /// `short` is what comes of an element too few; memory of another device is no operand at all.
     fn place(&self, field: &'static str, name: &str, short: Refusal, len: usize) -> (EmulatedDevice, usize) {
         let device = self.device.clone();
         match self.choose(field, false, &[foreign(name), short]) {
@@ -114,7 +114,8 @@ impl Set {
         unsafe { SliceMut::from_raw(&device, buffer.slice_mut().as_ptr() as u64, len) }
     }
 
-    /// An operand of any length: its length says how much is to be done. `endless` is what comes of one that is too long.
+    /// An operand of any length: its length says how much is to be done. `endless` is what comes of one that is too
+    /// long.
     fn any_length<'b, T: Plain>(
         &self,
         field: &'static str,
@@ -651,7 +652,8 @@ fn qkv(set: &Set, x: kernels::Activations<'_>, tokens: usize) -> Result<()> {
     let (rows, cols) = ([33, 17, 15], 512);
     let matrices = [0, 1, 2].map(|i| {
         let kind = [Q4K, Q6K, Q4K][i];
-        // Matrices with longer rows than the first one are named themselves; of a first one with longer rows the second.
+        // Matrices with longer rows than the first one are named themselves; of a first one with longer rows the
+        // second.
         let cols_of = ["w[1] has ", "w[1] has ", "w[2] has "][i];
         let wrong = [
             (set.elsewhere().matrix(kind, 1, rows[i], cols), foreign(&format!("qkv: w[{i}]"))),
@@ -859,7 +861,8 @@ fn parts(text: &str) -> Vec<&str> {
     parts
 }
 
-/// Names, or numbers, and types of the fields in the brackets that the text begins with. An array is a field for each element.
+/// Names, or numbers, and types of the fields in the brackets that the text begins with. An array is a field for each
+/// element.
 fn fields_of(text: &str) -> Vec<(String, String)> {
     let named = text.starts_with('{');
     let mut fields = Vec::new();

@@ -1,5 +1,5 @@
-//! Safe means safe: no sequence of safe calls reads or writes outside a buffer. What would is refused, or gives NaN; memory on the
-//! emulation ends at guarded addresses, so that a stray access fails the launch.
+//! Safe means safe: no sequence of safe calls reads or writes outside a buffer. What would is refused, or gives NaN;
+//! memory on the emulation ends at guarded addresses, so that a stray access fails the launch.
 
 #[path = "common/kernels.rs"]
 mod common;
@@ -153,7 +153,8 @@ fn devices_do_not_mix() {
     assert_eq!(values, [4.0; 4]);
 }
 
-/// Work items of any contents, which safe code cannot make: the kernels leave out what names nothing, and touch nothing else.
+/// Work items of any contents, which safe code cannot make: the kernels leave out what names nothing, and touch nothing
+/// else.
 #[test]
 fn work_items_of_any_contents_touch_nothing_else() {
     let Some(device) = emulated_device() else { return };

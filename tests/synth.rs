@@ -8,8 +8,8 @@ use std::sync::Arc;
 use kquant_moe::Error;
 use kquant_moe::blocks::TensorType;
 use kquant_moe::gguf::Gguf;
-use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::backend::Backend;
+use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::gpu::Gpu;
 use kquant_moe::model::synth::{Preset, SynthOptions, synth, synth_with};
 use kquant_moe::model::{CacheType, Config, ContextOptions, LoadOptions, Logits, MemoryPlan, Model, Tensors};
@@ -97,5 +97,8 @@ fn models_of_every_type_run_on_a_gpu() {
 #[test]
 fn matrices_of_floats_are_refused() {
     let error = of_types(&|_, _| TensorType::F16).map(drop).unwrap_err();
-    assert!(matches!(error, Error::UnsupportedType { supported, .. } if supported == TensorType::MATRIX_NAMES), "{error}");
+    assert!(
+        matches!(error, Error::UnsupportedType { supported, .. } if supported == TensorType::MATRIX_NAMES),
+        "{error}"
+    );
 }

@@ -7,10 +7,10 @@
   do {                                 \
     if (!(condition)) return status;   \
   } while (0)
-#define KQM_TRY(expression)                    \
-  do {                                         \
-    const kqm_status status_ = (expression);   \
-    if (status_ != KQM_OK) return status_;     \
+#define KQM_TRY(expression)                  \
+  do {                                       \
+    const kqm_status status_ = (expression); \
+    if (status_ != KQM_OK) return status_;   \
   } while (0)
 
 inline bool kqm_aligned(const void *p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }

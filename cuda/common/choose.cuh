@@ -96,7 +96,8 @@ __device__ __forceinline__ KqmChoice kqm_choose(const float *logits, uint32_t ex
 }
 
 // Indices and weights of the top_k chosen experts, expert i in lane i: their probabilities' softmax, renormalised. By one warp.
-__device__ __forceinline__ void kqm_weigh_experts(const KqmChoice &choice, uint32_t top_k, uint32_t *indices, float *weights) {
+__device__ __forceinline__ void kqm_weigh_experts(const KqmChoice &choice, uint32_t top_k, uint32_t *indices,
+                                                  float *weights) {
   const uint32_t lane = threadIdx.x & 31;
   const float first = __shfl_sync(~0u, choice.logit, 0);
   const float probability = kqm_exp(__fsub_rn(choice.logit, first));

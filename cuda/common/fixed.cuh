@@ -13,7 +13,9 @@ static const int kqm_fixed_unit = kqm_fixed_sum_high + 2 * KQM_PLANES, kqm_fixed
 // Where a warp's block goes, in words.
 struct KqmGlobalBlock {
   kqm_fixed_block *out;
-  __device__ __forceinline__ void store(int word, uint32_t value) const { reinterpret_cast<uint32_t *>(out)[word] = value; }
+  __device__ __forceinline__ void store(int word, uint32_t value) const {
+    reinterpret_cast<uint32_t *>(out)[word] = value;
+  }
   __device__ __forceinline__ void store(int word, uint2 value) const {
     *reinterpret_cast<uint2 *>(reinterpret_cast<uint32_t *>(out) + word) = value;
   }
@@ -77,7 +79,8 @@ __device__ __forceinline__ double kqm_fixed_warp(const float (&x)[8], Block bloc
     const float scaled = finite ? __fmul_rn(__fmul_rn(x[i], scale0), scale1) : 0.0f;
     const float h = __fadd_rn(scaled, round);
     const float rest = __fadd_rn(scaled, -__fadd_rn(h, -round));
-    low[i] = __float_as_uint(__fmaf_rn(rest, 65536.0f, round + 32896.0f)) - round_bits;  // 0x8080 = 32,896; bit 16 is a carry
+    low[i] = __float_as_uint(__fmaf_rn(rest, 65536.0f, round + 32896.0f)) -
+             round_bits;  // 0x8080 = 32,896; bit 16 is a carry
     high[i] = __float_as_uint(h) - round_bits + 0x808080u + (low[i] >> 16);
   }
   // Four activations' digits by plane: a transpose of bytes.

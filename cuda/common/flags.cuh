@@ -10,7 +10,8 @@
 #pragma once
 
 #if !defined(KQM_FMAD_FALSE)
-#error "kquant-moe: results are defined without contraction of products and sums: compile with -fmad=false -DKQM_FMAD_FALSE"
+#error \
+    "kquant-moe: results are defined without contraction of products and sums: compile with -fmad=false -DKQM_FMAD_FALSE"
 #endif
 #if defined(__FAST_MATH__)
 #error "kquant-moe: results are defined by IEEE arithmetic: compile without -ffast-math"

@@ -12,8 +12,12 @@
 #undef KQM_ABI_END
 #if defined(KQM_EMULATION)
 #define KQM_EXPORTS_BEGIN namespace kqm_emulated {
-#define KQM_ABI_BEGIN namespace kqm_emulated { namespace kqm_launchers {
-#define KQM_ABI_END } }
+#define KQM_ABI_BEGIN      \
+  namespace kqm_emulated { \
+  namespace kqm_launchers {
+#define KQM_ABI_END \
+  }                 \
+  }
 #else
 #define KQM_EXPORTS_BEGIN extern "C" {
 #define KQM_ABI_BEGIN namespace kqm_launchers {
@@ -34,7 +38,7 @@ using namespace kqm_emulated;
 // Shared memory goes through these names so that the emulation can check every access.
 #define KQM_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define KQM_SHARED_ARG(type) type *
-#define KQM_DYNAMIC_SHARED(type, name)                                  \
+#define KQM_DYNAMIC_SHARED(type, name)                                 \
   extern __shared__ __align__(16) unsigned char kqm_dynamic_shared_[]; \
   type *name = reinterpret_cast<type *>(kqm_dynamic_shared_)
 #define KQM_UNROLL _Pragma("unroll")
@@ -122,6 +126,11 @@ __device__ __forceinline__ void kqm_make_now(uint32_t checksum) {
   if (checksum == 0x9e3779b9u) asm volatile("nanosleep.u32 0;");
 }
 
+// Makes a number here, once: the compiler neither makes it anew later, inside a loop, from fewer registers, nor what follows from it
+// earlier, outside of one, which takes more.
+__device__ __forceinline__ void kqm_keep(float &x) { asm volatile("" : "+f"(x)); }
+__device__ __forceinline__ void kqm_keep(uint32_t &x) { asm volatile("" : "+r"(x)); }
+
 // A barrier of the whole block that its warps may reach at different places in the code. `id` (1 .. 15) says which one it is.
 __device__ __forceinline__ void kqm_meet(int id) { asm volatile("bar.sync %0;" ::"r"(id) : "memory"); }
 
@@ -185,6 +194,20 @@ inline unsigned kqm_multiprocessors() {
     known_device = device;
   }
   return unsigned(count);
+}
+
+// Shared memory of a multiprocessor of the current device, of which each block takes 1 KiB for itself: shapes launches, never values.
+inline unsigned kqm_shared_memory() {
+  static thread_local int known_device = -1;
+  static thread_local int bytes = 0;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 100 << 10;
+  if (device != known_device) {
+    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess)
+      return 100 << 10;
+    known_device = device;
+  }
+  return unsigned(bytes);
 }
 
 template <class... Parameters, class... Arguments>

@@ -9,10 +9,13 @@ struct KqmExpert {
   uint32_t index;
   bool exists;
 
-  __device__ __forceinline__ KqmExpert(uint32_t named, uint32_t experts) : index(min(named, experts - 1)), exists(named < experts) {}
+  __device__ __forceinline__ KqmExpert(uint32_t named, uint32_t experts)
+      : index(min(named, experts - 1)), exists(named < experts) {}
   // A result, and the unit of activations: all that is multiplied with them is NaN, too.
   __device__ __forceinline__ float or_nan(float result) const { return exists ? result : __uint_as_float(0x7fc00000u); }
-  __device__ __forceinline__ double or_nan(double unit) const { return exists ? unit : double(__uint_as_float(0x7fc00000u)); }
+  __device__ __forceinline__ double or_nan(double unit) const {
+    return exists ? unit : double(__uint_as_float(0x7fc00000u));
+  }
 };
 
 struct KqmItem {
@@ -27,7 +30,8 @@ struct KqmItem {
 };
 
 // Item `index` of the groups of a batch, which earlier kernels wrote. One whose positions are not all in the order is none.
-__device__ __forceinline__ KqmItem kqm_item(const kqm_groups &groups, uint32_t index, uint32_t experts, uint32_t pairs) {
+__device__ __forceinline__ KqmItem kqm_item(const kqm_groups &groups, uint32_t index, uint32_t experts,
+                                            uint32_t pairs) {
   KqmItem none{KqmExpert(0, experts), groups.order, pairs, 0};
   if (index >= *groups.count) return none;
   const uint32_t *item = groups.items + size_t(3) * index;
@@ -54,7 +58,9 @@ inline kqm_status kqm_check_pairs(const kqm_groups &groups, const uint32_t *indi
 
 // First byte of an expert's row tile.
 template <class Tile>
-__device__ __forceinline__ const uint8_t *kqm_expert_tile(const kqm_matrix &w, const KqmExpert &expert, uint32_t row_tile) {
+__device__ __forceinline__ const uint8_t *kqm_expert_tile(const kqm_matrix &w, const KqmExpert &expert,
+                                                          uint32_t row_tile) {
   const size_t row_tiles = (w.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS;
-  return static_cast<const uint8_t *>(w.tiles) + (expert.index * row_tiles + row_tile) * (w.cols / KQM_BLOCK) * Tile::bytes;
+  return static_cast<const uint8_t *>(w.tiles) +
+         (expert.index * row_tiles + row_tile) * (w.cols / KQM_BLOCK) * Tile::bytes;
 }

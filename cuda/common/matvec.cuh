@@ -16,12 +16,14 @@
 #define KQM_MATVEC_WARPS(tokens) ((tokens) == 1 ? 16 : 8)
 
 // Bytes of shared memory for the contributions of one row tile: [super-blocks][tokens][16 rows].
-inline size_t kqm_part_bytes(unsigned blocks, unsigned tokens) { return size_t(blocks) * tokens * KQM_TILE_ROWS * sizeof(double); }
+inline size_t kqm_part_bytes(unsigned blocks, unsigned tokens) {
+  return size_t(blocks) * tokens * KQM_TILE_ROWS * sizeof(double);
+}
 
 // Multiplies one unpacked tile and stores the contributions of its super-block, whose unit(token) is given.
 template <int TOKENS, class Unpacked, class Activations, class Unit>
-__device__ __forceinline__ void kqm_contribute_as(const Unpacked &tile, const Activations &x, int slot, KQM_SHARED_ARG(double) part,
-                                                  Unit unit) {
+__device__ __forceinline__ void kqm_contribute_as(const Unpacked &tile, const Activations &x, int slot,
+                                                  KQM_SHARED_ARG(double) part, Unit unit) {
   typedef typename Activations::Columns Columns;
   const int lane = threadIdx.x & 31;
   double v[Columns::results];
@@ -36,8 +38,8 @@ __device__ __forceinline__ void kqm_contribute_as(const Unpacked &tile, const Ac
 
 // The same for a single token, wherever its activations are.
 template <class Unpacked, class Activations>
-__device__ __forceinline__ void kqm_contribute_unpacked(const Unpacked &tile, const Activations &x, double unit, int slot,
-                                                        KQM_SHARED_ARG(double) part) {
+__device__ __forceinline__ void kqm_contribute_unpacked(const Unpacked &tile, const Activations &x, double unit,
+                                                        int slot, KQM_SHARED_ARG(double) part) {
   kqm_contribute_as<1>(tile, x, slot, part, [=](int) { return unit; });
 }
 
@@ -72,13 +74,15 @@ struct KqmContribute<2> {
   __device__ __forceinline__ static void call(const Tile &tile, Row row, int b, int slot, KQM_SHARED_ARG(double) part) {
     const int lane = threadIdx.x & 31;
     const KqmTwoTokens x{KqmOneToken(row(0) + b, lane), KqmOneToken(row(1) + b, lane)};
-    kqm_contribute_as<2>(typename Tile::Unpacked(tile, lane), x, slot, part, [=](int token) { return row(token)[b].unit; });
+    kqm_contribute_as<2>(typename Tile::Unpacked(tile, lane), x, slot, part,
+                         [=](int token) { return row(token)[b].unit; });
   }
 };
 
 // The sum over `blocks` contributions from slot `first`.
 template <int TOKENS>
-__device__ __forceinline__ float kqm_row_sum(KQM_SHARED_ARG(double) part, int first, int blocks, int token, int tile_row) {
+__device__ __forceinline__ float kqm_row_sum(KQM_SHARED_ARG(double) part, int first, int blocks, int token,
+                                             int tile_row) {
   const int stride = TOKENS * KQM_TILE_ROWS;
   return kqm_canonical(float(kqm_tree_sum(part, first * stride + token * KQM_TILE_ROWS + tile_row, stride, blocks)));
 }
@@ -153,7 +157,9 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(TOKENS) * 32, 1) kqm_matvec_k
   kqm_matvec_tiles<TOKENS, ONE, Tile>(
       a.w, [=](int i) { return a.x + size_t(i) * blocks; },
       [=](int r, int token) { return a.residual ? a.residual[size_t(token) * a.w.rows + r] : 0.0f; },
-      [=](int r, int token, float value, float residual) { kqm_matvec_store(a, size_t(token) * a.w.rows + r, value, residual); });
+      [=](int r, int token, float value, float residual) {
+        kqm_matvec_store(a, size_t(token) * a.w.rows + r, value, residual);
+      });
 }
 
 // For any number of tokens: grid (row tiles / kqm_wide_warps, groups of eight tokens).
@@ -169,8 +175,8 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) kqm_matvec
   float y[KqmTokenColumns::results];
   // A warp beyond the last tile works on that one, too, and stores nothing.
   kqm_wide_sums<Tile>(
-      Tile::bytes, static_cast<const uint8_t *>(a.w.tiles) + size_t(min(tile, tiles - 1)) * blocks * Tile::bytes, blocks, a.x,
-      [=](int i) { return i < tokens ? uint32_t((first + i) * blocks) : kqm_wide_absent; }, shared, y);
+      Tile::bytes, static_cast<const uint8_t *>(a.w.tiles) + size_t(min(tile, tiles - 1)) * blocks * Tile::bytes,
+      blocks, a.x, [=](int i) { return i < tokens ? uint32_t((first + i) * blocks) : kqm_wide_absent; }, shared, y);
   kqm_wide_store(y, tile, a.w.rows, tokens, [=](int r, int token, float value) {
     const size_t at = size_t(first + token) * a.w.rows + r;
     kqm_matvec_store(a, at, value, a.residual ? a.residual[at] : 0.0f);
@@ -186,7 +192,8 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) kqm_matvec_tile_k
   const uint32_t r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
   const bool finishes = threadIdx.x < KQM_TILE_ROWS && r < a.w.rows;
   Tile tile;
-  tile.load(KqmTileInMemory(static_cast<const uint8_t *>(a.w.tiles) + (size_t(blockIdx.x) * blocks + warp) * Tile::bytes, lane));
+  tile.load(KqmTileInMemory(
+      static_cast<const uint8_t *>(a.w.tiles) + (size_t(blockIdx.x) * blocks + warp) * Tile::bytes, lane));
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_fill_up(part, blocks * KQM_TILE_ROWS, KQM_MATVEC_WARPS(1) * KQM_TILE_ROWS);
@@ -216,10 +223,11 @@ inline kqm_status kqm_matvec_of_type(const kqm_matvec_args *args, kqm_stream str
   if (args->tokens > 2) {
     const unsigned groups = kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens));
     KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
-    return KQM_LAUNCH(kqm_matvec_wide_kernel<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), groups), dim3(kqm_wide_threads),
-                      kqm_wide_bytes(Tile::bytes, blocks), stream, *args);
+    return KQM_LAUNCH(kqm_matvec_wide_kernel<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), groups),
+                      dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, blocks), stream, *args);
   }
-  const unsigned most_warps = args->tokens == 1 ? KQM_MATVEC_WARPS(1) : KQM_MATVEC_WARPS(2), warps = kqm_even_warps(blocks, most_warps);
+  const unsigned most_warps = args->tokens == 1 ? KQM_MATVEC_WARPS(1) : KQM_MATVEC_WARPS(2),
+                 warps = kqm_even_warps(blocks, most_warps);
   // As many blocks as run at once, each with about equally many tiles.
   const unsigned at_once = kqm_multiprocessors() * (most_warps / warps);
   const dim3 grid(kqm_ceil_div(tiles, kqm_ceil_div(tiles, at_once))), threads(32 * warps);
@@ -227,6 +235,7 @@ inline kqm_status kqm_matvec_of_type(const kqm_matvec_args *args, kqm_stream str
   if (args->tokens == 2) return KQM_LAUNCH((kqm_matvec_kernel<Tile, 2, false>), grid, threads, shared, stream, *args);
   if (warps != blocks) return KQM_LAUNCH((kqm_matvec_kernel<Tile, 1, false>), grid, threads, shared, stream, *args);
   if (tiles == grid.x)
-    return KQM_LAUNCH(kqm_matvec_tile_kernel<Tile>, grid, threads, kqm_part_bytes(KQM_MATVEC_WARPS(1), 1), stream, *args);
+    return KQM_LAUNCH(kqm_matvec_tile_kernel<Tile>, grid, threads, kqm_part_bytes(KQM_MATVEC_WARPS(1), 1), stream,
+                      *args);
   return KQM_LAUNCH((kqm_matvec_kernel<Tile, 1, true>), grid, threads, shared, stream, *args);
 }

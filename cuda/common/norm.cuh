@@ -16,8 +16,8 @@ __device__ __forceinline__ void kqm_scale_eight(float4 x0, float4 x1, float4 w0,
 // warps of the block come to kqm_meet(1). run_sum has RUNS places, those behind the row's runs filled with zeros before that. w0 and
 // w1 are the lane's norm weights, which the caller loaded before it waited for its dependencies, and inverse_n is 1 / cols.
 template <int RUNS>
-__device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm, int run, float4 w0, float4 w1, double inverse_n,
-                                                     KQM_SHARED_ARG(double) run_sum, float (&y)[8]) {
+__device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm, int run, float4 w0, float4 w1,
+                                                     double inverse_n, KQM_SHARED_ARG(double) run_sum, float (&y)[8]) {
   const int lane = threadIdx.x & 31;
   const float4 *x = reinterpret_cast<const float4 *>(norm.x) + 64 * run + 2 * lane;
   const float4 x0 = x[0], x1 = x[1];

@@ -42,7 +42,8 @@ __device__ __forceinline__ void kqm_load_head(const kqm_rope_args &a, const KqmH
 }
 
 // The lane's norm weights, where there is a norm.
-__device__ __forceinline__ void kqm_load_head_weight(const kqm_rope_args &a, const KqmHeadRow &row, int lane, float (&w)[8]) {
+__device__ __forceinline__ void kqm_load_head_weight(const kqm_rope_args &a, const KqmHeadRow &row, int lane,
+                                                     float (&w)[8]) {
   const float *weight = row.is_q ? a.q_weight : a.k_weight;
   if (weight && 8 * lane < int(a.head_dim)) kqm_load_eight(weight, lane, w);
 }
@@ -52,9 +53,9 @@ __device__ __forceinline__ void kqm_load_head_weight(const kqm_rope_args &a, con
 // are compiled, exchange holds as many floats for these lanes, and inverse_n is 1 / dim. Positions past the capacity have no angle
 // and give NaN.
 template <int LANES>
-__device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, int dim, const KqmHeadRow &row, int lane, uint32_t position,
-                                              bool taps, double inverse_n, const float (&weight)[8], KQM_SHARED_ARG(float) exchange,
-                                              float (&x)[8]) {
+__device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, int dim, const KqmHeadRow &row, int lane,
+                                              uint32_t position, bool taps, double inverse_n, const float (&weight)[8],
+                                              KQM_SHARED_ARG(float) exchange, float (&x)[8]) {
   const int half = dim / 2;
   const bool active = 8 * lane < dim, fits = position < a.capacity;
   const float nan = __uint_as_float(0x7fc00000u);
@@ -89,7 +90,8 @@ __device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, int dim, c
   // The other half of a pair is in another lane.
   if (active) {
     KQM_UNROLL
-    for (int i = 0; i < 8; i += 4) kqm_shared_store<float4>(exchange, 8 * lane + i, make_float4(y[i], y[i + 1], y[i + 2], y[i + 3]));
+    for (int i = 0; i < 8; i += 4)
+      kqm_shared_store<float4>(exchange, 8 * lane + i, make_float4(y[i], y[i + 1], y[i + 2], y[i + 3]));
   }
   __syncwarp();
   if (row.is_v) return;
@@ -97,7 +99,8 @@ __device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, int dim, c
   for (int i = 0; i < 8; i += 4) {
     const int d = 8 * lane + i;
     const bool low = d < half;
-    const float4 partner = active ? kqm_shared_load<float4>(exchange, low ? d + half : d - half) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    const float4 partner =
+        active ? kqm_shared_load<float4>(exchange, low ? d + half : d - half) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     const float other[4] = {partner.x, partner.y, partner.z, partner.w};
     KQM_UNROLL
     for (int n = 0; n < 4; n++) {
@@ -110,8 +113,8 @@ __device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, int dim, c
 }
 
 // Writes a rotated k, or a v, to the cache.
-__device__ __forceinline__ void kqm_cache_head(const kqm_rope_args &a, const KqmHeadRow &row, int lane, uint32_t position,
-                                               const float (&x)[8]) {
+__device__ __forceinline__ void kqm_cache_head(const kqm_rope_args &a, const KqmHeadRow &row, int lane,
+                                               uint32_t position, const float (&x)[8]) {
   if (8 * lane >= int(a.head_dim) || position >= a.capacity) return;
   kqm_store_cache(row.is_v ? a.v_cache : a.k_cache, a.cache_type,
                   (size_t(position) * a.kv_heads + row.kv_head) * a.head_dim, lane, x);

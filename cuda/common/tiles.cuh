@@ -49,14 +49,16 @@ struct KqmPlaneColumns {
     join_pairs<long long>(d, lane, sum);
   }
   // The same where a plane's sums are at most 2^22: two planes fit into 32 bits.
-  __device__ __forceinline__ static void join_small(const int32_t (&d)[products][4], int lane, long long (&sum)[results]) {
+  __device__ __forceinline__ static void join_small(const int32_t (&d)[products][4], int lane,
+                                                    long long (&sum)[results]) {
     join_pairs<int>(d, lane, sum);
   }
 
  private:
   // Pair holds two planes' sums.
   template <class Pair>
-  __device__ __forceinline__ static void join_pairs(const int32_t (&d)[products][4], int lane, long long (&sum)[results]) {
+  __device__ __forceinline__ static void join_pairs(const int32_t (&d)[products][4], int lane,
+                                                    long long (&sum)[results]) {
     const bool odd = lane & 1;
     KQM_UNROLL
     for (int i = 0; i < TOKENS; i++) {
@@ -88,7 +90,8 @@ struct KqmTokenColumns {
     KQM_UNROLL
     for (int i = 0; i < results; i++) sum[i] = kqm_join_planes(d[0][i], d[1][i], d[2][i], d[3][i], d[4][i]);
   }
-  __device__ __forceinline__ static void join_small(const int32_t (&d)[products][4], int lane, long long (&sum)[results]) {
+  __device__ __forceinline__ static void join_small(const int32_t (&d)[products][4], int lane,
+                                                    long long (&sum)[results]) {
     join(d, lane, sum);
   }
 };
@@ -269,9 +272,13 @@ struct KqmTileInMemory {
   __device__ __forceinline__ KqmTileInMemory(const uint8_t *data, int of_lane) : tile(data), lane(of_lane) {}
 
   // The lane's 16 bytes of a chunk.
-  __device__ __forceinline__ uint4 of_lane(int first, int chunk) const { return word(tile + first + 512 * chunk, lane); }
+  __device__ __forceinline__ uint4 of_lane(int first, int chunk) const {
+    return word(tile + first + 512 * chunk, lane);
+  }
   // 16 bytes of row r + `more`, which is 0 or 8.
-  __device__ __forceinline__ uint4 of_row(int first, int more) const { return word(tile + first + 16 * more, lane >> 2); }
+  __device__ __forceinline__ uint4 of_row(int first, int more) const {
+    return word(tile + first + 16 * more, lane >> 2);
+  }
   // Two bytes of a row.
   __device__ __forceinline__ uint16_t half_of_row(int first, int row) const {
     return reinterpret_cast<const uint16_t *>(tile + first)[row];
@@ -308,7 +315,8 @@ struct KqmHalfOf32 {
   uint32_t a[4][4];  // fragments by sub-block
   Scales scale0, scale8;
 
-  __device__ __forceinline__ KqmHalfOf32(const Scales &of_row0, const Scales &of_row8) : scale0(of_row0), scale8(of_row8) {}
+  __device__ __forceinline__ KqmHalfOf32(const Scales &of_row0, const Scales &of_row8)
+      : scale0(of_row0), scale8(of_row8) {}
 
   // Depends on every member (kqm_make_now).
   __device__ __forceinline__ uint32_t checksum() const {
@@ -320,7 +328,8 @@ struct KqmHalfOf32 {
 
   // Adds the products with sub-blocks first .. first + 3 of x, by columns.
   template <class Activations>
-  __device__ __forceinline__ void multiply(const Activations &x, int first, int32_t (&sum)[Activations::Columns::products][4]) const {
+  __device__ __forceinline__ void multiply(const Activations &x, int first,
+                                           int32_t (&sum)[Activations::Columns::products][4]) const {
     KQM_UNROLL
     for (int j = 0; j < 4; j++) {
       // Keeps loads for later sub-blocks, and their registers, behind it.
@@ -347,7 +356,8 @@ struct KqmHalfOf16 {
   uint32_t a[8][2];
   Scales scale0, scale8;
 
-  __device__ __forceinline__ KqmHalfOf16(const Scales &of_row0, const Scales &of_row8) : scale0(of_row0), scale8(of_row8) {}
+  __device__ __forceinline__ KqmHalfOf16(const Scales &of_row0, const Scales &of_row8)
+      : scale0(of_row0), scale8(of_row8) {}
 
   __device__ __forceinline__ uint32_t checksum() const {
     uint32_t sum = scale0.checksum() + scale8.checksum();
@@ -357,7 +367,8 @@ struct KqmHalfOf16 {
   }
 
   template <class Activations>
-  __device__ __forceinline__ void multiply(const Activations &x, int first, int32_t (&sum)[Activations::Columns::products][4]) const {
+  __device__ __forceinline__ void multiply(const Activations &x, int first,
+                                           int32_t (&sum)[Activations::Columns::products][4]) const {
     KQM_UNROLL
     for (int j = 0; j < 8; j++) {
       if (Activations::Columns::both_rows && j % 2 == 0) __syncwarp();
@@ -396,10 +407,13 @@ struct KqmSuperBlocks {
     __device__ __forceinline__ Unpacked(const Tile &tile, int lane)
         : half{typename Tile::Half(tile, 0), typename Tile::Half(tile, 1)}, factors(tile, lane) {}
 
-    __device__ __forceinline__ uint32_t checksum() const { return half[0].checksum() + half[1].checksum() + factors.checksum(); }
+    __device__ __forceinline__ uint32_t checksum() const {
+      return half[0].checksum() + half[1].checksum() + factors.checksum();
+    }
 
     template <class Activations>
-    __device__ __forceinline__ void multiply(const Activations &x, int lane, double (&v)[Activations::Columns::results]) const {
+    __device__ __forceinline__ void multiply(const Activations &x, int lane,
+                                             double (&v)[Activations::Columns::results]) const {
       int32_t sum[Activations::Columns::products][4] = {};
       half[0].multiply(x, 0, sum);
       half[1].multiply(x, Tile::Half::sub_blocks, sum);
@@ -410,7 +424,8 @@ struct KqmSuperBlocks {
   // The product without keeping what is unpacked, one half after the other: the products of both at once want more registers than there
   // are.
   template <class Activations>
-  __device__ __forceinline__ void multiply(const Activations &x, int lane, double (&v)[Activations::Columns::results]) const {
+  __device__ __forceinline__ void multiply(const Activations &x, int lane,
+                                           double (&v)[Activations::Columns::results]) const {
     const Tile &tile = static_cast<const Tile &>(*this);
     int32_t sum[Activations::Columns::products][4] = {};
     KQM_LOOP

@@ -71,7 +71,7 @@ struct KqmGroups {
     if (LEVEL < 4 && (count >> LEVEL & 1)) {
       KQM_UNROLL
       for (int i = 0; i < N; i++) x[i] = x[i] + waiting[level][i];
-      place<LEVEL < 4 ? LEVEL + 1 : 4>(x, count);
+      place < LEVEL<4 ? LEVEL + 1 : 4>(x, count);
     } else {
       KQM_UNROLL
       for (int i = 0; i < N; i++) waiting[level][i] = x[i];

@@ -14,7 +14,8 @@ static const int kqm_wide_at_once = 3;
 // Shared memory of a block, in words: digits [2 super-blocks][8 tokens][block], the tokens' first blocks [8], weights
 // [warps][2 super-blocks][tile of `tile_bytes`] and, for rows of more than 16 super-blocks, the sums over groups of those, f64
 // [results][threads].
-static const int kqm_wide_table = 2 * kqm_wide_tokens * kqm_fixed_words, kqm_wide_weights = kqm_wide_table + kqm_wide_tokens;
+static const int kqm_wide_table = 2 * kqm_wide_tokens * kqm_fixed_words,
+                 kqm_wide_weights = kqm_wide_table + kqm_wide_tokens;
 inline size_t kqm_wide_bytes(int tile_bytes, unsigned blocks) {
   const size_t groups = blocks > 16 ? KqmTokenColumns::results * kqm_wide_threads * sizeof(double) : 0;
   return 4 * kqm_wide_weights + size_t(2) * kqm_wide_warps * tile_bytes + groups;
@@ -26,17 +27,21 @@ static const uint32_t kqm_wide_absent = ~0u;
 // eight, or that it is absent; token 0 is present. All warps of the block come, and meet as often. `most_bytes`: of the largest tile that a
 // warp of the block has.
 template <class Tile, class First>
-__device__ __forceinline__ void kqm_wide_sums(int most_bytes, const uint8_t *data, int blocks, const kqm_fixed_block *x, First first,
-                                              KQM_SHARED_ARG(uint32_t) shared, float (&y)[KqmTokenColumns::results]) {
+__device__ __forceinline__ void kqm_wide_sums(int most_bytes, const uint8_t *data, int blocks, const kqm_fixed_block *x,
+                                              First first, KQM_SHARED_ARG(uint32_t) shared,
+                                              float (&y)[KqmTokenColumns::results]) {
   typedef KqmTokenColumns Columns;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  const int block_parts = kqm_fixed_words / 4, tile_parts = Tile::bytes / 16, weights = kqm_wide_weights + 2 * warp * (most_bytes / 4);
+  const int block_parts = kqm_fixed_words / 4, tile_parts = Tile::bytes / 16,
+            weights = kqm_wide_weights + 2 * warp * (most_bytes / 4);
   if (threadIdx.x < kqm_wide_tokens) shared[kqm_wide_table + threadIdx.x] = first(int(threadIdx.x));
   kqm_meet(3);
   // Sixteen threads copy a token's block, a warp its tile, 16 bytes at a time.
-  const int copiers = kqm_wide_threads / kqm_wide_tokens, own_token = threadIdx.x / copiers, own_part = threadIdx.x % copiers;
+  const int copiers = kqm_wide_threads / kqm_wide_tokens, own_token = threadIdx.x / copiers,
+            own_part = threadIdx.x % copiers;
   const uint32_t own_first = shared[kqm_wide_table + own_token];
-  const uint32_t *own_digits = reinterpret_cast<const uint32_t *>(x + (own_first == kqm_wide_absent ? 0 : own_first)) + 4 * own_part;
+  const uint32_t *own_digits =
+      reinterpret_cast<const uint32_t *>(x + (own_first == kqm_wide_absent ? 0 : own_first)) + 4 * own_part;
   const auto fetch = [&](int b) {
     if (own_first != kqm_wide_absent) {
       const int to = ((b & 1) * kqm_wide_tokens + own_token) * kqm_fixed_words + 4 * own_part;
@@ -80,7 +85,8 @@ __device__ __forceinline__ void kqm_wide_sums(int most_bytes, const uint8_t *dat
     tile.multiply(KqmEightTokens(own, lane), lane, v);
     KQM_UNROLL
     for (int i = 0; i < Columns::results; i++)
-      v[i] = v[i] * kqm_shared_load<double>(shared, digits + present(Columns::token(i, lane)) * kqm_fixed_words + kqm_fixed_unit);
+      v[i] = v[i] * kqm_shared_load<double>(
+                        shared, digits + present(Columns::token(i, lane)) * kqm_fixed_words + kqm_fixed_unit);
     if (groups.add(v, b) && blocks > 16) {
       KQM_UNROLL
       for (int i = 0; i < Columns::results; i++)
@@ -89,14 +95,17 @@ __device__ __forceinline__ void kqm_wide_sums(int most_bytes, const uint8_t *dat
   }
   KQM_UNROLL
   for (int i = 0; i < Columns::results; i++) {
-    const double sum = blocks > 16 ? kqm_shared_load<double>(shared, sum_at(i)) : blocks == 16 ? 0.0 + groups.group(i) : 0.0;
+    const double sum = blocks > 16    ? kqm_shared_load<double>(shared, sum_at(i))
+                       : blocks == 16 ? 0.0 + groups.group(i)
+                                      : 0.0;
     y[i] = kqm_canonical(float(sum + groups.rest(i, blocks)));
   }
 }
 
 // Calls store(row of the matrix, token, sum) for the results of a row tile that are of one of the `rows` rows and `tokens` tokens.
 template <class Store>
-__device__ __forceinline__ void kqm_wide_store(const float (&y)[KqmTokenColumns::results], int tile, int rows, int tokens, Store store) {
+__device__ __forceinline__ void kqm_wide_store(const float (&y)[KqmTokenColumns::results], int tile, int rows,
+                                               int tokens, Store store) {
   const int lane = threadIdx.x & 31;
   KQM_UNROLL
   for (int i = 0; i < KqmTokenColumns::results; i++) {

@@ -25,9 +25,9 @@ static int failed(const char *what, int status) {
   return 1;
 }
 
-#define TRY(call)                                  \
-  do {                                             \
-    const int status_ = (int)(call);               \
+#define TRY(call)                                    \
+  do {                                               \
+    const int status_ = (int)(call);                 \
     if (status_ != 0) return failed(#call, status_); \
   } while (0)
 

@@ -215,7 +215,7 @@ impl CudaDevice {
     ///     let device = unsafe { CudaDevice::from_raw_stream(0, stream)? };
     ///     let a = Buffer::from_slice(&device, &[1.0; 256])?;
     ///     // SAFETY: the caller's promise.
-    ///     let y = unsafe { SliceMut::from_raw(y, 256) };
+    ///     let y = unsafe { SliceMut::from_raw(&device, y, 256) };
     ///     ResidualAdd { a: a.slice(), b: a.slice(), y }.launch(&device)
     /// }
     /// ```

@@ -42,7 +42,7 @@ impl Argmax<'_> {
         let (mut advance, mut history, mut history_len) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
         if let Some(feed) = self.feed {
             at_least(device, NAME, "feed.position", feed.position.place(), &[1])?;
-            at_least(device, NAME, "feed.history", feed.history.place(), &[])?;
+            at_least(device, NAME, "feed.history", feed.history.place(), &[0])?;
             history_len = count(NAME, "feed.history", feed.history.len())?;
             advance = feed.position.as_ptr();
             history = feed.history.as_ptr();

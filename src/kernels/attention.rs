@@ -30,7 +30,8 @@ pub struct Attention<'a> {
     pub scale: f32,
 }
 
-/// The queries of attention, and the cache that they see. A token at a position that is not below the capacity gives NaN.
+/// The queries of attention, and the cache that they see. A token at a position that is not below the capacity gives
+/// NaN.
 #[allow(clippy::large_enum_variant)] // made and used on the stack of one call
 pub enum Queries<'a> {
     /// Rotated queries; the cache has the tokens' k and v.

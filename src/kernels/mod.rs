@@ -1,9 +1,11 @@
 //! Checked wrappers of the launchers, one file for a kernel.
 //!
-//! Each kernel is a structure of its operands with a method `launch`, which checks every length against the shapes, enqueues
-//! the kernel on the device's queue and returns. Launches do not wait; when the work itself fails, the device is lost, and the
-//! next call that notices says so ([`Error::DeviceLost`]). Values are defined in `docs/arithmetic.md`, and the oracle of the
-//! same name computes the same bits.
+//! Each kernel is a structure of its operands with a method `launch`, which checks that every operand is memory of the
+//! device and as long as the shapes demand, enqueues the kernel on the device's queue and returns. Numbers in that
+//! memory which say where to read or write, such as an expert's index, are checked by the kernel: what names nothing
+//! gives NaN. Launches do not wait; when the work itself fails, the device is lost, and the next call that notices says
+//! so ([`Error::DeviceLost`]). Values are defined in `docs/arithmetic.md`, and the oracle of the same name computes the
+//! same bits.
 
 use crate::blocks::{BLOCK, TensorType};
 use crate::device::{Buffer, Device, Place, Slice, SliceMut, check_launch};
@@ -131,7 +133,7 @@ impl<D: Device> Matrix<D> {
 
     /// The operand as launchers take it.
     fn on(&self, device: &D, kernel: &'static str, operand: &'static str) -> Result<sys::kqm_matrix> {
-        at_least(device, kernel, operand, self.tiles.place(), &[])?;
+        at_least(device, kernel, operand, self.tiles.place(), &[0])?;
         Ok(sys::kqm_matrix {
             tiles: self.tiles.slice().as_ptr().cast(),
             type_: self.kind as u32,
@@ -223,9 +225,9 @@ macro_rules! launch {
                 message: "the table has no launcher".into(),
             })?;
             let args = $args;
-            // SAFETY: the wrapper checked that every operand is memory of the device and as long as the shapes demand. It is
-            // borrowed, and given back to the device behind the work that is on its queues. The numbers in it are checked by the
-            // kernels that use them.
+            // SAFETY: the wrapper checked that every operand is memory of the device and as long as the shapes demand.
+            // It is borrowed, and given back to the device behind the work that is on its queues. The numbers in it are
+            // checked by the kernels that use them.
             let status = unsafe { launcher(&args, device.stream()) };
             check_launch(device, name, status)
         } else {

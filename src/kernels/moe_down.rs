@@ -8,7 +8,7 @@ pub struct MoeDown<'a, D: Device> {
     pub down: &'a Matrix<D>,
     /// What the matrices are multiplied with.
     pub x: DownInput<'a>,
-    /// `[tokens, top_k]`.
+    /// `[tokens, top_k]`. An expert that does not exist gives NaN.
     pub indices: Slice<'a, u32>,
     /// `[tokens, top_k]`.
     pub weights: Slice<'a, f32>,

@@ -88,7 +88,7 @@ impl<D: Device> Groups<D> {
         experts: usize,
         top_k: usize,
     ) -> Result<()> {
-        at_least(device, kernel, "groups", self.order.place(), &[])?;
+        at_least(device, kernel, "groups", self.order.place(), &[0])?;
         let expected = Batch { tokens, experts, top_k };
         if tokens == 1 || self.batch == Some(expected) {
             return Ok(());
@@ -105,7 +105,7 @@ impl<D: Device> Groups<D> {
 
 /// Operands of `moe_group`.
 pub struct MoeGroup<'a, D: Device> {
-    /// `[tokens, top_k]`, each below `experts`.
+    /// `[tokens, top_k]`. Those that are not below `experts` are grouped as one expert that does not exist.
     pub indices: Slice<'a, u32>,
     /// Where the groups go.
     pub groups: &'a mut Groups<D>,

@@ -28,7 +28,7 @@ pub struct MoeSwiglu<'a, D: Device> {
 
 /// Where the choice of experts comes from.
 pub enum Choose<'a> {
-    /// `[tokens, top_k]`: [`super::MoeRouter`] made it.
+    /// `[tokens, top_k]`: [`super::MoeRouter`] made it. An expert that does not exist gives NaN.
     Made(Slice<'a, u32>),
     /// A single token: this kernel makes it.
     Here {

@@ -18,7 +18,8 @@ pub struct Rope<'a> {
     pub k_weight: Option<Slice<'a, f32>>,
     /// `[capacity, head_dim / 2, 2]`: cosine and sine.
     pub table: Slice<'a, f32>,
-    /// `[1]`: position of the first token.
+    /// `[1]`: position of the first token. Tokens at positions that are not below `capacity` give NaN and are not
+    /// written.
     pub start: Slice<'a, u32>,
     /// Tap `[tokens, heads, head_dim]`: q after RMSNorm.
     pub q_normed: Option<SliceMut<'a, f32>>,

@@ -159,11 +159,8 @@ pub fn synth_with(
         }
     }
     let mut header = Header::new(path.as_ref());
-    metadata(&mut header, &config, options)?;
-    if !changed {
-        // LLAMA_FTYPE_MOSTLY_Q4_K_M
-        header.set("general.file_type", &15_u32)?;
-    }
+    // LLAMA_FTYPE_MOSTLY_Q4_K_M
+    metadata(&mut header, &config, options, (!changed).then_some(15))?;
     for tensor in &tensors {
         let dims: Vec<u64> = tensor.shape.iter().rev().map(|&n| n as u64).collect();
         let kind = match tensor.values {
@@ -269,7 +266,7 @@ fn more_bits(layer: usize, layers: usize) -> bool {
     layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2
 }
 
-fn metadata(header: &mut Header, config: &Config, options: SynthOptions) -> Result<()> {
+fn metadata(header: &mut Header, config: &Config, options: SynthOptions, file_type: Option<u32>) -> Result<()> {
     header.set("general.architecture", ARCHITECTURE)?;
     header.set("general.name", &format!("Synthetic {} (seed {})", options.preset.name(), options.seed))?;
     for (name, value) in [
@@ -291,6 +288,9 @@ fn metadata(header: &mut Header, config: &Config, options: SynthOptions) -> Resu
     header.set(&format!("{ARCHITECTURE}.rope.freq_base"), &config.rope_base)?;
     header.set(&format!("{ARCHITECTURE}.attention.layer_norm_rms_epsilon"), &config.rms_eps)?;
     header.set("general.quantization_version", &2_u32)?;
+    if let Some(file_type) = file_type {
+        header.set("general.file_type", &file_type)?;
+    }
 
     // A byte-level vocabulary: the 256 bytes, which can spell every text, placeholders, and an end of text.
     let end = config.vocab - 1;

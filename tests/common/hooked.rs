@@ -77,6 +77,7 @@ fn failing(table: &sys::kqm_kernels) -> &'static sys::kqm_kernels {
     FAILING.get_or_init(|| sys::kqm_kernels {
         repack: Some(fail),
         quantize: Some(fail),
+        matvec: Some(fail),
         q4_k_matvec: Some(fail),
         q6_k_gemv: Some(fail),
         qkv: Some(fail),

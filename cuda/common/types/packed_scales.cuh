@@ -23,7 +23,8 @@ template <int TIMES>
 struct KqmScalesAndMins {
   uint32_t min0, min8, head0, head8;
 
-  __device__ __forceinline__ KqmScalesAndMins(const uint4 &row0, const uint4 &row8, int lane) : head0(row0.x), head8(row8.x) {
+  __device__ __forceinline__ KqmScalesAndMins(const uint4 &row0, const uint4 &row8, int lane)
+      : head0(row0.x), head8(row8.x) {
     // Mins as a product's operand whose k is the sub-block.
     const int c = lane & 3;
     const uint32_t low0 = row0.z & 0x3f3f3f3fu, low8 = row8.z & 0x3f3f3f3fu;
@@ -37,8 +38,8 @@ struct KqmScalesAndMins {
 
   // v of docs/arithmetic.md for the lane's results, from the halves' sums.
   template <class Activations>
-  __device__ __forceinline__ void finish(const Activations &x, const int32_t (&sum)[Activations::Columns::products][4], int lane,
-                                         double (&v)[Activations::Columns::results]) const {
+  __device__ __forceinline__ void finish(const Activations &x, const int32_t (&sum)[Activations::Columns::products][4],
+                                         int lane, double (&v)[Activations::Columns::results]) const {
     typedef typename Activations::Columns Columns;
     long long t[Columns::results], m[Columns::results];
     Columns::join(sum, lane, t);

@@ -13,7 +13,8 @@ static_assert(sizeof(KqmBlockQ4K) == 144, "block_q4_K");
 
 struct KqmTileQ4K : KqmSuperBlocks<KqmTileQ4K> {
   typedef KqmBlockQ4K Block;
-  typedef KqmTileLayout<KqmLaneField<offsetof(Block, qs), sizeof(Block::qs), 8>, KqmRowField<0, offsetof(Block, qs)>> Layout;
+  typedef KqmTileLayout<KqmLaneField<offsetof(Block, qs), sizeof(Block::qs), 8>, KqmRowField<0, offsetof(Block, qs)>>
+      Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_Q4_K;
   static const int bytes = Layout::bytes, swiglu_at_once = 3;
@@ -60,7 +61,8 @@ struct KqmTileQ4K : KqmSuperBlocks<KqmTileQ4K> {
   };
 
   struct Factors : KqmScalesAndMins<16> {
-    __device__ __forceinline__ Factors(const KqmTileQ4K &tile, int lane) : KqmScalesAndMins<16>(tile.head0, tile.head8, lane) {}
+    __device__ __forceinline__ Factors(const KqmTileQ4K &tile, int lane)
+        : KqmScalesAndMins<16>(tile.head0, tile.head8, lane) {}
   };
 };
 static_assert(KqmTileQ4K::Layout::block_bytes == sizeof(KqmBlockQ4K), "a tile has every byte");

@@ -7,15 +7,16 @@
 struct KqmBlockQ5K {
   uint8_t d[2], dmin[2];  // f16
   uint8_t scales[12];
-  uint8_t qh[32];   // byte k: in bit j, the fifth bit of weight 32 j + k
-  uint8_t qs[128];  // byte 32 g + k: the low four bits of weight 64 g + k in the low, of weight 64 g + 32 + k in the high nibble
+  uint8_t qh[32];  // byte k: in bit j, the fifth bit of weight 32 j + k
+  uint8_t qs
+      [128];  // byte 32 g + k: the low four bits of weight 64 g + k in the low, of weight 64 g + 32 + k in the high nibble
 };
 static_assert(sizeof(KqmBlockQ5K) == 176, "block_q5_K");
 
 struct KqmTileQ5K : KqmSuperBlocks<KqmTileQ5K> {
   typedef KqmBlockQ5K Block;
-  typedef KqmTileLayout<KqmLaneField<offsetof(Block, qs), sizeof(Block::qs), 8>, KqmLaneField<offsetof(Block, qh), sizeof(Block::qh), 8>,
-                        KqmRowField<0, offsetof(Block, qh)>>
+  typedef KqmTileLayout<KqmLaneField<offsetof(Block, qs), sizeof(Block::qs), 8>,
+                        KqmLaneField<offsetof(Block, qh), sizeof(Block::qh), 8>, KqmRowField<0, offsetof(Block, qh)>>
       Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_Q5_K;
@@ -52,7 +53,8 @@ struct KqmTileQ5K : KqmSuperBlocks<KqmTileQ5K> {
       const uint4 qs[2] = {h ? tile.q[2] : tile.q[0], h ? tile.q[3] : tile.q[1]};
       // The fifth bits of this half's sub-blocks, in the low four bits of each byte; what is above them is not looked at.
       const int down = 4 * h;
-      const uint4 high = make_uint4(tile.fifth.x >> down, tile.fifth.y >> down, tile.fifth.z >> down, tile.fifth.w >> down);
+      const uint4 high =
+          make_uint4(tile.fifth.x >> down, tile.fifth.y >> down, tile.fifth.z >> down, tile.fifth.w >> down);
       KQM_UNROLL
       for (int j = 0; j < 4; j++) {
         const uint4 &w = qs[j / 2];
@@ -69,7 +71,8 @@ struct KqmTileQ5K : KqmSuperBlocks<KqmTileQ5K> {
   };
 
   struct Factors : KqmScalesAndMins<1> {
-    __device__ __forceinline__ Factors(const KqmTileQ5K &tile, int lane) : KqmScalesAndMins<1>(tile.head0, tile.head8, lane) {}
+    __device__ __forceinline__ Factors(const KqmTileQ5K &tile, int lane)
+        : KqmScalesAndMins<1>(tile.head0, tile.head8, lane) {}
   };
 };
 static_assert(KqmTileQ5K::Layout::block_bytes == sizeof(KqmBlockQ5K), "a tile has every byte");

@@ -5,8 +5,9 @@
 
 // As in a file.
 struct KqmBlockQ6K {
-  uint8_t ql[128];  // low four bits: byte 64 h + k: weight 128 h + k in the low, weight 128 h + 64 + k in the high nibble
-  uint8_t qh[64];   // high two bits: byte 32 h + k: in bits 2 i and 2 i + 1, those of weight 128 h + 32 i + k
+  uint8_t
+      ql[128];  // low four bits: byte 64 h + k: weight 128 h + k in the low, weight 128 h + 64 + k in the high nibble
+  uint8_t qh[64];  // high two bits: byte 32 h + k: in bits 2 i and 2 i + 1, those of weight 128 h + 32 i + k
   int8_t scales[16];
   uint8_t d[2];  // f16
 };
@@ -14,8 +15,9 @@ static_assert(sizeof(KqmBlockQ6K) == 210, "block_q6_K");
 
 struct KqmTileQ6K : KqmSuperBlocks<KqmTileQ6K> {
   typedef KqmBlockQ6K Block;
-  typedef KqmTileLayout<KqmLaneField<offsetof(Block, ql), sizeof(Block::ql), 4>, KqmLaneField<offsetof(Block, qh), sizeof(Block::qh), 4>,
-                        KqmRowField<offsetof(Block, scales), sizeof(Block::scales)>, KqmRowField<offsetof(Block, d), sizeof(Block::d)>>
+  typedef KqmTileLayout<
+      KqmLaneField<offsetof(Block, ql), sizeof(Block::ql), 4>, KqmLaneField<offsetof(Block, qh), sizeof(Block::qh), 4>,
+      KqmRowField<offsetof(Block, scales), sizeof(Block::scales)>, KqmRowField<offsetof(Block, d), sizeof(Block::d)>>
       Layout;
   typedef KqmCachedFours Cached;
   static const uint32_t type = KQM_TYPE_Q6_K;
@@ -44,7 +46,8 @@ struct KqmTileQ6K : KqmSuperBlocks<KqmTileQ6K> {
 
   struct Scales {
     uint2 words;
-    __device__ __forceinline__ Scales(const uint4 &all, int h) : words(h ? make_uint2(all.z, all.w) : make_uint2(all.x, all.y)) {}
+    __device__ __forceinline__ Scales(const uint4 &all, int h)
+        : words(h ? make_uint2(all.z, all.w) : make_uint2(all.x, all.y)) {}
     __device__ __forceinline__ uint32_t checksum() const { return words.x + words.y; }
     // Signed byte j.
     __device__ __forceinline__ int of(int j) const { return int(int8_t((j / 4 ? words.y : words.x) >> (8 * (j % 4)))); }
@@ -53,8 +56,10 @@ struct KqmTileQ6K : KqmSuperBlocks<KqmTileQ6K> {
   // Fragments are 4 (q - 32): the factor 4 saves a subtraction a byte and is taken from d. Over a tile
   // |sum| <= 16 * 128 * 16 * 128 * 128 = 2^29.
   struct Half : KqmHalfOf16<Scales> {
-    __device__ __forceinline__ Half(const KqmTileQ6K &tile, int h) : KqmHalfOf16<Scales>(Scales(tile.scale0, h), Scales(tile.scale8, h)) {
-      const uint4 lows[2] = {h ? tile.ql[2] : tile.ql[0], h ? tile.ql[3] : tile.ql[1]}, high = h ? tile.qh[1] : tile.qh[0];
+    __device__ __forceinline__ Half(const KqmTileQ6K &tile, int h)
+        : KqmHalfOf16<Scales>(Scales(tile.scale0, h), Scales(tile.scale8, h)) {
+      const uint4 lows[2] = {h ? tile.ql[2] : tile.ql[0], h ? tile.ql[3] : tile.ql[1]},
+                  high = h ? tile.qh[1] : tile.qh[0];
       KQM_UNROLL
       for (int m = 0; m < 4; m++) {
         const uint4 &low = lows[m / 2];
@@ -79,8 +84,8 @@ struct KqmTileQ6K : KqmSuperBlocks<KqmTileQ6K> {
     __device__ __forceinline__ uint32_t checksum() const { return d_bits; }
 
     template <class Activations>
-    __device__ __forceinline__ void finish(const Activations &, const int32_t (&sum)[Activations::Columns::products][4], int lane,
-                                           double (&v)[Activations::Columns::results]) const {
+    __device__ __forceinline__ void finish(const Activations &, const int32_t (&sum)[Activations::Columns::products][4],
+                                           int lane, double (&v)[Activations::Columns::results]) const {
       typedef typename Activations::Columns Columns;
       long long t[Columns::results];
       Columns::join(sum, lane, t);

@@ -81,6 +81,8 @@ static inline void kqm_wait_for_dependencies() { kqm_emulation::wait_for_depende
 static inline void kqm_release_dependents() { kqm_emulation::release_dependents(); }
 // Arguments are always at hand, and nothing is put off: nothing to do.
 static inline void kqm_make_now(uint32_t) {}
+template <class T>
+static inline void kqm_keep(T &) {}
 template <class Arguments>
 static inline void kqm_touch_arguments(const Arguments &) {}
 static inline void __threadfence() {}

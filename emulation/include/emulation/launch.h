@@ -52,6 +52,7 @@ static inline int32_t launch(const char *name, const char *launcher, const char 
 
 // Few, so that small matrices already have more row tiles than run at once.
 static inline unsigned kqm_multiprocessors() { return 3; }
+static inline unsigned kqm_shared_memory() { return 100 << 10; }
 
 // KQM_LAUNCH(kernel, grid, block, dynamic_shared_bytes, stream, arguments...)
 #define KQM_LAUNCH(kernel, grid, block, dynamic_shared_bytes, ...)                                                      \

@@ -1,0 +1,66 @@
+// What the two forms of attention share, one query at a time and tiles of queries: the cache's elements, where a query lies in shared
+// memory, and the partial results of chunks that the joins read.
+#pragma once
+
+#include "hw.cuh"
+
+// Chains of fma over the chunks of a row when they are joined.
+static const int kqm_attention_chains = 8;
+
+// Partial results, for `tokens` tokens at a time.
+struct KqmPartials {
+  float *o;   // [tokens, heads, chunks, head_dim]
+  double *l;  // [tokens, heads, chunks]
+  float *m;   // [tokens, heads, chunks]
+};
+
+__device__ __forceinline__ float kqm_minus_infinity() { return __uint_as_float(0xff800000u); }
+
+// N neighbouring elements of a cache row as they are stored, and element i of them as f32.
+template <bool HALF, int N>
+struct KqmElements {
+  static const int words = N * (HALF ? 2 : 4) / 4;
+  uint32_t word[words];
+
+  __device__ __forceinline__ void load(const void *cache, size_t at) {
+    const uint32_t *p = reinterpret_cast<const uint32_t *>(static_cast<const uint8_t *>(cache) + at * (HALF ? 2 : 4));
+    if (words % 4 == 0) {
+      KQM_UNROLL
+      for (int i = 0; i < words / 4; i++) {
+        const uint4 v = reinterpret_cast<const uint4 *>(p)[i];
+        word[4 * i] = v.x, word[4 * i + 1] = v.y, word[4 * i + 2] = v.z, word[4 * i + 3] = v.w;
+      }
+    } else {
+      KQM_UNROLL
+      for (int i = 0; i < words; i++) word[i] = p[i];
+    }
+  }
+  __device__ __forceinline__ void clear() {
+    KQM_UNROLL
+    for (int i = 0; i < words; i++) word[i] = 0;
+  }
+  // From words of shared memory that word_of made.
+  __device__ __forceinline__ void load_shared(KQM_SHARED_ARG(uint32_t) from, int first) {
+    KQM_UNROLL
+    for (int i = 0; i < words; i++) word[i] = from[first + i];
+  }
+  __device__ __forceinline__ void select(bool other, const KqmElements &from) {
+    KQM_UNROLL
+    for (int i = 0; i < words; i++) word[i] = other ? from.word[i] : word[i];
+  }
+  // A word of the cache: two halves, or one float (the second value is not used).
+  __device__ __forceinline__ static uint32_t word_of(float x, float y) {
+    return HALF ? kqm_float_to_half(x) | uint32_t(kqm_float_to_half(y)) << 16 : __float_as_uint(kqm_canonical(x));
+  }
+  __device__ __forceinline__ float get(int i) const {
+    return HALF ? kqm_half_to_float(uint16_t(word[i / 2] >> (16 * (i % 2)))) : __uint_as_float(word[HALF ? 0 : i]);
+  }
+};
+
+// Where a query's dimension d lies in shared memory. Lane g of the eight that share a key needs dimensions g S .. g S + S - 1;
+// the eight read four each at a time, and what they read together is together.
+template <int DIM>
+__device__ __forceinline__ int kqm_query_place(int d) {
+  const int segment = DIM / 8;
+  return (d % segment / 4 * 8 + d / segment) * 4 + d % 4;
+}

@@ -1,0 +1,545 @@
+// Attention of many queries: tiles of the rows (a token, a query head) that share a KV head. A block of four warps takes a tile and some
+// of its chunks. A warp holds keys, and then values, of a chunk in registers, read and converted once for all rows of the tile, and
+// goes through the rows: their queries, and then their weights, come from shared memory.
+// Bound by: issue slots. A row and chunk of 64 positions x 128 dimensions are 512 fma of a warp and about 200 instructions more, of which
+// 56 are additions of the trees, 26 exchanges between lanes, 16 loads of queries and weights, and 50 the softmax.
+#pragma once
+
+#include "attention.cuh"
+#include "check.cuh"
+#include "exp.cuh"
+#include "fixed.cuh"
+
+static const int kqm_tile_warps = 4, kqm_tile_threads = 32 * kqm_tile_warps;
+
+// How a block shares out its work for a head dimension.
+template <bool HALF, int DIM>
+struct KqmQueryTile {
+  static const int chunk = KQM_ATTENTION_CHUNK;
+  // Blocks at once on a multiprocessor, at most: three of them find registers for the dimensions that models have most. Where shared memory
+  // has no room for three, code has the registers of two.
+  static const int at_once = DIM == 128 ? 3 : 2;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+  static const int resident = 2;
+#else
+  static const int resident = at_once;
+#endif
+  // Scores: eight lanes share a key, each with a chain of the dimensions, and four such groups have `lane_keys` each. Warps that do not
+  // have keys of their own share out the rows.
+  static const int segment = DIM / 8, lane_keys = segment > 16 ? 4 : 8;
+  static const int key_blocks = chunk / (4 * lane_keys), key_parts = kqm_tile_warps / key_blocks;
+  // Values: a warp has 64 dimensions, a lane 8 of them and 16 positions.
+  static const int slabs = DIM / 64, value_parts = slabs > 2 ? 1 : kqm_tile_warps / slabs;
+  // Units of 16 bytes of a position's keys or values.
+  static const int units = DIM * (HALF ? 2 : 4) / 16;
+  // Shared memory, in words: a chunk's keys or values as they are in the cache, then for each row of the tile its query, in the order of
+  // kqm_query_place, its scores, in that of kqm_weight_place, where its partial results begin, in elements of `o`, and its position.
+  static const int cached = chunk * units * 4, row_words = DIM + chunk + 2;
+  __host__ __device__ static constexpr int bytes(int rows) { return 4 * (cached + rows * row_words); }
+};
+
+template <int M, int N>
+__device__ __forceinline__ void kqm_keep_all(float (&x)[M][N]) {
+  KQM_UNROLL
+  for (int i = 0; i < M; i++) {
+    KQM_UNROLL
+    for (int j = 0; j < N; j++) kqm_keep(x[i][j]);
+  }
+}
+
+// Element i of 16 bytes of the cache.
+template <bool HALF>
+__device__ __forceinline__ float kqm_cached(const uint4 &stored, int i) {
+  const uint32_t words[4] = {stored.x, stored.y, stored.z, stored.w};
+  return HALF ? kqm_half_to_float(uint16_t(words[i / 2 % 4] >> (16 * (i % 2)))) : __uint_as_float(words[i % 4]);
+}
+
+// Where a chunk's position lies among the scores of a row. Four lanes each read a quarter of them, four at a time, and what they read
+// together is together.
+__device__ __forceinline__ int kqm_weight_place(int position) {
+  return (position % 16 / 4 * 4 + position / 16) * 4 + position % 4;
+}
+
+// Brings the keys or values of a chunk, which begins at element `from` of the cache, to shared memory; positions from `present` on are zeros.
+// KEYS: places are exchanged so that lanes that read together, two segments of four neighbouring keys, find no bank conflicts.
+template <bool HALF, int DIM, bool KEYS>
+struct KqmCachedChunk {
+  typedef KqmQueryTile<HALF, DIM> Tile;
+
+  // The place, in words, of a unit.
+  __device__ __forceinline__ static int place(int position, int unit) {
+    const int lane_units = Tile::units / 8;
+    const int exchange =
+        KEYS ? (position & 3) << 1 ^ (lane_units % 2 == 0 ? unit / (lane_units > 0 ? lane_units : 1) & 1 : 0) : 0;
+    return (position * Tile::units + (unit ^ exchange)) * 4;
+  }
+  __device__ __forceinline__ static void fetch(KQM_SHARED_ARG(float) shared, const void *cache, size_t from,
+                                               uint32_t stride, int present) {
+    const uint8_t *source = static_cast<const uint8_t *>(cache) + from * (HALF ? 2 : 4);
+    const int row = int(stride) * (HALF ? 2 : 4), step = kqm_tile_threads / Tile::units;
+    if (step % 4 == 0 && kqm_tile_threads % Tile::units == 0) {
+      // A thread has the same unit of every step-th position.
+      int position = int(threadIdx.x) / Tile::units, to = place(position, int(threadIdx.x) % Tile::units);
+      source += position * row + int(threadIdx.x) % Tile::units * 16;
+      KQM_LOOP
+      for (; position < Tile::chunk; position += step, to += step * Tile::units * 4, source += step * row)
+        fetch_unit(shared, to, source, position < present);
+    } else {
+      KQM_LOOP
+      for (int i = threadIdx.x; i < Tile::chunk * Tile::units; i += kqm_tile_threads) {
+        const int position = i / Tile::units, unit = i % Tile::units;
+        fetch_unit(shared, place(position, unit), source + position * row + 16 * unit, position < present);
+      }
+    }
+    kqm_async_commit();
+  }
+
+ private:
+  __device__ __forceinline__ static void fetch_unit(KQM_SHARED_ARG(float) shared, int to, const uint8_t *source,
+                                                    bool present) {
+    if (present)
+      kqm_async_copy_16(shared, to, source);
+    else
+      kqm_shared_store<float4>(shared, to, make_float4(0.0f, 0.0f, 0.0f, 0.0f));
+  }
+};
+
+// A warp's keys of a chunk. Lane 4 g + k has dimensions g S .. g S + S - 1 of eight keys, or four. The sums over those dimensions are then
+// exchanged until each lane has the whole sum of one key: at each step a lane keeps the first half of its sums and gives away the
+// second one. So that this needs no selection, lanes hold their keys in different orders.
+template <bool HALF, int DIM>
+struct KqmKeys {
+  typedef KqmQueryTile<HALF, DIM> Tile;
+  float key[Tile::lane_keys][Tile::segment];
+
+  // The key, of the chunk, of the lane's sum i.
+  __device__ __forceinline__ static int index(int block, int i) {
+    const int lane = threadIdx.x & 31, bits = Tile::lane_keys == 8 ? lane >> 2 : lane >> 2 & 3;
+    const int order = Tile::lane_keys == 8 ? (bits & 1) << 2 | (bits & 2) | bits >> 2 : (bits & 1) << 1 | bits >> 1;
+    return (block * Tile::lane_keys + (i ^ order)) * 4 + (lane & 3);
+  }
+  __device__ __forceinline__ void load(KQM_SHARED_ARG(float) shared, int block) {
+    const int g = (threadIdx.x & 31) >> 2, lane_units = Tile::units / 8, of_unit = HALF ? 8 : 4;
+    KQM_UNROLL
+    for (int i = 0; i < Tile::lane_keys; i++) {
+      KQM_UNROLL
+      for (int u = 0; u < lane_units; u++) {
+        const int place = KqmCachedChunk<HALF, DIM, true>::place(index(block, i), g * lane_units + u);
+        const uint4 stored = kqm_shared_load<uint4>(shared, place);
+        KQM_UNROLL
+        for (int d = 0; d < of_unit; d++) key[i][u * of_unit + d] = kqm_cached<HALF>(stored, d);
+      }
+    }
+    kqm_keep_all(key);
+  }
+  // Where a lane reads a query, from the query's own place on.
+  __device__ __forceinline__ static int query_part() { return (threadIdx.x & 31) / 4 * 4; }
+  // The product of key index(block, 0) and the query of which the lane's part begins at `query`.
+  __device__ __forceinline__ float dot(KQM_SHARED_ARG(float) shared, uint32_t query) const {
+    float sum[Tile::lane_keys];
+    KQM_UNROLL
+    for (int d = 0; d < Tile::segment; d += 4) {
+      const float4 q = kqm_shared_load<float4>(shared, query + d / 4 * 32);
+      KQM_UNROLL
+      for (int i = 0; i < Tile::lane_keys; i++) {
+        sum[i] = d == 0 ? __fmul_rn(q.x, key[i][0]) : fmaf(q.x, key[i][d], sum[i]);
+        sum[i] = fmaf(q.y, key[i][d + 1], sum[i]);
+        sum[i] = fmaf(q.z, key[i][d + 2], sum[i]);
+        sum[i] = fmaf(q.w, key[i][d + 3], sum[i]);
+      }
+    }
+    KQM_UNROLL
+    for (int step = 1; step < 8; step *= 2) {
+      const int left = Tile::lane_keys / (2 * step) > 0 ? Tile::lane_keys / (2 * step) : 1;
+      const int given = Tile::lane_keys / (2 * step) > 0 ? left : 0;
+      KQM_UNROLL
+      for (int i = 0; i < left; i++) sum[i] = __fadd_rn(sum[i], __shfl_xor_sync(~0u, sum[given + i], 4 * step));
+    }
+    return sum[0];
+  }
+};
+
+// A warp's values of a chunk, 64 dimensions of them. Lane 8 p + d has positions 16 p .. 16 p + 15, two chains, of dimensions 2 d and 2 d + 1
+// of each 16; again in different orders, so that the exchange between the four lanes that share dimensions needs no selection. In the
+// end a lane has the whole sums of two neighbouring dimensions.
+template <bool HALF, int DIM>
+struct KqmValues {
+  static const int positions = 16, pairs = 4;
+  float value[positions][2 * pairs];
+
+  // The first dimension, of the 64, of the lane's pair i of sums.
+  __device__ __forceinline__ static int dimension(int i) {
+    const int lane = threadIdx.x & 31, bits = lane >> 3, order = (bits & 1) << 1 | bits >> 1;
+    return (i ^ order) * 16 + (lane & 7) * 2;
+  }
+  __device__ __forceinline__ static int first_position() { return (threadIdx.x & 31) / 8 * positions; }
+  __device__ __forceinline__ void load(KQM_SHARED_ARG(float) shared, int slab) {
+    typedef KqmCachedChunk<HALF, DIM, false> Chunk;
+    KQM_UNROLL
+    for (int i = 0; i < pairs; i++) {
+      const int first = slab * 64 + dimension(i);
+      KQM_UNROLL
+      for (int n = 0; n < positions; n++) {
+        const int place = Chunk::place(first_position() + n, 0) + (HALF ? first / 2 : first);
+        if (HALF) {
+          const uint32_t stored = kqm_shared_load<uint32_t>(shared, place);
+          value[n][2 * i] = kqm_half_to_float(uint16_t(stored)),
+                       value[n][2 * i + 1] = kqm_half_to_float(uint16_t(stored >> 16));
+        } else {
+          const float2 stored = kqm_shared_load<float2>(shared, place);
+          value[n][2 * i] = stored.x, value[n][2 * i + 1] = stored.y;
+        }
+      }
+    }
+    kqm_keep_all(value);
+  }
+  // Whether a value from position `first` on is infinite or a NaN.
+  __device__ __forceinline__ bool not_finite(int first) const {
+    bool found = false;
+    KQM_UNROLL
+    for (int n = 0; n < positions; n++) {
+      KQM_UNROLL
+      for (int d = 0; d < 2 * pairs; d++)
+        found = found || (first_position() + n >= first && !(fabsf(value[n][d]) <= 3.402823466e38f));
+    }
+    return found;
+  }
+  // Where a lane reads a row's weights, from the row's own place on.
+  __device__ __forceinline__ static int weight_part() { return (threadIdx.x & 31) / 8 * 4; }
+  // The sums, over the chunk's positions, of the weights, of which the lane's part begins at `weights`, times the values of dimensions
+  // dimension(0) and the next one. EXACT: the values from position `visible` on count as zeros. Else they are multiplied with their
+  // weights of zero, which is the same for finite ones, but for the signs of zeros, and those do not outlast the join.
+  template <bool EXACT>
+  __device__ __forceinline__ float2 sum(KQM_SHARED_ARG(float) shared, uint32_t weights, int visible) const {
+    const int count = visible - first_position();
+    float chain[2][2 * pairs];
+    KQM_UNROLL
+    for (int n = 0; n < positions; n += 4) {
+      const float4 p = kqm_shared_load<float4>(shared, weights + n / 4 * 16);
+      KQM_UNROLL
+      for (int d = 0; d < 2 * pairs; d++) {
+        float x = chain[n / 8][d];
+        x = n % 8 == 0 ? __fmul_rn(p.x, of<EXACT>(n, d, count)) : fmaf(p.x, of<EXACT>(n, d, count), x);
+        x = fmaf(p.y, of<EXACT>(n + 1, d, count), x);
+        x = fmaf(p.z, of<EXACT>(n + 2, d, count), x);
+        chain[n / 8][d] = fmaf(p.w, of<EXACT>(n + 3, d, count), x);
+      }
+    }
+    float total[2 * pairs];
+    KQM_UNROLL
+    for (int d = 0; d < 2 * pairs; d++) total[d] = __fadd_rn(chain[0][d], chain[1][d]);
+    KQM_UNROLL
+    for (int d = 0; d < pairs; d++) total[d] = __fadd_rn(total[d], __shfl_xor_sync(~0u, total[pairs + d], 8));
+    KQM_UNROLL
+    for (int d = 0; d < 2; d++) total[d] = __fadd_rn(total[d], __shfl_xor_sync(~0u, total[2 + d], 16));
+    return make_float2(total[0], total[1]);
+  }
+
+ private:
+  template <bool EXACT>
+  __device__ __forceinline__ float of(int n, int d, int count) const {
+    return EXACT && n >= count ? 0.0f : value[n][d];
+  }
+};
+
+template <bool EXACT>
+struct KqmExact {
+  static const bool yes = EXACT;
+};
+
+// The softmax of four rows' chunk by a warp: a row to eight lanes, of which each has eight neighbouring positions. Scores become weights.
+template <bool MASKED>
+struct KqmChunkSoftmax {
+  float m;
+  double l;
+
+  // `scores`: where the row's scores are. Of a row that is not `own` nothing is kept.
+  __device__ __forceinline__ KqmChunkSoftmax(KQM_SHARED_ARG(float) shared, int scores, int visible, bool own,
+                                             float *trace) {
+    const int first = (threadIdx.x & 7) * 8, place = scores + kqm_weight_place(first);
+    const float4 low = kqm_shared_load<float4>(shared, place), high = kqm_shared_load<float4>(shared, place + 16);
+    float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    if (trace && own) {
+      KQM_UNROLL
+      for (int i = 0; i < 8; i++) {
+        if (first + i < visible) trace[first + i] = kqm_canonical(x[i]);
+      }
+    }
+    KQM_UNROLL
+    for (int i = 0; i < 8; i++) x[i] = !MASKED || first + i < visible ? x[i] : kqm_minus_infinity();
+    m = kqm_max_or_nan(kqm_max_or_nan(kqm_max_or_nan(x[0], x[1]), kqm_max_or_nan(x[2], x[3])),
+                       kqm_max_or_nan(kqm_max_or_nan(x[4], x[5]), kqm_max_or_nan(x[6], x[7])));
+    KQM_UNROLL
+    for (int step = 1; step < 8; step *= 2) m = kqm_max_or_nan(m, __shfl_xor_sync(~0u, m, step));
+    bool near = true;
+    KQM_UNROLL
+    for (int i = 0; i < 8; i++) {
+      x[i] = !MASKED || first + i < visible ? __fsub_rn(x[i], m) : 0.0f;
+      near = near && x[i] >= kqm_exp_near;
+    }
+    if (__builtin_expect(near, 1)) {
+      KQM_UNROLL
+      for (int i = 0; i < 8; i++) x[i] = kqm_exp_of_near(x[i]);
+    } else {
+      KQM_UNROLL
+      for (int i = 0; i < 8; i++) x[i] = kqm_exp(x[i]);
+    }
+    KQM_UNROLL
+    for (int i = 0; MASKED && i < 8; i++) x[i] = first + i < visible ? x[i] : 0.0f;
+    l = kqm_tree_lanes<8>(((double(x[0]) + double(x[1])) + (double(x[2]) + double(x[3]))) +
+                          ((double(x[4]) + double(x[5])) + (double(x[6]) + double(x[7]))));
+    if (own) {
+      kqm_shared_store<float4>(shared, place, make_float4(x[0], x[1], x[2], x[3]));
+      kqm_shared_store<float4>(shared, place + 16, make_float4(x[4], x[5], x[6], x[7]));
+    }
+  }
+};
+
+// Partial results of `tokens` tokens from `first_token` on, in tiles of `tile_tokens`; `group` query heads share a KV head. Blocks: KV heads,
+// parts of the chunks, tiles.
+template <bool HALF, int DIM>
+__global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::resident))
+    attention_tiles(kqm_attention_args a, KqmPartials ws, uint32_t first_token, uint32_t tokens, uint32_t tile_tokens,
+                    uint32_t group) {
+  typedef KqmQueryTile<HALF, DIM> Tile;
+  typedef KqmCachedChunk<HALF, DIM, true> KeyChunk;
+  typedef KqmCachedChunk<HALF, DIM, false> ValueChunk;
+  const int chunk = Tile::chunk, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  const uint32_t kv_head = blockIdx.x, part = blockIdx.y, parts = gridDim.y;
+  KQM_DYNAMIC_SHARED(float, shared);
+  const int most_rows = int(tile_tokens * group), queries = Tile::cached, scores = queries + most_rows * DIM;
+  const int places = scores + most_rows * chunk, positions = places + most_rows;
+  // The last tiles have the most chunks and come first.
+  const uint32_t tile_first = (gridDim.z - 1 - blockIdx.z) * tile_tokens,
+                 tile_count = min(tile_tokens, tokens - tile_first);
+  const int rows = int(tile_count * group);
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  kqm_release_dependents();
+  // A token past the capacity is at its last position.
+  const uint32_t start = __ldcg(a.start) + first_token + tile_first;
+  const auto position_of = [&](uint32_t token) { return min(start + token, a.capacity - 1); };
+  // In the loop over chunks positions come from shared memory, to leave registers alone.
+  const auto partial_at = [&](int row) { return kqm_shared_load<uint32_t>(shared, places + row); };
+  const auto position_at = [&](int row) { return kqm_shared_load<uint32_t>(shared, positions + row); };
+  const auto visible_to = [&](int row, uint32_t begin) { return min(int(position_at(row) - begin) + 1, chunk); };
+  const auto token_row = [&](int row) {
+    return size_t(first_token + tile_first + row / group) * a.heads + kv_head * group + row % group;
+  };
+  if (a.scores) {
+    for (int row = 0; row < rows; row++) {
+      float *trace = a.scores + token_row(row) * a.capacity;
+      for (uint32_t at = position_of(row / group) + 1 + part * kqm_tile_threads + threadIdx.x; at < a.capacity;
+           at += parts * kqm_tile_threads)
+        trace[at] = kqm_minus_infinity();
+    }
+  }
+  if (part * chunk > position_of(tile_count - 1)) return;
+
+  const uint32_t stride = a.kv_heads * DIM, chunks = (a.capacity + chunk - 1) / chunk;
+  const auto first_element = [&](uint32_t index) { return size_t(index * chunk) * stride + kv_head * DIM; };
+  KeyChunk::fetch(shared, a.k_cache, first_element(part), stride,
+                  min(int(position_of(tile_count - 1) - part * chunk) + 1, chunk));
+  for (int row = threadIdx.x; row < rows; row += kqm_tile_threads) {
+    kqm_shared_store<uint32_t>(shared, places + row, (uint32_t(token_row(row)) - first_token * a.heads) * chunks * DIM);
+    kqm_shared_store<uint32_t>(shared, positions + row, position_of(row / group));
+  }
+  for (int i = threadIdx.x; i < rows * (DIM / 4); i += kqm_tile_threads) {
+    const int row = i / (DIM / 4), d = i % (DIM / 4) * 4;
+    kqm_async_copy_16(shared, queries + row * DIM + kqm_query_place<DIM>(d), a.q + token_row(row) * DIM + d);
+  }
+  kqm_async_commit();
+
+  uint32_t index = part;
+  KQM_LOOP
+  for (bool more = true; more; index += parts) {
+    const uint32_t begin = index * chunk;
+    kqm_async_wait<0>();
+    // Keys and queries are there, and the weights of the chunk before are done with.
+    __syncthreads();
+    // Rows before the first one do not see the chunk. Where not all see all of it, some are masked.
+    const uint32_t first_position = position_at(0);
+    const int first_row = begin > first_position ? int((begin - first_position) * group) : 0;
+    const int least_visible = visible_to(first_row, begin);
+    {
+      KqmKeys<HALF, DIM> keys;
+      const int block = warp % Tile::key_blocks, own_key = kqm_weight_place(keys.index(block, 0));
+      const bool keeps = Tile::lane_keys == 8 || lane < 16;
+      keys.load(shared, block);
+      __syncthreads();
+      ValueChunk::fetch(shared, a.v_cache, first_element(index), stride, visible_to(rows - 1, begin));
+      const int first = first_row + warp / Tile::key_blocks;
+      uint32_t query = queries + first * DIM + keys.query_part(), score = scores + first * chunk + own_key;
+      KQM_LOOP
+      for (int row = first; row < rows; row += Tile::key_parts) {
+        // Whole addresses, to which loads add constants.
+        kqm_keep(query), kqm_keep(score);
+        const float s = __fmul_rn(keys.dot(shared, query), a.scale);
+        if (keeps) shared[score] = s;
+        query += Tile::key_parts * DIM, score += Tile::key_parts * chunk;
+      }
+    }
+    __syncthreads();
+
+    KQM_LOOP
+    for (int first = first_row + 4 * warp; first < rows; first += 4 * kqm_tile_warps) {
+      const int row = first + (lane >> 3), at = row < rows ? row : first;
+      const bool own = row < rows;
+      const int visible = visible_to(at, begin);
+      float *const trace = a.scores ? a.scores + token_row(at) * a.capacity + begin : nullptr;
+      float m;
+      double l;
+      if (least_visible == chunk) {
+        const KqmChunkSoftmax<false> softmax(shared, scores + at * chunk, visible, own, trace);
+        m = softmax.m, l = softmax.l;
+      } else {
+        const KqmChunkSoftmax<true> softmax(shared, scores + at * chunk, visible, own, trace);
+        m = softmax.m, l = softmax.l;
+      }
+      const uint32_t place = partial_at(at) / DIM + index;
+      if (own && (lane & 7) == 0) ws.m[place] = m, ws.l[place] = l;
+    }
+    kqm_async_wait<0>();
+    __syncthreads();
+
+    // Of three slabs a warp has none: it loads one, so that registers never hold nothing, and leaves it at that.
+    const int slab = warp % Tile::slabs, value_part = warp / Tile::slabs;
+    const int value_rows = value_part < Tile::value_parts ? rows : 0;
+    KqmValues<HALF, DIM> values;
+    values.load(shared, slab);
+    __syncthreads();
+    const uint32_t next = index + parts;
+    more = next * chunk <= position_at(rows - 1);
+    if (more) KeyChunk::fetch(shared, a.k_cache, first_element(next), stride, visible_to(rows - 1, next * chunk));
+    float *const o = ws.o + index * DIM + slab * 64 + values.dimension(0);
+    const auto sum_rows = [&](auto exact) {
+      const int first = first_row + value_part;
+      uint32_t weights = scores + first * chunk + values.weight_part();
+      KQM_LOOP
+      for (int row = first; row < value_rows; row += Tile::value_parts) {
+        kqm_keep(weights);
+        *reinterpret_cast<float2 *>(o + partial_at(row)) = values.template sum<decltype(exact)::yes>(
+            shared, weights, decltype(exact)::yes ? visible_to(row, begin) : chunk);
+        weights += Tile::value_parts * chunk;
+      }
+    };
+    if (__builtin_expect(__any_sync(~0u, least_visible < chunk && values.not_finite(least_visible)), 0))
+      sum_rows(KqmExact<true>());
+    else
+      sum_rows(KqmExact<false>());
+  }
+}
+
+// Joins the chunks of `tokens` tokens from `first_token` on. 128 threads have 256 outputs of a token, two neighbours each and all eight
+// chains of those; a block has two tokens.
+static const int kqm_join_tokens = 2, kqm_token_threads = 128, kqm_join_threads = kqm_token_threads * kqm_join_tokens;
+__global__ void __launch_bounds__(kqm_join_threads, 2)
+    attention_join_tokens(kqm_attention_args a, KqmPartials ws, uint32_t first_token, uint32_t tokens) {
+  const int chunk = KQM_ATTENTION_CHUNK, chains = kqm_attention_chains;
+  // Of a token's heads (256 outputs are of four at most, of which each warp has one): by chunk of a batch the factor exp(m_c - M) and l_c.
+  const int most_heads = kqm_token_threads / 32, batch = 64, ahead = 2 * chains;
+  KQM_SHARED(double, factor, kqm_join_tokens *most_heads *batch);
+  KQM_SHARED(double, weight, kqm_join_tokens *most_heads *batch);
+  KQM_SHARED(double, totals, kqm_join_tokens *most_heads *chains);
+  KQM_SHARED(float, result, kqm_join_tokens *KQM_BLOCK);
+  const int token = threadIdx.x / kqm_token_threads, thread = threadIdx.x % kqm_token_threads, warp = thread >> 5,
+            lane = threadIdx.x & 31;
+  const int dim = a.head_dim, outputs = int(a.heads) * dim, first_output = int(blockIdx.x) * KQM_BLOCK;
+  const bool active = first_output + 2 * thread < outputs;
+  const int output = active ? first_output + 2 * thread : first_output;
+  const int first_head = first_output / dim,
+            heads = (min(first_output + KQM_BLOCK, outputs) - 1) / dim - first_head + 1;
+  const int own_head = output / dim - first_head;
+  // A token too many repeats the last one, and nothing of it is stored.
+  const uint32_t own_token = blockIdx.y * kqm_join_tokens + token,
+                 last_token = min((blockIdx.y + 1) * kqm_join_tokens, tokens) - 1;
+  const uint32_t within = min(own_token, last_token), t = first_token + within;
+  const bool stored = own_token == within;
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  kqm_release_dependents();
+  const uint32_t start = __ldcg(a.start);
+  const auto used_by = [&](uint32_t token) {
+    return int(min(start + first_token + token, a.capacity - 1) / chunk) + 1;
+  };
+  const int used = used_by(within), most_used = used_by(last_token);
+  const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(within) * a.heads + first_head;
+  const float *const o = ws.o + (first_row + own_head) * chunks * dim + output % dim;
+  float2 value[ahead];
+  const auto fetch = [&](int begin) {
+    const float *from = o + begin * dim;
+    const int count = used - begin;
+    KQM_UNROLL
+    for (int i = 0; i < ahead; i++, from += dim) {
+      if (i < count) value[i] = *reinterpret_cast<const float2 *>(from);
+    }
+  };
+  fetch(0);
+
+  // A warp makes the factors of its head, a thread the sum of the weights in one chain of a head.
+  const float *const m = ws.m + (first_row + warp) * chunks;
+  const double *const l = ws.l + (first_row + warp) * chunks;
+  const int own_factors = (token * most_heads + warp) * batch, head_factors = (token * most_heads + own_head) * batch;
+  float most = kqm_minus_infinity();
+  if (warp < heads) {
+    for (int c = lane; c < used; c += 32) most = kqm_max_or_nan(most, m[c]);
+    KQM_UNROLL
+    for (int step = 16; step; step /= 2) most = kqm_max_or_nan(most, __shfl_xor_sync(~0u, most, step));
+  }
+  double sum[chains][2] = {}, total = 0.0;
+  for (int begin = 0; begin < most_used; begin += batch) {
+    __syncthreads();
+    if (warp < heads) {
+      for (int c = lane; c < batch && begin + c < used; c += 32) {
+        factor[own_factors + c] = double(kqm_exp(__fsub_rn(m[begin + c], most)));
+        weight[own_factors + c] = l[begin + c];
+      }
+    }
+    __syncthreads();
+    const int count = min(used - begin, batch);
+    if (thread < heads * chains) {
+      const int first = (token * most_heads + thread / chains) * batch;
+      for (int c = thread % chains; c < count; c += chains)
+        total = fma(double(weight[first + c]), double(factor[first + c]), total);
+    }
+    KQM_LOOP
+    for (int first = 0; first < count; first += ahead) {
+      KQM_UNROLL
+      for (int i = 0; i < ahead; i++) {
+        if (first + i >= count) break;
+        const double f = factor[head_factors + first + i];
+        sum[i % chains][0] = fma(double(value[i].x), f, sum[i % chains][0]);
+        sum[i % chains][1] = fma(double(value[i].y), f, sum[i % chains][1]);
+      }
+      fetch(begin + first + ahead);
+    }
+  }
+  if (thread < heads * chains) totals[token * most_heads * chains + thread] = total;
+  __syncthreads();
+  double l_sum[chains];
+  KQM_UNROLL
+  for (int g = 0; g < chains; g++) l_sum[g] = totals[(token * most_heads + own_head) * chains + g];
+  KQM_UNROLL
+  for (int step = 1; step < chains; step *= 2) {
+    KQM_UNROLL
+    for (int g = 0; g < chains; g += 2 * step) {
+      l_sum[g] = l_sum[g] + l_sum[g + step];
+      KQM_UNROLL
+      for (int i = 0; i < 2; i++) sum[g][i] = sum[g][i] + sum[g + step][i];
+    }
+  }
+  const double inverse = __ddiv_rn(1.0, l_sum[0]);
+  KQM_UNROLL
+  for (int i = 0; i < 2; i++) {
+    const float y = active ? kqm_canonical(float(sum[0][i] * inverse)) : 0.0f;
+    if (a.out && active && stored) a.out[size_t(t) * outputs + output + i] = y;
+    result[token * KQM_BLOCK + 2 * thread + i] = y;
+  }
+  if (!a.fixed) return;
+  __syncthreads();
+  if (warp != 0 || !stored) return;
+  const int first = token * KQM_BLOCK + 8 * lane;
+  const float4 x0 = kqm_shared_load<float4>(result, first), x1 = kqm_shared_load<float4>(result, first + 4);
+  const float x[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
+  kqm_quantize_warp(x, a.fixed + size_t(t) * (outputs / KQM_BLOCK) + blockIdx.x);
+}
