@@ -110,9 +110,8 @@ typedef uint64_t kqm_caller;
 #define KQM_PLANES 5
 typedef struct kqm_fixed_block {
   int8_t digit[8][KQM_PLANES][32]; /* [sub-block][plane][k]: plane p of activation 32 * sub-block + k */
-  int8_t sum_low[KQM_PLANES]
-                [8]; /* [plane][sub-block]: low balanced base-256 digit of the sum of the plane's 32 digits */
-  int8_t sum_high[KQM_PLANES][8]; /* [plane][sub-block]: (sum - low) / 256 */
+  int8_t sum_low[KQM_PLANES][8];   /* [plane][sub-block]: low balanced base-256 digit of the sum of the 32 digits */
+  int8_t sum_high[KQM_PLANES][8];  /* [plane][sub-block]: (sum - low) / 256 */
   double unit;     /* 2^(e - 38); NaN when the block holds a non-finite activation (its digits are 0 then) */
   double reserved; /* 0; keeps blocks 16-byte aligned */
 } kqm_fixed_block;

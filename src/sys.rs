@@ -65,7 +65,7 @@ pub type kqm_caller = u64;
 pub struct kqm_fixed_block {
     /// \[sub-block\]\[plane\]\[k\]: plane p of activation 32 \* sub-block + k
     pub digit: [[[i8; 32usize]; 5usize]; 8usize],
-    /// \[plane\]\[sub-block\]: low balanced base-256 digit of the sum of the plane's 32 digits
+    /// \[plane\]\[sub-block\]: low balanced base-256 digit of the sum of the 32 digits
     pub sum_low: [[i8; 8usize]; 5usize],
     /// \[plane\]\[sub-block\]: (sum - low) / 256
     pub sum_high: [[i8; 8usize]; 5usize],
@@ -810,8 +810,8 @@ impl Default for kqm_argmax_args {
         }
     }
 }
-/// The launchers as a table, so that one caller can drive the CUDA build or the CPU emulation of the same sources. They do not ask
-/// who calls: who has the table was asked when it was given.
+/** The launchers as a table, so that one caller can drive the CUDA build or the CPU emulation of the same sources. They do not ask
+who calls: who has the table was asked when it was given.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct kqm_kernels {
@@ -915,7 +915,7 @@ unsafe extern "C" {
     pub fn kqm_launch_matvec(caller: kqm_caller, args: *const kqm_matvec_args, stream: kqm_stream) -> kqm_status;
     /// Bytes of workspace that kqm_attention needs for these shapes (pointers are ignored); 0 for a caller with another header.
     pub fn kqm_launch_attention_workspace(caller: kqm_caller, args: *const kqm_attention_args) -> u64;
-    /// The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's
-    /// KQM_ABI, which is the caller's when both have the same header.
+    /** The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's
+    KQM_ABI, which is the caller's when both have the same header.*/
     pub fn kqm_kernel_table(abi: u32) -> *const kqm_kernels;
 }
