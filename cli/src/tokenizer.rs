@@ -266,8 +266,11 @@ mod tests {
         assert_eq!(decoder.finish(), "\u{fffd}");
     }
 
+    /// Writes a key's value anew.
+    type Write<'a> = &'a dyn Fn(&mut Header, &str);
+
     /// The metadata of the test model with some of it replaced, or left out.
-    fn changed(replaced: &[(&str, Option<&dyn Fn(&mut Header, &str)>)]) -> Gguf {
+    fn changed(replaced: &[(&str, Option<Write<'_>>)]) -> Gguf {
         let bytes = include_bytes!("../model/tiny-qwen3moe-q4_k_m.gguf");
         let tiny = Gguf::from_static("tiny", bytes).unwrap();
         let mut header = Header::new("changed");
