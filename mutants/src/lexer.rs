@@ -125,7 +125,9 @@ fn directive(text: &str, levels: &mut Vec<Level>) -> Result<Option<usize>, Strin
             level.active = !level.taken && wanted;
             level.taken |= wanted;
         }
-        "endif" => drop(levels.pop().ok_or("an #endif without an #if")?),
+        "endif" => {
+            levels.pop().ok_or("an #endif without an #if")?;
+        }
         "define" => {
             let name_at = text.find(condition.trim_start()).unwrap_or(text.len());
             let rest = &text[name_at..];

@@ -398,7 +398,7 @@ fn at_once(
     let queue = Mutex::new(VecDeque::from(mutants));
     let next = || queue.lock().ok().and_then(|mut queue| queue.pop_front());
     let work = |worker: usize| {
-        while !until.is_some_and(|until| Instant::now() >= until)
+        while until.is_none_or(|until| Instant::now() < until)
             && let Some(mutant) = next()
         {
             let outcome = attempt(worker, &mutant)?;
