@@ -288,6 +288,8 @@ struct KqmChunkSoftmax {
     for (int i = 0; MASKED && i < 8; i++) x[i] = first + i < visible ? x[i] : 0.0f;
     l = kqm_tree_lanes<8>(((double(x[0]) + double(x[1])) + (double(x[2]) + double(x[3]))) +
                           ((double(x[4]) + double(x[5])) + (double(x[6]) + double(x[7]))));
+    // Lanes whose row is another's have read its scores before they become weights: shuffles order no memory.
+    __syncwarp();
     if (own) {
       kqm_shared_store<float4>(shared, place, make_float4(x[0], x[1], x[2], x[3]));
       kqm_shared_store<float4>(shared, place + 16, make_float4(x[4], x[5], x[6], x[7]));
@@ -317,7 +319,7 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::re
   kqm_wait_for_dependencies();
   kqm_release_dependents();
   // A token past the capacity is at its last position.
-  const uint32_t start = __ldcg(a.start) + first_token + tile_first;
+  const uint32_t start = min(__ldcg(a.start), a.capacity) + first_token + tile_first;
   const auto position_of = [&](uint32_t token) { return min(start + token, a.capacity - 1); };
   // In the loop over chunks positions come from shared memory, to leave registers alone.
   const auto partial_at = [&](int row) { return kqm_shared_load<uint32_t>(shared, places + row); };
@@ -458,7 +460,9 @@ __global__ void __launch_bounds__(kqm_join_threads, 2)
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   kqm_release_dependents();
-  const uint32_t start = __ldcg(a.start);
+  // Saturated, so that no position comes around to a small one.
+  const uint32_t start = min(__ldcg(a.start), a.capacity);
+  const bool past = start + t >= a.capacity;
   const auto used_by = [&](uint32_t token) {
     return int(min(start + first_token + token, a.capacity - 1) / chunk) + 1;
   };
@@ -531,7 +535,9 @@ __global__ void __launch_bounds__(kqm_join_threads, 2)
   const double inverse = __ddiv_rn(1.0, l_sum[0]);
   KQM_UNROLL
   for (int i = 0; i < 2; i++) {
-    const float y = active ? kqm_canonical(float(sum[0][i] * inverse)) : 0.0f;
+    // A token past the capacity gives NaN.
+    const float own = past ? __uint_as_float(0x7fc00000u) : kqm_canonical(float(sum[0][i] * inverse));
+    const float y = active ? own : 0.0f;
     if (a.out && active && stored) a.out[size_t(t) * outputs + output + i] = y;
     result[token * KQM_BLOCK + 2 * thread + i] = y;
   }
