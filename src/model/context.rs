@@ -672,6 +672,7 @@ mod tests {
     use crate::trace::{Data, Positions, Record, Select, Selection, Stage};
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)] // One group of rows is meant, not its rows.
     fn the_rows_whose_logits_are_wanted() {
         let rows = |logits, tokens, last, group| logit_rows(logits, tokens, last, group).collect::<Vec<_>>();
         for last in [false, true] {
