@@ -490,8 +490,8 @@ kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_strea
   if (at_once > a.tokens) at_once = a.tokens;
   // Places among the partial results fit into 32 bits.
   const uint64_t most = 0xffffffffu / (uint64_t(row) * chunks_of(a));
+  KQM_REQUIRE(most > 0, KQM_BAD_SHAPE);
   if (at_once > most) at_once = most;
-  KQM_REQUIRE(at_once > 0, KQM_BAD_SHAPE);
   // Smaller tiles where there would be too few of them.
   while (tile_tokens > 1 && kqm_ceil_div(uint32_t(at_once), tile_tokens) * a.kv_heads * chunks_of(a) < together)
     tile_tokens /= 2;

@@ -278,6 +278,10 @@ fn attention(table: &mut Table, kernels: &kqm_kernels) {
     l.launches("args->heads <= kqm_max_heads", |a| {
         (a.heads, a.kv_heads, a.workspace_bytes, a.q, a.fixed) = (65535, 65535, u64::MAX, nowhere, null());
     });
+    l.refuses(KQM_BAD_SHAPE, "most > 0", |a| {
+        (a.tokens, a.heads, a.kv_heads, a.head_dim, a.fixed) = (4, 65535, 65535, 256, null());
+        (a.capacity, a.workspace_bytes) = (64 * 257, u64::MAX);
+    });
     l.refuses(KQM_BAD_SHAPE, "args->heads % args->kv_heads == 0", |a| a.kv_heads = 3);
     let group = "args->heads / args->kv_heads <= uint32_t(max_group)";
     l.refuses(KQM_BAD_SHAPE, group, |a| {

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use common::shaped::{self, SMALL, UNEVEN};
 use common::{EmulatedDevice, cuda_device, emulated_device};
 use kquant_moe::Error;
-use kquant_moe::blocks::TensorType;
 use kquant_moe::device::{Device, Probe};
 use kquant_moe::kernels::FusedNorm;
 use kquant_moe::model::gpu::{Gpu, weight_reads};
