@@ -44,7 +44,7 @@ const int wide_tiles =
 template <class Tile>
 struct Same {
   // Blocks of moe_swiglu_one_token at once on a multiprocessor. At full size three of them take all of a token's tiles at once.
-  static const int at_once = Tile::swiglu_at_once;
+  static const int at_once = Tile::swiglu_at_once, wide_at_once = kqm_wide_at_once;
 
   static int most_bytes(const kqm_moe_swiglu_args &) { return Tile::bytes; }
 
@@ -73,7 +73,8 @@ struct Same {
 
 // Gate and up of any two types, one after the other: the code of a type is there once.
 struct Mixed {
-  static const int at_once = 2;
+  // What is there for every type takes more registers than three blocks of many tokens leave on sm_120.
+  static const int at_once = 2, wide_at_once = 2;
 
   static int most_bytes(const kqm_moe_swiglu_args &a) {
     return std::max(KqmBlockTypes::tile_bytes(a.gate.type), KqmBlockTypes::tile_bytes(a.up.type));
@@ -175,7 +176,7 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
 static_assert(KQM_ITEM_PAIRS == kqm_wide_tokens, "an item is multiplied at once");
 
 template <class Pair>
-__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
+__global__ void __launch_bounds__(kqm_wide_threads, Pair::wide_at_once)
     moe_swiglu_wide(kqm_moe_swiglu_args a, int most_bytes) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = a.gate.cols / KQM_BLOCK;

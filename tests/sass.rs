@@ -396,8 +396,10 @@ impl Order {
 fn dependent_launch_keeps_its_order() {
     let Some(library) = any_library() else { return };
     let newer = |arch: &str| arch.strip_prefix("sm_").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n >= 90);
+    // It is there for its text and never launched.
+    let launched = |function: &&Function| function.unit != "table";
     let mut checked = 0;
-    for function in library.functions.iter().filter(|function| newer(&function.arch)) {
+    for function in library.functions.iter().filter(|function| newer(&function.arch)).filter(launched) {
         let order = Order::of(&function.code);
         assert_eq!(
             order,
