@@ -48,7 +48,7 @@ int main(void) {
   TRY(cudaSetDevice(0));
   TRY(cudaStreamCreate(&stream));
   TRY(cudaMalloc(&d_blocks, sizeof blocks));
-  TRY(cudaMalloc(&d_tiles, ROWS / KQM_TILE_ROWS * BLOCKS * KQM_TILE_BYTES_Q4_K));
+  TRY(cudaMalloc(&d_tiles, sizeof blocks)); /* ROWS are whole tiles */
   TRY(cudaMalloc(&d_x, sizeof x));
   TRY(cudaMalloc(&d_fixed, BLOCKS * sizeof(kqm_fixed_block)));
   TRY(cudaMalloc(&d_y, sizeof y));

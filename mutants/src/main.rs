@@ -50,7 +50,7 @@ enum Mode {
         /// Faults of the emulation
         #[arg(long, default_value_t = 100)]
         emulation: usize,
-        /// Faults of the library and the program
+        /// Faults of the library
         #[arg(long, default_value_t = 150)]
         src: usize,
         /// Faults of the oracles and the CPU backend
