@@ -15,7 +15,7 @@ use crate::process::{Outcome, Test, build_tests, mirror, write_changed};
 use crate::rules::Edit;
 
 /// Which tests judge a file, by how its path begins: the first entry that fits counts. `*` is the file's own name.
-const TESTS: [(&str, &[&str]); 15] = [
+const TESTS: [(&str, &[&str]); 14] = [
     (
         "src/oracle/",
         &[
