@@ -70,7 +70,7 @@ fn expected([gate, up]: [&Weights; 2], x: &[oracle::FixedBlock], indices: &[u32]
     rows.enumerate().for_each(|(pair, ((gate_out, up_out), out))| {
         let (expert, x) = (indices[pair] as usize, &x[pair / top_k * blocks..][..blocks]);
         if expert >= gate.experts {
-            [gate_out, up_out, out].into_iter().for_each(|results| oracle::absent(results));
+            [gate_out, up_out, out].into_iter().for_each(oracle::absent);
             return;
         }
         oracle::moe_swiglu::moe_swiglu(gate.expert(expert), up.expert(expert), x, gate_out, up_out, out);
