@@ -263,7 +263,7 @@ __global__ void written_after_barrier(int *out) {
 }
 __global__ void garbage_as_index(int *out) {
   KQM_SHARED(int, values, 64);
-  out[int64_t(values[threadIdx.x]) * (1 << 20)] = 1; //! index of garbage
+  *reinterpret_cast<int *>(uintptr_t(out) + (uint64_t(int64_t(values[threadIdx.x])) << 22)) = 1; //! index of garbage
 }
 
 __global__ void load_ends_outside(int *out) {
