@@ -21,7 +21,7 @@ fn bench(criterion: &mut Criterion) {
         };
         on_gpu(&mut group, device, &id, bytes, make, |(x, [out, done], partial)| {
             let (out, partial, done) = (out.slice_mut(), partial.slice_mut(), done.slice_mut());
-            Argmax { x: x.slice(), out, partial, done, feed: None, rows: 1, cols: VOCAB }.launch(device)
+            Argmax::new(x.slice(), out, partial, done, [1, VOCAB]).launch(device)
         });
     } else {
         on_cpu(&mut group, &id, bytes, || {

@@ -21,7 +21,7 @@ fn bench(criterion: &mut Criterion) {
         let cache: Vec<f16> = random.gaussians(512 * stride).into_iter().map(f16::from_f32).collect();
         let (q, mut out) = (random.gaussians(HEAD_DIM), [0.0; HEAD_DIM]);
         on_cpu(&mut group, "one head at 512", 2 * 2 * 512 * HEAD_DIM, || {
-            attention(&q, Head { k: &cache, v: &cache, stride }, 512, SCALE, &mut out, None);
+            attention(&q, Head::new(&cache, &cache, stride), 512, SCALE, &mut out, None);
         });
         return;
     };
@@ -42,23 +42,18 @@ fn bench(criterion: &mut Criterion) {
         };
         let bytes = 2 * (depth + tokens) * stride * 2;
         on_gpu(&mut group, &device, &format!("{depth}/{tokens}"), bytes, make, |([k, v], fixed)| {
-            Attention {
-                q: Queries::Rotated { q: q.slice(), k_cache: k.slice(), v_cache: v.slice(), start: start.slice() },
-                cache_kind: TensorType::F16,
-                out: None,
-                fixed: Some(fixed.slice_mut()),
-                scores: None,
-                // SAFETY: launches of one queue follow each other, so they may share the workspace.
-                workspace: unsafe {
-                    kquant_moe::device::SliceMut::from_raw(&device, workspace.slice().as_ptr() as u64, room)
-                },
-                capacity,
-                tokens,
-                heads: HEADS,
-                kv_heads: KV_HEADS,
-                head_dim: HEAD_DIM,
-                scale: SCALE,
-            }
+            // SAFETY: launches of one queue follow each other, so they may share the workspace.
+            let workspace =
+                unsafe { kquant_moe::device::SliceMut::from_raw(&device, workspace.slice().as_ptr() as u64, room) };
+            Attention::new(
+                Queries::rotated(q.slice(), [k.slice(), v.slice()], start.slice()),
+                workspace,
+                TensorType::F16,
+                [capacity, KV_HEADS, HEAD_DIM],
+                [tokens, HEADS],
+                SCALE,
+            )
+            .fixed(fixed.slice_mut())
             .launch(&device)
         });
     }

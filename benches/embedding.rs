@@ -27,7 +27,7 @@ fn bench(criterion: &mut Criterion) {
             };
             on_gpu(&mut group, device, &id, bytes, make, |(ids, out)| {
                 let (ids, out, table) = (ids.slice(), out.slice_mut(), table.slice());
-                Embedding { table, kind, vocab, cols: HIDDEN, ids, tokens, out }.launch(device)
+                Embedding::new(table, kind, [vocab, HIDDEN], ids, tokens, out).launch(device)
             });
         } else {
             let (ids, mut out) = (ids(), vec![0.0; tokens * HIDDEN]);

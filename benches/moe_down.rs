@@ -43,18 +43,15 @@ fn bench(criterion: &mut Criterion) {
             };
             let id = format!("{kind:?}/{EXPERTS}x{HIDDEN}x{FF}/{tokens}");
             on_gpu(&mut group, device, &id, bytes, make, |(down, choice, [expert_out, y])| {
-                MoeDown {
+                MoeDown::new(
                     down,
-                    x: DownInput::Fixed(x.slice()),
-                    indices: choice.indices.slice(),
-                    weights: weights.slice(),
-                    groups: &choice.groups,
-                    expert_out: expert_out.slice_mut(),
-                    sum: None,
-                    y: y.slice_mut(),
-                    tokens,
-                    top_k: TOP_K,
-                }
+                    DownInput::Fixed(x.slice()),
+                    (choice.indices.slice(), weights.slice()),
+                    &choice.groups,
+                    [tokens, TOP_K],
+                    expert_out.slice_mut(),
+                    y.slice_mut(),
+                )
                 .launch(device)
             });
         }

@@ -20,7 +20,7 @@ fn bench(criterion: &mut Criterion) {
             let make = |_| (ok(Buffer::from_slice(device, &indices)), ok(Groups::new(device, tokens, EXPERTS, TOP_K)));
             on_gpu(&mut group, device, &id, bytes, make, |(indices, groups)| {
                 let indices = indices.slice();
-                MoeGroup { indices, groups, tokens, experts: EXPERTS, top_k: TOP_K }.launch(device)
+                MoeGroup::new(indices, groups, [tokens, TOP_K], EXPERTS).launch(device)
             });
         } else {
             on_cpu(&mut group, &id, bytes, || drop(std::hint::black_box(moe_group(&indices, EXPERTS))));

@@ -26,20 +26,15 @@ fn bench(criterion: &mut Criterion) {
                 (ok(Buffer::from_slice(device, &w)), floats, integers)
             };
             on_gpu(&mut group, device, &id, bytes, make, |(w, [logits, weights], [indices, done])| {
-                MoeRouter {
-                    x: RouterInput::Rows(x.slice()),
-                    w: w.slice(),
-                    logits: logits.slice_mut(),
-                    choice: Some(RouterChoice {
-                        indices: indices.slice_mut(),
-                        weights: weights.slice_mut(),
-                        done: done.slice_mut(),
-                    }),
+                MoeRouter::new(
+                    RouterInput::Rows(x.slice()),
+                    w.slice(),
+                    [experts, cols],
+                    logits.slice_mut(),
                     tokens,
-                    cols,
-                    experts,
                     top_k,
-                }
+                )
+                .choice(RouterChoice::new(indices.slice_mut(), weights.slice_mut(), done.slice_mut()))
                 .launch(device)
             });
         } else {

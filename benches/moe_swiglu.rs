@@ -35,18 +35,14 @@ fn bench(criterion: &mut Criterion) {
             (&stacks[copy % STACKS], Choice::new(&device, &choices[copy]), out)
         };
         on_gpu(&mut group, &device, &format!("{EXPERTS}x{FF}x{HIDDEN}/{tokens}"), bytes, make, |(w, choice, out)| {
-            MoeSwiglu {
-                gate: &w[0],
-                up: &w[1],
-                x: x.slice(),
-                choose: Choose::Made(choice.indices.slice()),
-                groups: &choice.groups,
-                gate_out: None,
-                up_out: None,
-                out: out.slice_mut(),
-                tokens,
-                top_k: TOP_K,
-            }
+            MoeSwiglu::new(
+                [&w[0], &w[1]],
+                x.slice(),
+                Choose::Made(choice.indices.slice()),
+                &choice.groups,
+                [tokens, TOP_K],
+                out.slice_mut(),
+            )
             .launch(&device)
         });
     }

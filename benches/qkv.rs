@@ -27,7 +27,7 @@ fn bench(criterion: &mut Criterion) {
             };
             on_gpu(&mut group, device, &format!("{rows:?}x{HIDDEN}/{tokens}"), bytes, make, |(w, y)| {
                 let y = y.each_mut().map(Buffer::slice_mut);
-                Qkv { w: w.each_ref(), x: Activations::Fixed(x.slice()), y, tokens }.launch(device)
+                Qkv::new(w.each_ref(), Activations::Fixed(x.slice()), y, tokens).launch(device)
             });
         } else {
             let mut y = rows.map(|rows| vec![0.0; tokens * rows]);

@@ -19,7 +19,7 @@ fn bench(criterion: &mut Criterion) {
         if let Some(device) = &device {
             let make = |_| (ok(Buffer::from_slice(device, &x)), ok(Buffer::zeroed(device, blocks)));
             on_gpu(&mut group, device, &id, bytes, make, |(x, out)| {
-                Quantize { x: x.slice(), out: out.slice_mut(), tokens, cols: HIDDEN }.launch(device)
+                Quantize::new(x.slice(), out.slice_mut(), [tokens, HIDDEN]).launch(device)
             });
         } else {
             let mut out = vec![oracle::FixedBlock { x: [0; BLOCK], unit: 0.0 }; blocks];

@@ -23,7 +23,7 @@ fn bench(criterion: &mut Criterion) {
                 (ok(Buffer::from_slice(device, &w.bytes)), ok(tiles))
             };
             on_gpu(&mut group, device, &id, bytes, make, |(blocks, tiles)| {
-                Repack { blocks: blocks.slice(), tiles: tiles.slice_mut(), kind, rows, cols }.launch(device)
+                Repack::new(blocks.slice(), tiles.slice_mut(), kind, [rows, cols]).launch(device)
             });
         } else {
             on_cpu(&mut group, &id, bytes, || {

@@ -22,7 +22,7 @@ fn bench(criterion: &mut Criterion) {
                 (inputs, ok(Buffer::zeroed(device, a.len())))
             };
             on_gpu(&mut group, device, &id, bytes, make, |([a, b], y)| {
-                ResidualAdd { a: a.slice(), b: b.slice(), y: y.slice_mut() }.launch(device)
+                ResidualAdd::new(a.slice(), b.slice(), y.slice_mut()).launch(device)
             });
         } else {
             on_cpu(&mut group, &id, bytes, || residual_add(&mut a, &b));

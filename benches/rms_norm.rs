@@ -24,7 +24,7 @@ fn bench(criterion: &mut Criterion) {
             };
             on_gpu(&mut group, device, &id, bytes, make, |(x, weight, fixed)| {
                 let (x, weight, fixed) = (x.slice(), weight.slice(), Some(fixed.slice_mut()));
-                RmsNorm { x, weight, eps: 1e-6, tokens, cols: HIDDEN, out: None, fixed }.launch(device)
+                RmsNorm::new(x, weight, 1e-6, [tokens, HIDDEN]).fixed(fixed).launch(device)
             });
         } else {
             let mut y = vec![0.0; x.len()];

@@ -6,7 +6,7 @@ use common::*;
 use criterion::{Criterion, criterion_group, criterion_main};
 use kquant_moe::blocks::TensorType;
 use kquant_moe::device::Buffer;
-use kquant_moe::kernels::Rope;
+use kquant_moe::kernels::{CacheMut, Rope};
 use kquant_moe::oracle::rope::rope;
 
 const CAPACITY: usize = 128;
@@ -34,28 +34,21 @@ fn bench(criterion: &mut Criterion) {
                 )
             };
             on_gpu(&mut group, device, &id, bytes, make, |([q, kv, weight, table], q_out, start, k_cache, v_cache)| {
-                Rope {
-                    q: q.slice(),
-                    q_out: q_out.slice_mut(),
-                    k: kv.slice(),
-                    v: kv.slice(),
-                    q_weight: Some(weight.slice()),
-                    k_weight: Some(weight.slice()),
-                    table: table.slice(),
-                    start: start.slice(),
-                    q_normed: None,
-                    k_normed: None,
-                    k_out: None,
-                    k_cache: k_cache.slice_mut(),
-                    v_cache: v_cache.slice_mut(),
-                    cache_kind: TensorType::F16,
-                    capacity: CAPACITY,
-                    tokens,
-                    heads: HEADS,
-                    kv_heads: KV_HEADS,
-                    head_dim: HEAD_DIM,
-                    eps: 1e-6,
-                }
+                Rope::new(
+                    [q.slice(), kv.slice(), kv.slice()],
+                    q_out.slice_mut(),
+                    table.slice(),
+                    start.slice(),
+                    CacheMut::new(
+                        [k_cache.slice_mut(), v_cache.slice_mut()],
+                        TensorType::F16,
+                        [CAPACITY, KV_HEADS, HEAD_DIM],
+                    ),
+                    [tokens, HEADS],
+                    1e-6,
+                )
+                .q_weight(weight.slice())
+                .k_weight(weight.slice())
                 .launch(device)
             });
         } else {

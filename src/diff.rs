@@ -136,6 +136,7 @@ pub struct Array {
 
 /// What the comparison of a stage comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Verdict {
     /// All bits are equal.
     Equal,
@@ -181,6 +182,7 @@ impl fmt::Display for Verdict {
 
 /// What the values of one trace are like.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Summary {
     /// NaNs.
     pub nan: usize,
@@ -192,6 +194,7 @@ pub struct Summary {
 
 /// The comparison of one stage.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Comparison {
     /// The result.
     pub verdict: Verdict,
@@ -342,6 +345,7 @@ fn ulps_f64(a: f64, b: f64) -> u64 {
 
 /// The comparison of two traces: every stage that either of them has, in forward order.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Report {
     /// The stages.
     pub rows: Vec<(Point, Comparison)>,

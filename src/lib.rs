@@ -37,7 +37,7 @@
 //! let device = CudaDevice::new(0)?;
 //! let (a, b) = (Buffer::from_slice(&device, &[1.0; 256])?, Buffer::from_slice(&device, &[2.0; 256])?);
 //! let mut y = Buffer::zeroed(&device, 256)?;
-//! ResidualAdd { a: a.slice(), b: b.slice(), y: y.slice_mut() }.launch(&device)?;
+//! ResidualAdd::new(a.slice(), b.slice(), y.slice_mut()).launch(&device)?;
 //! let mut sum = [0.0_f32; 256];
 //! y.read(&device, 0, &mut sum)?;
 //! assert_eq!(sum, [3.0; 256]);
@@ -67,7 +67,7 @@
 //!     let (a, b, y) = unsafe {
 //!         (Slice::from_raw(&device, a, len), Slice::from_raw(&device, b, len), SliceMut::from_raw(&device, a, len))
 //!     };
-//!     ResidualAdd { a, b, y }.launch(&device)
+//!     ResidualAdd::new(a, b, y).launch(&device)
 //! }
 //! ```
 //!

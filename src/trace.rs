@@ -11,6 +11,7 @@ macro_rules! stages {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
         /// A point of the forward whose values can be recorded, in forward order. Shapes are row-major.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
         pub enum Stage {
             $($(#[$doc])* $variant,)*
         }
@@ -130,6 +131,7 @@ pub enum Data<'a> {
 /// What a sink receives: the rows of one stage in one micro-batch. A call of more tokens than the context's largest
 /// batch gives several records of the same stage and layer, at ascending positions.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Record<'a> {
     /// The stage.
     pub stage: Stage,
@@ -141,6 +143,13 @@ pub struct Record<'a> {
     pub shape: &'a [usize],
     /// `shape.iter().product()` values.
     pub data: Data<'a>,
+}
+
+impl<'a> Record<'a> {
+    /// The values of a stage, in rows from a position on.
+    pub const fn new(stage: Stage, layer: Option<usize>, position: usize, shape: &'a [usize], data: Data<'a>) -> Self {
+        Self { stage, layer, position, shape, data }
+    }
 }
 
 /// Receives intermediate values of a forward.
@@ -180,8 +189,9 @@ impl Sink for NoTrace {
     }
 }
 
-/// A choice of stages, layers and positions.
+/// A choice of stages, layers and positions: [`Selection::default`], which has all, and what is to be left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Selection {
     /// The stages; `None`: all of them.
     pub stages: Option<Vec<Stage>>,
@@ -192,6 +202,27 @@ pub struct Selection {
 }
 
 impl Selection {
+    /// These stages only; `None`: all of them.
+    #[must_use]
+    pub fn stages(mut self, stages: impl Into<Option<Vec<Stage>>>) -> Self {
+        self.stages = stages.into();
+        self
+    }
+
+    /// These layers only; `None`: all of them.
+    #[must_use]
+    pub fn layers(mut self, layers: impl Into<Option<Vec<usize>>>) -> Self {
+        self.layers = layers.into();
+        self
+    }
+
+    /// These rows.
+    #[must_use]
+    pub fn positions(mut self, positions: Positions) -> Self {
+        self.positions = positions;
+        self
+    }
+
     /// Whether the stage of the layer is selected.
     pub fn contains(&self, stage: Stage, layer: Option<usize>) -> bool {
         let stage_chosen = self.stages.as_ref().is_none_or(|stages| stages.contains(&stage));
@@ -204,11 +235,19 @@ impl Selection {
 }
 
 /// A sink that hands what `selection` contains to a function.
+#[non_exhaustive]
 pub struct Select<F> {
     /// What is recorded.
     pub selection: Selection,
     /// Gets the records.
     pub record: F,
+}
+
+impl<F: FnMut(Record<'_>) -> Result<()>> Select<F> {
+    /// Hands what the selection contains to `record`.
+    pub fn new(selection: Selection, record: F) -> Self {
+        Self { selection, record }
+    }
 }
 
 impl<F: FnMut(Record<'_>) -> Result<()>> Sink for Select<F> {

@@ -4,15 +4,15 @@
 mod common;
 
 use common::Recorded;
+use kquant_moe::model::Logits;
 use kquant_moe::model::cpu::Cpu;
-use kquant_moe::model::{ContextOptions, Logits};
 use kquant_moe::trace::Stage;
 
 #[test]
 fn values_are_finite_and_the_weights_of_experts_sum_to_one() {
     let model = common::model(Cpu::new());
     let top_k = model.config().top_k;
-    let mut context = model.context(ContextOptions { trace: true, ..common::options() }).unwrap();
+    let mut context = model.context(common::options().trace(true)).unwrap();
     for prompt in common::prompts() {
         context.reset();
         let (_, records) = common::recorded(&model, &mut context, &prompt.tokens);

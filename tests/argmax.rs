@@ -26,7 +26,7 @@ fn run<D: Device>(device: &D, x: &[f32], rows: usize) -> Vec<u32> {
     let mut results = [0, 0].map(|_| {
         let mut out = Output::new(device, rows);
         let (partial, done) = (partial.slice(), done.slice());
-        ok(Argmax { x: x.slice(), out: out.slice(), partial, done, feed: None, rows, cols }.launch(device));
+        ok(Argmax::new(x.slice(), out.slice(), partial, done, [rows, cols]).launch(device));
         out.read()
     });
     assert!(partial.read().iter().all(|&word| word == 0) && done.read().iter().all(|&word| word == 0));
@@ -111,9 +111,9 @@ fn feeds_the_decode_loop<D: Device>(device: &D, _: Size) {
         let x = random.gaussians(rows * cols);
         let x_device = input(device, &x);
         let mut out = Output::new(device, rows);
-        let feed = Some(DecodeLoop { position: position.slice(), history: history.slice() });
+        let feed = Some(DecodeLoop::new(position.slice(), history.slice()));
         let (partial, done) = (partial.slice(), done.slice());
-        ok(Argmax { x: x_device.slice(), out: out.slice(), partial, done, feed, rows, cols }.launch(device));
+        ok(Argmax::new(x_device.slice(), out.slice(), partial, done, [rows, cols]).feed(feed).launch(device));
         let tokens: Vec<u32> = x.chunks(cols).map(argmax).collect();
         if step < expected.len() {
             expected[step] = tokens[0];
@@ -134,7 +134,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
         // SAFETY: as long as the buffers say, or refused before anything is read.
         let (x, out) = unsafe { (Slice::from_raw(device, x, 8), SliceMut::from_raw(device, out, 2)) };
         let (partial, done) = (partial.slice_mut(), done.slice_mut());
-        Argmax { x, out, partial, done, feed: None, rows, cols }.launch(device)
+        Argmax::new(x, out, partial, done, [rows, cols]).launch(device)
     };
     assert_status(run(0, out_at, 1, 8), sys::KQM_NULL_POINTER);
     assert_status(run(x_at, 0, 1, 8), sys::KQM_NULL_POINTER);

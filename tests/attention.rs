@@ -7,7 +7,7 @@ use common::*;
 use half::f16;
 use kquant_moe::blocks::{BLOCK, TensorType};
 use kquant_moe::device::{Buffer, Device, Slice, SliceMut, bytes_of};
-use kquant_moe::kernels::{Attention, FixedBlock, Queries, Rope};
+use kquant_moe::kernels::{Attention, CacheMut, FixedBlock, Queries, Rope};
 use kquant_moe::oracle::attention::{self, Element, Head};
 use kquant_moe::{oracle, sys};
 use rayon::prelude::*;
@@ -15,6 +15,7 @@ use rayon::prelude::*;
 on_devices!(
     equals_the_oracle,
     sums_in_one_order,
+    fuses_the_weight_of_a_chunk,
     stores_one_nan,
     batches_equal_the_oracle,
     ignores_what_is_masked,
@@ -115,25 +116,17 @@ impl Shape {
         let mut scores = Output::new(device, self.tokens * self.heads * self.capacity);
         // Without optional outputs the forward needs nothing but the fixed point.
         let with_out = optional || blocks == 0;
-        ok(Attention {
-            q: Queries::Rotated {
-                q: q.slice(),
-                k_cache: k_cache.slice(),
-                v_cache: v_cache.slice(),
-                start: start.slice(),
-            },
-            cache_kind: self.cache,
-            out: out.slice_if(with_out),
-            fixed: fixed.slice_if(blocks > 0),
-            scores: scores.slice_if(optional),
-            workspace: workspace.slice(),
-            capacity: self.capacity,
-            tokens: self.tokens,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
-            scale: self.scale(),
-        }
+        ok(Attention::new(
+            Queries::rotated(q.slice(), [k_cache.slice(), v_cache.slice()], start.slice()),
+            workspace.slice(),
+            self.cache,
+            [self.capacity, self.kv_heads, self.head_dim],
+            [self.tokens, self.heads],
+            self.scale(),
+        )
+        .out(out.slice_if(with_out))
+        .fixed(fixed.slice_if(blocks > 0))
+        .scores(scores.slice_if(optional))
         .launch(device));
         workspace.read();
         Results {
@@ -160,7 +153,7 @@ impl Shape {
         let rows = q.par_chunks(dim).zip(out.par_chunks_mut(dim)).zip(scores.par_chunks_mut(self.capacity));
         rows.enumerate().for_each(|(row, ((q, out), scores))| {
             let (token, first) = (row / self.heads, row % self.heads / group * dim);
-            let head = Head { k: &k[first..], v: &v[first..], stride };
+            let head = Head::new(&k[first..], &v[first..], stride);
             let position = self.start + token;
             attention::attention(q, head, self.capacity.min(position + 1), self.scale(), out, Some(scores));
             if position >= self.capacity {
@@ -276,6 +269,78 @@ fn sums_in_one_order<D: Device>(device: &D, _: Size) {
                 assert_bits(&format!("{shape:?}, head {row}"), &out[..expected.len()], expected);
             }
         }
+    }
+}
+
+/// Two chunks of one chain whose weights make another sum when the product of the second one's weight and factor is rounded before it is
+/// added. Their difference of one unit of f64 shows in an output for which it decides to which f32 it is rounded.
+struct FusedWeight {
+    /// Scores of the second chunk's two positions that count; those of the first one are `FIRST`.
+    second: [f32; 2],
+    /// The value, of the only position that has one, and what becomes of it with the fused product and with the rounded one.
+    value: f32,
+    fused: f32,
+    rounded: f32,
+}
+
+impl FusedWeight {
+    /// Scores of the first chunk's two positions that count: so that its weight has as many bits as f64.
+    const FIRST: [f32; 2] = [0.0, -17.25];
+    /// A score that counts for nothing beside the others.
+    const NOTHING: f32 = -200.0;
+
+    /// The first one there is, of second chunks that follow each other.
+    fn find() -> Self {
+        let weight = |[first, other]: [f32; 2]| 1.0 + f64::from(oracle::exp::exp(other - first));
+        (0..)
+            .find_map(|i| {
+                let first = -0.25 - i as f32 / 1024.0;
+                let second = [first, first - 16.5];
+                let factor = f64::from(oracle::exp::exp(first));
+                let (total, added) = (weight(Self::FIRST), weight(second));
+                let inverses = [added.mul_add(factor, total), added * factor + total].map(|l| 1.0 / l);
+                if inverses[0] == inverses[1] {
+                    return None;
+                }
+                let outputs = |value: u32| inverses.map(|inverse| (f64::from(value) * inverse) as f32);
+                let value = (1 << 23..1 << 24).find(|&value| outputs(value)[0] != outputs(value)[1])?;
+                let [fused, rounded] = outputs(value);
+                Some(Self { second, value: value as f32, fused, rounded })
+            })
+            .unwrap()
+    }
+}
+
+/// The join of chunks fuses the product of a chunk's weight and factor with its addition, for few tokens and for tiles of them.
+fn fuses_the_weight_of_a_chunk<D: Device>(device: &D, _: Size) {
+    let FusedWeight { second, value, fused, rounded } = FusedWeight::find();
+    assert_ne!(fused.to_bits(), rounded.to_bits());
+    // Chunks 0 and 8 are of one chain.
+    let (chunk, head_dim) = (sys::KQM_ATTENTION_CHUNK as usize, 64);
+    let seen = 8 * chunk + 2;
+    for tokens in [1, 4] {
+        let shape = Shape {
+            tokens,
+            heads: 1,
+            kv_heads: 1,
+            head_dim,
+            start: seen - 1,
+            capacity: seen + tokens,
+            cache: TensorType::F32,
+        };
+        let mut scores = vec![FusedWeight::NOTHING; shape.capacity];
+        scores[..2].copy_from_slice(&FusedWeight::FIRST);
+        scores[8 * chunk..seen].copy_from_slice(&second);
+        // The scale is a power of two.
+        let in_first = |x: f32| (0..head_dim).map(move |d| if d == 0 { x } else { 0.0 });
+        let k: Vec<f32> = scores.iter().flat_map(|score| in_first(score / shape.scale())).collect();
+        let mut v = vec![0.0; shape.capacity * head_dim];
+        v[..head_dim].fill(value);
+        let operands =
+            Operands { q: in_first(1.0).collect::<Vec<_>>().repeat(tokens), k: Cache::F32(k), v: Cache::F32(v) };
+        shape.check(device, &operands);
+        let got = shape.run(device, &operands, shape.workspace(device), true);
+        assert_bits(&format!("{tokens} tokens"), &got.out, &vec![fused; tokens * head_dim]);
     }
 }
 
@@ -420,20 +485,15 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
         // SAFETY: as long as the buffers say, or refused before anything is read.
         let (q, k_cache) = unsafe { (Slice::from_raw(device, q, 8192), Slice::from_raw(device, cache, 32768)) };
         let workspace: SliceMut<'_, u8> = workspace.part_mut(0, room).unwrap();
-        Attention {
-            q: Queries::Rotated { q, k_cache, v_cache: k_cache, start: start.slice() },
-            cache_kind,
-            out: with_out.then(|| out.slice_mut()),
-            fixed: None,
-            scores: None,
+        Attention::new(
+            Queries::rotated(q, [k_cache, k_cache], start.slice()),
             workspace,
-            capacity: 4,
-            tokens,
-            heads,
-            kv_heads,
-            head_dim,
-            scale: 1.0,
-        }
+            cache_kind,
+            [4, kv_heads, head_dim],
+            [tokens, heads],
+            1.0,
+        )
+        .out(with_out.then(|| out.slice_mut()))
         .launch(device)
     };
     let (f32, good, room) = (TensorType::F32, (1, 4, 2, 64), 1 << 16);
@@ -520,55 +580,43 @@ impl Token {
         let (mut out, mut fixed) = (Output::new(device, shape.row()), Output::new(device, blocks));
         let mut scores = Output::new(device, shape.heads * shape.capacity);
         let [q_normed, k_normed, k_out] = optional.each_mut().map(|output| output.slice_if(with_optional));
-        let rope = Rope {
-            q: q.slice(),
-            q_out: q_out.slice(),
-            k: k.slice(),
-            v: v.slice(),
-            q_weight: weights.as_ref().map(|weights| weights[0].slice()),
-            k_weight: weights.as_ref().map(|weights| weights[1].slice()),
-            table: table.slice(),
-            start: start.slice(),
-            q_normed,
-            k_normed,
-            k_out,
-            k_cache: k_cache.slice(),
-            v_cache: v_cache.slice(),
-            cache_kind: shape.cache,
-            capacity: shape.capacity,
-            tokens: 1,
-            heads: shape.heads,
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
-            eps: self.eps,
-        };
+        let rope = Rope::new(
+            [q.slice(), k.slice(), v.slice()],
+            q_out.slice(),
+            table.slice(),
+            start.slice(),
+            CacheMut::new(
+                [k_cache.slice(), v_cache.slice()],
+                shape.cache,
+                [shape.capacity, shape.kv_heads, shape.head_dim],
+            ),
+            [1, shape.heads],
+            self.eps,
+        )
+        .q_weight(weights.as_ref().map(|weights| weights[0].slice()))
+        .k_weight(weights.as_ref().map(|weights| weights[1].slice()))
+        .q_normed(q_normed)
+        .k_normed(k_normed)
+        .k_out(k_out);
         let queries = if fused {
             // Nothing is under way before it: behind qkv or not is the same.
-            Queries::Fused { rope, follows_qkv: with_optional }
+            Queries::fused(rope, with_optional)
         } else {
             ok(rope.launch(device));
-            Queries::Rotated {
-                q: q_out.for_reading(),
-                k_cache: k_cache.for_reading(),
-                v_cache: v_cache.for_reading(),
-                start: start.slice(),
-            }
+            Queries::rotated(q_out.for_reading(), [k_cache.for_reading(), v_cache.for_reading()], start.slice())
         };
         let with_out = with_optional || blocks == 0;
-        ok(Attention {
-            q: queries,
-            cache_kind: shape.cache,
-            out: out.slice_if(with_out),
-            fixed: fixed.slice_if(blocks > 0),
-            scores: scores.slice_if(with_optional),
-            workspace: workspace.slice(),
-            capacity: shape.capacity,
-            tokens: 1,
-            heads: shape.heads,
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
-            scale: shape.scale(),
-        }
+        ok(Attention::new(
+            queries,
+            workspace.slice(),
+            shape.cache,
+            [shape.capacity, shape.kv_heads, shape.head_dim],
+            [1, shape.heads],
+            shape.scale(),
+        )
+        .out(out.slice_if(with_out))
+        .fixed(fixed.slice_if(blocks > 0))
+        .scores(scores.slice_if(with_optional))
         .launch(device));
         workspace.read();
         Rotated {
@@ -723,44 +771,19 @@ fn refuses_bad_rotations<D: Device>(device: &D, _: Size) {
                 SliceMut::from_raw(device, v_at, 32768),
             )
         };
-        let mut rope = Rope {
-            q: floats.slice(),
+        let mut rope = Rope::new(
+            [floats.slice(), floats.slice(), floats.slice()],
             q_out,
-            k: floats.slice(),
-            v: floats.slice(),
-            q_weight: None,
-            k_weight: None,
-            table: floats.slice(),
-            start: starts.part(0, 1).unwrap(),
-            q_normed: None,
-            k_normed: None,
-            k_out: None,
-            k_cache,
-            v_cache,
-            cache_kind: TensorType::F32,
-            capacity: 4,
-            tokens,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 64,
-            eps: norm::EPS,
-        };
+            floats.slice(),
+            starts.part(0, 1).unwrap(),
+            CacheMut::new([k_cache, v_cache], TensorType::F32, [4, 2, 64]),
+            [tokens, 4],
+            norm::EPS,
+        );
         change(&mut rope);
-        Attention {
-            q: Queries::Fused { rope, follows_qkv: true },
-            cache_kind: TensorType::F32,
-            out: Some(out.slice_mut()),
-            fixed: None,
-            scores: None,
-            workspace: workspace.slice_mut(),
-            capacity: 4,
-            tokens,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 64,
-            scale: 1.0,
-        }
-        .launch(device)
+        Attention::new(Queries::fused(rope, true), workspace.slice_mut(), TensorType::F32, [4, 2, 64], [tokens, 4], 1.0)
+            .out(out.slice_mut())
+            .launch(device)
     };
     assert_status(run(2, &|_| {}), sys::KQM_BAD_SHAPE);
     // SAFETY: refused before anything is read or written.

@@ -5,7 +5,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use common::shaped::{self, SMALL, UNEVEN};
+use common::shaped::{self, SMALL, UNEVEN, reshaped};
 use common::{EmulatedDevice, bits, cuda_device, emulated_device};
 use kquant_moe::Error;
 use kquant_moe::gguf::Gguf;
@@ -19,12 +19,12 @@ const PROMPT: [u32; 5] = [66, 6, 58, 28, 20];
 const CAPACITY: usize = 24;
 
 fn options() -> ContextOptions {
-    ContextOptions { capacity: CAPACITY, ..common::options() }
+    common::options().capacity(CAPACITY)
 }
 
 /// A small model, another of its shape, and one of another.
 fn files() -> [Arc<Gguf>; 3] {
-    [shaped::model(&SMALL, 1), shaped::model(&SMALL, 2), shaped::model(&Config { layers: 2, ..SMALL }, 1)]
+    [shaped::model(&SMALL, 1), shaped::model(&SMALL, 2), shaped::model(&reshaped!(SMALL, layers: 2), 1)]
 }
 
 fn last<B: Backend>(model: &Model<B>, context: &mut Context<B>, tokens: &[u32]) -> Vec<u32> {
@@ -329,11 +329,11 @@ fn a_trace_needs_its_room_and_may_fail() {
             Some(0) if fails => Err(Error::Invalid("the disk is full".into())),
             _ => Ok(()),
         };
-        Select { selection: Selection::default(), record }
+        Select::new(Selection::default(), record)
     };
     let mut plain = model.context(options()).unwrap();
     assert!(matches!(plain.trace(&model, &PROMPT, Logits::Last, &mut sink(false)), Err(Error::Invalid(_))));
-    let mut traced = model.context(ContextOptions { trace: true, ..options() }).unwrap();
+    let mut traced = model.context(options().trace(true)).unwrap();
     let error = traced.trace(&model, &PROMPT, Logits::Last, &mut sink(true)).unwrap_err();
     assert!(matches!(&error, Error::Invalid(text) if text == "the disk is full"), "{error}");
     assert_eq!((plain.position(), traced.position()), (0, 0));
@@ -365,11 +365,11 @@ fn an_uneven_shape_emulated_with_an_f16_cache() {
 
 /// Every head dimension, KV heads for one and for sixteen query heads, one expert and all of them.
 const SHAPES: [Config; 5] = [
-    Config { heads: 16, kv_heads: 1, head_dim: 64, ..SMALL },
-    Config { heads: 2, kv_heads: 2, head_dim: 128, experts: 5, top_k: 5, ..SMALL },
-    Config { heads: 4, kv_heads: 2, head_dim: 192, expert_ff: 768, ..SMALL },
-    Config { heads: 3, kv_heads: 1, head_dim: 256, hidden: 768, ..SMALL },
-    Config { experts: 1, top_k: 1, vocab: 1, layers: 2, ..SMALL },
+    reshaped!(SMALL, heads: 16, kv_heads: 1, head_dim: 64),
+    reshaped!(SMALL, heads: 2, kv_heads: 2, head_dim: 128, experts: 5, top_k: 5),
+    reshaped!(SMALL, heads: 4, kv_heads: 2, head_dim: 192, expert_ff: 768),
+    reshaped!(SMALL, heads: 3, kv_heads: 1, head_dim: 256, hidden: 768),
+    reshaped!(SMALL, experts: 1, top_k: 1, vocab: 1, layers: 2),
 ];
 
 /// Tokens of the vocabulary, more than two chunks of attention.
@@ -384,7 +384,7 @@ fn every_shape_has_the_same_bits_in_batches_and_alone() {
         let tokens = sequence(config);
         for cache in [CacheType::F32, CacheType::F16] {
             let what = format!("shape {number}, {cache:?}");
-            let mut context = model.context(ContextOptions { cache, capacity: 140, ..common::options() }).unwrap();
+            let mut context = model.context(common::options().cache(cache).capacity(140)).unwrap();
             let mut pieces = |sizes: &[usize]| common::in_pieces(&model, &mut context, &tokens, sizes);
             let whole = pieces(&[140]);
             assert!(whole.iter().all(|&bits| f32::from_bits(bits).is_finite()), "{what}");
@@ -397,10 +397,10 @@ fn every_shape_has_the_same_bits_in_batches_and_alone() {
 #[test]
 fn what_is_not_fused_emulated_has_the_bits_of_the_cpu() {
     let Some(device) = emulated_device() else { return };
-    let wide = Config { hidden: FusedNorm::MAX_COLS + 256, experts: 2, top_k: 1, vocab: 5, ..SMALL };
+    let wide = reshaped!(SMALL, hidden: FusedNorm::MAX_COLS + 256, experts: 2, top_k: 1, vocab: 5);
     let top_k = DownInput::MAX_BLOCKS / 3 + 1;
     assert!(3 * top_k > DownInput::MAX_BLOCKS && top_k <= 32, "{top_k} experts");
-    let many = Config { experts: top_k, top_k, expert_ff: 768, vocab: 9, ..SMALL };
+    let many = reshaped!(SMALL, experts: top_k, top_k: top_k, expert_ff: 768, vocab: 9);
     for config in [wide, many] {
         let gguf = shaped::model(&config, 9);
         common::equals_the_cpu(&gguf, Gpu::new(device.clone()), CacheType::F32, &sequence(&config)[..3], 1);
@@ -409,7 +409,7 @@ fn what_is_not_fused_emulated_has_the_bits_of_the_cpu() {
 
 #[test]
 fn defaults_are_those_of_the_documentation() {
-    let ContextOptions { capacity, cache, max_batch, trace } = ContextOptions::default();
+    let ContextOptions { capacity, cache, max_batch, trace, .. } = ContextOptions::default();
     assert_eq!((capacity, cache, max_batch, trace), (4096, CacheType::F32, 512, false));
     assert!(LoadOptions::default().check_blocks);
     assert_eq!((Logits::default(), CacheType::default()), (Logits::Last, CacheType::F32));
@@ -433,7 +433,7 @@ fn every_shape_emulated_has_the_bits_of_the_cpu() {
 fn caches_of_either_type_give_other_bits() {
     let model = common::model_of(shaped::model(&SMALL, 4), Cpu::new());
     let [single, half] = [CacheType::F32, CacheType::F16].map(|cache| {
-        let mut context = model.context(ContextOptions { cache, ..options() }).unwrap();
+        let mut context = model.context(options().cache(cache)).unwrap();
         context.forward(&model, &PROMPT, Logits::Last).unwrap()
     });
     assert!(bits(&single) != bits(&half));
@@ -444,7 +444,7 @@ fn caches_of_either_type_give_other_bits() {
 #[test]
 fn matrices_are_loaded_in_parts() {
     let Some(device) = emulated_device() else { return };
-    let config = Config { experts: 5, vocab: 40, ..SMALL };
+    let config = reshaped!(SMALL, experts: 5, vocab: 40);
     let gguf = shaped::model(&config, 5);
     let tokens = [1, 2, 3, 39, 7, 8];
     let logits = |staging| {
@@ -466,11 +466,11 @@ fn matrices_are_loaded_in_parts() {
 fn traces_in_batches_have_the_same_rows() {
     use kquant_moe::trace::{Data, Positions, Record, Select, Selection, Stage};
     type Row = (Stage, Option<usize>, usize, Vec<u32>);
-    let config = Config { layers: 2, ..SMALL };
+    let config = reshaped!(SMALL, layers: 2);
     let model = common::model_of(shaped::model(&config, 6), Cpu::new());
     let tokens = &sequence(&config)[..19];
     let traced = |max_batch, positions, stages: Option<Vec<Stage>>, layers| {
-        let options = ContextOptions { max_batch, trace: true, ..options() };
+        let options = options().max_batch(max_batch).trace(true);
         let mut context = model.context(options).unwrap();
         let mut rows: Vec<Row> = Vec::new();
         let record = |record: Record<'_>| {
@@ -486,7 +486,7 @@ fn traces_in_batches_have_the_same_rows() {
             }
             Ok(())
         };
-        let mut sink = Select { selection: Selection { stages, layers, positions }, record };
+        let mut sink = Select::new(Selection::default().stages(stages).layers(layers).positions(positions), record);
         // After some tokens that are not traced.
         context.forward(&model, &[3, 2, 1], Logits::None).unwrap();
         context.trace(&model, tokens, Logits::All, &mut sink).unwrap();

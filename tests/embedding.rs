@@ -17,15 +17,14 @@ fn run<D: Device>(device: &D, table: Table<'_>, ids: &[u32]) -> Vec<f32> {
     let (bytes, ids_device) = (input(device, table.bytes), input(device, ids));
     let row_bytes = table.cols / table.kind.block_len() * table.kind.block_bytes();
     let mut out = Output::new(device, ids.len() * table.cols);
-    ok(Embedding {
-        table: bytes.slice(),
-        kind: table.kind,
-        vocab: table.bytes.len() / row_bytes,
-        cols: table.cols,
-        ids: ids_device.slice(),
-        tokens: ids.len(),
-        out: out.slice(),
-    }
+    ok(Embedding::new(
+        bytes.slice(),
+        table.kind,
+        [table.bytes.len() / row_bytes, table.cols],
+        ids_device.slice(),
+        ids.len(),
+        out.slice(),
+    )
     .launch(device));
     out.read()
 }
@@ -120,7 +119,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let run = |table: u64, out: u64, vocab, cols, tokens| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
         let (table, out) = unsafe { (Slice::from_raw(device, table, 4096), SliceMut::from_raw(device, out, 1024)) };
-        Embedding { table, kind: TensorType::F32, vocab, cols, ids: ids.slice(), tokens, out }.launch(device)
+        Embedding::new(table, TensorType::F32, [vocab, cols], ids.slice(), tokens, out).launch(device)
     };
     assert_status(run(0, out_at, 1, 256, 1), sys::KQM_NULL_POINTER);
     assert_status(run(table_at, 0, 1, 256, 1), sys::KQM_NULL_POINTER);

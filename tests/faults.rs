@@ -8,7 +8,7 @@ mod common;
 use common::*;
 use kquant_moe::blocks::TensorType::{self, *};
 use kquant_moe::device::Buffer;
-use kquant_moe::kernels::{DownInput, FixedBlock, MoeDown, MoeRouter, Q4KMatvec, Q6KGemv, Quantize, RmsNorm};
+use kquant_moe::kernels::{DownInput, FixedBlock, Matvec, MoeDown, MoeRouter, Q4KMatvec, Q6KGemv, Quantize, RmsNorm};
 use kquant_moe::kernels::{RouterChoice, RouterInput};
 use kquant_moe::{Result, oracle};
 use kquant_moe_emulation::{Failure, Library, Substitution};
@@ -62,9 +62,9 @@ fn matvec(device: &EmulatedDevice, kind: TensorType) -> Result<Option<String>> {
     let (blocks, digits) = fixed_blocks(&random.gaussians(cols));
     let (matrix, x) = (w.upload(device), input(device, &digits));
     let mut y = Buffer::zeroed(device, rows)?;
-    let operands = Q4KMatvec { w: &matrix, x: x.slice(), y: y.slice_mut(), add: false, product: None, tokens: 1 };
+    let operands = Matvec::new(&matrix, x.slice(), y.slice_mut(), 1);
     if kind == Q4K {
-        operands.launch(device)?
+        Q4KMatvec(operands).launch(device)?
     } else {
         Q6KGemv(operands).launch(device)?
     }
@@ -93,18 +93,15 @@ fn moe_down(device: &EmulatedDevice) -> Result<Option<String>> {
     let (chosen, factors) = (input(device, &indices), input(device, &weights));
     let mut expert_out = Output::new(device, top_k * rows);
     let mut y = Output::starting_with(device, &vec![0.0; rows]);
-    MoeDown {
-        down: &down,
-        x: DownInput::Rows(rows_of_x.slice()),
-        indices: chosen.slice(),
-        weights: factors.slice(),
-        groups: &groups,
-        expert_out: expert_out.slice(),
-        sum: None,
-        y: y.slice(),
-        tokens: 1,
-        top_k,
-    }
+    MoeDown::new(
+        &down,
+        DownInput::Rows(rows_of_x.slice()),
+        (chosen.slice(), factors.slice()),
+        &groups,
+        [1, top_k],
+        expert_out.slice(),
+        y.slice(),
+    )
     .launch(device)?;
     let mut expected = vec![0.0; top_k * rows];
     for (rank, out) in expected.chunks_mut(rows).enumerate() {
@@ -135,18 +132,10 @@ fn moe_router_of(device: &EmulatedDevice, mut random: Random, x: &[f32]) -> Resu
     let (mut logits, mut weights) = (Output::new(device, experts), Output::new(device, top_k));
     let mut indices: Output<_, u32> = Output::new(device, top_k);
     let mut done = Output::starting_with(device, &[0_u32]);
-    let choice = RouterChoice { indices: indices.slice(), weights: weights.slice(), done: done.slice() };
-    MoeRouter {
-        x: RouterInput::Rows(row.slice()),
-        w: matrix.slice(),
-        logits: logits.slice(),
-        choice: Some(choice),
-        tokens: 1,
-        cols,
-        experts,
-        top_k,
-    }
-    .launch(device)?;
+    let choice = RouterChoice::new(indices.slice(), weights.slice(), done.slice());
+    MoeRouter::new(RouterInput::Rows(row.slice()), matrix.slice(), [experts, cols], logits.slice(), 1, top_k)
+        .choice(choice)
+        .launch(device)?;
     let (mut expected, mut chosen, mut factors) = (vec![0.0; experts], vec![0; top_k], vec![0.0; top_k]);
     oracle::moe_router::moe_router(x, &w, &mut expected, &mut chosen, &mut factors);
     Ok(difference(&logits.read(), &expected).or(difference(&weights.read(), &factors)))
@@ -157,7 +146,7 @@ fn rms_norm(device: &EmulatedDevice) -> Result<Option<String>> {
     let mut uploaded = row.upload(device);
     let out = Some(uploaded.out.slice());
     let (x, weight) = (uploaded.x.slice(), uploaded.weight.slice());
-    RmsNorm { x, weight, eps: norm::EPS, tokens: 1, cols: 1024, out, fixed: None }.launch(device)?;
+    RmsNorm::new(x, weight, norm::EPS, [1, 1024]).out(out).launch(device)?;
     Ok(difference(&uploaded.out.read(), &row.normed().row))
 }
 
@@ -166,7 +155,7 @@ fn quantize(device: &EmulatedDevice) -> Result<Option<String>> {
     let x = Random::new(54).gaussians(512);
     let rows = input(device, &x);
     let mut out: Output<_, FixedBlock> = Output::new(device, 2);
-    Quantize { x: rows.slice(), out: out.slice(), tokens: 1, cols: 512 }.launch(device)?;
+    Quantize::new(rows.slice(), out.slice(), [1, 512]).launch(device)?;
     let numbers = |blocks: &[FixedBlock]| -> Vec<f32> {
         blocks.iter().flat_map(|b| b.sum_low.into_iter().chain(b.sum_high).flatten()).map(f32::from).collect()
     };

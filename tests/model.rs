@@ -8,7 +8,7 @@ use common::changed::{Tensor, tensor};
 use kquant_moe::blocks::{Blocks, TensorType};
 use kquant_moe::gguf::{GgmlType, Gguf, Value};
 use kquant_moe::model::cpu::Cpu;
-use kquant_moe::model::{Config, ContextOptions, LoadOptions, Logits, Model};
+use kquant_moe::model::{Config, LoadOptions, Logits, Model};
 use kquant_moe::{Error, Result};
 
 /// The test model with changes.
@@ -157,11 +157,11 @@ fn tensors_are_found_by_shape_and_type() {
     assert!(matches!(output.f32s(), Err(Error::UnsupportedType { supported: "F32", .. })));
     assert!(norm.blocks().is_none());
     // Whole tiles of 16 rows, of each expert.
-    let uneven = common::shaped::model(&Config { vocab: 17, ..common::shaped::SMALL }, 1);
+    let uneven = common::shaped::model(&common::shaped::reshaped!(common::shaped::SMALL, vocab: 17), 1);
     let table = Tensor::find(&uneven, "output.weight", &[17, 256], kinds, "").unwrap();
     assert_eq!((table.tiled_bytes(), table.bytes().len()), (32 * 210, 17 * 210));
     assert_eq!(output.tiled_bytes(), output.bytes().len() as u64);
-    let odd = common::shaped::model(&Config { hidden: 512, expert_ff: 256, ..common::shaped::SMALL }, 1);
+    let odd = common::shaped::model(&common::shaped::reshaped!(common::shaped::SMALL, hidden: 512, expert_ff: 256), 1);
     let down = Tensor::find(&odd, "blk.0.ffn_down_exps.weight", &[3, 512, 256], kinds, "").unwrap();
     assert_eq!(down.tiled_bytes(), 3 * 512 * 144);
 }
@@ -170,11 +170,11 @@ fn tensors_are_found_by_shape_and_type() {
 #[test]
 fn head_dimensions_may_follow_from_the_width() {
     // 512 values of four heads, and below of eight.
-    let wide = Config { hidden: 512, heads: 4, head_dim: 128, ..common::shaped::SMALL };
+    let wide = common::shaped::reshaped!(common::shaped::SMALL, hidden: 512, heads: 4, head_dim: 128);
     let without = [("qwen3moe.attention.key_length", None)];
     let wide_file = common::changed::changed(&common::shaped::model(&wide, 1), &without, |_| {});
     assert_eq!(Config::from_gguf(&wide_file).unwrap(), wide);
-    let shape = Config { hidden: 512, heads: 8, head_dim: 64, ..common::shaped::SMALL };
+    let shape = common::shaped::reshaped!(common::shaped::SMALL, hidden: 512, heads: 8, head_dim: 64);
     let gguf = common::shaped::model(&shape, 1);
     let (key, value) = ("qwen3moe.attention.key_length", "qwen3moe.attention.value_length");
     let with =
@@ -234,7 +234,7 @@ fn weights_must_be_finite() {
     });
     let error = load(halves).map(drop).unwrap_err();
     assert!(matches!(&error, Error::Model(text) if text.contains("block 1000 ")), "{error}");
-    let options = LoadOptions { check_blocks: false };
+    let options = LoadOptions::default().check_blocks(false);
     Model::load(unchecked, Cpu::new(), options, &mut |_, _| {}).unwrap();
 }
 
@@ -244,7 +244,7 @@ fn the_seed_of_the_fuzzer_is_a_model() {
     let mut bytes = include_bytes!("../fuzz/seeds/qwen3moe-header").to_vec();
     bytes.resize(bytes.len() + (512 << 10), 0);
     let model = load(Arc::new(Gguf::from_vec("seed", bytes).unwrap())).unwrap();
-    let mut context = model.context(ContextOptions { capacity: 16, ..common::options() }).unwrap();
+    let mut context = model.context(common::options().capacity(16)).unwrap();
     // Weights of zeros, and a vocabulary of four tokens.
     assert_eq!(context.forward(&model, &[1, 2], Logits::All).unwrap(), [0.0; 8]);
 }

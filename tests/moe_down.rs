@@ -57,18 +57,16 @@ fn run<D: Device>(device: &D, down: &Matrix<D>, operands: Operands<'_>, tokens: 
     let mut expert_out = Output::new(device, tokens * top_k * rows);
     let mut sum = Output::new(device, tokens * rows);
     let mut y = Output::starting_with(device, operands.residual);
-    ok(MoeDown {
+    ok(MoeDown::new(
         down,
         x,
-        indices: indices.slice(),
-        weights: weights.slice(),
-        groups: &groups,
-        expert_out: expert_out.slice(),
-        sum: sum.slice_if(optional),
-        y: y.slice(),
-        tokens,
-        top_k,
-    }
+        (indices.slice(), weights.slice()),
+        &groups,
+        [tokens, top_k],
+        expert_out.slice(),
+        y.slice(),
+    )
+    .sum(sum.slice_if(optional))
     .launch(device));
     Results { expert_out: expert_out.read(), sum: if optional { sum.read() } else { Vec::new() }, y: y.read() }
 }
@@ -364,18 +362,15 @@ fn launch<D: Device>(
     let indices: Buffer<D, u32> = Buffer::zeroed(device, 64).unwrap();
     let mut expert_out: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
     let mut y: Buffer<D, f32> = Buffer::zeroed(device, 1024).unwrap();
-    MoeDown {
+    MoeDown::new(
         down,
         x,
-        indices: indices.slice(),
-        weights,
-        groups: &moe::group(device, &indices, tokens, down.experts(), top_k),
-        expert_out: expert_out.slice_mut(),
-        sum: None,
-        y: y.slice_mut(),
-        tokens,
-        top_k,
-    }
+        (indices.slice(), weights),
+        &moe::group(device, &indices, tokens, down.experts(), top_k),
+        [tokens, top_k],
+        expert_out.slice_mut(),
+        y.slice_mut(),
+    )
     .launch(device)
 }
 

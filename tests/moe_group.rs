@@ -18,7 +18,7 @@ fn check<D: Device>(device: &D, what: &str, indices: &[u32], experts: usize, top
     assert!(expected.items.len() <= most, "{what}: {} items, at most {most}", expected.items.len());
     let indices = input(device, indices);
     let mut groups = ok(Groups::new(device, tokens, experts, top_k));
-    ok(MoeGroup { indices: indices.slice(), groups: &mut groups, tokens, experts, top_k }.launch(device));
+    ok(MoeGroup::new(indices.slice(), &mut groups, [tokens, top_k], experts).launch(device));
     let read = |buffer: &Buffer<D, u32>| {
         let mut values = vec![0; buffer.len()];
         ok(buffer.read(device, 0, &mut values));
@@ -66,9 +66,8 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
 fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let indices: Buffer<D, u32> = Buffer::zeroed(device, 1024).unwrap();
     let mut groups = ok(Groups::new(device, 32, 512, 32));
-    let mut run = |tokens, experts, top_k| {
-        MoeGroup { indices: indices.slice(), groups: &mut groups, tokens, experts, top_k }.launch(device)
-    };
+    let mut run =
+        |tokens, experts, top_k| MoeGroup::new(indices.slice(), &mut groups, [tokens, top_k], experts).launch(device);
     for (tokens, experts, top_k) in [(0, 8, 2), (1, 0, 1), (1, 513, 2), (1, 8, 0), (1, 8, 9), (1, 64, 33)] {
         assert_status(run(tokens, experts, top_k), sys::KQM_BAD_SHAPE);
     }

@@ -47,16 +47,15 @@ impl Shape {
             let mut logits = Output::new(device, self.tokens * self.experts);
             let mut indices = Output::new(device, self.tokens * self.top_k);
             let mut weights = Output::new(device, self.tokens * self.top_k);
-            ok(MoeRouter {
-                x: RouterInput::Rows(x.slice()),
-                w: w.slice(),
-                logits: logits.slice(),
-                choice: Some(RouterChoice { indices: indices.slice(), weights: weights.slice(), done: done.slice() }),
-                tokens: self.tokens,
-                cols: self.cols,
-                experts: self.experts,
-                top_k: self.top_k,
-            }
+            ok(MoeRouter::new(
+                RouterInput::Rows(x.slice()),
+                w.slice(),
+                [self.experts, self.cols],
+                logits.slice(),
+                self.tokens,
+                self.top_k,
+            )
+            .choice(RouterChoice::new(indices.slice(), weights.slice(), done.slice()))
             .launch(device));
             Results { logits: logits.read(), indices: indices.read(), weights: weights.read() }
         });
@@ -91,20 +90,15 @@ impl Shape {
         let mut logits = Output::new(device, experts);
         let (mut indices, mut weights) = (Output::new(device, top_k), Output::new(device, top_k));
         let mut done = Output::starting_with(device, &[0_u32]);
-        ok(MoeRouter {
-            x: RouterInput::Norm(uploaded.fused(optional), fixed.slice()),
-            w: w_device.slice(),
-            logits: logits.slice(),
-            choice: choose.then(|| RouterChoice {
-                indices: indices.slice(),
-                weights: weights.slice(),
-                done: done.slice(),
-            }),
-            tokens: 1,
-            cols,
-            experts,
+        ok(MoeRouter::new(
+            RouterInput::Norm(uploaded.fused(optional), fixed.slice()),
+            w_device.slice(),
+            [experts, cols],
+            logits.slice(),
+            1,
             top_k,
-        }
+        )
+        .choice(choose.then(|| RouterChoice::new(indices.slice(), weights.slice(), done.slice())))
         .launch(device));
         let (separate_row, separate_fixed) = uploaded.separate(device);
         assert_bits(&format!("{what}, normed by a launch"), &separate_row.read(), &normed.row);
@@ -300,22 +294,11 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let (mut indices, mut done) = (Buffer::zeroed(device, 1024).unwrap(), Buffer::zeroed(device, 2).unwrap());
     let x_at = x.slice().as_ptr() as u64;
     let mut run = |x: u64, tokens, cols, experts, top_k| {
-        MoeRouter {
-            // SAFETY: as long as the buffer says, or refused before anything is read.
-            x: RouterInput::Rows(unsafe { Slice::from_raw(device, x, 513 * 256) }),
-            w: w.slice(),
-            logits: logits.slice_mut(),
-            choice: Some(RouterChoice {
-                indices: indices.slice_mut(),
-                weights: weights.slice_mut(),
-                done: done.slice_mut(),
-            }),
-            tokens,
-            cols,
-            experts,
-            top_k,
-        }
-        .launch(device)
+        // SAFETY: as long as the buffer says, or refused before anything is read.
+        let x = unsafe { Slice::from_raw(device, x, 513 * 256) };
+        MoeRouter::new(RouterInput::Rows(x), w.slice(), [experts, cols], logits.slice_mut(), tokens, top_k)
+            .choice(RouterChoice::new(indices.slice_mut(), weights.slice_mut(), done.slice_mut()))
+            .launch(device)
     };
     assert_status(run(0, 1, 256, 8, 2), sys::KQM_NULL_POINTER);
     assert_status(run(x_at + 4, 1, 256, 8, 2), sys::KQM_MISALIGNED);
@@ -391,18 +374,18 @@ fn refuses_bad_norms<D: Device>(device: &D, _: Size) {
             match norm {
                 None => RouterInput::Rows(floats.slice()),
                 Some([x, weight, out]) => RouterInput::Norm(
-                    FusedNorm {
-                        x: Slice::from_raw(device, x.0, x.1),
-                        weight: Slice::from_raw(device, weight.0, weight.1),
-                        eps: norm::EPS,
-                        out: Some(SliceMut::from_raw(device, out.0, out.1)),
-                    },
+                    FusedNorm::new(
+                        Slice::from_raw(device, x.0, x.1),
+                        Slice::from_raw(device, weight.0, weight.1),
+                        norm::EPS,
+                    )
+                    .out(SliceMut::from_raw(device, out.0, out.1)),
                     SliceMut::from_raw(device, fixed.0, fixed.1),
                 ),
             }
         };
         let logits = logits.slice_mut();
-        MoeRouter { x, w: floats.slice(), logits, choice: None, tokens, cols, experts: 1, top_k: 1 }.launch(device)
+        MoeRouter::new(x, floats.slice(), [1, cols], logits, tokens, 1).launch(device)
     };
     let (whole, blocks) = ((at, 8192), (fixed_at, 32));
     // Without a choice a batch has nobody to choose for it.

@@ -45,19 +45,10 @@ fn run<D: Device>(
     let groups = moe::group(device, &indices, tokens, gate.experts(), top_k);
     let mut outputs = [0, 1, 2].map(|_| Output::new(device, pairs * gate.rows()));
     let [gate_out, up_out, out] = &mut outputs;
-    ok(MoeSwiglu {
-        gate,
-        up,
-        x: x.slice(),
-        choose: Choose::Made(indices.slice()),
-        groups: &groups,
-        gate_out: gate_out.slice_if(optional),
-        up_out: up_out.slice_if(optional),
-        out: out.slice(),
-        tokens,
-        top_k,
-    }
-    .launch(device));
+    ok(MoeSwiglu::new([gate, up], x.slice(), Choose::Made(indices.slice()), &groups, [tokens, top_k], out.slice())
+        .gate_out(gate_out.slice_if(optional))
+        .up_out(up_out.slice_if(optional))
+        .launch(device));
     let [gate_out, up_out, out] = outputs;
     if optional { [gate_out.read(), up_out.read(), out.read()] } else { [Vec::new(), Vec::new(), out.read()] }
 }
@@ -243,20 +234,10 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let groups = ok(Groups::new(device, 4, 4, 4));
     let x_at = x.slice().as_ptr() as u64;
     let mut run = |up, x: u64, tokens, top_k| {
-        MoeSwiglu {
-            gate: &good,
-            up,
-            // SAFETY: as long as the buffer says, or refused before anything is read.
-            x: unsafe { Slice::from_raw(device, x, 4) },
-            choose: Choose::Made(indices.slice()),
-            groups: &groups,
-            gate_out: None,
-            up_out: None,
-            out: out.slice_mut(),
-            tokens,
-            top_k,
-        }
-        .launch(device)
+        // SAFETY: as long as the buffer says, or refused before anything is read.
+        let x = unsafe { Slice::from_raw(device, x, 4) };
+        MoeSwiglu::new([&good, up], x, Choose::Made(indices.slice()), &groups, [tokens, top_k], out.slice_mut())
+            .launch(device)
     };
     for up in &others {
         assert_invalid(run(up, x_at, 1, 2));
@@ -309,18 +290,14 @@ fn choose<D: Device>(
     let (x, logits) = (input(device, x), input(device, logits));
     let (mut indices, mut weights) = (Output::new(device, top_k), Output::new(device, top_k));
     let mut out = Output::new(device, top_k * gate.rows());
-    ok(MoeSwiglu {
-        gate,
-        up,
-        x: x.slice(),
-        choose: Choose::Here { logits: logits.slice(), indices: indices.slice(), weights: weights.slice() },
-        groups: &groups,
-        gate_out: None,
-        up_out: None,
-        out: out.slice(),
-        tokens: 1,
-        top_k,
-    }
+    ok(MoeSwiglu::new(
+        [gate, up],
+        x.slice(),
+        Choose::here(logits.slice(), indices.slice(), weights.slice()),
+        &groups,
+        [1, top_k],
+        out.slice(),
+    )
     .launch(device));
     Chosen { indices: indices.read(), weights: weights.read(), out: out.read() }
 }
@@ -403,18 +380,14 @@ fn refuses_bad_choices<D: Device>(device: &D, _: Size) {
         let (indices, weights) = unsafe {
             (SliceMut::from_raw(device, indices.0, indices.1), SliceMut::from_raw(device, weights.0, weights.1))
         };
-        MoeSwiglu {
-            gate: &w,
-            up: &w,
-            x: x.slice(),
-            choose: Choose::Here { logits, indices, weights },
-            groups: &groups,
-            gate_out: None,
-            up_out: None,
-            out: out.slice_mut(),
-            tokens,
-            top_k: 2,
-        }
+        MoeSwiglu::new(
+            [&w, &w],
+            x.slice(),
+            Choose::here(logits, indices, weights),
+            &groups,
+            [tokens, 2],
+            out.slice_mut(),
+        )
         .launch(device)
     };
     let (whole_indices, whole_weights) = ((indices_at, 4), (weights_at, 4));

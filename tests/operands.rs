@@ -244,23 +244,22 @@ fn argmax(set: &Set) -> Result<()> {
     let x = set.zeros(rows * cols);
     let (mut out, mut partial, mut done) = (set.zeros(rows), set.zeros(rows), set.zeros(rows));
     let (mut position, mut history) = (set.zeros(1), set.zeros(3));
-    Argmax {
-        x: set.read("Argmax.x", "argmax: x", &x),
-        out: set.write("Argmax.out", "argmax: out", &mut out),
-        partial: set.write("Argmax.partial", "argmax: partial", &mut partial),
-        done: set.write("Argmax.done", "argmax: done", &mut done),
-        feed: Some(DecodeLoop {
-            position: set.write("DecodeLoop.position", "argmax: feed.position", &mut position),
-            history: set.any_length(
-                "DecodeLoop.history",
-                "argmax: feed.history",
-                invalid("argmax", "feed.history = 18446744073709551615 is too large"),
-                &mut history,
-            ),
-        }),
-        rows: set.count("Argmax.rows", "argmax: rows", rows),
-        cols: set.count("Argmax.cols", "argmax: cols", cols),
-    }
+    Argmax::new(
+        set.read("Argmax.x", "argmax: x", &x),
+        set.write("Argmax.out", "argmax: out", &mut out),
+        set.write("Argmax.partial", "argmax: partial", &mut partial),
+        set.write("Argmax.done", "argmax: done", &mut done),
+        [set.count("Argmax.rows", "argmax: rows", rows), set.count("Argmax.cols", "argmax: cols", cols)],
+    )
+    .feed(DecodeLoop::new(
+        set.write("DecodeLoop.position", "argmax: feed.position", &mut position),
+        set.any_length(
+            "DecodeLoop.history",
+            "argmax: feed.history",
+            invalid("argmax", "feed.history = 18446744073709551615 is too large"),
+            &mut history,
+        ),
+    ))
     .launch(&set.device)
 }
 
@@ -308,28 +307,35 @@ impl RopeMemory {
         [k_cache, v_cache]: [&'a mut Memory<u8>; 2],
         tokens: usize,
     ) -> Rope<'a> {
-        Rope {
-            q: set.read("Rope.q", "rope: q", &self.q),
-            q_out: set.write("Rope.q_out", "rope: q_out", &mut self.q_out),
-            k: set.read("Rope.k", "rope: k", &self.k),
-            v: set.read("Rope.v", "rope: v", &self.v),
-            q_weight: Some(set.read("Rope.q_weight", "rope: q_weight", &self.q_weight)),
-            k_weight: Some(set.read("Rope.k_weight", "rope: k_weight", &self.k_weight)),
-            table: set.read("Rope.table", "rope: table", &self.table),
-            start: set.read("Rope.start", "rope: start", start),
-            q_normed: Some(set.write("Rope.q_normed", "rope: q_normed", &mut self.q_normed)),
-            k_normed: Some(set.write("Rope.k_normed", "rope: k_normed", &mut self.k_normed)),
-            k_out: Some(set.write("Rope.k_out", "rope: k_out", &mut self.k_out)),
-            k_cache: set.write("Rope.k_cache", "rope: k_cache", k_cache),
-            v_cache: set.write("Rope.v_cache", "rope: v_cache", v_cache),
-            cache_kind: F16,
-            capacity: set.count("Rope.capacity", "rope: capacity", CAPACITY),
-            tokens: set.count("Rope.tokens", "rope: tokens", tokens),
-            heads: set.count("Rope.heads", "rope: heads", HEADS),
-            kv_heads: set.count("Rope.kv_heads", "rope: kv_heads", KV_HEADS),
-            head_dim: set.count("Rope.head_dim", "rope: head_dim", HEAD_DIM),
-            eps: 1e-6,
-        }
+        Rope::new(
+            [
+                set.read("Rope.q", "rope: q", &self.q),
+                set.read("Rope.k", "rope: k", &self.k),
+                set.read("Rope.v", "rope: v", &self.v),
+            ],
+            set.write("Rope.q_out", "rope: q_out", &mut self.q_out),
+            set.read("Rope.table", "rope: table", &self.table),
+            set.read("Rope.start", "rope: start", start),
+            CacheMut::new(
+                [
+                    set.write("Rope.k_cache", "rope: k_cache", k_cache),
+                    set.write("Rope.v_cache", "rope: v_cache", v_cache),
+                ],
+                F16,
+                [
+                    set.count("Rope.capacity", "rope: capacity", CAPACITY),
+                    set.count("Rope.kv_heads", "rope: kv_heads", KV_HEADS),
+                    set.count("Rope.head_dim", "rope: head_dim", HEAD_DIM),
+                ],
+            ),
+            [set.count("Rope.tokens", "rope: tokens", tokens), set.count("Rope.heads", "rope: heads", HEADS)],
+            1e-6,
+        )
+        .q_weight(set.read("Rope.q_weight", "rope: q_weight", &self.q_weight))
+        .k_weight(set.read("Rope.k_weight", "rope: k_weight", &self.k_weight))
+        .q_normed(set.write("Rope.q_normed", "rope: q_normed", &mut self.q_normed))
+        .k_normed(set.write("Rope.k_normed", "rope: k_normed", &mut self.k_normed))
+        .k_out(set.write("Rope.k_out", "rope: k_out", &mut self.k_out))
     }
 }
 
@@ -350,38 +356,44 @@ fn attention(set: &Set, tokens: usize, q: Queries<'_>) -> Result<()> {
     let mut fixed = set.zeros(tokens * HEADS * HEAD_DIM / 256);
     let (mut scores, mut workspace) = (set.zeros(tokens * HEADS * CAPACITY), set.zeros(workspace));
     let too_small = Refusal::Status(sys::KQM_WORKSPACE);
-    Attention {
+    Attention::new(
         q,
-        cache_kind: F16,
-        out: Some(set.write("Attention.out", "attention: out", &mut out)),
-        fixed: Some(set.write("Attention.fixed", "attention: fixed", &mut fixed)),
-        scores: Some(set.write("Attention.scores", "attention: scores", &mut scores)),
-        workspace: set.write_as("Attention.workspace", "attention: workspace", too_small, &mut workspace),
-        capacity: set.count("Attention.capacity", "attention: capacity", CAPACITY),
-        tokens: set.count("Attention.tokens", "attention: tokens", tokens),
-        heads: set.count("Attention.heads", "attention: heads", HEADS),
-        kv_heads: set.count("Attention.kv_heads", "attention: kv_heads", KV_HEADS),
-        head_dim: set.count("Attention.head_dim", "attention: head_dim", HEAD_DIM),
-        scale: 0.125,
-    }
+        set.write_as("Attention.workspace", "attention: workspace", too_small, &mut workspace),
+        F16,
+        [
+            set.count("Attention.capacity", "attention: capacity", CAPACITY),
+            set.count("Attention.kv_heads", "attention: kv_heads", KV_HEADS),
+            set.count("Attention.head_dim", "attention: head_dim", HEAD_DIM),
+        ],
+        [
+            set.count("Attention.tokens", "attention: tokens", tokens),
+            set.count("Attention.heads", "attention: heads", HEADS),
+        ],
+        0.125,
+    )
+    .out(set.write("Attention.out", "attention: out", &mut out))
+    .fixed(set.write("Attention.fixed", "attention: fixed", &mut fixed))
+    .scores(set.write("Attention.scores", "attention: scores", &mut scores))
     .launch(&set.device)
 }
 
 fn attention_rotated(set: &Set) -> Result<()> {
     let (q, start, [k_cache, v_cache]) = (set.zeros(2 * HEADS * HEAD_DIM), set.zeros(1), caches(set));
-    let queries = Queries::Rotated {
-        q: set.read("Queries::Rotated.q", "attention: q", &q),
-        k_cache: set.read("Queries::Rotated.k_cache", "attention: k_cache", &k_cache),
-        v_cache: set.read("Queries::Rotated.v_cache", "attention: v_cache", &v_cache),
-        start: set.read("Queries::Rotated.start", "attention: start", &start),
-    };
+    let queries = Queries::rotated(
+        set.read("Queries::Rotated.q", "attention: q", &q),
+        [
+            set.read("Queries::Rotated.k_cache", "attention: k_cache", &k_cache),
+            set.read("Queries::Rotated.v_cache", "attention: v_cache", &v_cache),
+        ],
+        set.read("Queries::Rotated.start", "attention: start", &start),
+    );
     attention(set, 2, queries)
 }
 
 fn attention_fused(set: &Set) -> Result<()> {
     let (mut memory, start, mut caches) = (RopeMemory::new(set, 1), set.zeros(1), caches(set));
     let rope = memory.operands(set, &start, caches.each_mut(), 1);
-    attention(set, 1, Queries::Fused { rope, follows_qkv: false })
+    attention(set, 1, Queries::fused(rope, false))
 }
 
 fn embedding<const KIND: u32>(set: &Set) -> Result<()> {
@@ -389,15 +401,14 @@ fn embedding<const KIND: u32>(set: &Set) -> Result<()> {
     let (vocab, cols, tokens) = (3, 512, 2);
     let table = set.zeros(vocab * cols / kind.block_len() * kind.block_bytes());
     let (ids, mut out) = (set.zeros(tokens), set.zeros(tokens * cols));
-    Embedding {
-        table: set.read("Embedding.table", "embedding: table", &table),
+    Embedding::new(
+        set.read("Embedding.table", "embedding: table", &table),
         kind,
-        vocab: set.count("Embedding.vocab", "embedding: vocab", vocab),
-        cols: set.cols("Embedding.cols", "embedding: cols", cols),
-        ids: set.read("Embedding.ids", "embedding: ids", &ids),
-        tokens: set.count("Embedding.tokens", "embedding: tokens", tokens),
-        out: set.write("Embedding.out", "embedding: out", &mut out),
-    }
+        [set.count("Embedding.vocab", "embedding: vocab", vocab), set.cols("Embedding.cols", "embedding: cols", cols)],
+        set.read("Embedding.ids", "embedding: ids", &ids),
+        set.count("Embedding.tokens", "embedding: tokens", tokens),
+        set.write("Embedding.out", "embedding: out", &mut out),
+    )
     .launch(&set.device)
 }
 
@@ -424,21 +435,25 @@ fn moe_down(set: &Set, tokens: usize, x: DownInput<'_>, groups: &Groups<Emulated
         experts,
     ];
     let wrong = wrong.each_ref().map(|(matrix, refusal)| (matrix, refusal.clone()));
-    MoeDown {
-        down: set.one_of("MoeDown.down", &right, wrong),
+    MoeDown::new(
+        set.one_of("MoeDown.down", &right, wrong),
         x,
-        indices: set.read("MoeDown.indices", "moe_down: indices", &indices),
-        weights: set.read("MoeDown.weights", "moe_down: weights", &weights),
+        (
+            set.read("MoeDown.indices", "moe_down: indices", &indices),
+            set.read("MoeDown.weights", "moe_down: weights", &weights),
+        ),
         groups,
-        expert_out: set.write("MoeDown.expert_out", "moe_down: expert_out", &mut expert_out),
-        sum: Some(set.write("MoeDown.sum", "moe_down: sum", &mut sum)),
-        y: set.write("MoeDown.y", "moe_down: y", &mut y),
-        tokens: set.grouped_tokens("MoeDown.tokens", "moe_down", tokens),
-        top_k: match tokens {
-            1 => set.count("MoeDown.top_k", "moe_down: top_k", TOP_K),
-            _ => set.grouped_top_k("MoeDown.top_k", "moe_down"),
-        },
-    }
+        [
+            set.grouped_tokens("MoeDown.tokens", "moe_down", tokens),
+            match tokens {
+                1 => set.count("MoeDown.top_k", "moe_down: top_k", TOP_K),
+                _ => set.grouped_top_k("MoeDown.top_k", "moe_down"),
+            },
+        ],
+        set.write("MoeDown.expert_out", "moe_down: expert_out", &mut expert_out),
+        set.write("MoeDown.y", "moe_down: y", &mut y),
+    )
+    .sum(set.write("MoeDown.sum", "moe_down: sum", &mut sum))
     .launch(&set.device)
 }
 
@@ -471,25 +486,27 @@ fn moe_group(set: &Set) -> Result<()> {
     );
     let indices = set.read("MoeGroup.indices", "moe_group: indices", &indices);
     let one_more = |name| (1 << 31, invalid("moe_group", name));
-    MoeGroup {
+    MoeGroup::new(
         indices,
-        groups: &mut groups,
-        tokens: set.count_as(
-            "MoeGroup.tokens",
-            tokens,
-            &[(0, BAD_SHAPE), one_more("groups.order has "), large("moe_group: tokens"), endless("moe_group")],
-        ),
-        experts: set.count_as(
+        &mut groups,
+        [
+            set.count_as(
+                "MoeGroup.tokens",
+                tokens,
+                &[(0, BAD_SHAPE), one_more("groups.order has "), large("moe_group: tokens"), endless("moe_group")],
+            ),
+            set.count_as(
+                "MoeGroup.top_k",
+                TOP_K,
+                &[(0, BAD_SHAPE), one_more("groups.order has "), large("moe_group: top_k"), endless("moe_group")],
+            ),
+        ],
+        set.count_as(
             "MoeGroup.experts",
             EXPERTS,
             &[(0, BAD_SHAPE), one_more("groups.items has "), large("moe_group: experts"), endless("moe_group")],
         ),
-        top_k: set.count_as(
-            "MoeGroup.top_k",
-            TOP_K,
-            &[(0, BAD_SHAPE), one_more("groups.order has "), large("moe_group: top_k"), endless("moe_group")],
-        ),
-    }
+    )
     .launch(device)
 }
 
@@ -498,20 +515,22 @@ fn moe_router(set: &Set, x: RouterInput<'_>, tokens: usize, cols: usize) -> Resu
     let (w, mut logits) = (set.zeros(EXPERTS * cols), set.zeros(tokens * EXPERTS));
     let (mut indices, mut weights) = (set.zeros(tokens * TOP_K), set.zeros(tokens * TOP_K));
     let mut done = set.zeros(tokens);
-    MoeRouter {
+    MoeRouter::new(
         x,
-        w: set.read("MoeRouter.w", "moe_router: w", &w),
-        logits: set.write("MoeRouter.logits", "moe_router: logits", &mut logits),
-        choice: Some(RouterChoice {
-            indices: set.write("RouterChoice.indices", "moe_router: indices", &mut indices),
-            weights: set.write("RouterChoice.weights", "moe_router: weights", &mut weights),
-            done: set.write("RouterChoice.done", "moe_router: done", &mut done),
-        }),
-        tokens: set.count("MoeRouter.tokens", "moe_router: tokens", tokens),
-        cols: set.cols("MoeRouter.cols", "moe_router: cols", cols),
-        experts: set.count("MoeRouter.experts", "moe_router: experts", EXPERTS),
-        top_k: set.count("MoeRouter.top_k", "moe_router: top_k", TOP_K),
-    }
+        set.read("MoeRouter.w", "moe_router: w", &w),
+        [
+            set.count("MoeRouter.experts", "moe_router: experts", EXPERTS),
+            set.cols("MoeRouter.cols", "moe_router: cols", cols),
+        ],
+        set.write("MoeRouter.logits", "moe_router: logits", &mut logits),
+        set.count("MoeRouter.tokens", "moe_router: tokens", tokens),
+        set.count("MoeRouter.top_k", "moe_router: top_k", TOP_K),
+    )
+    .choice(RouterChoice::new(
+        set.write("RouterChoice.indices", "moe_router: indices", &mut indices),
+        set.write("RouterChoice.weights", "moe_router: weights", &mut weights),
+        set.write("RouterChoice.done", "moe_router: done", &mut done),
+    ))
     .launch(&set.device)
 }
 
@@ -536,12 +555,12 @@ impl NormMemory {
 
     fn operands(&mut self, set: &Set, kernel: &str) -> FusedNorm<'_> {
         let name = |operand| format!("{kernel}: norm.{operand}");
-        FusedNorm {
-            x: set.read("FusedNorm.x", &name("x"), &self.x),
-            weight: set.read("FusedNorm.weight", &name("weight"), &self.weight),
-            eps: norm::EPS,
-            out: Some(set.write("FusedNorm.out", &name("out"), &mut self.out)),
-        }
+        FusedNorm::new(
+            set.read("FusedNorm.x", &name("x"), &self.x),
+            set.read("FusedNorm.weight", &name("weight"), &self.weight),
+            norm::EPS,
+        )
+        .out(set.write("FusedNorm.out", &name("out"), &mut self.out))
     }
 }
 
@@ -568,21 +587,25 @@ fn moe_swiglu(set: &Set, tokens: usize, choose: Choose<'_>, groups: &Groups<Emul
         let others = others.iter().map(|other| (other, invalid("moe_swiglu", "up has shape ")));
         others.chain([(&elsewhere, foreign(name))])
     };
-    MoeSwiglu {
-        gate: set.one_of("MoeSwiglu.gate", &gate, wrong("moe_swiglu: gate")),
-        up: set.one_of("MoeSwiglu.up", &up, wrong("moe_swiglu: up")),
-        x: set.read("MoeSwiglu.x", "moe_swiglu: x", &x),
+    MoeSwiglu::new(
+        [
+            set.one_of("MoeSwiglu.gate", &gate, wrong("moe_swiglu: gate")),
+            set.one_of("MoeSwiglu.up", &up, wrong("moe_swiglu: up")),
+        ],
+        set.read("MoeSwiglu.x", "moe_swiglu: x", &x),
         choose,
         groups,
-        gate_out: Some(set.write("MoeSwiglu.gate_out", "moe_swiglu: gate_out", &mut gate_out)),
-        up_out: Some(set.write("MoeSwiglu.up_out", "moe_swiglu: up_out", &mut up_out)),
-        out: set.write("MoeSwiglu.out", "moe_swiglu: out", &mut out),
-        tokens: set.grouped_tokens("MoeSwiglu.tokens", "moe_swiglu", tokens),
-        top_k: match tokens {
-            1 => set.count("MoeSwiglu.top_k", "moe_swiglu: top_k", TOP_K),
-            _ => set.grouped_top_k("MoeSwiglu.top_k", "moe_swiglu"),
-        },
-    }
+        [
+            set.grouped_tokens("MoeSwiglu.tokens", "moe_swiglu", tokens),
+            match tokens {
+                1 => set.count("MoeSwiglu.top_k", "moe_swiglu: top_k", TOP_K),
+                _ => set.grouped_top_k("MoeSwiglu.top_k", "moe_swiglu"),
+            },
+        ],
+        set.write("MoeSwiglu.out", "moe_swiglu: out", &mut out),
+    )
+    .gate_out(set.write("MoeSwiglu.gate_out", "moe_swiglu: gate_out", &mut gate_out))
+    .up_out(set.write("MoeSwiglu.up_out", "moe_swiglu: up_out", &mut up_out))
     .launch(&set.device)
 }
 
@@ -594,11 +617,11 @@ fn moe_swiglu_made(set: &Set) -> Result<()> {
 
 fn moe_swiglu_here(set: &Set) -> Result<()> {
     let (logits, mut indices, mut weights) = (set.zeros(EXPERTS), set.zeros(TOP_K), set.zeros(TOP_K));
-    let choose = Choose::Here {
-        logits: set.read("Choose::Here.logits", "moe_swiglu: logits", &logits),
-        indices: set.write("Choose::Here.indices", "moe_swiglu: indices", &mut indices),
-        weights: set.write("Choose::Here.weights", "moe_swiglu: weights", &mut weights),
-    };
+    let choose = Choose::here(
+        set.read("Choose::Here.logits", "moe_swiglu: logits", &logits),
+        set.write("Choose::Here.indices", "moe_swiglu: indices", &mut indices),
+        set.write("Choose::Here.weights", "moe_swiglu: weights", &mut weights),
+    );
     moe_swiglu(set, 1, choose, &set.groups(1, EXPERTS, TOP_K))
 }
 
@@ -618,17 +641,17 @@ fn matvec(set: &Set, kernel: &str, kind: TensorType, other: Option<TensorType>) 
         (set.matrix(kind, 1, rows + 1, cols), invalid(kernel, "y has ")),
         (set.matrix(kind, 1, rows, cols + 256), invalid(kernel, "x has ")),
     ];
-    let operands = Q4KMatvec {
-        w: set.one_of("Q4KMatvec.w", &right, wrong.each_ref().map(|(matrix, refusal)| (matrix, refusal.clone()))),
-        x: set.read("Q4KMatvec.x", &name("x"), &x),
-        y: set.write("Q4KMatvec.y", &name("y"), &mut y),
-        add: true,
-        product: Some(set.write("Q4KMatvec.product", &name("product"), &mut product)),
-        tokens: set.count("Q4KMatvec.tokens", &name("tokens"), tokens),
-    };
+    let operands = Matvec::new(
+        set.one_of("Matvec.w", &right, wrong.each_ref().map(|(matrix, refusal)| (matrix, refusal.clone()))),
+        set.read("Matvec.x", &name("x"), &x),
+        set.write("Matvec.y", &name("y"), &mut y),
+        set.count("Matvec.tokens", &name("tokens"), tokens),
+    )
+    .accumulate(true)
+    .product(set.write("Matvec.product", &name("product"), &mut product));
     match (kind, other) {
-        (_, None) => Matvec(operands).launch(&set.device),
-        (Q4K, _) => operands.launch(&set.device),
+        (_, None) => operands.launch(&set.device),
+        (Q4K, _) => Q4KMatvec(operands).launch(&set.device),
         _ => Q6KGemv(operands).launch(&set.device),
     }
 }
@@ -669,7 +692,7 @@ fn qkv(set: &Set, x: kernels::Activations<'_>, tokens: usize) -> Result<()> {
         number += 1;
         set.write(Y[number - 1], &format!("qkv: y[{}]", number - 1), y)
     });
-    Qkv { w: matrices.each_ref(), x, y, tokens: set.count("Qkv.tokens", "qkv: tokens", tokens) }.launch(&set.device)
+    Qkv::new(matrices.each_ref(), x, y, set.count("Qkv.tokens", "qkv: tokens", tokens)).launch(&set.device)
 }
 
 fn qkv_fixed(set: &Set) -> Result<()> {
@@ -686,35 +709,33 @@ fn qkv_norm(set: &Set) -> Result<()> {
 fn quantize(set: &Set) -> Result<()> {
     let (tokens, cols) = (2, 512);
     let (x, mut out) = (set.zeros(tokens * cols), set.zeros(tokens * cols / 256));
-    Quantize {
-        x: set.read("Quantize.x", "quantize: x", &x),
-        out: set.write("Quantize.out", "quantize: out", &mut out),
-        tokens: set.count("Quantize.tokens", "quantize: tokens", tokens),
-        cols: set.cols("Quantize.cols", "quantize: cols", cols),
-    }
+    Quantize::new(
+        set.read("Quantize.x", "quantize: x", &x),
+        set.write("Quantize.out", "quantize: out", &mut out),
+        [set.count("Quantize.tokens", "quantize: tokens", tokens), set.cols("Quantize.cols", "quantize: cols", cols)],
+    )
     .launch(&set.device)
 }
 
 fn repack(set: &Set) -> Result<()> {
     let (rows, cols) = (17, 512);
     let (blocks, mut tiles) = (set.zeros(rows * cols / 256 * 210), set.zeros(32 * cols / 256 * 210));
-    Repack {
-        blocks: set.read("Repack.blocks", "repack: blocks", &blocks),
-        tiles: set.write("Repack.tiles", "repack: tiles", &mut tiles),
-        kind: Q6K,
-        rows: set.count("Repack.rows", "repack: rows", rows),
-        cols: set.cols("Repack.cols", "repack: cols", cols),
-    }
+    Repack::new(
+        set.read("Repack.blocks", "repack: blocks", &blocks),
+        set.write("Repack.tiles", "repack: tiles", &mut tiles),
+        Q6K,
+        [set.count("Repack.rows", "repack: rows", rows), set.cols("Repack.cols", "repack: cols", cols)],
+    )
     .launch(&set.device)
 }
 
 fn residual_add(set: &Set) -> Result<()> {
     let (a, b, mut y) = (set.zeros(5), set.zeros(5), set.zeros(5));
-    ResidualAdd {
-        a: set.read("ResidualAdd.a", "residual_add: a", &a),
-        b: set.read("ResidualAdd.b", "residual_add: b", &b),
-        y: set.any_length("ResidualAdd.y", "residual_add: y", invalid("residual_add", "a has "), &mut y),
-    }
+    ResidualAdd::new(
+        set.read("ResidualAdd.a", "residual_add: a", &a),
+        set.read("ResidualAdd.b", "residual_add: b", &b),
+        set.any_length("ResidualAdd.y", "residual_add: y", invalid("residual_add", "a has "), &mut y),
+    )
     .launch(&set.device)
 }
 
@@ -722,15 +743,14 @@ fn rms_norm(set: &Set) -> Result<()> {
     let (tokens, cols) = (2, 512);
     let (x, weight) = (set.zeros(tokens * cols), set.zeros(cols));
     let (mut out, mut fixed) = (set.zeros(tokens * cols), set.zeros(tokens * cols / 256));
-    RmsNorm {
-        x: set.read("RmsNorm.x", "rms_norm: x", &x),
-        weight: set.read("RmsNorm.weight", "rms_norm: weight", &weight),
-        eps: norm::EPS,
-        tokens: set.count("RmsNorm.tokens", "rms_norm: tokens", tokens),
-        cols: set.cols("RmsNorm.cols", "rms_norm: cols", cols),
-        out: Some(set.write("RmsNorm.out", "rms_norm: out", &mut out)),
-        fixed: Some(set.write("RmsNorm.fixed", "rms_norm: fixed", &mut fixed)),
-    }
+    RmsNorm::new(
+        set.read("RmsNorm.x", "rms_norm: x", &x),
+        set.read("RmsNorm.weight", "rms_norm: weight", &weight),
+        norm::EPS,
+        [set.count("RmsNorm.tokens", "rms_norm: tokens", tokens), set.cols("RmsNorm.cols", "rms_norm: cols", cols)],
+    )
+    .out(set.write("RmsNorm.out", "rms_norm: out", &mut out))
+    .fixed(set.write("RmsNorm.fixed", "rms_norm: fixed", &mut fixed))
     .launch(&set.device)
 }
 
@@ -814,7 +834,8 @@ fn fields_by_type() -> BTreeMap<String, Vec<(String, String)>> {
                     for variant in parts(inner(&item[open..])) {
                         if let Some(open) = variant.find(['{', '(']) {
                             let of_variant = fields_of(&variant[open..]).into_iter();
-                            let variant = variant[..open].trim();
+                            // Behind its attributes.
+                            let variant = variant[..open].rsplit(']').next().unwrap().trim();
                             fields.extend(of_variant.map(|(field, of)| (format!("{name}::{variant}.{field}"), of)));
                         }
                     }

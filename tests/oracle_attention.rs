@@ -26,7 +26,7 @@ fn check<T: Element>(head_dim: usize, seen: usize, sharpness: f32, tolerance: f6
     let mut out = vec![0.0; head_dim];
     let mut scores = vec![0.0; seen + 3];
     // The second KV head.
-    let head = Head { k: &k[head_dim..], v: &v[head_dim..], stride };
+    let head = Head::new(&k[head_dim..], &v[head_dim..], stride);
     attention(&q, head, seen, scale, &mut out, Some(&mut scores));
     let expected = plain(&q, &widen(&k)[head_dim..], &widen(&v)[head_dim..], stride, seen, scale);
     let norm = expected.iter().map(|x| x * x).sum::<f64>().sqrt();
@@ -52,7 +52,7 @@ fn close_to_a_plain_softmax() {
 fn one_position_gives_its_value() {
     let v: Vec<f32> = Random::new(1).normals(16);
     let mut out = vec![0.0; 16];
-    attention(&[0.5; 16], Head { k: &[2.0; 16], v: &v, stride: 16 }, 1, 0.25, &mut out, None);
+    attention(&[0.5; 16], Head::new(&[2.0; 16], &v, 16), 1, 0.25, &mut out, None);
     assert_eq!(out, v);
 }
 
@@ -64,12 +64,12 @@ fn large_scores_do_not_overflow_and_nan_spreads() {
     k.iter_mut().for_each(|k| *k *= 1e15);
     let mut out = vec![0.0; dim];
     let q = [1e15; 8];
-    attention(&q, Head { k: &k, v: &v, stride: dim }, seen, 1.0, &mut out, None);
+    attention(&q, Head::new(&k, &v, dim), seen, 1.0, &mut out, None);
     assert!(out.iter().all(|x| x.is_finite()));
     // What lies behind the positions seen does not matter.
     k[70 * dim] = f32::NAN;
-    attention(&q, Head { k: &k, v: &v, stride: dim }, 70, 1.0, &mut out, None);
+    attention(&q, Head::new(&k, &v, dim), 70, 1.0, &mut out, None);
     assert!(out.iter().all(|x| x.is_finite()));
-    attention(&q, Head { k: &k, v: &v, stride: dim }, seen, 1.0, &mut out, None);
+    attention(&q, Head::new(&k, &v, dim), seen, 1.0, &mut out, None);
     assert_eq!(common::bits(&out), [0x7fc0_0000; 8]);
 }

@@ -108,7 +108,7 @@ fn every_head_dimension_has_its_scale() {
 fn attend(q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (dim, seen) = (q.len(), k.len() / q.len());
     let (mut out, mut scores) = (vec![0.0; dim], vec![0.0; seen]);
-    attention::attention(q, Head { k, v, stride: dim }, seen, attention::scale(dim), &mut out, Some(&mut scores));
+    attention::attention(q, Head::new(k, v, dim), seen, attention::scale(dim), &mut out, Some(&mut scores));
     (out, scores)
 }
 

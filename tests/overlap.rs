@@ -8,8 +8,8 @@ use common::{EmulatedDevice, emulated_device};
 use kquant_moe::blocks::TensorType;
 use kquant_moe::device::Buffer;
 use kquant_moe::kernels::{Argmax, Attention, DecodeLoop, Queries};
+use kquant_moe::model::Logits;
 use kquant_moe::model::gpu::Gpu;
-use kquant_moe::model::{ContextOptions, Logits};
 use kquant_moe::{Error, Result};
 use kquant_moe_emulation::{Failure, Library, Substitution};
 
@@ -19,7 +19,7 @@ const STEPS: usize = 3;
 /// Decodes some tokens, with steps that are recorded and replayed.
 fn decode(device: &EmulatedDevice) -> Result<()> {
     let model = common::model(Gpu::new(device.clone().recording()));
-    let mut context = model.context(ContextOptions { capacity: 8, ..common::options() })?;
+    let mut context = model.context(common::options().capacity(8))?;
     context.forward(&model, &[766, 306, 598], Logits::None)?;
     assert_eq!(context.decode(&model, 17, STEPS)?.len(), STEPS);
     Ok(())
@@ -36,30 +36,18 @@ fn attention_behind_argmax(device: &EmulatedDevice) -> Result<()> {
     let cache: Buffer<_, u8> = Buffer::zeroed(device, 4 * capacity * head_dim)?;
     let mut out = Buffer::zeroed(device, head_dim)?;
     let mut workspace = Buffer::zeroed(device, Attention::workspace_bytes(device, capacity, 1, 1, head_dim)?)?;
-    Argmax {
-        x: x.slice(),
-        out: token.slice_mut(),
-        partial: partial.slice_mut(),
-        done: done.slice_mut(),
-        feed: Some(DecodeLoop { position: position.slice_mut(), history: history.slice_mut() }),
-        rows: 1,
-        cols: 2,
-    }
-    .launch(device)?;
-    Attention {
-        q: Queries::Rotated { q: q.slice(), k_cache: cache.slice(), v_cache: cache.slice(), start: position.slice() },
-        cache_kind: TensorType::F32,
-        out: Some(out.slice_mut()),
-        fixed: None,
-        scores: None,
-        workspace: workspace.slice_mut(),
-        capacity,
-        tokens: 1,
-        heads: 1,
-        kv_heads: 1,
-        head_dim,
-        scale: 0.125,
-    }
+    Argmax::new(x.slice(), token.slice_mut(), partial.slice_mut(), done.slice_mut(), [1, 2])
+        .feed(DecodeLoop::new(position.slice_mut(), history.slice_mut()))
+        .launch(device)?;
+    Attention::new(
+        Queries::rotated(q.slice(), [cache.slice(), cache.slice()], position.slice()),
+        workspace.slice_mut(),
+        TensorType::F32,
+        [capacity, 1, head_dim],
+        [1, 1],
+        0.125,
+    )
+    .out(out.slice_mut())
     .launch(device)
 }
 

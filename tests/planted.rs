@@ -52,7 +52,7 @@ fn factors(kind: TensorType) -> &'static [usize] {
 fn model_file(kind: TensorType) -> Arc<Gguf> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("small.gguf");
-    synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(LAYERS), seed: 3 }, &mut |_, _| {}).unwrap();
+    synth(&path, SynthOptions::new(Preset::Tiny, 3).layers(LAYERS), &mut |_, _| {}).unwrap();
     let mut random = Random::new(70);
     let other = if kind == Q4K { Q6K } else { Q4K };
     changed(&Gguf::read(&path).unwrap(), &[], |tensors| {
@@ -72,11 +72,11 @@ fn model_file(kind: TensorType) -> Arc<Gguf> {
 }
 
 fn load<B: Backend>(gguf: &Arc<Gguf>, backend: B) -> Model<B> {
-    Model::load(gguf.clone(), backend, LoadOptions { check_blocks: false }, &mut |_, _| {}).unwrap()
+    Model::load(gguf.clone(), backend, LoadOptions::default().check_blocks(false), &mut |_, _| {}).unwrap()
 }
 
 fn options() -> ContextOptions {
-    ContextOptions { capacity: 16, trace: true, ..common::options() }
+    common::options().capacity(16).trace(true)
 }
 
 /// All stages of all tokens.
@@ -265,7 +265,7 @@ fn a_nan_in_the_cache_is_found<D: Device>(device: &D) {
     for (cache, nan) in
         [(CacheType::F32, f32::NAN.to_le_bytes().to_vec()), (CacheType::F16, f16::NAN.to_le_bytes().to_vec())]
     {
-        let options = ContextOptions { cache, ..options() };
+        let options = options().cache(cache);
         let (mut right, mut wrong) = (cpu.context(options).unwrap(), gpu.context(options).unwrap());
         // A batch, and the single token of a decode step.
         for rest in [rest, &rest[..1]] {

@@ -4,13 +4,13 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::shaped::{self, SMALL, UNEVEN};
+use common::shaped::{self, SMALL, UNEVEN, reshaped};
 use common::{EmulatedDevice, cuda_device, emulated_device};
 use kquant_moe::Error;
 use kquant_moe::device::{Device, Probe};
 use kquant_moe::kernels::FusedNorm;
 use kquant_moe::model::gpu::{Gpu, weight_reads};
-use kquant_moe::model::{Backend, Config, Context, ContextOptions, Model, Tensors};
+use kquant_moe::model::{Backend, Config, Context, Model, Tensors};
 use kquant_moe_emulation::Recording;
 
 const PROMPT: [u32; 4] = [766, 306, 598, 17];
@@ -24,7 +24,7 @@ type Probed<D> = Gpu<Probe<D>>;
 /// The test model on a device, with a context that has decoded tokens and is at `POSITION`.
 fn decoded<D: Device>(device: D) -> (Model<Probed<D>>, Context<Probed<D>>) {
     let model = common::model(Gpu::new(Probe::new(device)));
-    let mut context = model.context(ContextOptions { capacity: CAPACITY, ..common::options() }).unwrap();
+    let mut context = model.context(common::options().capacity(CAPACITY)).unwrap();
     let next = context.next_token(&model, &PROMPT).unwrap();
     context.decode(&model, next, 2).unwrap();
     assert_eq!(context.position(), POSITION);
@@ -228,8 +228,8 @@ fn never_records<B: Backend>(backend: B) {
 /// one row.
 #[test]
 fn weights_are_read_by_the_kernels_that_need_them() {
-    let narrow = Config { hidden: FusedNorm::MAX_COLS, vocab: 5, ..SMALL };
-    let wide = Config { hidden: FusedNorm::MAX_COLS + 256, ..narrow.clone() };
+    let narrow = reshaped!(SMALL, hidden: FusedNorm::MAX_COLS, vocab: 5);
+    let wide = reshaped!(narrow.clone(), hidden: FusedNorm::MAX_COLS + 256);
     for (config, fuses) in [(UNEVEN, true), (narrow, true), (wide, false)] {
         let gguf = shaped::model(&config, 1);
         let tensors = Tensors::find(&gguf, &config).unwrap();

@@ -24,7 +24,7 @@ on_devices!(
 
 fn run<D: Device>(device: &D, w: &[Matrix<D>; 3], x: Input<'_>, tokens: usize) -> [Vec<f32>; 3] {
     let mut y = [0, 1, 2].map(|i| Output::new(device, tokens * w[i].rows()));
-    ok(Qkv { w: w.each_ref(), x, y: y.each_mut().map(Output::slice), tokens }.launch(device));
+    ok(Qkv::new(w.each_ref(), x, y.each_mut().map(Output::slice), tokens).launch(device));
     y.map(|y| y.read())
 }
 
@@ -271,7 +271,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
         // SAFETY: as long as the buffers say, or refused before anything is read.
         let (x, y) =
             unsafe { (Slice::from_raw(device, x_at, 4), [0, 0, 0].map(|_| SliceMut::from_raw(device, y_at, 64))) };
-        Qkv { w: [&good, &good, third], x: Input::Fixed(x), y, tokens }.launch(device)
+        Qkv::new([&good, &good, third], Input::Fixed(x), y, tokens).launch(device)
     };
     assert_invalid(run(&wide, x_at, y_at, 1));
     assert_status(run(&stack, x_at, y_at, 1), sys::KQM_BAD_SHAPE);
@@ -295,8 +295,8 @@ fn refuses_bad_norms<D: Device>(device: &D, _: Size) {
         unsafe {
             let y = [0, 0, 0].map(|_| SliceMut::from_raw(device, y_at, 64));
             let (x, weight) = (Slice::from_raw(device, x.0, x.1), Slice::from_raw(device, weight.0, weight.1));
-            let norm = FusedNorm { x, weight, eps: norm::EPS, out: Some(SliceMut::from_raw(device, out.0, out.1)) };
-            Qkv { w: [w, w, w], x: Input::Norm(norm), y, tokens }.launch(device)
+            let norm = FusedNorm::new(x, weight, norm::EPS).out(SliceMut::from_raw(device, out.0, out.1));
+            Qkv::new([w, w, w], Input::Norm(norm), y, tokens).launch(device)
         }
     };
     let whole = (at, 8192);

@@ -15,7 +15,7 @@ fn run<D: Device>(device: &D, x: &[f32], tokens: usize) -> Vec<FixedBlock> {
     let cols = x.len() / tokens;
     let x = input(device, x);
     let mut out = Output::new(device, tokens * cols / BLOCK);
-    ok(Quantize { x: x.slice(), out: out.slice(), tokens, cols }.launch(device));
+    ok(Quantize::new(x.slice(), out.slice(), [tokens, cols]).launch(device));
     out.read()
 }
 
@@ -79,7 +79,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let run = |x: u64, out: u64, tokens, cols| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
         let (x, out) = unsafe { (Slice::from_raw(device, x, 512), SliceMut::from_raw(device, out, 2)) };
-        Quantize { x, out, tokens, cols }.launch(device)
+        Quantize::new(x, out, [tokens, cols]).launch(device)
     };
     assert_status(run(0, out_at, 1, 256), sys::KQM_NULL_POINTER);
     assert_status(run(x_at, 0, 1, 256), sys::KQM_NULL_POINTER);

@@ -11,7 +11,7 @@ use kquant_moe::Error;
 use kquant_moe::gguf::Gguf;
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::gpu::Gpu;
-use kquant_moe::model::{CacheType, ContextOptions, Logits};
+use kquant_moe::model::{CacheType, Logits};
 use kquant_moe::trace::NoTrace;
 
 #[test]
@@ -114,7 +114,7 @@ fn cuda_equals_the_cpu_at_full_size() {
 #[test]
 fn what_does_not_fit_is_refused_and_changes_nothing() {
     let model = common::model(Cpu::new());
-    let mut context = model.context(ContextOptions { capacity: 8, ..common::options() }).unwrap();
+    let mut context = model.context(common::options().capacity(8)).unwrap();
     context.forward(&model, &[1, 2, 3], Logits::None).unwrap();
     let error = context.forward(&model, &[1, 2048], Logits::Last).unwrap_err();
     assert!(matches!(error, Error::TokenOutOfRange { token: 2048, position: 1, vocab: 2048 }), "{error}");
@@ -125,11 +125,8 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     assert_eq!(context.position(), 3);
     assert_eq!(context.trace(&model, &[1; 5], Logits::Last, &mut NoTrace).unwrap().len(), 2048);
     assert_eq!(context.position(), 8);
-    for options in [
-        ContextOptions { capacity: 0, ..common::options() },
-        ContextOptions { capacity: 1 << 30, ..common::options() },
-        ContextOptions { max_batch: 0, ..common::options() },
-    ] {
+    for options in [common::options().capacity(0), common::options().capacity(1 << 30), common::options().max_batch(0)]
+    {
         assert!(matches!(model.context(options), Err(Error::Invalid(_))));
     }
 }

@@ -12,7 +12,7 @@ use kquant_moe::model::backend::Backend;
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::gpu::Gpu;
 use kquant_moe::model::synth::{Preset, SynthOptions, synth};
-use kquant_moe::model::{CacheType, ContextOptions, LoadOptions, Logits, Model};
+use kquant_moe::model::{CacheType, LoadOptions, Logits, Model};
 use kquant_moe::trace::Stage;
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use std::sync::Arc;
 fn mixed_model() -> Arc<Gguf> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("mixed.gguf");
-    synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(8), seed: 1 }, &mut |_, _| {}).unwrap();
+    synth(&path, SynthOptions::new(Preset::Tiny, 1).layers(8), &mut |_, _| {}).unwrap();
     let mut random = Random::new(60);
     changed(&Gguf::read(&path).unwrap(), &[], |tensors| {
         for layer in 0..8 {
@@ -93,9 +93,9 @@ fn nan_logits_are_reported_with_the_first_bad_stage() {
         k.data[at..at + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
     });
     let trace = |gguf| {
-        let options = LoadOptions { check_blocks: false };
+        let options = LoadOptions::default().check_blocks(false);
         let model = Model::load(gguf, Cpu::new(), options, &mut |_, _| {}).unwrap();
-        let mut context = model.context(ContextOptions { trace: true, ..common::options() }).unwrap();
+        let mut context = model.context(common::options().trace(true)).unwrap();
         common::recorded(&model, &mut context, &[1, 2, 3]).1
     };
     let report = common::compared(&trace(common::gguf()), &trace(spoiled), 0.99);

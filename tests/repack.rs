@@ -19,7 +19,7 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             let w = Weights::random(&mut random, kind, 1, rows, cols);
             let blocks = input(device, &w.bytes);
             let mut tiles = Output::new(device, tile_bytes(kind, rows, cols));
-            ok(Repack { blocks: blocks.slice(), tiles: tiles.slice(), kind, rows, cols }.launch(device));
+            ok(Repack::new(blocks.slice(), tiles.slice(), kind, [rows, cols]).launch(device));
             let expected = oracle::repack::repack(w.expert(0), cols);
             assert_same(&format!("{kind:?} [{rows}, {cols}]"), &tiles.read(), &expected);
         }
@@ -33,7 +33,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let run = |from: u64, to: u64, kind, rows, cols| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
         let (blocks, tiles) = unsafe { (Slice::from_raw(device, from, 4096), SliceMut::from_raw(device, to, 4096)) };
-        Repack { blocks, tiles, kind, rows, cols }.launch(device)
+        Repack::new(blocks, tiles, kind, [rows, cols]).launch(device)
     };
     assert_status(run(0, to, TensorType::Q4K, 1, 256), sys::KQM_NULL_POINTER);
     assert_status(run(from, 0, TensorType::Q4K, 1, 256), sys::KQM_NULL_POINTER);
@@ -46,7 +46,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     // Rows of floats would be larger.
     let mut tiles: Buffer<D, u8> = Buffer::zeroed(device, 4 * 16 * 256).unwrap();
     for kind in [TensorType::F16, TensorType::F32] {
-        let floats = Repack { blocks: blocks.slice(), tiles: tiles.slice_mut(), kind, rows: 1, cols: 256 };
+        let floats = Repack::new(blocks.slice(), tiles.slice_mut(), kind, [1, 256]);
         assert_status(floats.launch(device), sys::KQM_UNSUPPORTED_TYPE);
     }
     assert_eq!(status_without_arguments!(device, repack), sys::KQM_NULL_POINTER);

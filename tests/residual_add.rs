@@ -17,12 +17,12 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             let (mut a, b) = (kind.row(&mut random, count), Activations::Mixed.row(&mut random, count));
             let (a_device, b_device) = (input(device, &a), input(device, &b));
             let mut y = Output::new(device, count);
-            ok(ResidualAdd { a: a_device.slice(), b: b_device.slice(), y: y.slice() }.launch(device));
+            ok(ResidualAdd::new(a_device.slice(), b_device.slice(), y.slice()).launch(device));
             let mut in_place = Output::starting_with(device, &a);
             let sum = in_place.slice();
             // SAFETY: the kernel allows y to be a; the buffer holds `count` elements.
             let a_again = unsafe { Slice::from_raw(device, sum.as_ptr() as u64, count) };
-            ok(ResidualAdd { a: a_again, b: b_device.slice(), y: sum }.launch(device));
+            ok(ResidualAdd::new(a_again, b_device.slice(), sum).launch(device));
             oracle::residual_add::residual_add(&mut a, &b);
             assert_bits(&format!("{kind:?}, {count}"), &y.read(), &a);
             assert_bits(&format!("{kind:?}, {count}, in place"), &in_place.read(), &a);
@@ -37,7 +37,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let run = |a: u64, y: u64, count| {
         // SAFETY: as long as the buffers say, or refused before anything is read.
         let (a, y) = unsafe { (Slice::from_raw(device, a, 4), SliceMut::from_raw(device, y, count)) };
-        ResidualAdd { a, b: a, y }.launch(device)
+        ResidualAdd::new(a, a, y).launch(device)
     };
     assert_status(run(0, y_at, 4), sys::KQM_NULL_POINTER);
     assert_status(run(a_at, 0, 4), sys::KQM_NULL_POINTER);

@@ -61,16 +61,10 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
                 let (x_device, weight_device) = (input(device, &x), input(device, &weight));
                 let (mut out, mut fixed) =
                     (Output::new(device, tokens * cols), Output::new(device, tokens * cols / BLOCK));
-                ok(RmsNorm {
-                    x: x_device.slice(),
-                    weight: weight_device.slice(),
-                    eps,
-                    tokens,
-                    cols,
-                    out: out.slice_if(with_out),
-                    fixed: fixed.slice_if(with_fixed),
-                }
-                .launch(device));
+                ok(RmsNorm::new(x_device.slice(), weight_device.slice(), eps, [tokens, cols])
+                    .out(out.slice_if(with_out))
+                    .fixed(fixed.slice_if(with_fixed))
+                    .launch(device));
                 let what = format!("{kind:?} [{tokens}, {cols}], eps {eps:e}");
                 if with_out {
                     let out = out.read();
@@ -101,7 +95,7 @@ fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
             let mut out = Output::new(device, tokens * cols);
             let x = x.part(first * cols, tokens * cols).unwrap();
             let (weight, out_slice) = (weight.slice(), Some(out.slice()));
-            ok(RmsNorm { x, weight, eps: 1e-6, tokens, cols, out: out_slice, fixed: None }.launch(device));
+            ok(RmsNorm::new(x, weight, 1e-6, [tokens, cols]).out(out_slice).launch(device));
             out.read()
         };
         let single: Vec<f32> = (0..tokens).flat_map(|token| run(token, 1)).collect();
@@ -117,7 +111,7 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
         // SAFETY: as long as the buffer says, or refused before anything is read.
         let x = unsafe { Slice::from_raw(device, x_at, 16640) };
         let out = with_out.then(|| out.slice_mut());
-        RmsNorm { x, weight: x, eps: 0.0, tokens, cols, out, fixed: None }.launch(device)
+        RmsNorm::new(x, x, 0.0, [tokens, cols]).out(out).launch(device)
     };
     assert_status(run(0, true, 1, 256), sys::KQM_NULL_POINTER);
     assert_status(run(at, false, 1, 256), sys::KQM_NULL_POINTER);

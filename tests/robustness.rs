@@ -20,7 +20,7 @@ use kquant_moe::model::{
 use kquant_moe::{Error, Result, sys};
 
 use common::hooked::{Call, Hook, Hooked};
-use common::shaped::{self, UNEVEN};
+use common::shaped::{self, UNEVEN, reshaped};
 
 const TINY: &[u8] = include_bytes!("../cli/model/tiny-qwen3moe-q4_k_m.gguf");
 
@@ -101,7 +101,7 @@ fn two_threads_on_the_gpu() {
 /// One life of a model: file, weights, context, a token.
 fn live<B: Backend>(backend: B) {
     let model = load(backend).unwrap();
-    let mut context = model.context(ContextOptions { capacity: 8, ..common::options() }).unwrap();
+    let mut context = model.context(common::options().capacity(8)).unwrap();
     context.next_token(&model, &[1]).unwrap();
 }
 
@@ -236,7 +236,7 @@ impl Hook for Card {
 
 fn load_from<B: Backend>(gguf: Arc<Gguf>, backend: B) -> Result<Model<B>> {
     // The check reads all weights, which takes longer than all the rest, and keeps nothing.
-    Model::load(gguf, backend, LoadOptions { check_blocks: false }, &mut |_, _| {})
+    Model::load(gguf, backend, LoadOptions::default().check_blocks(false), &mut |_, _| {})
 }
 
 fn load<B: Backend>(backend: B) -> Result<Model<B>> {
@@ -260,7 +260,9 @@ fn too_little_memory_is_said(gguf: &Arc<Gguf>, options: ContextOptions) {
     let tensors = Tensors::find(gguf, &config).unwrap();
     let plan = MemoryPlan::on(&Gpu::new(with(u64::MAX)), &config, &tensors, &options).unwrap();
     assert!(plan.workspace > 0);
-    assert_eq!(plan, MemoryPlan { workspace: plan.workspace, ..MemoryPlan::new(&config, &tensors, &options).unwrap() });
+    let mut without_backend = MemoryPlan::new(&config, &tensors, &options).unwrap();
+    without_backend.workspace = plan.workspace;
+    assert_eq!(plan, without_backend);
     assert_eq!(plan.total(), plan.weights + plan.cache + plan.activations + plan.workspace);
     for (free, fits) in [(plan.total(), true), (plan.total() - 1, false)] {
         assert_eq!(plan.check(&Gpu::new(with(free))).is_ok(), fits, "{plan:?}");
@@ -311,7 +313,7 @@ fn too_little_memory_is_said(gguf: &Arc<Gguf>, options: ContextOptions) {
 fn too_little_memory_is_said_before_anything_is_allocated() {
     let _alone = alone();
     // The largest matrices are the experts', or those of the output.
-    let output = Config { vocab: 5003, ..UNEVEN };
+    let output = reshaped!(UNEVEN, vocab: 5003);
     for gguf in [common::gguf(), shaped::model(&UNEVEN, 1), shaped::model(&output, 1)] {
         for (trace, cache, capacity, max_batch) in [
             (false, CacheType::F32, 96, 512),
@@ -319,7 +321,10 @@ fn too_little_memory_is_said_before_anything_is_allocated() {
             (false, CacheType::F16, 160, 1),
             (true, CacheType::F16, 33, 7),
         ] {
-            too_little_memory_is_said(&gguf, ContextOptions { trace, cache, capacity, max_batch });
+            too_little_memory_is_said(
+                &gguf,
+                ContextOptions::default().trace(trace).cache(cache).capacity(capacity).max_batch(max_batch),
+            );
         }
     }
 }
@@ -344,7 +349,7 @@ fn launches_tell_a_lost_device_from_a_refusal() {
         let device = Hooked::new(emulation.clone(), Fails(status));
         let x = Buffer::from_slice(&device, &[1.0_f32; 4]).unwrap();
         let mut y = Buffer::zeroed(&device, 4).unwrap();
-        let error = ResidualAdd { a: x.slice(), b: x.slice(), y: y.slice_mut() }.launch(&device).unwrap_err();
+        let error = ResidualAdd::new(x.slice(), x.slice(), y.slice_mut()).launch(&device).unwrap_err();
         match error {
             Error::DeviceLost { code, .. } => assert!(code as i32 == status && LOST.contains(&status), "{status}"),
             Error::Kernel { kernel, status: found, .. } => {
@@ -375,7 +380,7 @@ fn decode<B: Backend>(model: &Model<B>, context: &mut Context<B>) -> Result<Vec<
 
 /// A context with a sequence of one token.
 fn started<B: Backend>(model: &Model<B>) -> Context<B> {
-    let mut context = model.context(ContextOptions { capacity: 8, ..common::options() }).unwrap();
+    let mut context = model.context(common::options().capacity(8)).unwrap();
     context.forward(model, &[280], Logits::None).unwrap();
     context
 }
@@ -470,7 +475,7 @@ fn an_engine_brings_its_own_cuda_stream() {
                 let ((from, _reads), (to, _writes)) = (a.device_ptr(&stream), y.device_ptr_mut(&stream));
                 // SAFETY: 1,000 floats each, which nothing else uses until the guards are gone.
                 let (a, y) = unsafe { (Slice::from_raw(&device, from, 1000), SliceMut::from_raw(&device, to, 1000)) };
-                ResidualAdd { a, b: a, y }.launch(&device).unwrap();
+                ResidualAdd::new(a, a, y).launch(&device).unwrap();
             }
             assert_eq!(stream.clone_dtoh(&y).unwrap(), [2.0; 1000]);
 
@@ -526,7 +531,7 @@ fn lose_the_gpu() {
     let x = Buffer::from_slice(&device, &[1.0_f32; 1000]).unwrap();
     // SAFETY: nothing is there, in the page behind the null pointer's, so that nothing but the kernel comes to harm.
     let nowhere = || unsafe { SliceMut::from_raw(&device, 1 << 12, 1000) };
-    let launch = || ResidualAdd { a: x.slice(), b: x.slice(), y: nowhere() }.launch(&device);
+    let launch = || ResidualAdd::new(x.slice(), x.slice(), nowhere()).launch(&device);
     launch().unwrap();
     let lost = |what: &str, result: Result<()>| match result {
         Err(error @ Error::DeviceLost { code: ILLEGAL_ADDRESS, .. }) => println!("lost: {what}: {error}"),

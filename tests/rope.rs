@@ -7,7 +7,7 @@ use common::*;
 use half::f16;
 use kquant_moe::blocks::TensorType;
 use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
-use kquant_moe::kernels::Rope;
+use kquant_moe::kernels::{CacheMut, Rope};
 use kquant_moe::oracle::attention::Element;
 use kquant_moe::oracle::rope;
 use kquant_moe::sys;
@@ -85,28 +85,24 @@ impl Case {
         let cache_bytes = self.capacity * self.kv_heads * self.head_dim * self.cache.block_bytes();
         let mut k_cache = Output::new(device, cache_bytes);
         let mut v_cache = Output::new(device, cache_bytes);
-        ok(Rope {
-            q: if self.in_place { in_place } else { q.slice() },
-            q_out: q_out.slice(),
-            k: k.slice(),
-            v: v.slice(),
-            q_weight: self.norm.then(|| q_weight.slice()),
-            k_weight: self.norm.then(|| k_weight.slice()),
-            table: table.slice(),
-            start: start.slice(),
-            q_normed: q_normed.slice_if(self.optional),
-            k_normed: k_normed.slice_if(self.optional),
-            k_out: k_out.slice_if(self.optional),
-            k_cache: k_cache.slice(),
-            v_cache: v_cache.slice(),
-            cache_kind: self.cache,
-            capacity: self.capacity,
-            tokens: self.tokens,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
-            eps: self.eps,
-        }
+        ok(Rope::new(
+            [if self.in_place { in_place } else { q.slice() }, k.slice(), v.slice()],
+            q_out.slice(),
+            table.slice(),
+            start.slice(),
+            CacheMut::new(
+                [k_cache.slice(), v_cache.slice()],
+                self.cache,
+                [self.capacity, self.kv_heads, self.head_dim],
+            ),
+            [self.tokens, self.heads],
+            self.eps,
+        )
+        .q_weight(self.norm.then(|| q_weight.slice()))
+        .k_weight(self.norm.then(|| k_weight.slice()))
+        .q_normed(q_normed.slice_if(self.optional))
+        .k_normed(k_normed.slice_if(self.optional))
+        .k_out(k_out.slice_if(self.optional))
         .launch(device));
         let read = |output: &Output<D, f32>| if self.optional { output.read() } else { Vec::new() };
         Results {
@@ -352,28 +348,15 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
                 SliceMut::from_raw(device, q_out, 4096),
             )
         };
-        Rope {
-            q,
+        Rope::new(
+            [q, k, values.slice()],
             q_out,
-            k,
-            v: values.slice(),
-            q_weight: None,
-            k_weight: None,
-            table: values.slice(),
-            start: start.slice(),
-            q_normed: None,
-            k_normed: None,
-            k_out: None,
-            k_cache: k_cache.slice_mut(),
-            v_cache: v_cache.slice_mut(),
-            cache_kind,
-            capacity: 2,
-            tokens,
-            heads,
-            kv_heads: 1,
-            head_dim,
-            eps: EPS,
-        }
+            values.slice(),
+            start.slice(),
+            CacheMut::new([k_cache.slice_mut(), v_cache.slice_mut()], cache_kind, [2, 1, head_dim]),
+            [tokens, heads],
+            EPS,
+        )
         .launch(device)
     };
     let f32 = TensorType::F32;

@@ -7,7 +7,7 @@ mod common;
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType::*};
 use kquant_moe::device::{Buffer, Device};
-use kquant_moe::kernels::{Choose, FixedBlock, Groups, Matrix, MoeGroup, MoeSwiglu, Q4KMatvec, ResidualAdd};
+use kquant_moe::kernels::{Choose, FixedBlock, Groups, Matrix, Matvec, MoeGroup, MoeSwiglu, ResidualAdd};
 use kquant_moe::{Error, Result, sys};
 use kquant_moe_emulation as emulation;
 
@@ -36,18 +36,14 @@ impl<D: Device> Swiglu<D> {
     }
 
     fn launch(&mut self, device: &D, indices: &Buffer<D, u32>, groups: &Groups<D>) -> Result<()> {
-        MoeSwiglu {
-            gate: &self.w,
-            up: &self.w,
-            x: self.x.slice(),
-            choose: Choose::Made(indices.slice()),
+        MoeSwiglu::new(
+            [&self.w, &self.w],
+            self.x.slice(),
+            Choose::Made(indices.slice()),
             groups,
-            gate_out: None,
-            up_out: None,
-            out: self.out.slice(),
-            tokens: self.tokens,
-            top_k: 1,
-        }
+            [self.tokens, 1],
+            self.out.slice(),
+        )
         .launch(device)
     }
 }
@@ -57,9 +53,8 @@ fn groups_are_of_their_experts<D: Device>(device: &D, _: Size) {
     let indices: Vec<u32> = (0..64).map(|token| 2 * token).collect();
     let indices = input(device, &indices);
     let mut groups = ok(Groups::new(device, 64, 2, 1));
-    let launch = |groups: &mut Groups<D>, experts| {
-        MoeGroup { indices: indices.slice(), groups, tokens: 64, experts, top_k: 1 }.launch(device)
-    };
+    let launch =
+        |groups: &mut Groups<D>, experts| MoeGroup::new(indices.slice(), groups, [64, 1], experts).launch(device);
     assert_invalid(launch(&mut groups, 128));
     ok(launch(&mut groups, 2));
     ok(device.synchronize());
@@ -72,7 +67,7 @@ fn groups_are_of_their_tokens<D: Device>(device: &D, _: Size) {
     let mut groups = ok(Groups::new(device, 16, 4, 1));
     assert_invalid(swiglu.launch(device, &indices, &groups));
     let group = |groups: &mut Groups<D>, tokens, experts| {
-        MoeGroup { indices: indices.slice(), groups, tokens, experts, top_k: 1 }.launch(device)
+        MoeGroup::new(indices.slice(), groups, [tokens, 1], experts).launch(device)
     };
     ok(group(&mut groups, 16, 4));
     assert_invalid(swiglu.launch(device, &indices, &groups));
@@ -106,7 +101,7 @@ fn memory_is_not_handed_out_unwritten<D: Device>(device: &D, _: Size) {
     let w = ok(Matrix::zeroed(device, Q4K, 17, BLOCK, 1));
     let x = input(device, &fixed_blocks(&Random::new(72).gaussians(BLOCK)).1);
     let mut y = Output::new(device, 17);
-    ok(Q4KMatvec { w: &w, x: x.slice(), y: y.slice(), add: false, product: None, tokens: 1 }.launch(device));
+    ok(Matvec::new(&w, x.slice(), y.slice(), 1).launch(device));
     assert!(y.read().iter().all(|&y| y == 0.0));
 }
 
@@ -127,8 +122,8 @@ fn slices_are_cut_within_their_bounds<D: Device>(device: &D, _: Size) {
     let (mut low, mut high) = ok(y.slice().split_at(4));
     assert_eq!((low.len(), high.len()), (4, 6));
     let (a, b) = (ok(whole.part(6, 4)), ok(ok(whole.part(0, 9)).part(2, 4)));
-    ok(ResidualAdd { a, b, y: ok(low.part(0, 4)) }.launch(device));
-    ok(ResidualAdd { a: b, b, y: ok(high.part(2, 4)) }.launch(device));
+    ok(ResidualAdd::new(a, b, ok(low.part(0, 4))).launch(device));
+    ok(ResidualAdd::new(b, b, ok(high.part(2, 4))).launch(device));
     let (mut expected, poison) = (vec![8.0, 10.0, 12.0, 14.0], f32::from_bits(0xa5a5_a5a5));
     expected.extend([poison, poison, 4.0, 6.0, 8.0, 10.0]);
     assert_bits("sums", &y.read(), &expected);

@@ -443,6 +443,54 @@ fn orders_of_wait_and_release_are_told_apart() {
     }
 }
 
+/// Kernels in which the last CTA to finish reads what the others wrote, and the atomic operations that each of them makes for itself or for
+/// the count of those that have finished.
+const LAST_FINISHES: [(&str, usize); 2] = [("moe_router", 1), ("argmax", 3)];
+
+/// Whether the count of the CTAs that have finished stands between two fences: what a CTA wrote is visible before it counts, and the last
+/// one reads what the others wrote after that. The emulation runs a grid's CTAs one after the other and cannot tell a kernel without them.
+fn counts_between_fences(code: &[Instruction]) -> bool {
+    let count = code.iter().position(|i| i.base() == "ATOMG" && i.opcode.contains(".ADD."));
+    let is_fence = |i: &Instruction| i.opcode == "MEMBAR.SC.GPU";
+    count.is_some_and(|at| code[..at].iter().any(is_fence) && code[at..].iter().any(is_fence))
+}
+
+#[test]
+fn the_last_cta_reads_behind_fences() {
+    let Some(library) = any_library() else { return };
+    for (unit, atomics) in LAST_FINISHES {
+        let functions: Vec<_> = library.functions.iter().filter(|function| function.unit == unit).collect();
+        assert!(!functions.is_empty(), "no kernel of {unit}");
+        for Function { name, arch, code, .. } in functions {
+            assert!(counts_between_fences(code), "{name} for {arch} lacks a fence before or behind the count");
+            let found = code.iter().filter(|i| ["ATOM", "ATOMG", "RED", "REDG"].contains(&i.base())).count();
+            assert_eq!(found, atomics, "{name} for {arch}: another number of atomic operations");
+        }
+    }
+}
+
+#[test]
+fn a_dropped_fence_is_noticed() {
+    let code = |opcodes: &[&str]| -> Vec<Instruction> {
+        let instruction = |(at, &opcode): (u64, &&str)| Instruction {
+            address: 16 * at,
+            opcode: opcode.to_owned(),
+            operands: String::new(),
+        };
+        (0_u64..).zip(opcodes).map(instruction).collect()
+    };
+    let (fence, count) = ("MEMBAR.SC.GPU", "ATOMG.E.ADD.STRONG.GPU");
+    assert!(counts_between_fences(&code(&["STG.E", fence, "BAR.SYNC", count, "BAR.SYNC", fence, "LDG.E"])));
+    for dropped in [
+        &[fence, count][..],
+        &[count, fence],
+        &["MEMBAR.ALL.CTA", count, fence],
+        &[fence, "RED.E.MAX.64.STRONG.GPU", fence],
+    ] {
+        assert!(!counts_between_fences(&code(dropped)), "{dropped:?}");
+    }
+}
+
 /// `tests/sass/sample.cu`, compiled for both targets: two products a turn of the inner loop.
 const SAMPLE: &str = include_str!("sass/sample.sass");
 

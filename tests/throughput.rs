@@ -36,12 +36,12 @@ fn decode_and_prefill_on_a_gpu_beat_the_figures_to_beat() {
     println!("{card}; built with {}", CUDA_BUILD.unwrap());
     // SAFETY: the file stays as it is while the test runs.
     let gguf = Arc::new(unsafe { Gguf::map(path).unwrap() });
-    let options = LoadOptions { check_blocks: false };
+    let options = LoadOptions::default().check_blocks(false);
     let model = Model::load(gguf, Gpu::new(device), options, &mut |_, _| {}).unwrap();
     let vocab = model.config().vocab as u32;
     // In no order, so that all experts are used.
     let prompt: Vec<u32> = (0..6000_u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab).collect();
-    let mut context = model.context(ContextOptions { capacity: 8192, ..ContextOptions::default() }).unwrap();
+    let mut context = model.context(ContextOptions::default().capacity(8192)).unwrap();
 
     let mut slow = Vec::new();
     let mut check = |what: &str, rate: f64, bar: f64| {

@@ -11,13 +11,13 @@ use common::{bits, cuda_device, emulated_device};
 use kquant_moe::device::Device;
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::gpu::Gpu;
-use kquant_moe::model::{Backend, Context, ContextOptions, Logits, Model};
+use kquant_moe::model::{Backend, Context, Logits, Model};
 use kquant_moe::trace::{NoTrace, Record, Select, Selection, Sink};
 
 /// A sink that wants no stage, or all of them.
 fn sink(all: bool) -> impl Sink {
     let stages = if all { None } else { Some(Vec::new()) };
-    Select { selection: Selection { stages, ..Selection::default() }, record: |_: Record<'_>| Ok(()) }
+    Select::new(Selection::default().stages(stages), |_: Record<'_>| Ok(()))
 }
 
 fn launched<'a>(events: &'a [Event]) -> Vec<&'a Launch> {
@@ -45,7 +45,7 @@ fn outputs_added(plain: &Launch, traced: &Launch) -> Vec<String> {
 /// two also make them with the same arguments, to the last pointer, and read the same back; the third has outputs more.
 fn traces_add_no_launch<D: Device>(device: &D) {
     let model = common::model(Gpu::new(Noted(device.clone())));
-    let context = |trace| model.context(ContextOptions { trace, ..common::options() }).unwrap();
+    let context = |trace| model.context(common::options().trace(trace)).unwrap();
     let (mut untraced, mut traced) = (context(false), context(true));
     let batch =
         &["rms_norm.out", "rope.q_normed", "rope.k_normed", "rope.k_out", "attention.out", "attention.scores"][..];
@@ -114,7 +114,7 @@ fn seconds<B: Backend, S: Sink>(model: &Model<B>, context: &mut Context<B>, sink
 fn a_trace_of_nothing_takes_no_time<B: Backend>(backend: B) {
     const MOST: f64 = 1.25;
     let model = common::model(backend);
-    let context = |trace| model.context(ContextOptions { trace, ..common::options() }).unwrap();
+    let context = |trace| model.context(common::options().trace(trace)).unwrap();
     let (mut plain, mut traced) = (context(false), context(true));
     let mut ratios = Vec::new();
     while ratios.len() < 6 {

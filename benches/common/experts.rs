@@ -21,8 +21,7 @@ impl Choice {
         let tokens = indices.len() / TOP_K;
         let indices = ok(Buffer::from_slice(device, indices));
         let mut groups = ok(Groups::new(device, tokens, EXPERTS, TOP_K));
-        ok(MoeGroup { indices: indices.slice(), groups: &mut groups, tokens, experts: EXPERTS, top_k: TOP_K }
-            .launch(device));
+        ok(MoeGroup::new(indices.slice(), &mut groups, [tokens, TOP_K], EXPERTS).launch(device));
         Self { indices, groups }
     }
 }

@@ -3,7 +3,7 @@
 use criterion::Criterion;
 use kquant_moe::blocks::TensorType;
 use kquant_moe::device::Buffer;
-use kquant_moe::kernels::{Matvec, Q4KMatvec};
+use kquant_moe::kernels::Matvec;
 use kquant_moe::oracle;
 
 use super::common::*;
@@ -27,8 +27,7 @@ pub fn bench(criterion: &mut Criterion, kernel: &str, kind: TensorType, shapes: 
             let x = ok(Buffer::from_slice(&device, &fixed_blocks(&random.gaussians(tokens * cols)).1));
             let make = |_| (w.upload(&device), ok(Buffer::zeroed(&device, tokens * rows)));
             on_gpu(&mut group, &device, &format!("{rows}x{cols}/{tokens}"), w.bytes.len(), make, |(w, y)| {
-                let operands = Q4KMatvec { w, x: x.slice(), y: y.slice_mut(), add: false, product: None, tokens };
-                Matvec(operands).launch(&device)
+                Matvec::new(w, x.slice(), y.slice_mut(), tokens).launch(&device)
             });
         }
     }

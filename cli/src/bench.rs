@@ -78,7 +78,7 @@ pub fn bench(args: &Args, out: &mut Out) -> Result<Outcome> {
     }
     let source = args.model.open()?;
     let capacity = source.capacity(args.depth.saturating_add(args.tokens).max(args.prefill), None)?;
-    let options = ContextOptions { capacity, cache: args.kv.cache_type(), ..ContextOptions::default() };
+    let options = ContextOptions::default().capacity(capacity).cache(args.kv.cache_type());
     let device = args.backend.device()?;
     let measure = Measure { source: &source, args, options };
     // Unlike other commands, this one has work for a GPU that the CPU cannot do.
@@ -159,7 +159,7 @@ impl Card {
     }
 
     fn memory(&self) -> String {
-        let MemoryPlan { weights, cache, activations, workspace } = self.plan;
+        let MemoryPlan { weights, cache, activations, workspace, .. } = self.plan;
         let [weights, cache, rest] = [weights, cache, activations + workspace].map(bytes);
         let [used, total, taken, planned] = [self.in_use(), self.total, self.taken(), self.plan.total()].map(bytes);
         format!(
@@ -169,7 +169,7 @@ impl Card {
     }
 
     fn memory_json(&self) -> Value {
-        let MemoryPlan { weights, cache, activations, workspace } = self.plan;
+        let MemoryPlan { weights, cache, activations, workspace, .. } = self.plan;
         json!({
             "total": self.total,
             "in_use": self.in_use(),
@@ -312,7 +312,8 @@ mod tests {
 
     #[test]
     fn memory_is_what_is_not_free() {
-        let plan = MemoryPlan { weights: 1000, cache: 200, activations: 30, workspace: 4 };
+        let mut plan = MemoryPlan::default();
+        (plan.weights, plan.cache, plan.activations, plan.workspace) = (1000, 200, 30, 4);
         let kernels = Kernels { position: 0, rows: vec![], launches: 0, replayed: 0.0, joined: 0.0 };
         let card = Card {
             copy_bandwidth: 1.0,

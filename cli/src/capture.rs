@@ -70,7 +70,7 @@ mod tests {
     use kquant_moe::diff::Verdict;
 
     fn add(capture: &mut Capture, stage: Stage, shape: &[usize], data: Data<'_>) {
-        capture.add(Record { stage, layer: stage.in_layer().then_some(0), position: 0, shape, data }).unwrap();
+        capture.add(Record::new(stage, stage.in_layer().then_some(0), 0, shape, data)).unwrap();
     }
 
     #[test]

@@ -114,7 +114,7 @@ pub fn table(rows: &[(Point, Comparison)], out: &mut Out) -> Result<()> {
 
 /// Smallest and largest value, and what is not finite.
 fn range(side: Option<&(Vec<usize>, Summary)>) -> String {
-    let Some((_, Summary { nan, inf, range })) = side else { return "-".into() };
+    let Some((_, Summary { nan, inf, range, .. })) = side else { return "-".into() };
     let mut text = range.map_or("none".into(), |(min, max)| format!("{min:.3e} {max:.3e}"));
     for (count, name) in [(nan, "NaN"), (inf, "Inf")] {
         if *count > 0 {

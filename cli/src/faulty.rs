@@ -83,6 +83,15 @@ impl Faulty {
     }
 }
 
+/// Methods of the CPU backend as they are.
+macro_rules! forward {
+    ($(fn $method:ident(&$self:ident $(, $argument:ident: $type:ty)* $(,)?) -> $result:ty;)*) => {$(
+        fn $method(&$self $(, $argument: $type)*) -> $result {
+            Cpu.$method($($argument),*)
+        }
+    )*};
+}
+
 impl Backend for Faulty {
     type Matrix = Tensor;
     type Table = Tensor;
@@ -101,56 +110,28 @@ impl Backend for Faulty {
         Ok(Self { forwards: self.forwards.clone(), ..Self::new(self.name, self.fault) })
     }
 
-    fn free_memory(&self) -> Result<Option<u64>> {
-        Cpu.free_memory()
-    }
-
-    fn staging_bytes(&self, tensor: &Tensor) -> u64 {
-        Cpu.staging_bytes(tensor)
-    }
-
-    fn workspace_bytes(&self, shape: CacheShape) -> Result<u64> {
-        Cpu.workspace_bytes(shape)
-    }
-
-    fn matrix(&self, tensor: &Tensor) -> Result<Tensor> {
-        Cpu.matrix(tensor)
-    }
-
-    fn table(&self, tensor: &Tensor) -> Result<Tensor> {
-        Cpu.table(tensor)
-    }
-
-    fn floats_from(&self, values: &[f32]) -> Result<Vec<f32>> {
-        Cpu.floats_from(values)
-    }
-
-    fn floats(&self, len: usize) -> Result<Vec<f32>> {
-        Cpu.floats(len)
-    }
-
-    fn fixed(&self, blocks: usize) -> Result<Fixed> {
-        Cpu.fixed(blocks)
-    }
-
-    fn routing(&self, shape: RoutingShape) -> Result<Routing> {
-        Cpu.routing(shape)
-    }
-
-    fn cache(&self, shape: CacheShape) -> Result<Cache> {
-        Cpu.cache(shape)
-    }
-
-    fn input(&self, tokens: usize, capacity: usize) -> Result<Input> {
-        Cpu.input(tokens, capacity)
-    }
-
-    fn set_input(&self, input: &mut Input, tokens: &[u32], start: usize) -> Result<()> {
-        Cpu.set_input(input, tokens, start)
-    }
-
-    fn read(&self, buffer: &Vec<f32>, from: usize, out: &mut [f32]) -> Result<()> {
-        Cpu.read(buffer, from, out)
+    forward! {
+        fn free_memory(&self) -> Result<Option<u64>>;
+        fn staging_bytes(&self, tensor: &Tensor) -> u64;
+        fn workspace_bytes(&self, shape: CacheShape) -> Result<u64>;
+        fn matrix(&self, tensor: &Tensor) -> Result<Tensor>;
+        fn table(&self, tensor: &Tensor) -> Result<Tensor>;
+        fn floats_from(&self, values: &[f32]) -> Result<Vec<f32>>;
+        fn floats(&self, len: usize) -> Result<Vec<f32>>;
+        fn fixed(&self, blocks: usize) -> Result<Fixed>;
+        fn routing(&self, shape: RoutingShape) -> Result<Routing>;
+        fn cache(&self, shape: CacheShape) -> Result<Cache>;
+        fn input(&self, tokens: usize, capacity: usize) -> Result<Input>;
+        fn set_input(&self, input: &mut Input, tokens: &[u32], start: usize) -> Result<()>;
+        fn read(&self, buffer: &Vec<f32>, from: usize, out: &mut [f32]) -> Result<()>;
+        fn read_router_logits(&self, routing: &Routing, tokens: usize) -> Result<Vec<f32>>;
+        fn synchronize(&self) -> Result<()>;
+        fn matvec_add(&self, w: &Tensor, x: &Fixed, tokens: usize, hidden: &mut Vec<f32>, product: Option<&mut Vec<f32>>) -> Result<()>;
+        fn copy_rows(&self, x: &Vec<f32>, row: usize, rows: usize, cols: usize, out: &mut Vec<f32>) -> Result<()>;
+        fn feed_back(&self, logits: &Vec<f32>, vocab: usize, input: &mut Input) -> Result<()>;
+        fn read_choices(&self, input: &Input, from: usize, count: usize) -> Result<Vec<u32>>;
+        fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Infallible>>;
+        fn argmax(&self, x: &Vec<f32>, rows: usize, cols: usize) -> Result<Vec<u32>>;
     }
 
     fn read_indices(&self, routing: &Routing, tokens: usize) -> Result<Vec<u32>> {
@@ -167,14 +148,6 @@ impl Backend for Faulty {
             weights[0] += 2e-6;
         }
         Ok(weights)
-    }
-
-    fn read_router_logits(&self, routing: &Routing, tokens: usize) -> Result<Vec<f32>> {
-        Cpu.read_router_logits(routing, tokens)
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        Cpu.synchronize()
     }
 
     fn embedding(&self, table: &Tensor, input: &Input, tokens: usize, out: &mut Vec<f32>) -> Result<()> {
@@ -195,39 +168,19 @@ impl Backend for Faulty {
         Cpu.rms_norm(x, weight, eps, tokens, out, fixed)
     }
 
-    fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
-        let NormQkv { hidden, weight, eps, normed, fixed, w, y } = operands;
-        Cpu.norm_qkv(NormQkv { hidden, weight, eps, normed, fixed, w, y }, tokens)
+    fn norm_qkv(&self, mut operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
+        Cpu.norm_qkv(operands.for_backend(), tokens)
     }
 
     fn attention(
         &self,
-        operands: Attention<'_, Self>,
+        mut operands: Attention<'_, Self>,
         input: &Input,
         tokens: usize,
         cache: &mut Cache,
         layer: usize,
     ) -> Result<()> {
-        let Attention { q, k, v, q_weight, k_weight, table, heads, eps, rotated, .. } = operands;
-        let Attention { q_normed, k_normed, k_out, fixed, out, scores, .. } = operands;
-        let operands = Attention {
-            q,
-            k,
-            v,
-            q_weight,
-            k_weight,
-            table,
-            heads,
-            eps,
-            rotated,
-            q_normed,
-            k_normed,
-            k_out,
-            fixed,
-            out,
-            scores,
-        };
-        Cpu.attention(operands, input, tokens, cache, layer)
+        Cpu.attention(operands.for_backend(), input, tokens, cache, layer)
     }
 
     fn matvec(&self, w: &Tensor, x: &Fixed, tokens: usize, y: &mut Vec<f32>) -> Result<()> {
@@ -237,55 +190,21 @@ impl Backend for Faulty {
         Ok(())
     }
 
-    fn matvec_add(
-        &self,
-        w: &Tensor,
-        x: &Fixed,
-        tokens: usize,
-        hidden: &mut Vec<f32>,
-        product: Option<&mut Vec<f32>>,
-    ) -> Result<()> {
-        Cpu.matvec_add(w, x, tokens, hidden, product)
+    fn norm_router(&self, mut operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Routing) -> Result<()> {
+        Cpu.norm_router(operands.for_backend(), tokens, routing)
     }
 
-    fn norm_router(&self, operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Routing) -> Result<()> {
-        let NormRouter { hidden, weight, eps, router, normed, fixed } = operands;
-        Cpu.norm_router(NormRouter { hidden, weight, eps, router, normed, fixed }, tokens, routing)
+    fn moe_swiglu(&self, mut operands: Swiglu<'_, Self>, routing: &mut Routing, tokens: usize) -> Result<()> {
+        Cpu.moe_swiglu(operands.for_backend(), routing, tokens)
     }
 
-    fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &mut Routing, tokens: usize) -> Result<()> {
-        let Swiglu { gate, up, x, out, gate_out, up_out } = operands;
-        Cpu.moe_swiglu(Swiglu { gate, up, x, out, gate_out, up_out }, routing, tokens)
-    }
-
-    fn moe_down(&self, operands: Down<'_, Self>, routing: &Routing, tokens: usize) -> Result<()> {
-        let Down { down, x, fixed, hidden, expert_out, sum } = operands;
-        Cpu.moe_down(Down { down, x, fixed, hidden: &mut *hidden, expert_out, sum }, routing, tokens)?;
-        self.spoil_hidden(hidden, down.rows(), tokens);
+    fn moe_down(&self, mut operands: Down<'_, Self>, routing: &Routing, tokens: usize) -> Result<()> {
+        Cpu.moe_down(operands.for_backend(), routing, tokens)?;
+        self.spoil_hidden(operands.hidden, operands.down.rows(), tokens);
         Ok(())
-    }
-
-    fn copy_rows(&self, x: &Vec<f32>, row: usize, rows: usize, cols: usize, out: &mut Vec<f32>) -> Result<()> {
-        Cpu.copy_rows(x, row, rows, cols, out)
-    }
-
-    fn feed_back(&self, logits: &Vec<f32>, vocab: usize, input: &mut Input) -> Result<()> {
-        Cpu.feed_back(logits, vocab, input)
-    }
-
-    fn read_choices(&self, input: &Input, from: usize, count: usize) -> Result<Vec<u32>> {
-        Cpu.read_choices(input, from, count)
-    }
-
-    fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Infallible>> {
-        Cpu.record(enqueue)
     }
 
     unsafe fn replay(&self, graph: &mut Infallible) -> Result<()> {
         match *graph {}
-    }
-
-    fn argmax(&self, x: &Vec<f32>, rows: usize, cols: usize) -> Result<Vec<u32>> {
-        Cpu.argmax(x, rows, cols)
     }
 }

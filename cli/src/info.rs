@@ -45,7 +45,7 @@ pub fn info(args: &Args, out: &mut Out) -> Result<Outcome> {
     let config = &source.config;
     let default = ContextOptions::default();
     let capacity = args.context.unwrap_or(default.capacity.min(config.context_length));
-    let options = ContextOptions { capacity, cache: args.kv.cache_type(), ..default };
+    let options = default.capacity(capacity).cache(args.kv.cache_type());
     let device = backend::open_device();
     let plan = match &device {
         Ok(device) => MemoryPlan::on(&Gpu::new(device.clone()), config, &source.tensors, &options)?,

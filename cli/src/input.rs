@@ -155,7 +155,7 @@ impl Sequence {
     /// A context with room for the tokens and no more.
     pub fn options(&self, source: &Source, trace: bool) -> Result<ContextOptions> {
         let capacity = source.capacity(self.tokens().len(), None)?;
-        Ok(ContextOptions { capacity, cache: self.kv.cache_type(), trace, ..ContextOptions::default() })
+        Ok(ContextOptions::default().capacity(capacity).cache(self.kv.cache_type()).trace(trace))
     }
 }
 

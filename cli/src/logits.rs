@@ -62,8 +62,8 @@ impl Job for Compute<'_> {
             }
             Ok(())
         };
-        let selection = Selection { stages, layers: None, positions: Positions::All };
-        let logits = context.trace(&model, self.tokens, Logits::All, &mut Select { selection, record })?;
+        let selection = Selection::default().stages(stages).positions(Positions::All);
+        let logits = context.trace(&model, self.tokens, Logits::All, &mut Select::new(selection, record))?;
         Ok((logits, layers.concat()))
     }
 }

@@ -51,7 +51,7 @@ pub fn run(args: &Args, out: &mut Out) -> Result<Outcome> {
     let count = args.n.unwrap_or(TOKENS);
     // The last token is not appended.
     let capacity = source.capacity(prompt.len().saturating_add(count.saturating_sub(1)), args.context)?;
-    let options = ContextOptions { capacity, cache: args.kv.cache_type(), ..ContextOptions::default() };
+    let options = ContextOptions::default().capacity(capacity).cache(args.kv.cache_type());
     let device = args.backend.device()?;
 
     let mut writer =
@@ -263,7 +263,7 @@ mod tests {
     fn parity_is_of_all_bits_of_all_tokens() {
         let source = Source::open(None).unwrap();
         let vocab = source.config.vocab;
-        let (prompt, options) = ([766, 306, 598], ContextOptions { capacity: 8, ..ContextOptions::default() });
+        let (prompt, options) = ([766, 306, 598], ContextOptions::default().capacity(8));
         let (model, mut context) = source.load_with_context(kquant_moe::model::cpu::Cpu::new(), options).unwrap();
         let generated = context.generate(&model, &prompt, 4, |_| ControlFlow::Continue(())).unwrap();
         let logits = decode_logits(&model, &mut context, &prompt, &generated).unwrap();

@@ -42,7 +42,7 @@ impl ValueEnum for Preset {
 
 /// Runs the command.
 pub fn synth(args: &Args, out: &mut Out) -> Result<Outcome> {
-    let options = SynthOptions { preset: args.preset.0, layers: args.layers, seed: args.seed };
+    let options = SynthOptions::new(args.preset.0, args.seed).layers(args.layers);
     let mut progress = None;
     let len = synth::synth(&args.out, options, &mut |done, total| {
         progress.get_or_insert_with(|| Progress::new("writing", total)).set(done);

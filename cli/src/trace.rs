@@ -61,14 +61,14 @@ pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
     if let Some(&layer) = args.layers.iter().flatten().find(|&&layer| layer >= layers) {
         return Err(Error::Invalid(format!("--layers: there is no layer {layer} (layers: {layers})")));
     }
-    let options = ContextOptions { max_batch: BATCH, ..sequence.options(&source, true)? };
+    let options = sequence.options(&source, true)?.max_batch(BATCH);
     let device = sequence.backend.device()?;
     empty_dir(&args.out)?;
     let (positions, rows) = match args.positions {
         Rows::All => (Positions::All, tokens.len()),
         Rows::Last => (Positions::Last, 1),
     };
-    let selection = Selection { stages: args.stages.clone(), layers: args.layers.clone(), positions };
+    let selection = Selection::default().stages(args.stages.clone()).layers(args.layers.clone()).positions(positions);
     let files = Files { dir: &args.out, rows, positions: tokens.len(), memory: None, written: BTreeMap::new() };
     let traced = backend::run(device.as_ref(), Trace { source: &source, tokens, options, selection, files })?;
 
@@ -218,7 +218,7 @@ impl Job for Trace<'_> {
             Positions::All => (Logits::All, context.max_batch()),
             Positions::Last => (Logits::Last, self.tokens.len()),
         };
-        let mut sink = Select { selection: self.selection, record: |record: Record<'_>| self.files.record(record) };
+        let mut sink = Select::new(self.selection, |record: Record<'_>| self.files.record(record));
         for tokens in self.tokens.chunks(call) {
             context.trace(&model, tokens, logits, &mut sink)?;
         }
@@ -256,7 +256,7 @@ mod tests {
         let files = Files { dir: dir.path(), rows: 3, positions: 4, memory: None, written: BTreeMap::new() };
         let mut files = files;
         let mut record = |stage, shape: &[usize], data: Data<'_>| {
-            files.record(Record { stage, layer: Some(1), position: 0, shape, data }).unwrap();
+            files.record(Record::new(stage, Some(1), 0, shape, data)).unwrap();
         };
         record(Stage::AttnScores, &[2, 1, 2], Data::F32(&[1.0, 2.0, 3.0, 4.0]));
         record(Stage::AttnScores, &[1, 1, 4], Data::F32(&[5.0, 6.0, 7.0, 8.0]));

@@ -49,7 +49,7 @@ pub fn verify(args: &Args, out: &mut Out) -> Result<Outcome> {
     let source = args.model.open()?;
     let tokens = args.prompt.resolve(&source, DEFAULT_TEXT)?.tokens;
     let capacity = source.capacity(tokens.len(), None)?;
-    let options = ContextOptions { capacity, cache: args.kv.cache_type(), ..ContextOptions::default() };
+    let options = ContextOptions::default().capacity(capacity).cache(args.kv.cache_type());
     let gather = || Gather { source: &source, tokens: &tokens, options };
 
     let (gpu, no_gpu) = match backend::open_device() {
@@ -188,7 +188,7 @@ impl Job for Gather<'_> {
         let name = backend.name();
         let tokens = self.tokens;
         let (model, mut plain) = self.source.load_with_context(backend, self.options)?;
-        let mut traced = model.context(ContextOptions { trace: true, ..self.options })?;
+        let mut traced = model.context(self.options.trace(true))?;
         let one_by_one: Vec<&[u32]> = tokens.chunks(1).collect();
 
         let prefill = capture(&model, &mut traced, &[tokens])?;
@@ -216,7 +216,7 @@ fn capture<B: Backend>(model: &Model<B>, context: &mut Context<B>, calls: &[&[u3
     context.reset();
     for call in calls {
         let record = |record: Record<'_>| capture.add(record);
-        context.trace(model, call, Logits::All, &mut Select { selection: Selection::default(), record })?;
+        context.trace(model, call, Logits::All, &mut Select::new(Selection::default(), record))?;
     }
     Ok(capture)
 }
@@ -451,7 +451,7 @@ mod tests {
                 Data::F32(values) => values.len(),
                 Data::U32(values) => values.len(),
             };
-            capture.add(Record { stage, layer, position: 0, shape: &[len / columns, columns], data }).unwrap();
+            capture.add(Record::new(stage, layer, 0, &[len / columns, columns], data)).unwrap();
         };
         add(Some(0), Stage::FfnResidual, 2, Data::F32(hidden));
         add(Some(0), Stage::MoeRouter, 2, Data::F32(weights));
@@ -555,7 +555,7 @@ mod tests {
     fn found(fault: Fault, cuda: bool) -> (Vec<&'static str>, Outcome, Option<String>) {
         let source = Source::open(None).unwrap();
         let tokens = [766, 306, 598, 284, 280];
-        let options = ContextOptions { capacity: tokens.len(), ..ContextOptions::default() };
+        let options = ContextOptions::default().capacity(tokens.len());
         let gather = |fault, name| {
             Gather { source: &source, tokens: &tokens, options }.run(Faulty::new(name, fault), None).unwrap()
         };
@@ -667,7 +667,7 @@ mod tests {
         let fault = |scores: &[f32]| {
             let mut evidence = evidence("cpu");
             let data = Data::F32(scores);
-            let record = Record { stage: Stage::AttnScores, layer: Some(0), position: 0, shape: &[2, 2, 2], data };
+            let record = Record::new(Stage::AttnScores, Some(0), 0, &[2, 2, 2], data);
             evidence.prefill.add(record).unwrap();
             evidence.finite_fault()
         };

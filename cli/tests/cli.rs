@@ -290,7 +290,7 @@ fn info_shows_the_model_and_its_memory() {
     let tensors = Tensors::find(&gguf, &config).unwrap();
     let all = json(&["info", TINY, "--json"]);
     for (report, capacity) in [(&report, 100), (&all, 4096)] {
-        let options = ContextOptions { capacity, ..ContextOptions::default() };
+        let options = ContextOptions::default().capacity(capacity);
         let plan = MemoryPlan::new(&config, &tensors, &options).unwrap();
         let expected = [plan.weights, plan.cache, plan.activations, 0, plan.total(), capacity as u64];
         let names = ["weights", "cache", "activations", "workspace", "total", "context"];

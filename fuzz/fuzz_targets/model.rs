@@ -27,7 +27,7 @@ fn run(file: Vec<u8>) -> Result<()> {
     let gguf = Arc::new(Gguf::from_vec("fuzz", file)?);
     let config = Config::from_gguf(&gguf)?;
     let tensors = Tensors::find(&gguf, &config)?;
-    let options = ContextOptions { capacity: config.context_length.min(16), max_batch: 2, ..ContextOptions::default() };
+    let options = ContextOptions::default().capacity(config.context_length.min(16)).max_batch(2);
     if MemoryPlan::new(&config, &tensors, &options)?.total() > MEMORY {
         return Ok(());
     }

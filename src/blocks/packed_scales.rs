@@ -3,6 +3,35 @@
 //! The first four scales and mins lie in the low six bits of bytes 0..4 and 4..8. The last four have their low four bits in
 //! the nibbles of bytes 8..12, and their high two in the high two bits of bytes 0..4 and 4..8.
 
+/// What [`SuperBlock`](super::SuperBlock) wants of a block that begins with `d`, `dmin` and such scales, in fields of these names.
+macro_rules! with_packed_scales {
+    () => {
+        const SUB_BLOCK: usize = 32;
+        const MINS: bool = true;
+
+        #[inline]
+        fn d(&self) -> f16 {
+            f16::from_le_bytes(self.d)
+        }
+
+        #[inline]
+        fn dmin(&self) -> f16 {
+            f16::from_le_bytes(self.dmin)
+        }
+
+        #[inline]
+        fn scale(&self, j: usize) -> i32 {
+            packed_scales::scale(&self.scales, j).into()
+        }
+
+        #[inline]
+        fn min(&self, j: usize) -> i32 {
+            packed_scales::min(&self.scales, j).into()
+        }
+    };
+}
+pub(super) use with_packed_scales;
+
 /// Scale `j` (0..8).
 #[inline]
 pub(super) fn scale(bytes: &[u8; 12], j: usize) -> u8 {

@@ -20,30 +20,9 @@ pub struct BlockQ4K {
 const _: () = assert!(size_of::<BlockQ4K>() == 144 && align_of::<BlockQ4K>() == 1);
 
 impl SuperBlock for BlockQ4K {
-    const SUB_BLOCK: usize = 32;
-    const MINS: bool = true;
+    packed_scales::with_packed_scales!();
     const FACTORS: &[usize] = &[0, 2];
     const TILE: &[Field] = &[Field::lanes(16, 128, 8), Field::rows(0, 16)];
-
-    #[inline]
-    fn d(&self) -> f16 {
-        f16::from_le_bytes(self.d)
-    }
-
-    #[inline]
-    fn dmin(&self) -> f16 {
-        f16::from_le_bytes(self.dmin)
-    }
-
-    #[inline]
-    fn scale(&self, j: usize) -> i32 {
-        packed_scales::scale(&self.scales, j).into()
-    }
-
-    #[inline]
-    fn min(&self, j: usize) -> i32 {
-        packed_scales::min(&self.scales, j).into()
-    }
 
     #[inline]
     fn quant(&self, j: usize, k: usize) -> i32 {

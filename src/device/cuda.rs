@@ -216,7 +216,7 @@ impl CudaDevice {
     ///     let a = Buffer::from_slice(&device, &[1.0; 256])?;
     ///     // SAFETY: the caller's promise.
     ///     let y = unsafe { SliceMut::from_raw(&device, y, 256) };
-    ///     ResidualAdd { a: a.slice(), b: a.slice(), y }.launch(&device)
+    ///     ResidualAdd::new(a.slice(), a.slice(), y).launch(&device)
     /// }
     /// ```
     ///
@@ -300,7 +300,7 @@ impl CudaDevice {
     /// let (address, _guard) = y.device_ptr_mut(&stream);
     /// // SAFETY: 256 floats, which nothing else uses while the guard is there.
     /// let out = unsafe { SliceMut::from_raw(&device, address, 256) };
-    /// ResidualAdd { a: a.slice(), b: a.slice(), y: out }.launch(&device)?;
+    /// ResidualAdd::new(a.slice(), a.slice(), out).launch(&device)?;
     /// # Ok(())
     /// # }
     /// ```

@@ -218,6 +218,7 @@ impl fmt::Debug for Array<'_> {
 
 /// Why a value cannot be had as the type that the caller wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Mismatch {
     /// It is of another kind.
     Type,

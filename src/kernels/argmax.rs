@@ -3,6 +3,7 @@
 use super::*;
 
 /// What a decode loop on the device does with the token that was found.
+#[non_exhaustive]
 pub struct DecodeLoop<'a> {
     /// `[1]`: the position, advanced by one.
     pub position: SliceMut<'a, u32>,
@@ -10,7 +11,15 @@ pub struct DecodeLoop<'a> {
     pub history: SliceMut<'a, u32>,
 }
 
+impl<'a> DecodeLoop<'a> {
+    /// The position and the tokens by position.
+    pub fn new(position: SliceMut<'a, u32>, history: SliceMut<'a, u32>) -> Self {
+        Self { position, history }
+    }
+}
+
 /// Operands of `argmax`.
+#[non_exhaustive]
 pub struct Argmax<'a> {
     /// `[rows, cols]`.
     pub x: Slice<'a, f32>,
@@ -26,6 +35,24 @@ pub struct Argmax<'a> {
     pub rows: usize,
     /// Columns.
     pub cols: usize,
+}
+
+impl<'a> Argmax<'a> {
+    /// Of `[rows, cols]`. `partial` and `done` are memory of the kernel's own.
+    pub fn new(
+        x: Slice<'a, f32>,
+        out: SliceMut<'a, u32>,
+        partial: SliceMut<'a, u64>,
+        done: SliceMut<'a, u32>,
+        [rows, cols]: [usize; 2],
+    ) -> Self {
+        Self { x, out, partial, done, feed: None, rows, cols }
+    }
+
+    optional_operands! {
+        /// Feeds the token of row 0 back.
+        feed: DecodeLoop<'a>;
+    }
 }
 
 impl Argmax<'_> {

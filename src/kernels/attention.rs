@@ -3,6 +3,7 @@
 use super::*;
 
 /// Operands of `attention`. The cache's elements are f32 or f16, as `cache_kind` says.
+#[non_exhaustive]
 pub struct Attention<'a> {
     /// The queries, and the cache that they see.
     pub q: Queries<'a>,
@@ -30,11 +31,38 @@ pub struct Attention<'a> {
     pub scale: f32,
 }
 
+impl<'a> Attention<'a> {
+    /// Of queries that see a cache of `[capacity, kv_heads, head_dim]` elements of a type. It gives what is asked for with
+    /// [`Self::out`] and [`Self::fixed`], one of which must be.
+    pub fn new(
+        q: Queries<'a>,
+        workspace: SliceMut<'a, u8>,
+        cache_kind: TensorType,
+        [capacity, kv_heads, head_dim]: [usize; 3],
+        [tokens, heads]: [usize; 2],
+        scale: f32,
+    ) -> Self {
+        let (out, fixed, scores) = (None, None, None);
+        Self { q, cache_kind, out, fixed, scores, workspace, capacity, tokens, heads, kv_heads, head_dim, scale }
+    }
+
+    optional_operands! {
+        /// Gives the output as f32.
+        out: SliceMut<'a, f32>;
+        /// Gives the output as fixed point.
+        fixed: SliceMut<'a, FixedBlock>;
+        /// Gives the scaled scores.
+        scores: SliceMut<'a, f32>;
+    }
+}
+
 /// The queries of attention, and the cache that they see. A token at a position that is not below the capacity gives
 /// NaN.
 #[allow(clippy::large_enum_variant)] // made and used on the stack of one call
+#[non_exhaustive]
 pub enum Queries<'a> {
     /// Rotated queries; the cache has the tokens' k and v.
+    #[non_exhaustive]
     Rotated {
         /// `[tokens, heads, head_dim]`.
         q: Slice<'a, f32>,
@@ -46,6 +74,7 @@ pub enum Queries<'a> {
         start: Slice<'a, u32>,
     },
     /// A single token: what [`super::Rope`] does is done in the same launch, and its caches are those that are seen.
+    #[non_exhaustive]
     Fused {
         /// The operands, of the same shapes.
         rope: super::Rope<'a>,
@@ -54,6 +83,18 @@ pub enum Queries<'a> {
         /// read may be old.
         follows_qkv: bool,
     },
+}
+
+impl<'a> Queries<'a> {
+    /// [`Self::Rotated`], which see the caches of k and v.
+    pub fn rotated(q: Slice<'a, f32>, [k_cache, v_cache]: [Slice<'a, u8>; 2], start: Slice<'a, u32>) -> Self {
+        Self::Rotated { q, k_cache, v_cache, start }
+    }
+
+    /// [`Self::Fused`].
+    pub fn fused(rope: super::Rope<'a>, follows_qkv: bool) -> Self {
+        Self::Fused { rope, follows_qkv }
+    }
 }
 
 impl Attention<'_> {

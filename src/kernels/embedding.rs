@@ -3,6 +3,7 @@
 use super::*;
 
 /// Operands of `embedding`.
+#[non_exhaustive]
 pub struct Embedding<'a> {
     /// `[vocab, cols]` as it stands in the file.
     pub table: Slice<'a, u8>,
@@ -18,6 +19,20 @@ pub struct Embedding<'a> {
     pub tokens: usize,
     /// `[tokens, cols]`.
     pub out: SliceMut<'a, f32>,
+}
+
+impl<'a> Embedding<'a> {
+    /// Of `tokens` ids, from a table of `[vocab, cols]`.
+    pub fn new(
+        table: Slice<'a, u8>,
+        kind: TensorType,
+        [vocab, cols]: [usize; 2],
+        ids: Slice<'a, u32>,
+        tokens: usize,
+        out: SliceMut<'a, f32>,
+    ) -> Self {
+        Self { table, kind, vocab, cols, ids, tokens, out }
+    }
 }
 
 impl Embedding<'_> {

@@ -2,20 +2,69 @@
 
 use super::*;
 
-/// Operands of `matvec`: those of [`Q4KMatvec`], with W in any type that matrices have.
-pub struct Matvec<'a, D: Device>(pub Q4KMatvec<'a, D>);
+/// Operands of `matvec`: `y[t, r] = sum_k W[r, k] x[t, k]`.
+#[non_exhaustive]
+pub struct Matvec<'a, D: Device> {
+    /// `[rows, cols]` in any type that matrices have.
+    pub w: &'a Matrix<D>,
+    /// `[tokens, cols / 256]`.
+    pub x: Slice<'a, FixedBlock>,
+    /// `[tokens, rows]`.
+    pub y: SliceMut<'a, f32>,
+    /// Add to what y holds instead of replacing it: a residual, added in f32 after the sum is rounded.
+    pub accumulate: bool,
+    /// `[tokens, rows]`: the sum before it is added.
+    pub product: Option<SliceMut<'a, f32>>,
+    /// Tokens.
+    pub tokens: usize,
+}
 
-impl<D: Device> Matvec<'_, D> {
+impl<'a, D: Device> Matvec<'a, D> {
+    /// Of one matrix.
+    pub fn new(w: &'a Matrix<D>, x: Slice<'a, FixedBlock>, y: SliceMut<'a, f32>, tokens: usize) -> Self {
+        Self { w, x, y, accumulate: false, product: None, tokens }
+    }
+
+    /// Whether to add to what y holds instead of replacing it.
+    #[must_use]
+    pub fn accumulate(mut self, accumulate: bool) -> Self {
+        self.accumulate = accumulate;
+        self
+    }
+
+    optional_operands! {
+        /// Gives the sum before it is added.
+        product: SliceMut<'a, f32>;
+    }
+
     /// Enqueues the kernel that [`matvec_kernel`] names for W's type.
     ///
     /// # Errors
-    /// As [`Q4KMatvec::launch`].
+    /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch(self, device: &D) -> Result<()> {
-        match self.0.w.kind() {
-            TensorType::Q4K => self.0.launch(device),
-            TensorType::Q6K => Q6KGemv(self.0).launch(device),
-            kind => launch!(device, matvec, self.0.args(device, matvec_kernel(kind))?),
+        match self.w.kind() {
+            TensorType::Q4K => Q4KMatvec(self).launch(device),
+            TensorType::Q6K => Q6KGemv(self).launch(device),
+            kind => launch!(device, matvec, self.args(device, matvec_kernel(kind))?),
         }
+    }
+
+    /// The checked arguments, of which the entries of single types have the same.
+    pub(super) fn args(self, device: &D, kernel: &'static str) -> Result<sys::kqm_matvec_args> {
+        let (rows, cols) = (self.w.rows(), self.w.cols());
+        at_least(device, kernel, "x", self.x.place(), &[self.tokens, cols / BLOCK])?;
+        at_least(device, kernel, "y", self.y.place(), &[self.tokens, rows])?;
+        if let Some(product) = &self.product {
+            at_least(device, kernel, "product", product.place(), &[self.tokens, rows])?;
+        }
+        Ok(sys::kqm_matvec_args {
+            w: self.w.on(device, kernel, "w")?,
+            x: self.x.as_ptr(),
+            residual: if self.accumulate { self.y.as_ptr() } else { std::ptr::null() },
+            product: optional(self.product),
+            y: self.y.as_ptr(),
+            tokens: count(kernel, "tokens", self.tokens)?,
+        })
     }
 }
 

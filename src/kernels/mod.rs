@@ -1,7 +1,8 @@
 //! Checked wrappers of the launchers, one file for a kernel.
 //!
-//! Each kernel is a structure of its operands with a method `launch`, which checks that every operand is memory of the
-//! device and as long as the shapes demand, enqueues the kernel on the device's queue and returns. Numbers in that
+//! Each kernel is a structure of its operands. `new` takes those that it cannot do without, methods of their own names add
+//! the others, and `launch` checks that every operand is memory of the device and as long as the shapes demand, enqueues the
+//! kernel on the device's queue and returns. Numbers in that
 //! memory which say where to read or write, such as an expert's index, are checked by the kernel: what names nothing
 //! gives NaN. Launches do not wait; when the work itself fails, the device is lost, and the next call that notices says
 //! so ([`Error::DeviceLost`]). Values are defined in `docs/arithmetic.md`, and the oracle of the same name computes the
@@ -43,7 +44,20 @@ pub use quantize::Quantize;
 pub use repack::{Repack, tile_bytes};
 pub use residual_add::ResidualAdd;
 pub use rms_norm::RmsNorm;
-pub use rope::Rope;
+pub use rope::{CacheMut, Rope};
+
+/// Methods that give an operand which may be absent. They take it as such or as an `Option`.
+macro_rules! optional_operands {
+    ($($(#[$doc:meta])* $operand:ident: $type:ty;)*) => {$(
+        $(#[$doc])*
+        #[must_use]
+        pub fn $operand(mut self, $operand: impl Into<Option<$type>>) -> Self {
+            self.$operand = $operand.into();
+            self
+        }
+    )*};
+}
+use optional_operands;
 
 /// 256 activations in block fixed point, as the kernels store them.
 pub type FixedBlock = sys::kqm_fixed_block;
@@ -145,6 +159,7 @@ impl<D: Device> Matrix<D> {
 }
 
 /// RMSNorm of a single token inside the kernel that needs its result: what [`RmsNorm`] does, without its launch.
+#[non_exhaustive]
 pub struct FusedNorm<'a> {
     /// `[cols]`, at most 4096.
     pub x: Slice<'a, f32>,
@@ -154,6 +169,18 @@ pub struct FusedNorm<'a> {
     pub eps: f32,
     /// `[cols]`: the normed row.
     pub out: Option<SliceMut<'a, f32>>,
+}
+
+impl<'a> FusedNorm<'a> {
+    /// Of the row x.
+    pub fn new(x: Slice<'a, f32>, weight: Slice<'a, f32>, eps: f32) -> Self {
+        Self { x, weight, eps, out: None }
+    }
+
+    optional_operands! {
+        /// Gives the normed row.
+        out: SliceMut<'a, f32>;
+    }
 }
 
 impl FusedNorm<'_> {
@@ -178,6 +205,7 @@ impl FusedNorm<'_> {
 }
 
 /// Activations of a product: as fixed point, or made from a row by a fused norm.
+#[non_exhaustive]
 pub enum Activations<'a> {
     /// `[tokens, cols / 256]`.
     Fixed(Slice<'a, FixedBlock>),

@@ -3,6 +3,7 @@
 use super::*;
 
 /// Operands of `moe_down`: `y[t] += sum_rank weights[t, rank] * (W_down x[pair])`.
+#[non_exhaustive]
 pub struct MoeDown<'a, D: Device> {
     /// `[experts][rows, ff]`.
     pub down: &'a Matrix<D>,
@@ -26,7 +27,28 @@ pub struct MoeDown<'a, D: Device> {
     pub top_k: usize,
 }
 
+impl<'a, D: Device> MoeDown<'a, D> {
+    /// Of the experts that were chosen: their indices and weights.
+    pub fn new(
+        down: &'a Matrix<D>,
+        x: DownInput<'a>,
+        (indices, weights): (Slice<'a, u32>, Slice<'a, f32>),
+        groups: &'a Groups<D>,
+        [tokens, top_k]: [usize; 2],
+        expert_out: SliceMut<'a, f32>,
+        y: SliceMut<'a, f32>,
+    ) -> Self {
+        Self { down, x, indices, weights, groups, expert_out, sum: None, y, tokens, top_k }
+    }
+
+    optional_operands! {
+        /// Gives the weighted sum before the residual.
+        sum: SliceMut<'a, f32>;
+    }
+}
+
 /// Activations of the down projections.
+#[non_exhaustive]
 pub enum DownInput<'a> {
     /// `[pairs, ff / 256]`.
     Fixed(Slice<'a, FixedBlock>),

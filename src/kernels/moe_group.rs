@@ -104,6 +104,7 @@ impl<D: Device> Groups<D> {
 }
 
 /// Operands of `moe_group`.
+#[non_exhaustive]
 pub struct MoeGroup<'a, D: Device> {
     /// `[tokens, top_k]`. Those that are not below `experts` are grouped as one expert that does not exist.
     pub indices: Slice<'a, u32>,
@@ -115,6 +116,18 @@ pub struct MoeGroup<'a, D: Device> {
     pub experts: usize,
     /// At most 32.
     pub top_k: usize,
+}
+
+impl<'a, D: Device> MoeGroup<'a, D> {
+    /// Of `[tokens, top_k]` indices of `experts` experts.
+    pub fn new(
+        indices: Slice<'a, u32>,
+        groups: &'a mut Groups<D>,
+        [tokens, top_k]: [usize; 2],
+        experts: usize,
+    ) -> Self {
+        Self { indices, groups, tokens, experts, top_k }
+    }
 }
 
 impl<D: Device> MoeGroup<'_, D> {

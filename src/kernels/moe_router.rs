@@ -3,6 +3,7 @@
 use super::*;
 
 /// Operands of `moe_router`.
+#[non_exhaustive]
 pub struct MoeRouter<'a> {
     /// What the router sees.
     pub x: RouterInput<'a>,
@@ -22,7 +23,27 @@ pub struct MoeRouter<'a> {
     pub top_k: usize,
 }
 
+impl<'a> MoeRouter<'a> {
+    /// Of weights `[experts, cols]`.
+    pub fn new(
+        x: RouterInput<'a>,
+        w: Slice<'a, f32>,
+        [experts, cols]: [usize; 2],
+        logits: SliceMut<'a, f32>,
+        tokens: usize,
+        top_k: usize,
+    ) -> Self {
+        Self { x, w, logits, choice: None, tokens, cols, experts, top_k }
+    }
+
+    optional_operands! {
+        /// Makes the choice, too.
+        choice: RouterChoice<'a>;
+    }
+}
+
 /// What the router sees.
+#[non_exhaustive]
 pub enum RouterInput<'a> {
     /// `[tokens, cols]`.
     Rows(Slice<'a, f32>),
@@ -31,6 +52,7 @@ pub enum RouterInput<'a> {
 }
 
 /// Where the router's choice goes.
+#[non_exhaustive]
 pub struct RouterChoice<'a> {
     /// `[tokens, top_k]`, highest probability first.
     pub indices: SliceMut<'a, u32>,
@@ -38,6 +60,13 @@ pub struct RouterChoice<'a> {
     pub weights: SliceMut<'a, f32>,
     /// `[tokens]`, zero before the first launch and after every one.
     pub done: SliceMut<'a, u32>,
+}
+
+impl<'a> RouterChoice<'a> {
+    /// The memory of a choice. `done` is the kernel's own.
+    pub fn new(indices: SliceMut<'a, u32>, weights: SliceMut<'a, f32>, done: SliceMut<'a, u32>) -> Self {
+        Self { indices, weights, done }
+    }
 }
 
 impl MoeRouter<'_> {

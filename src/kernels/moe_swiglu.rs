@@ -3,6 +3,7 @@
 use super::*;
 
 /// Operands of `moe_swiglu`: `out[p] = silu(W_gate x) * (W_up x)`.
+#[non_exhaustive]
 pub struct MoeSwiglu<'a, D: Device> {
     /// `[experts][ff, cols]`.
     pub gate: &'a Matrix<D>,
@@ -26,11 +27,34 @@ pub struct MoeSwiglu<'a, D: Device> {
     pub top_k: usize,
 }
 
+impl<'a, D: Device> MoeSwiglu<'a, D> {
+    /// Of gate and up.
+    pub fn new(
+        [gate, up]: [&'a Matrix<D>; 2],
+        x: Slice<'a, FixedBlock>,
+        choose: Choose<'a>,
+        groups: &'a Groups<D>,
+        [tokens, top_k]: [usize; 2],
+        out: SliceMut<'a, f32>,
+    ) -> Self {
+        Self { gate, up, x, choose, groups, gate_out: None, up_out: None, out, tokens, top_k }
+    }
+
+    optional_operands! {
+        /// Gives the products of gate.
+        gate_out: SliceMut<'a, f32>;
+        /// Gives the products of up.
+        up_out: SliceMut<'a, f32>;
+    }
+}
+
 /// Where the choice of experts comes from.
+#[non_exhaustive]
 pub enum Choose<'a> {
     /// `[tokens, top_k]`: [`super::MoeRouter`] made it. An expert that does not exist gives NaN.
     Made(Slice<'a, u32>),
     /// A single token: this kernel makes it.
+    #[non_exhaustive]
     Here {
         /// `[experts]`.
         logits: Slice<'a, f32>,
@@ -39,6 +63,13 @@ pub enum Choose<'a> {
         /// `[top_k]`, written for [`super::MoeDown`].
         weights: SliceMut<'a, f32>,
     },
+}
+
+impl<'a> Choose<'a> {
+    /// [`Self::Here`].
+    pub fn here(logits: Slice<'a, f32>, indices: SliceMut<'a, u32>, weights: SliceMut<'a, f32>) -> Self {
+        Self::Here { logits, indices, weights }
+    }
 }
 
 impl<D: Device> MoeSwiglu<'_, D> {

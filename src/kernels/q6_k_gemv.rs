@@ -2,14 +2,14 @@
 
 use super::*;
 
-/// Operands of `q6_k_gemv`: those of [`Q4KMatvec`], with W in Q6_K.
-pub struct Q6KGemv<'a, D: Device>(pub Q4KMatvec<'a, D>);
+/// Operands of `q6_k_gemv`: those of [`Matvec`], with W in Q6_K.
+pub struct Q6KGemv<'a, D: Device>(pub Matvec<'a, D>);
 
 impl<D: Device> Q6KGemv<'_, D> {
     /// Enqueues the kernel.
     ///
     /// # Errors
-    /// As [`Q4KMatvec::launch`].
+    /// As [`Matvec::launch`], also for another type.
     pub fn launch(self, device: &D) -> Result<()> {
         launch!(device, q6_k_gemv, self.0.args(device, "q6_k_gemv")?)
     }

@@ -3,6 +3,7 @@
 use super::*;
 
 /// Operands of `qkv`: `y[i] = W[i] x`, each matrix of its own type.
+#[non_exhaustive]
 pub struct Qkv<'a, D: Device> {
     /// `[rows i, cols]`, all with the same columns.
     pub w: [&'a Matrix<D>; 3],
@@ -12,6 +13,13 @@ pub struct Qkv<'a, D: Device> {
     pub y: [SliceMut<'a, f32>; 3],
     /// Tokens.
     pub tokens: usize,
+}
+
+impl<'a, D: Device> Qkv<'a, D> {
+    /// Of three matrices, and where their products go.
+    pub fn new(w: [&'a Matrix<D>; 3], x: Activations<'a>, y: [SliceMut<'a, f32>; 3], tokens: usize) -> Self {
+        Self { w, x, y, tokens }
+    }
 }
 
 impl<D: Device> Qkv<'_, D> {

@@ -3,6 +3,7 @@
 use super::*;
 
 /// Operands of `quantize`.
+#[non_exhaustive]
 pub struct Quantize<'a> {
     /// `[tokens, cols]`.
     pub x: Slice<'a, f32>,
@@ -12,6 +13,13 @@ pub struct Quantize<'a> {
     pub tokens: usize,
     /// A multiple of 256.
     pub cols: usize,
+}
+
+impl<'a> Quantize<'a> {
+    /// Of `[tokens, cols]`.
+    pub fn new(x: Slice<'a, f32>, out: SliceMut<'a, FixedBlock>, [tokens, cols]: [usize; 2]) -> Self {
+        Self { x, out, tokens, cols }
+    }
 }
 
 impl Quantize<'_> {

@@ -8,6 +8,7 @@ pub fn tile_bytes(kind: TensorType, rows: usize, cols: usize) -> usize {
 }
 
 /// Operands of `repack`.
+#[non_exhaustive]
 pub struct Repack<'a> {
     /// `[rows, cols / 256]` blocks as in a file.
     pub blocks: Slice<'a, u8>,
@@ -19,6 +20,13 @@ pub struct Repack<'a> {
     pub rows: usize,
     /// A multiple of 256.
     pub cols: usize,
+}
+
+impl<'a> Repack<'a> {
+    /// Of a matrix of `[rows, cols]`.
+    pub fn new(blocks: Slice<'a, u8>, tiles: SliceMut<'a, u8>, kind: TensorType, [rows, cols]: [usize; 2]) -> Self {
+        Self { blocks, tiles, kind, rows, cols }
+    }
 }
 
 impl Repack<'_> {

@@ -3,6 +3,7 @@
 use super::*;
 
 /// Operands of `residual_add`: `y = a + b`.
+#[non_exhaustive]
 pub struct ResidualAdd<'a> {
     /// Summand.
     pub a: Slice<'a, f32>,
@@ -10,6 +11,13 @@ pub struct ResidualAdd<'a> {
     pub b: Slice<'a, f32>,
     /// Sum; as many elements as it has are added.
     pub y: SliceMut<'a, f32>,
+}
+
+impl<'a> ResidualAdd<'a> {
+    /// Of two summands.
+    pub fn new(a: Slice<'a, f32>, b: Slice<'a, f32>, y: SliceMut<'a, f32>) -> Self {
+        Self { a, b, y }
+    }
 }
 
 impl ResidualAdd<'_> {

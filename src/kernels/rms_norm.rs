@@ -3,6 +3,7 @@
 use super::*;
 
 /// Operands of `rms_norm`.
+#[non_exhaustive]
 pub struct RmsNorm<'a> {
     /// `[tokens, cols]`.
     pub x: Slice<'a, f32>,
@@ -18,6 +19,20 @@ pub struct RmsNorm<'a> {
     pub out: Option<SliceMut<'a, f32>>,
     /// `[tokens, cols / 256]`.
     pub fixed: Option<SliceMut<'a, FixedBlock>>,
+}
+
+impl<'a> RmsNorm<'a> {
+    /// Of `[tokens, cols]`. It gives what is asked for with [`Self::out`] and [`Self::fixed`], one of which must be.
+    pub fn new(x: Slice<'a, f32>, weight: Slice<'a, f32>, eps: f32, [tokens, cols]: [usize; 2]) -> Self {
+        Self { x, weight, eps, tokens, cols, out: None, fixed: None }
+    }
+
+    optional_operands! {
+        /// Gives the rows as f32.
+        out: SliceMut<'a, f32>;
+        /// Gives the rows as fixed point.
+        fixed: SliceMut<'a, FixedBlock>;
+    }
 }
 
 impl RmsNorm<'_> {

@@ -2,7 +2,22 @@
 
 use super::*;
 
+/// The cache that [`Rope`] writes.
+pub struct CacheMut<'a> {
+    caches: [SliceMut<'a, u8>; 2],
+    kind: TensorType,
+    shape: [usize; 3],
+}
+
+impl<'a> CacheMut<'a> {
+    /// The caches of k and of v, each `[capacity, kv_heads, head_dim]` elements in F32 or F16, as bytes.
+    pub fn new(caches: [SliceMut<'a, u8>; 2], kind: TensorType, shape: [usize; 3]) -> Self {
+        Self { caches, kind, shape }
+    }
+}
+
 /// Operands of `rope`. The cache's elements are f32 or f16, as `cache_kind` says.
+#[non_exhaustive]
 pub struct Rope<'a> {
     /// `[tokens, heads, head_dim]`.
     pub q: Slice<'a, f32>,
@@ -45,6 +60,56 @@ pub struct Rope<'a> {
     pub head_dim: usize,
     /// Added to the mean square.
     pub eps: f32,
+}
+
+impl<'a> Rope<'a> {
+    /// Of q, k and v. Neither q nor k is normalised until its weight is given.
+    pub fn new(
+        [q, k, v]: [Slice<'a, f32>; 3],
+        q_out: SliceMut<'a, f32>,
+        table: Slice<'a, f32>,
+        start: Slice<'a, u32>,
+        cache: CacheMut<'a>,
+        [tokens, heads]: [usize; 2],
+        eps: f32,
+    ) -> Self {
+        let CacheMut { caches: [k_cache, v_cache], kind: cache_kind, shape: [capacity, kv_heads, head_dim] } = cache;
+        Self {
+            q,
+            q_out,
+            k,
+            v,
+            q_weight: None,
+            k_weight: None,
+            table,
+            start,
+            q_normed: None,
+            k_normed: None,
+            k_out: None,
+            k_cache,
+            v_cache,
+            cache_kind,
+            capacity,
+            tokens,
+            heads,
+            kv_heads,
+            head_dim,
+            eps,
+        }
+    }
+
+    optional_operands! {
+        /// Normalises q.
+        q_weight: Slice<'a, f32>;
+        /// Normalises k.
+        k_weight: Slice<'a, f32>;
+        /// Gives q after RMSNorm.
+        q_normed: SliceMut<'a, f32>;
+        /// Gives k after RMSNorm.
+        k_normed: SliceMut<'a, f32>;
+        /// Gives k after RoPE, before it is rounded to the cache's type.
+        k_out: SliceMut<'a, f32>;
+    }
 }
 
 impl Rope<'_> {

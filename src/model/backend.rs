@@ -13,6 +13,7 @@ use crate::Result;
 
 /// Element type of a KV cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CacheType {
     /// IEEE single precision: what the accuracy figures are for.
     #[default]
@@ -23,6 +24,7 @@ pub enum CacheType {
 
 /// Shape of a KV cache of one model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CacheShape {
     /// Layers of the model.
     pub layers: usize,
@@ -42,6 +44,7 @@ pub struct CacheShape {
 
 /// Shape of the router's results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RoutingShape {
     /// Most tokens in a batch.
     pub tokens: usize,
@@ -52,6 +55,7 @@ pub struct RoutingShape {
 }
 
 /// Operands of [`Backend::norm_qkv`]: RMSNorm and the three projections of attention.
+#[non_exhaustive]
 pub struct NormQkv<'a, B: Backend> {
     /// The residual stream, `[tokens, cols]`.
     pub hidden: &'a B::Floats,
@@ -69,8 +73,26 @@ pub struct NormQkv<'a, B: Backend> {
     pub y: [&'a mut B::Floats; 3],
 }
 
+impl<B: Backend> NormQkv<'_, B> {
+    /// These operands for a backend whose memory is of the same types, such as one that B wraps.
+    pub fn for_backend<C: Backend<Matrix = B::Matrix, Floats = B::Floats, Fixed = B::Fixed>>(
+        &mut self,
+    ) -> NormQkv<'_, C> {
+        NormQkv {
+            hidden: self.hidden,
+            weight: self.weight,
+            eps: self.eps,
+            normed: self.normed.as_deref_mut(),
+            fixed: &mut *self.fixed,
+            w: self.w,
+            y: self.y.each_mut().map(|y| &mut **y),
+        }
+    }
+}
+
 /// Operands of [`Backend::attention`]: per-head RMSNorm of q and k, RoPE, the write of k and v into the cache, and causal
 /// attention over it.
+#[non_exhaustive]
 pub struct Attention<'a, B: Backend> {
     /// `[tokens, heads, head_dim]`.
     pub q: &'a B::Floats,
@@ -104,7 +126,31 @@ pub struct Attention<'a, B: Backend> {
     pub scores: Option<&'a mut B::Floats>,
 }
 
+impl<B: Backend> Attention<'_, B> {
+    /// These operands for a backend whose memory is of the same types, such as one that B wraps.
+    pub fn for_backend<C: Backend<Floats = B::Floats, Fixed = B::Fixed>>(&mut self) -> Attention<'_, C> {
+        Attention {
+            q: self.q,
+            k: self.k,
+            v: self.v,
+            q_weight: self.q_weight,
+            k_weight: self.k_weight,
+            table: self.table,
+            heads: self.heads,
+            eps: self.eps,
+            rotated: &mut *self.rotated,
+            q_normed: self.q_normed.as_deref_mut(),
+            k_normed: self.k_normed.as_deref_mut(),
+            k_out: self.k_out.as_deref_mut(),
+            fixed: &mut *self.fixed,
+            out: self.out.as_deref_mut(),
+            scores: self.scores.as_deref_mut(),
+        }
+    }
+}
+
 /// Operands of [`Backend::norm_router`]: RMSNorm and the router.
+#[non_exhaustive]
 pub struct NormRouter<'a, B: Backend> {
     /// The residual stream, `[tokens, cols]`.
     pub hidden: &'a B::Floats,
@@ -120,7 +166,22 @@ pub struct NormRouter<'a, B: Backend> {
     pub fixed: &'a mut B::Fixed,
 }
 
+impl<B: Backend> NormRouter<'_, B> {
+    /// These operands for a backend whose memory is of the same types, such as one that B wraps.
+    pub fn for_backend<C: Backend<Floats = B::Floats, Fixed = B::Fixed>>(&mut self) -> NormRouter<'_, C> {
+        NormRouter {
+            hidden: self.hidden,
+            weight: self.weight,
+            eps: self.eps,
+            router: self.router,
+            normed: &mut *self.normed,
+            fixed: &mut *self.fixed,
+        }
+    }
+}
+
 /// Operands of [`Backend::moe_swiglu`].
+#[non_exhaustive]
 pub struct Swiglu<'a, B: Backend> {
     /// `[experts][ff, cols]`.
     pub gate: &'a B::Matrix,
@@ -136,7 +197,24 @@ pub struct Swiglu<'a, B: Backend> {
     pub up_out: Option<&'a mut B::Floats>,
 }
 
+impl<B: Backend> Swiglu<'_, B> {
+    /// These operands for a backend whose memory is of the same types, such as one that B wraps.
+    pub fn for_backend<C: Backend<Matrix = B::Matrix, Floats = B::Floats, Fixed = B::Fixed>>(
+        &mut self,
+    ) -> Swiglu<'_, C> {
+        Swiglu {
+            gate: self.gate,
+            up: self.up,
+            x: self.x,
+            out: &mut *self.out,
+            gate_out: self.gate_out.as_deref_mut(),
+            up_out: self.up_out.as_deref_mut(),
+        }
+    }
+}
+
 /// Operands of [`Backend::moe_down`].
+#[non_exhaustive]
 pub struct Down<'a, B: Backend> {
     /// `[experts][rows, ff]`.
     pub down: &'a B::Matrix,
@@ -150,6 +228,20 @@ pub struct Down<'a, B: Backend> {
     pub expert_out: &'a mut B::Floats,
     /// Optional output: the weighted sum before the residual, `[tokens, rows]`.
     pub sum: Option<&'a mut B::Floats>,
+}
+
+impl<B: Backend> Down<'_, B> {
+    /// These operands for a backend whose memory is of the same types, such as one that B wraps.
+    pub fn for_backend<C: Backend<Matrix = B::Matrix, Floats = B::Floats, Fixed = B::Fixed>>(&mut self) -> Down<'_, C> {
+        Down {
+            down: self.down,
+            x: self.x,
+            fixed: &mut *self.fixed,
+            hidden: &mut *self.hidden,
+            expert_out: &mut *self.expert_out,
+            sum: self.sum.as_deref_mut(),
+        }
+    }
 }
 
 /// Where the forward runs.

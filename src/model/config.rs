@@ -16,6 +16,7 @@ pub const MAX_HIDDEN: usize = 16384;
 
 /// Hyperparameters. Every shape of the model follows from them.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Config {
     /// Layers (`block_count`).
     pub layers: usize,
@@ -44,6 +45,31 @@ pub struct Config {
 }
 
 impl Config {
+    /// A model of this shape, with the epsilon and the base of RoPE that published models have most.
+    pub const fn new(
+        layers: usize,
+        hidden: usize,
+        [heads, kv_heads, head_dim]: [usize; 3],
+        [experts, top_k, expert_ff]: [usize; 3],
+        vocab: usize,
+        context_length: usize,
+    ) -> Self {
+        Self {
+            layers,
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            experts,
+            top_k,
+            expert_ff,
+            vocab,
+            context_length,
+            rms_eps: 1e-6,
+            rope_base: 1e6,
+        }
+    }
+
     /// Reads and checks the hyperparameters.
     ///
     /// # Errors

@@ -17,8 +17,9 @@ use crate::{Error, Result, sys};
 const LOGITS_BYTES: usize = 32 << 20;
 const SCORES_BYTES: usize = 256 << 20;
 
-/// How a context is made.
+/// How a context is made: [`ContextOptions::default`], and what is to be different.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ContextOptions {
     /// Positions that fit, at most the model's context length.
     pub capacity: usize,
@@ -36,8 +37,39 @@ impl Default for ContextOptions {
     }
 }
 
+impl ContextOptions {
+    /// Other positions that fit.
+    #[must_use]
+    pub const fn capacity(mut self, capacity: usize) -> Self {
+        self.capacity = capacity;
+        self
+    }
+
+    /// Another element type of the cache.
+    #[must_use]
+    pub const fn cache(mut self, cache: CacheType) -> Self {
+        self.cache = cache;
+        self
+    }
+
+    /// Another number of tokens that are computed at once, at most.
+    #[must_use]
+    pub const fn max_batch(mut self, max_batch: usize) -> Self {
+        self.max_batch = max_batch;
+        self
+    }
+
+    /// With or without the buffers of a trace.
+    #[must_use]
+    pub const fn trace(mut self, trace: bool) -> Self {
+        self.trace = trace;
+        self
+    }
+}
+
 /// The tokens whose logits a forward returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Logits {
     /// None: the forward only extends the cache.
     None,
@@ -142,7 +174,8 @@ impl Sizes {
 }
 
 /// Memory that a model and one context take, known before anything is allocated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MemoryPlan {
     /// Bytes of the weights, with matrices in whole tiles of 16 rows. A backend that uses the file's own pages
     /// allocates none of them.

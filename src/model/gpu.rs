@@ -8,7 +8,7 @@ use super::weights::{Tensor, Tensors};
 use crate::blocks::{BLOCK, TensorType};
 use crate::device::{Buffer, Device};
 use crate::kernels::{
-    self, Activations, Choose, DecodeLoop, DownInput, FixedBlock, FusedNorm, Groups, Matrix, Queries, Repack,
+    self, Activations, CacheMut, Choose, DecodeLoop, DownInput, FixedBlock, FusedNorm, Groups, Matrix, Queries, Repack,
     RouterChoice, RouterInput, matvec_kernel,
 };
 use crate::{Error, Result};
@@ -112,15 +112,10 @@ impl<D: Device> Gpu<D> {
         add: bool,
         product: Option<&mut Buffer<D, f32>>,
     ) -> Result<()> {
-        let operands = kernels::Q4KMatvec {
-            w,
-            x: x.slice(),
-            y: y.slice_mut(),
-            add,
-            product: product.map(Buffer::slice_mut),
-            tokens,
-        };
-        kernels::Matvec(operands).launch(&self.device)
+        kernels::Matvec::new(w, x.slice(), y.slice_mut(), tokens)
+            .accumulate(add)
+            .product(product.map(Buffer::slice_mut))
+            .launch(&self.device)
     }
 }
 
@@ -221,13 +216,12 @@ impl<D: Device> Backend for Gpu<D> {
             };
             stage.write(&self.device, 0, part)?;
             for expert in 0..experts {
-                Repack {
-                    blocks: stage.part(expert * expert_bytes, expert_bytes)?,
-                    tiles: matrix.expert_tiles(first + expert)?,
+                Repack::new(
+                    stage.part(expert * expert_bytes, expert_bytes)?,
+                    matrix.expert_tiles(first + expert)?,
                     kind,
-                    rows,
-                    cols,
-                }
+                    [rows, cols],
+                )
                 .launch(&self.device)?;
             }
         }
@@ -318,15 +312,14 @@ impl<D: Device> Backend for Gpu<D> {
     }
 
     fn embedding(&self, table: &Table<D>, input: &Input<D>, tokens: usize, out: &mut Buffer<D, f32>) -> Result<()> {
-        kernels::Embedding {
-            table: table.bytes.slice(),
-            kind: table.kind,
-            vocab: table.vocab,
-            cols: table.cols,
-            ids: input.tokens.slice(),
+        kernels::Embedding::new(
+            table.bytes.slice(),
+            table.kind,
+            [table.vocab, table.cols],
+            input.tokens.slice(),
             tokens,
-            out: out.slice_mut(),
-        }
+            out.slice_mut(),
+        )
         .launch(&self.device)
     }
 
@@ -339,16 +332,10 @@ impl<D: Device> Backend for Gpu<D> {
         out: Option<&mut Buffer<D, f32>>,
         fixed: Option<&mut Buffer<D, FixedBlock>>,
     ) -> Result<()> {
-        kernels::RmsNorm {
-            x: x.slice(),
-            weight: weight.slice(),
-            eps,
-            tokens,
-            cols: weight.len(),
-            out: out.map(Buffer::slice_mut),
-            fixed: fixed.map(Buffer::slice_mut),
-        }
-        .launch(&self.device)
+        kernels::RmsNorm::new(x.slice(), weight.slice(), eps, [tokens, weight.len()])
+            .out(out.map(Buffer::slice_mut))
+            .fixed(fixed.map(Buffer::slice_mut))
+            .launch(&self.device)
     }
 
     fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
@@ -359,11 +346,11 @@ impl<D: Device> Backend for Gpu<D> {
         }
         let x = if fused {
             let out = normed.map(Buffer::slice_mut);
-            Activations::Norm(FusedNorm { x: hidden.slice(), weight: weight.slice(), eps, out })
+            Activations::Norm(FusedNorm::new(hidden.slice(), weight.slice(), eps).out(out))
         } else {
             Activations::Fixed(fixed.slice())
         };
-        kernels::Qkv { w, x, y: y.map(Buffer::slice_mut), tokens }.launch(&self.device)
+        kernels::Qkv::new(w, x, y.map(Buffer::slice_mut), tokens).launch(&self.device)
     }
 
     fn attention(
@@ -378,54 +365,42 @@ impl<D: Device> Backend for Gpu<D> {
         let Attention { q, k, v, q_weight, k_weight, table, heads, eps, rotated, .. } = operands;
         let Attention { q_normed, k_normed, k_out, fixed, out, scores, .. } = operands;
         let (k_cache, v_cache) = (&mut cache.keys[layer], &mut cache.values[layer]);
-        let rope = kernels::Rope {
-            q: q.slice(),
-            q_out: rotated.slice_mut(),
-            k: k.slice(),
-            v: v.slice(),
-            q_weight: Some(q_weight.slice()),
-            k_weight: Some(k_weight.slice()),
-            table: table.slice(),
-            start: input.start.slice(),
-            q_normed: q_normed.map(Buffer::slice_mut),
-            k_normed: k_normed.map(Buffer::slice_mut),
-            k_out: k_out.map(Buffer::slice_mut),
-            k_cache: k_cache.slice_mut(),
-            v_cache: v_cache.slice_mut(),
-            cache_kind: element_kind(element),
-            capacity,
-            tokens,
-            heads,
-            kv_heads,
-            head_dim,
+        let rope = kernels::Rope::new(
+            [q.slice(), k.slice(), v.slice()],
+            rotated.slice_mut(),
+            table.slice(),
+            input.start.slice(),
+            CacheMut::new(
+                [k_cache.slice_mut(), v_cache.slice_mut()],
+                element_kind(element),
+                [capacity, kv_heads, head_dim],
+            ),
+            [tokens, heads],
             eps,
-        };
+        )
+        .q_weight(q_weight.slice())
+        .k_weight(k_weight.slice())
+        .q_normed(q_normed.map(Buffer::slice_mut))
+        .k_normed(k_normed.map(Buffer::slice_mut))
+        .k_out(k_out.map(Buffer::slice_mut));
         let queries = if tokens == 1 {
             // The launch before is that of `norm_qkv`.
-            Queries::Fused { rope, follows_qkv: true }
+            Queries::fused(rope, true)
         } else {
             rope.launch(&self.device)?;
-            Queries::Rotated {
-                q: rotated.slice(),
-                k_cache: k_cache.slice(),
-                v_cache: v_cache.slice(),
-                start: input.start.slice(),
-            }
+            Queries::rotated(rotated.slice(), [k_cache.slice(), v_cache.slice()], input.start.slice())
         };
-        kernels::Attention {
-            q: queries,
-            cache_kind: element_kind(element),
-            out: out.map(Buffer::slice_mut),
-            fixed: Some(fixed.slice_mut()),
-            scores: scores.map(Buffer::slice_mut),
-            workspace: cache.workspace.slice_mut(),
-            capacity,
-            tokens,
-            heads,
-            kv_heads,
-            head_dim,
-            scale: crate::oracle::attention::scale(head_dim),
-        }
+        kernels::Attention::new(
+            queries,
+            cache.workspace.slice_mut(),
+            element_kind(element),
+            [capacity, kv_heads, head_dim],
+            [tokens, heads],
+            crate::oracle::attention::scale(head_dim),
+        )
+        .out(out.map(Buffer::slice_mut))
+        .fixed(fixed.slice_mut())
+        .scores(scores.map(Buffer::slice_mut))
         .launch(&self.device)
     }
 
@@ -454,56 +429,39 @@ impl<D: Device> Backend for Gpu<D> {
             self.rms_norm(hidden, weight, eps, tokens, Some(&mut *normed), Some(&mut *fixed))?;
         }
         let x = if fused {
-            let norm = FusedNorm { x: hidden.slice(), weight: weight.slice(), eps, out: Some(normed.slice_mut()) };
+            let norm = FusedNorm::new(hidden.slice(), weight.slice(), eps).out(normed.slice_mut());
             RouterInput::Norm(norm, fixed.slice_mut())
         } else {
             RouterInput::Rows(normed.slice())
         };
-        let choice = RouterChoice {
-            indices: routing.indices.slice_mut(),
-            weights: routing.weights.slice_mut(),
-            done: routing.done.slice_mut(),
-        };
-        kernels::MoeRouter {
-            x,
-            w: router.slice(),
-            logits: routing.logits.slice_mut(),
-            choice: (tokens > 1).then_some(choice),
-            tokens,
-            cols,
-            experts,
-            top_k,
-        }
-        .launch(&self.device)?;
+        let choice =
+            RouterChoice::new(routing.indices.slice_mut(), routing.weights.slice_mut(), routing.done.slice_mut());
+        kernels::MoeRouter::new(x, router.slice(), [experts, cols], routing.logits.slice_mut(), tokens, top_k)
+            .choice((tokens > 1).then_some(choice))
+            .launch(&self.device)?;
         if tokens == 1 {
             return Ok(());
         }
-        kernels::MoeGroup { indices: routing.indices.slice(), groups: &mut routing.groups, tokens, experts, top_k }
+        kernels::MoeGroup::new(routing.indices.slice(), &mut routing.groups, [tokens, top_k], experts)
             .launch(&self.device)
     }
 
     fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &mut Routing<D>, tokens: usize) -> Result<()> {
         let choose = if tokens == 1 {
-            Choose::Here {
-                logits: routing.logits.slice(),
-                indices: routing.indices.slice_mut(),
-                weights: routing.weights.slice_mut(),
-            }
+            Choose::here(routing.logits.slice(), routing.indices.slice_mut(), routing.weights.slice_mut())
         } else {
             Choose::Made(routing.indices.slice())
         };
-        kernels::MoeSwiglu {
-            gate: operands.gate,
-            up: operands.up,
-            x: operands.x.slice(),
+        kernels::MoeSwiglu::new(
+            [operands.gate, operands.up],
+            operands.x.slice(),
             choose,
-            groups: &routing.groups,
-            gate_out: operands.gate_out.map(Buffer::slice_mut),
-            up_out: operands.up_out.map(Buffer::slice_mut),
-            out: operands.out.slice_mut(),
-            tokens,
-            top_k: routing.shape.top_k,
-        }
+            &routing.groups,
+            [tokens, routing.shape.top_k],
+            operands.out.slice_mut(),
+        )
+        .gate_out(operands.gate_out.map(Buffer::slice_mut))
+        .up_out(operands.up_out.map(Buffer::slice_mut))
         .launch(&self.device)
     }
 
@@ -512,21 +470,18 @@ impl<D: Device> Backend for Gpu<D> {
         let top_k = routing.shape.top_k;
         let fused = tokens == 1 && top_k * (down.cols() / BLOCK) <= DownInput::MAX_BLOCKS;
         if !fused {
-            kernels::Quantize { x: x.slice(), out: fixed.slice_mut(), tokens: tokens * top_k, cols: down.cols() }
-                .launch(&self.device)?;
+            kernels::Quantize::new(x.slice(), fixed.slice_mut(), [tokens * top_k, down.cols()]).launch(&self.device)?;
         }
-        kernels::MoeDown {
+        kernels::MoeDown::new(
             down,
-            x: if fused { DownInput::Rows(x.slice()) } else { DownInput::Fixed(fixed.slice()) },
-            indices: routing.indices.slice(),
-            weights: routing.weights.slice(),
-            groups: &routing.groups,
-            expert_out: expert_out.slice_mut(),
-            sum: sum.map(Buffer::slice_mut),
-            y: hidden.slice_mut(),
-            tokens,
-            top_k,
-        }
+            if fused { DownInput::Rows(x.slice()) } else { DownInput::Fixed(fixed.slice()) },
+            (routing.indices.slice(), routing.weights.slice()),
+            &routing.groups,
+            [tokens, top_k],
+            expert_out.slice_mut(),
+            hidden.slice_mut(),
+        )
+        .sum(sum.map(Buffer::slice_mut))
         .launch(&self.device)
     }
 
@@ -542,16 +497,15 @@ impl<D: Device> Backend for Gpu<D> {
     }
 
     fn feed_back(&self, logits: &Buffer<D, f32>, vocab: usize, input: &mut Input<D>) -> Result<()> {
-        let feed = DecodeLoop { position: input.start.slice_mut(), history: input.choices.slice_mut() };
-        kernels::Argmax {
-            x: logits.slice(),
-            out: input.tokens.part_mut(0, 1)?,
-            partial: input.partial.slice_mut(),
-            done: input.done.slice_mut(),
-            feed: Some(feed),
-            rows: 1,
-            cols: vocab,
-        }
+        let feed = DecodeLoop::new(input.start.slice_mut(), input.choices.slice_mut());
+        kernels::Argmax::new(
+            logits.slice(),
+            input.tokens.part_mut(0, 1)?,
+            input.partial.slice_mut(),
+            input.done.slice_mut(),
+            [1, vocab],
+        )
+        .feed(feed)
         .launch(&self.device)
     }
 
@@ -572,15 +526,13 @@ impl<D: Device> Backend for Gpu<D> {
 
     fn argmax(&self, x: &Buffer<D, f32>, rows: usize, cols: usize) -> Result<Vec<u32>> {
         let mut buffers = ArgmaxBuffers::new(&self.device, rows)?;
-        kernels::Argmax {
-            x: x.slice(),
-            out: buffers.out.slice_mut(),
-            partial: buffers.partial.slice_mut(),
-            done: buffers.done.slice_mut(),
-            feed: None,
-            rows,
-            cols,
-        }
+        kernels::Argmax::new(
+            x.slice(),
+            buffers.out.slice_mut(),
+            buffers.partial.slice_mut(),
+            buffers.done.slice_mut(),
+            [rows, cols],
+        )
         .launch(&self.device)?;
         let mut out = vec![0; rows];
         buffers.out.read(&self.device, 0, &mut out)?;

@@ -36,8 +36,9 @@ pub use weights::{Tensor, Tensors, Weights};
 use crate::Result;
 use crate::gguf::Gguf;
 
-/// How a model is loaded.
+/// How a model is loaded: [`LoadOptions::default`], and what is to be different.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LoadOptions {
     /// Check that the factors of all quantized blocks are finite, which reads the whole file. F32 tensors are always
     /// checked.
@@ -47,6 +48,15 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     fn default() -> Self {
         Self { check_blocks: true }
+    }
+}
+
+impl LoadOptions {
+    /// With or without the check of all blocks.
+    #[must_use]
+    pub const fn check_blocks(mut self, check_blocks: bool) -> Self {
+        self.check_blocks = check_blocks;
+        self
     }
 }
 

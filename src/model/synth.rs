@@ -31,6 +31,7 @@ const TASKS: usize = 64;
 
 /// A model whose shape a synthetic one can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Preset {
     /// The shape of the test model: 4 layers, 16 experts, hidden width 256; 9 MB.
     Tiny,
@@ -100,6 +101,7 @@ impl FromStr for Preset {
 
 /// What is generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SynthOptions {
     /// The shape.
     pub preset: Preset,
@@ -107,6 +109,20 @@ pub struct SynthOptions {
     pub layers: Option<usize>,
     /// Selects one of many models of the same shape.
     pub seed: u64,
+}
+
+impl SynthOptions {
+    /// A model of the preset's shape.
+    pub const fn new(preset: Preset, seed: u64) -> Self {
+        Self { preset, layers: None, seed }
+    }
+
+    /// Another number of layers than the preset's.
+    #[must_use]
+    pub fn layers(mut self, layers: impl Into<Option<usize>>) -> Self {
+        self.layers = layers.into();
+        self
+    }
 }
 
 /// How a tensor's values are drawn.

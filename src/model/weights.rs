@@ -170,6 +170,7 @@ const VECTOR: (&[TensorType], &str) = (&[TensorType::F32], "F32");
 
 /// Tensors of one layer, as they are in the file.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct LayerTensors {
     /// `attn_norm`: `[hidden]`.
     pub attn_norm: Tensor,
@@ -220,6 +221,7 @@ impl LayerTensors {
 
 /// Tensors of a model, as they are in the file.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Tensors {
     /// `token_embd`: `[vocab, hidden]`.
     pub embedding: Tensor,
@@ -281,6 +283,7 @@ impl Tensors {
 }
 
 /// Weights of one layer. Shapes are those of [`LayerTensors`].
+#[non_exhaustive]
 pub struct LayerWeights<B: Backend> {
     /// `[hidden]`.
     pub attn_norm: B::Floats,
@@ -309,6 +312,7 @@ pub struct LayerWeights<B: Backend> {
 }
 
 /// Weights of a model in a backend's memory.
+#[non_exhaustive]
 pub struct Weights<B: Backend> {
     /// `[vocab, hidden]`.
     pub embedding: B::Table,

@@ -45,6 +45,7 @@ impl Element for f16 {
 
 /// Keys and values of one KV head.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Head<'a, T> {
     /// Keys, from this head's dimension 0 at position 0 on.
     pub k: &'a [T],
@@ -52,6 +53,13 @@ pub struct Head<'a, T> {
     pub v: &'a [T],
     /// Elements from one position to the next: `kv_heads * head_dim`.
     pub stride: usize,
+}
+
+impl<'a, T> Head<'a, T> {
+    /// Keys and values that begin at a head's first ones.
+    pub fn new(k: &'a [T], v: &'a [T], stride: usize) -> Self {
+        Self { k, v, stride }
+    }
 }
 
 /// Factor of the scores, `1 / sqrt(head_dim)`, in f64 rounded to f32.

@@ -1,6 +1,7 @@
 //! The kernels' own sources, run on the CPU.
 
 use std::cell::Cell;
+use std::fmt::Debug;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -8,7 +9,7 @@ use kquant_moe::device::{Device, DeviceId};
 use kquant_moe::{Error, Result, sys};
 use kquant_moe_emulation::{self as emulation, Library, Recording};
 
-use super::table::each_launcher;
+use super::table::table_around;
 
 thread_local! {
     static LAUNCHES: Cell<u64> = const { Cell::new(0) };
@@ -24,45 +25,22 @@ fn launchers() -> &'static sys::kqm_kernels {
     unsafe { table.cast::<sys::kqm_kernels>().as_ref() }.expect("the emulation has no kernels")
 }
 
-/// Launchers that call those of the device in use, and add the arguments to the report of a launch that fails: types, shapes and tokens.
-macro_rules! table {
-    ($($kernel:ident($args:ident)),* $(,)?) => {{
-        $(unsafe extern "C" fn $kernel(args: *const sys::$args, stream: sys::kqm_stream) -> sys::kqm_status {
-            let launcher = launchers().$kernel.expect("a launcher");
-            // SAFETY: the caller keeps the launcher's contract.
-            let status = unsafe { launcher(args, stream) };
-            if status > sys::KQM_OK {
-                // SAFETY: what was launched had arguments.
-                let text = format!("{} with {:?}", stringify!($kernel), unsafe { &*args });
-                IN_USE.get().map_or_else(|| emulation::add_to_report(&text), |library| library.add_to_report(&text));
-            }
-            status
-        })*
-        sys::kqm_kernels {
-            $($kernel: Some($kernel),)*
-            attention_workspace: Some(attention_workspace),
-            moe_max_items: Some(moe_max_items),
-            status_text: Some(status_text),
-        }
-    }};
+/// Adds the arguments to the report of a launch that fails: types, shapes and tokens.
+fn report_arguments<A: Debug>(
+    kernel: &'static str,
+    args: *const A,
+    launch: impl FnOnce() -> sys::kqm_status,
+) -> sys::kqm_status {
+    let status = launch();
+    if status > sys::KQM_OK {
+        // SAFETY: what was launched had arguments.
+        let text = format!("{kernel} with {:?}", unsafe { &*args });
+        IN_USE.get().map_or_else(|| emulation::add_to_report(&text), |library| library.add_to_report(&text));
+    }
+    status
 }
 
-static TABLE: sys::kqm_kernels = each_launcher!(table);
-
-unsafe extern "C" fn attention_workspace(args: *const sys::kqm_attention_args) -> u64 {
-    // SAFETY: the caller keeps the function's contract.
-    unsafe { launchers().attention_workspace.expect("a function")(args) }
-}
-
-unsafe extern "C" fn moe_max_items(tokens: u32, experts: u32, top_k: u32) -> u32 {
-    // SAFETY: the caller keeps the function's contract.
-    unsafe { launchers().moe_max_items.expect("a function")(tokens, experts, top_k) }
-}
-
-unsafe extern "C" fn status_text(status: sys::kqm_status) -> *const std::ffi::c_char {
-    // SAFETY: the caller keeps the function's contract.
-    unsafe { launchers().status_text.expect("a function")(status) }
-}
+static TABLE: sys::kqm_kernels = table_around!(launchers, report_arguments);
 
 /// A device whose launches run at once, on the calling thread. Allocations end at a guard page.
 #[derive(Clone)]

@@ -1,13 +1,14 @@
 //! A device that shows what is launched on it, and lets tests act before a launch.
 
 use std::cell::{Cell, RefCell};
+use std::fmt::Debug;
 
 use kquant_moe::Result;
 use kquant_moe::device::{Device, DeviceId};
 use kquant_moe::sys::{self, kqm_status, kqm_stream};
 use kquant_moe_emulation as emulation;
 
-use super::table::each_launcher;
+use super::table::table_around;
 
 /// Gets the operands of every launch of attention, before it.
 pub type BeforeAttention = Box<dyn FnMut(&sys::kqm_attention_args)>;
@@ -72,50 +73,24 @@ fn note(event: Event) {
     SEEN.with_borrow_mut(|seen| seen.push(event));
 }
 
+/// Notes what a launcher is called with.
+fn note_launch<A: Debug>(kernel: &'static str, args: *const A, launch: impl FnOnce() -> kqm_status) -> kqm_status {
+    // SAFETY: the wrappers of the kernels pass a structure of theirs.
+    let text = format!("{:?}", unsafe { &*args });
+    if kernel == "attention" {
+        // SAFETY: this is attention's structure.
+        act_before(unsafe { &*args.cast() });
+    }
+    let before = work();
+    let status = launch();
+    let after = work();
+    let work = std::array::from_fn(|i| after[i] - before[i]);
+    note(Event::Launch(Launch { kernel, args: text, work }));
+    status
+}
+
 /// A table of launchers that note what they are called with and call those of the device in use.
-macro_rules! table {
-    ($($kernel:ident($args:ident)),* $(,)?) => {{
-        $(unsafe extern "C" fn $kernel(args: *const sys::$args, stream: kqm_stream) -> kqm_status {
-            // SAFETY: the wrappers of the kernels pass a structure of theirs.
-            let text = format!("{:?}", unsafe { &*args });
-            if stringify!($kernel) == "attention" {
-                // SAFETY: this is attention's structure.
-                act_before(unsafe { &*args.cast() });
-            }
-            let before = work();
-            let launcher = kernels().$kernel.expect("a launcher");
-            // SAFETY: the caller keeps the launcher's contract.
-            let status = unsafe { launcher(args, stream) };
-            let after = work();
-            let work = std::array::from_fn(|i| after[i] - before[i]);
-            note(Event::Launch(Launch { kernel: stringify!($kernel), args: text, work }));
-            status
-        })*
-        sys::kqm_kernels {
-            $($kernel: Some($kernel),)*
-            attention_workspace: Some(attention_workspace),
-            moe_max_items: Some(moe_max_items),
-            status_text: Some(status_text),
-        }
-    }};
-}
-
-static TABLE: sys::kqm_kernels = each_launcher!(table);
-
-unsafe extern "C" fn attention_workspace(args: *const sys::kqm_attention_args) -> u64 {
-    // SAFETY: the caller keeps the function's contract.
-    unsafe { kernels().attention_workspace.expect("a function")(args) }
-}
-
-unsafe extern "C" fn moe_max_items(tokens: u32, experts: u32, top_k: u32) -> u32 {
-    // SAFETY: the caller keeps the function's contract.
-    unsafe { kernels().moe_max_items.expect("a function")(tokens, experts, top_k) }
-}
-
-unsafe extern "C" fn status_text(status: kqm_status) -> *const std::ffi::c_char {
-    // SAFETY: the caller keeps the function's contract.
-    unsafe { kernels().status_text.expect("a function")(status) }
-}
+static TABLE: sys::kqm_kernels = table_around!(kernels, note_launch);
 
 /// A device that notes what a thread does on it.
 #[derive(Clone)]

@@ -9,11 +9,11 @@ use rayon::prelude::*;
 use super::*;
 
 /// Launches the kernel for that type of weights.
-fn launch<D: Device>(kind: TensorType, operands: Q4KMatvec<'_, D>, device: &D) -> Result<()> {
+fn launch<D: Device>(kind: TensorType, operands: Matvec<'_, D>, device: &D) -> Result<()> {
     match kind {
-        TensorType::Q4K => operands.launch(device),
+        TensorType::Q4K => Q4KMatvec(operands).launch(device),
         TensorType::Q6K => Q6KGemv(operands).launch(device),
-        _ => Matvec(operands).launch(device),
+        _ => operands.launch(device),
     }
 }
 
@@ -55,14 +55,9 @@ impl<'a, D: Device> Case<'a, D> {
             None => Output::new(self.device, tokens * rows),
         };
         let mut product = Output::new(self.device, tokens * rows);
-        let operands = Q4KMatvec {
-            w: &self.matrix,
-            x: digits.slice(),
-            y: y.slice(),
-            add: residual.is_some(),
-            product: product.slice_if(optional),
-            tokens,
-        };
+        let operands = Matvec::new(&self.matrix, digits.slice(), y.slice(), tokens)
+            .accumulate(residual.is_some())
+            .product(product.slice_if(optional));
         ok(launch(kind, operands, self.device));
         let products = oracle(kind, &self.w, &x.0);
         if optional {
@@ -200,7 +195,7 @@ pub fn batch_equals_single_tokens<D: Device>(device: &D, size: Size, kind: Tenso
             let mut y = Output::new(device, tokens * rows);
             let blocks = cols / BLOCK;
             let x = x.part(first * blocks, tokens * blocks).unwrap();
-            ok(launch(kind, Q4KMatvec { w: &matrix, x, y: y.slice(), add: false, product: None, tokens }, device));
+            ok(launch(kind, Matvec::new(&matrix, x, y.slice(), tokens), device));
             y.read()
         };
         let single: Vec<f32> = (0..tokens).flat_map(|token| run(token, 1)).collect();
@@ -227,7 +222,7 @@ pub fn refuses_bad_arguments<D: Device>(device: &D, kind: TensorType) {
     let run = |w, x: Slice<'_, FixedBlock>, y: Option<u64>, tokens| {
         // SAFETY: as long as the buffer says; the launcher reads none of it when it refuses.
         let y = unsafe { SliceMut::from_raw(device, y.unwrap_or(address), 64) };
-        launch(kind, Q4KMatvec { w, x, y, add: false, product: None, tokens }, device)
+        launch(kind, Matvec::new(w, x, y, tokens), device)
     };
     assert_status(run(&wrong, x.slice(), None, 1), sys::KQM_UNSUPPORTED_TYPE);
     assert_status(run(&stack, x.slice(), None, 1), sys::KQM_BAD_SHAPE);

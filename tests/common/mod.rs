@@ -82,7 +82,7 @@ pub fn model_of<B: Backend>(gguf: Arc<Gguf>, backend: B) -> Model<B> {
 }
 
 pub fn options() -> ContextOptions {
-    ContextOptions { capacity: 256, cache: CacheType::F32, max_batch: 512, trace: false }
+    ContextOptions::default().capacity(256).cache(CacheType::F32).max_batch(512).trace(false)
 }
 
 pub fn bits(values: &[f32]) -> Vec<u32> {
@@ -105,19 +105,16 @@ fn argmax(row: &[f32]) -> usize {
 pub fn matches_the_reference<B: Backend>(backend: B) {
     let model = model(backend);
     let config = model.config().clone();
-    let mut context = model.context(ContextOptions { trace: true, ..options() }).unwrap();
+    let mut context = model.context(options().trace(true)).unwrap();
     for prompt in prompts() {
         context.reset();
         let mut routers = Vec::new();
-        let mut sink = Select {
-            selection: Selection { stages: Some(vec![Stage::MoeRouterIndices]), ..Selection::default() },
-            record: |record: Record<'_>| {
-                let Data::U32(indices) = record.data else { panic!("{:?} is not u32", record.stage) };
-                assert_eq!(record.shape, [prompt.tokens.len(), config.top_k]);
-                routers.extend(indices.iter().map(|&index| index as i32));
-                Ok(())
-            },
-        };
+        let mut sink = Select::new(Selection::default().stages(vec![Stage::MoeRouterIndices]), |record: Record<'_>| {
+            let Data::U32(indices) = record.data else { panic!("{:?} is not u32", record.stage) };
+            assert_eq!(record.shape, [prompt.tokens.len(), config.top_k]);
+            routers.extend(indices.iter().map(|&index| index as i32));
+            Ok(())
+        });
         let logits = context.trace(&model, &prompt.tokens, Logits::All, &mut sink).unwrap();
         let distance = relative_l2(&logits, &prompt.logits);
         println!("{}: relative L2 {distance:.3e} over {} tokens", prompt.name, prompt.tokens.len());
@@ -171,13 +168,13 @@ pub fn does_not_depend_on_batches<B: Backend>(backend: B) {
     // Longer than two chunks of attention.
     let tokens: Vec<u32> = prompts().iter().flat_map(|prompt| prompt.tokens.clone()).cycle().take(150).collect();
     for cache in [CacheType::F32, CacheType::F16] {
-        let mut context = model.context(ContextOptions { cache, ..options() }).unwrap();
+        let mut context = model.context(options().cache(cache)).unwrap();
         let whole = in_pieces(&model, &mut context, &tokens, &[tokens.len()]);
         assert!(whole.iter().all(|&bits| f32::from_bits(bits).is_finite()));
         assert_eq!(in_pieces(&model, &mut context, &tokens, &[tokens.len()]), whole, "a second run");
         assert_eq!(in_pieces(&model, &mut context, &tokens, &[1]), whole, "token by token");
         assert_eq!(in_pieces(&model, &mut context, &tokens, &[63, 2, 1, 70]), whole, "uneven pieces");
-        let mut context = model.context(ContextOptions { cache, max_batch: 7, ..options() }).unwrap();
+        let mut context = model.context(options().cache(cache).max_batch(7)).unwrap();
         assert_eq!(in_pieces(&model, &mut context, &tokens, &[tokens.len()]), whole, "micro-batches of 7");
         let vocab = model.config().vocab;
         context.reset();
@@ -195,26 +192,23 @@ pub fn traces_without_effect<B: Backend>(backend: B) {
     let model = model(backend);
     let config = model.config().clone();
     let prompt = &prompts()[0];
-    let mut context = model.context(ContextOptions { trace: true, ..options() }).unwrap();
+    let mut context = model.context(options().trace(true)).unwrap();
     let plain = context.forward(&model, &prompt.tokens, Logits::All).unwrap();
     context.reset();
     let mut seen = Vec::new();
-    let mut sink = Select {
-        selection: Selection::default(),
-        record: |record: Record<'_>| {
-            let values = match record.data {
-                Data::F32(values) => values.len(),
-                Data::U32(values) => values.len(),
-            };
-            assert_eq!(values, record.shape.iter().product::<usize>(), "{}", record.stage);
-            assert_eq!((record.position, record.shape[0]), (0, prompt.tokens.len()), "{}", record.stage);
-            if let (Stage::Logits, Data::F32(values)) = (record.stage, record.data) {
-                assert_eq!(bits(values), bits(&plain));
-            }
-            seen.push((record.layer, record.stage));
-            Ok(())
-        },
-    };
+    let mut sink = Select::new(Selection::default(), |record: Record<'_>| {
+        let values = match record.data {
+            Data::F32(values) => values.len(),
+            Data::U32(values) => values.len(),
+        };
+        assert_eq!(values, record.shape.iter().product::<usize>(), "{}", record.stage);
+        assert_eq!((record.position, record.shape[0]), (0, prompt.tokens.len()), "{}", record.stage);
+        if let (Stage::Logits, Data::F32(values)) = (record.stage, record.data) {
+            assert_eq!(bits(values), bits(&plain));
+        }
+        seen.push((record.layer, record.stage));
+        Ok(())
+    });
     let traced = context.trace(&model, &prompt.tokens, Logits::All, &mut sink).unwrap();
     assert_eq!(bits(&traced), bits(&plain));
     let mut expected = vec![(None, Stage::Embedding)];
@@ -238,17 +232,15 @@ pub struct Recorded {
 /// The logits of all tokens, with every stage of every layer.
 pub fn recorded<B: Backend>(model: &Model<B>, context: &mut Context<B>, tokens: &[u32]) -> (Vec<f32>, Vec<Recorded>) {
     let mut records = Vec::new();
-    let mut sink = Select {
-        selection: Selection::default(),
-        record: |Record { stage, layer, position, shape, data }: Record<'_>| {
+    let mut sink =
+        Select::new(Selection::default(), |Record { stage, layer, position, shape, data, .. }: Record<'_>| {
             let bits = match data {
                 Data::F32(values) => bits(values),
                 Data::U32(values) => values.to_vec(),
             };
             records.push(Recorded { stage, layer, position, shape: shape.to_vec(), bits });
             Ok(())
-        },
-    };
+        });
     let logits = context.trace(model, tokens, Logits::All, &mut sink).unwrap();
     (logits, records)
 }
@@ -290,8 +282,8 @@ pub fn assert_same_records(what: &str, got: &[Recorded], expected: &[Recorded]) 
 /// logits are those of a context that is not traced, and of one batch of all tokens.
 pub fn equals_the_cpu<B: Backend>(gguf: &Arc<Gguf>, backend: B, cache: CacheType, prompt: &[u32], steps: usize) {
     let (cpu, gpu) = (model_of(gguf.clone(), Cpu::new()), model_of(gguf.clone(), backend));
-    let options = ContextOptions { cache, capacity: prompt.len() + steps + 3, ..options() };
-    let traced = ContextOptions { trace: true, ..options };
+    let options = options().cache(cache).capacity(prompt.len() + steps + 3);
+    let traced = options.trace(true);
     let (mut expected_context, mut context) = (cpu.context(traced).unwrap(), gpu.context(traced).unwrap());
     let mut plain = gpu.context(options).unwrap();
     let (mut tokens, mut logits) = (prompt.to_vec(), Vec::new());

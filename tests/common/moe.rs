@@ -42,7 +42,7 @@ pub fn group<D: Device>(
 ) -> Groups<D> {
     let mut groups = ok(Groups::new(device, tokens, experts, top_k));
     if tokens > 1 {
-        ok(MoeGroup { indices: indices.slice(), groups: &mut groups, tokens, experts, top_k }.launch(device));
+        ok(MoeGroup::new(indices.slice(), &mut groups, [tokens, top_k], experts).launch(device));
     }
     groups
 }

@@ -75,23 +75,17 @@ pub struct UploadedRow<D: Device> {
 impl<D: Device> UploadedRow<D> {
     /// The operand, with or without its optional output.
     pub fn fused(&mut self, optional: bool) -> FusedNorm<'_> {
-        FusedNorm { x: self.x.slice(), weight: self.weight.slice(), eps: self.eps, out: self.out.slice_if(optional) }
+        FusedNorm::new(self.x.slice(), self.weight.slice(), self.eps).out(self.out.slice_if(optional))
     }
 
     /// What the kernel of its own makes of it, as floats and as fixed point.
     pub fn separate(&self, device: &D) -> (Output<D, f32>, Output<D, FixedBlock>) {
         let cols = self.x.len();
         let (mut out, mut fixed) = (Output::new(device, cols), Output::new(device, cols / 256));
-        ok(RmsNorm {
-            x: self.x.slice(),
-            weight: self.weight.slice(),
-            eps: self.eps,
-            tokens: 1,
-            cols,
-            out: Some(out.slice()),
-            fixed: Some(fixed.slice()),
-        }
-        .launch(device));
+        ok(RmsNorm::new(self.x.slice(), self.weight.slice(), self.eps, [1, cols])
+            .out(out.slice())
+            .fixed(fixed.slice())
+            .launch(device));
         (out, fixed)
     }
 }

@@ -8,35 +8,26 @@ use kquant_moe::model::Config;
 
 use super::random::Random;
 
+/// A shape with other values in some fields.
+macro_rules! reshaped {
+    ($shape:expr, $($field:ident: $value:expr),+ $(,)?) => {{
+        let mut config: Config = $shape;
+        $(config.$field = $value;)+
+        config
+    }};
+}
+pub(crate) use reshaped;
+
 /// A shape in which no two counts or widths are the same.
-pub const UNEVEN: Config = Config {
-    layers: 3,
-    hidden: 512,
-    heads: 12,
-    kv_heads: 3,
-    head_dim: 64,
-    experts: 7,
-    top_k: 3,
-    expert_ff: 256,
-    vocab: 1003,
-    context_length: 160,
-    rms_eps: 1e-5,
-    rope_base: 1e4,
-};
+pub const UNEVEN: Config =
+    reshaped!(Config::new(3, 512, [12, 3, 64], [7, 3, 256], 1003, 160), rms_eps: 1e-5, rope_base: 1e4);
 
 /// A shape that is quickly computed.
-pub const SMALL: Config = Config {
-    layers: 1,
-    hidden: 256,
-    heads: 4,
-    kv_heads: 1,
-    head_dim: 64,
-    experts: 3,
-    top_k: 2,
-    expert_ff: 256,
-    vocab: 67,
-    ..UNEVEN
-};
+pub const SMALL: Config = reshaped!(
+    Config::new(1, 256, [4, 1, 64], [3, 2, 256], 67, UNEVEN.context_length),
+    rms_eps: UNEVEN.rms_eps,
+    rope_base: UNEVEN.rope_base,
+);
 
 /// A model of that shape. Its matrices are in Q4_K and Q6_K, by turns.
 pub fn model(config: &Config, seed: u64) -> Arc<Gguf> {

@@ -1,9 +1,11 @@
-//! The launchers of the table, for devices that put their own before them.
+//! Tables of launchers that do something of their own around those of the device in use.
 
-/// Calls a macro with every launcher and the structure of its arguments.
-macro_rules! each_launcher {
-    ($with:ident) => {
-        $with! {
+/// A table whose launchers call `$around` with their name, their arguments and the launch, which it makes and gives the status of. The
+/// launch is that of the table that `$kernels` gives at the time.
+macro_rules! table_around {
+    ($kernels:path, $around:path) => {
+        table_around! {
+            @each $kernels, $around;
             repack(kqm_repack_args),
             quantize(kqm_quantize_args),
             matvec(kqm_matvec_args),
@@ -22,5 +24,32 @@ macro_rules! each_launcher {
             argmax(kqm_argmax_args),
         }
     };
+    (@each $kernels:path, $around:path; $($kernel:ident($args:ident)),* $(,)?) => {{
+        $(unsafe extern "C" fn $kernel(args: *const sys::$args, stream: sys::kqm_stream) -> sys::kqm_status {
+            $around(stringify!($kernel), args, || {
+                let launcher = $kernels().$kernel.expect("a launcher");
+                // SAFETY: the caller keeps the launcher's contract.
+                unsafe { launcher(args, stream) }
+            })
+        })*
+        unsafe extern "C" fn attention_workspace(args: *const sys::kqm_attention_args) -> u64 {
+            // SAFETY: the caller keeps the function's contract.
+            unsafe { $kernels().attention_workspace.expect("a function")(args) }
+        }
+        unsafe extern "C" fn moe_max_items(tokens: u32, experts: u32, top_k: u32) -> u32 {
+            // SAFETY: the caller keeps the function's contract.
+            unsafe { $kernels().moe_max_items.expect("a function")(tokens, experts, top_k) }
+        }
+        unsafe extern "C" fn status_text(status: sys::kqm_status) -> *const std::ffi::c_char {
+            // SAFETY: the caller keeps the function's contract.
+            unsafe { $kernels().status_text.expect("a function")(status) }
+        }
+        sys::kqm_kernels {
+            $($kernel: Some($kernel),)*
+            attention_workspace: Some(attention_workspace),
+            moe_max_items: Some(moe_max_items),
+            status_text: Some(status_text),
+        }
+    }};
 }
-pub(super) use each_launcher;
+pub(super) use table_around;
