@@ -7,11 +7,11 @@
 // Maths: positions are cut into chunks of 64 counted from 0, whatever the card or the batch. A chunk is reduced in f32, the
 // chunks are joined in f64 in a fixed order (docs/arithmetic.md), so one query at a time and many give the same bits.
 // Launch: four tokens and more in tiles of query rows, attention_tiles and attention_join_tokens (common/query_tiles.cuh).
-// Fewer by attention_chunks, one block of eight warps for a chunk, four or eight query heads of a KV head, and a token.
-// Blocks stride over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph
-// serves every position. While four heads a block leave no block a second chunk they do, for speed of one; beyond that the
-// two blocks of eight heads share the chunks instead of the heads, which halves what they read and convert. attention_join,
-// one block for 256 outputs of a token, joins the chunks. (That the last block to finish joins them was slower even for few
+// Fewer by attention_chunks, one CTA of eight warps for a chunk, four or eight query heads of a KV head, and a token.
+// CTAs stride over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph
+// serves every position. While four heads a CTA leave no CTA a second chunk they do, for speed of one; beyond that the
+// two CTAs of eight heads share the chunks instead of the heads, which halves what they read and convert. attention_join,
+// one CTA for 256 outputs of a token, joins the chunks. (That the last CTA to finish joins them was slower even for few
 // chunks.) For a single token the first kernel can do the work of kqm_rope as well, and read position, keys and values while
 // qkv before it still runs.
 // Scores: eight lanes share a key, each with an eighth of the dimensions; values: a warp has eight positions, a lane
@@ -26,12 +26,12 @@ namespace {
 
 const int chunk = KQM_ATTENTION_CHUNK, warps = 8, threads = 32 * warps, max_group = 16, quad_heads = 4;
 const int positions_per_warp = chunk / warps;
-// Threads of a block that joins 256 outputs (four each), and the chunks whose factors are joined at once.
+// Threads of a CTA that joins 256 outputs (four each), and the chunks whose factors are joined at once.
 const int chains = kqm_attention_chains, join_threads = 64 * chains, join_batch = 128;
-// The least number of tokens that are taken in tiles; blocks of theirs for each one that runs at once; rows of a tile, at most.
+// The least number of tokens that are taken in tiles; CTAs of theirs for each one that runs at once; rows of a tile, at most.
 const uint32_t least_tile_tokens = 4;
 const int tile_rounds = 8, most_tile_rows = 64;
-// Blocks of a grid in its second and third dimension.
+// CTAs of a grid in its second and third dimension.
 const uint64_t max_grid = 65535;
 const uint64_t target_workspace = 256ull << 20;
 
@@ -42,11 +42,11 @@ uint64_t bytes_per_token(const kqm_attention_args &a) {
 }
 
 // What a launch for a cache type and a head dimension looks like.
-template <bool HALF, int DIM>
+template <bool F16, int DIM>
 struct Shape {
-  // Blocks at once on a multiprocessor: what the registers for keys and values allow.
-  static const int at_once = DIM > 128 || !HALF ? 1 : 2;
-  // Query heads of a block, at most. Shared memory holds eight warps' partial outputs of each.
+  // CTAs at once on a multiprocessor: what the registers for keys and values allow.
+  static const int at_once = DIM > 128 || !F16 ? 1 : 2;
+  // Query heads of a CTA, at most. Shared memory holds eight warps' partial outputs of each.
   static const int heads = DIM > 128 ? 4 : 8;
   // Lanes that norm and rotate a head.
   static const int lanes = DIM > 128 ? 32 : 16;
@@ -64,7 +64,7 @@ __device__ __forceinline__ void store_floats(KQM_SHARED_ARG(float) out, int at, 
   }
 }
 
-// The chunks that a block works on, and its query heads: `heads` of H, from row `row` of the partial results on.
+// The chunks that a CTA works on, and its query heads: `heads` of H, from row `row` of the partial results on.
 struct Work {
   uint32_t kv_head, position, used, first, stride;
   int heads;
@@ -74,11 +74,11 @@ struct Work {
 
 // A warp's keys and values of a chunk. Values: warp w has positions 8 w .. 8 w + 7. Keys: lane 8 k + g has keys 8 w + k and
 // 8 w + k + 4, and dimensions g S .. g S + S - 1 of them.
-template <bool HALF, int DIM>
-struct Cached {
+template <bool F16, int DIM>
+struct KeysAndValues {
   static const int per_lane = DIM / 32, segment = DIM / 8;
-  KqmElements<HALF, per_lane> value[positions_per_warp];
-  KqmElements<HALF, segment> key[2];
+  KqmElements<F16, per_lane> value[positions_per_warp];
+  KqmElements<F16, segment> key[2];
 
   __device__ __forceinline__ static int present(const Work &work, uint32_t index) {
     return index + 1 < work.used ? chunk : int(work.position - index * chunk) + (work.has_newest ? 0 : 1);
@@ -111,15 +111,15 @@ struct Cached {
   }
 };
 
-// The chunks of one block. Its first keys and values are loaded; queries, the newest k and v and the scores' zeros of absent heads
+// The chunks of one CTA. Its first keys and values are loaded; queries, the newest k and v and the scores' zeros of absent heads
 // are on their way to shared memory.
-template <bool HALF, int DIM, int H>
+template <bool F16, int DIM, int H>
 __device__ __forceinline__ void attend(const kqm_attention_args &a, const KqmPartials &ws, const Work &work,
-                                       Cached<HALF, DIM> &cached, KQM_SHARED_ARG(float) query,
+                                       KeysAndValues<F16, DIM> &cached, KQM_SHARED_ARG(float) query,
                                        KQM_SHARED_ARG(float) score, KQM_SHARED_ARG(float) partial,
                                        KQM_SHARED_ARG(uint32_t) newest) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane & 7;
-  const int per_lane = Cached<HALF, DIM>::per_lane, segment = Cached<HALF, DIM>::segment;
+  const int per_lane = KeysAndValues<F16, DIM>::per_lane, segment = KeysAndValues<F16, DIM>::segment;
   const size_t chunks = (a.capacity + chunk - 1) / chunk;
   __syncthreads();
 
@@ -128,12 +128,12 @@ __device__ __forceinline__ void attend(const kqm_attention_args &a, const KqmPar
     const int visible = min(int(work.position - begin) + 1, chunk), own = visible - 1 - warp * positions_per_warp;
     if (work.has_newest && index == work.used - 1 && own >= 0 && own < positions_per_warp) {
       // Selected word by word: an index would put the arrays into memory.
-      KqmElements<HALF, per_lane> newest_value;
-      newest_value.load_shared(newest, DIM + lane * KqmElements<HALF, per_lane>::words);
+      KqmElements<F16, per_lane> newest_value;
+      newest_value.load_shared(newest, DIM + lane * KqmElements<F16, per_lane>::words);
       KQM_UNROLL
       for (int i = 0; i < positions_per_warp; i++) cached.value[i].select(i == own, newest_value);
-      KqmElements<HALF, segment> newest_key;
-      newest_key.load_shared(newest, g * KqmElements<HALF, segment>::words);
+      KqmElements<F16, segment> newest_key;
+      newest_key.load_shared(newest, g * KqmElements<F16, segment>::words);
       KQM_UNROLL
       for (int i = 0; i < 2; i++) cached.key[i].select(4 * i + (lane >> 3) == own, newest_key);
     }
@@ -253,10 +253,10 @@ __device__ __forceinline__ void attend(const kqm_attention_args &a, const KqmPar
   }
 }
 
-template <bool HALF, int DIM>
-__global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
+template <bool F16, int DIM>
+__global__ void __launch_bounds__(threads, (Shape<F16, DIM>::at_once))
     attention_chunks(kqm_attention_args a, KqmPartials ws, uint32_t first_token) {
-  const int most_heads = Shape<HALF, DIM>::heads, lanes = Shape<HALF, DIM>::lanes;
+  const int most_heads = Shape<F16, DIM>::heads, lanes = Shape<F16, DIM>::lanes;
   KQM_SHARED(float, query, most_heads *DIM);
   KQM_SHARED(float, score, most_heads *chunk);
   KQM_SHARED(float, partial, warps *most_heads *DIM);
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   KQM_SHARED(uint32_t, newest, 2 * DIM);
   const int group = a.heads / a.kv_heads, quads = (group + quad_heads - 1) / quad_heads;
   const int quad = int(blockIdx.x) % quads, lane = threadIdx.x & 31;
-  // Queries are prepared for as many heads as a block may work on.
+  // Queries are prepared for as many heads as a CTA may work on.
   const int first_prepared = quad * quad_heads / most_heads * most_heads,
             prepared = min(most_heads, group - first_prepared);
   const int offset = quad * quad_heads - first_prepared, quad_heads_present = min(quad_heads, prepared - offset);
@@ -285,13 +285,14 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   // A token past the capacity gives NaN and leaves the cache alone.
   const uint32_t own_position = min(__ldcg(a.start), a.capacity) + t, position = min(own_position, a.capacity - 1),
                  used = position / chunk + 1;
-  // One block for four heads, or, where that would be a second round, two blocks for eight.
-  const bool wide = most_heads > quad_heads && prepared > quad_heads && used > gridDim.y;
-  const uint32_t first = wide ? 2 * blockIdx.y + (offset != 0) : blockIdx.y, stride = wide ? 2 * gridDim.y : gridDim.y;
-  const int from = wide ? 0 : offset, heads = wide ? prepared : quad_heads_present;
+  // One CTA for four heads, or, where that would be a second round, two CTAs for eight.
+  const bool eight_heads = most_heads > quad_heads && prepared > quad_heads && used > gridDim.y;
+  const uint32_t first = eight_heads ? 2 * blockIdx.y + (offset != 0) : blockIdx.y,
+                 stride = eight_heads ? 2 * gridDim.y : gridDim.y;
+  const int from = eight_heads ? 0 : offset, heads = eight_heads ? prepared : quad_heads_present;
   const uint32_t work_row = blockIdx.z * a.heads + first_head + from;
   const Work work{kv_head, position, used, first, stride, heads, work_row, token_head + from, a.rope.q != nullptr};
-  Cached<HALF, DIM> cached;
+  KeysAndValues<F16, DIM> cached;
   if (first < used) {
     cached.load_keys(a, work, first);
     cached.load_values(a, work, first);
@@ -309,19 +310,19 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   if (first >= used) return;
   const bool makes_newest = a.rope.q && (used - 1 - first) % stride == 0;
 
-  // Queries to shared memory. The fused launch makes them here; the blocks that have the newest position make its k and v, too,
+  // Queries to shared memory. The fused launch makes them here; the CTAs that have the newest position make its k and v, too,
   // and one of them adds them to the cache.
   if (a.rope.q) {
-    const bool own_head = wide || (row_index >= offset && row_index < offset + quad_heads_present);
-    const bool writes =
-        is_query ? first == 0 && own_head : is_row && makes_newest && first_prepared == 0 && (wide || offset == 0);
+    const bool own_head = eight_heads || (row_index >= offset && row_index < offset + quad_heads_present);
+    const bool writes = is_query ? first == 0 && own_head
+                                 : is_row && makes_newest && first_prepared == 0 && (eight_heads || offset == 0);
     kqm_rope_head<lanes>(a.rope, DIM, row, row_lane, own_position, writes, 1.0 / DIM, weight,
                          kqm_shared_offset(partial, row_index * DIM), x);
     if (is_row && 8 * row_lane < DIM) {
       if (is_query) {
         KQM_UNROLL
         for (int i = 0; i < 8; i += 4)
-          kqm_shared_store<float4>(query, row_index * DIM + kqm_query_place<DIM>(8 * row_lane + i),
+          kqm_shared_store<float4>(query, row_index * DIM + kqm_query_offset<DIM>(8 * row_lane + i),
                                    make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
         if (writes) kqm_store_eight(a.rope.q_out + row.at, row_lane, x);
       } else {
@@ -329,28 +330,27 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
         if (writes && !row.is_v && a.rope.k_out) kqm_store_eight(a.rope.k_out + row.at, row_lane, x);
         const int from = row.is_v ? DIM : 0;
         KQM_UNROLL
-        for (int d = 0; d < 8; d += HALF ? 2 : 1)
-          newest[from + (8 * row_lane + d) / (HALF ? 2 : 1)] =
-              KqmElements<HALF, 2>::word_of(x[d], x[d + (HALF ? 1 : 0)]);
+        for (int d = 0; d < 8; d += F16 ? 2 : 1)
+          newest[from + (8 * row_lane + d) / (F16 ? 2 : 1)] = KqmElements<F16, 2>::word_of(x[d], x[d + (F16 ? 1 : 0)]);
       }
     }
   } else {
     for (int i = threadIdx.x; i < prepared * DIM; i += threads)
-      query[i / DIM * DIM + kqm_query_place<DIM>(i % DIM)] = a.q[size_t(token_head) * DIM + i];
+      query[i / DIM * DIM + kqm_query_offset<DIM>(i % DIM)] = a.q[size_t(token_head) * DIM + i];
   }
   for (int i = prepared * DIM + threadIdx.x; i < most_heads * DIM; i += threads) query[i] = 0.0f;
 
   for (int i = heads * chunk + threadIdx.x; i < most_heads * chunk; i += threads) score[i] = 0.0f;
-  if (wide)
-    attend<HALF, DIM, most_heads>(a, ws, work, cached, query, score, partial, newest);
+  if (eight_heads)
+    attend<F16, DIM, most_heads>(a, ws, work, cached, query, score, partial, newest);
   else
-    attend<HALF, DIM, quad_heads>(a, ws, work, cached, kqm_shared_offset(query, from * DIM), score, partial, newest);
+    attend<F16, DIM, quad_heads>(a, ws, work, cached, kqm_shared_offset(query, from * DIM), score, partial, newest);
 }
 
-// A block for 256 outputs of a token: thread (chain, i) has chunks chain, chain + 8, ... of outputs 4 i .. 4 i + 3.
+// A CTA for 256 outputs of a token: thread (chain, i) has chunks chain, chain + 8, ... of outputs 4 i .. 4 i + 3.
 __global__ void __launch_bounds__(join_threads, 1)
     attention_join(kqm_attention_args a, KqmPartials ws, uint32_t first_token) {
-  // Of the block's heads (256 outputs are of four at most): the largest score of each warp's chunks, and by chunk of a batch the
+  // Of the CTA's heads (256 outputs are of four at most): the largest score of each warp's chunks, and by chunk of a batch the
   // factor exp(m_c - M) and l_c.
   const int most_heads = 4, warps_per_head = join_batch / 32;
   KQM_SHARED(float, largest, most_heads *warps_per_head);
@@ -469,26 +469,26 @@ KqmPartials partials(const kqm_attention_args &a, uint64_t tokens) {
   return ws;
 }
 
-// Rows of a tile, at most: so many that three blocks, else two, else one, find room on a multiprocessor.
+// Rows of a tile, at most: so many that three CTAs, else two, else one, fit on a multiprocessor.
 template <class Tile>
 int tile_rows() {
-  for (int blocks = Tile::at_once; blocks > 0; blocks--) {
+  for (int ctas = Tile::at_once; ctas > 0; ctas--) {
     for (int rows = most_tile_rows; rows > max_group; rows -= max_group) {
-      if (blocks * (Tile::bytes(rows) + 1024) <= int(kqm_shared_memory())) return rows;
+      if (ctas * (Tile::bytes(rows) + 1024) <= int(kqm_shared_memory())) return rows;
     }
   }
   return max_group;
 }
 
 // Many tokens, `at_once` at a time.
-template <bool HALF, int DIM>
+template <bool F16, int DIM>
 kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
-  typedef KqmQueryTile<HALF, DIM> Tile;
+  typedef KqmQueryTile<F16, DIM> Tile;
   const uint32_t row = a.heads * a.head_dim, group = a.heads / a.kv_heads,
                  together = Tile::at_once * kqm_multiprocessors();
   uint32_t tile_tokens = tile_rows<Tile>() / group;
   if (at_once > a.tokens) at_once = a.tokens;
-  // Places among the partial results fit into 32 bits.
+  // Offsets among the partial results fit into 32 bits.
   const uint64_t most = 0xffffffffu / (uint64_t(row) * chunks_of(a));
   KQM_REQUIRE(most > 0, KQM_BAD_SHAPE);
   if (at_once > most) at_once = most;
@@ -501,11 +501,11 @@ kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_strea
   for (uint64_t t = 0; t < a.tokens; t += at_once) {
     const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once),
                    tiles = kqm_ceil_div(count, tile_tokens);
-    // Several times as many blocks as run at once, so that they end together.
+    // Several times as many CTAs as run at once, so that they end together.
     const uint64_t wanted = kqm_ceil_div(uint64_t(tile_rounds) * together, uint64_t(tiles) * a.kv_heads);
     const uint64_t most_parts = chunks_of(a) < max_grid ? chunks_of(a) : max_grid;
     const uint32_t parts = uint32_t(wanted < most_parts ? wanted : most_parts);
-    KQM_TRY(KQM_LAUNCH((attention_tiles<HALF, DIM>), dim3(a.kv_heads, parts, tiles), dim3(kqm_tile_threads),
+    KQM_TRY(KQM_LAUNCH((attention_tiles<F16, DIM>), dim3(a.kv_heads, parts, tiles), dim3(kqm_tile_threads),
                        size_t(Tile::bytes(int(tile_tokens * group))), stream, a, ws, uint32_t(t), count, tile_tokens,
                        group));
     const dim3 grid(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), kqm_ceil_div(count, uint32_t(kqm_join_tokens)));
@@ -514,33 +514,33 @@ kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_strea
   return KQM_OK;
 }
 
-template <bool HALF, int DIM>
+template <bool F16, int DIM>
 kqm_status launch(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
-  if (a.tokens >= least_tile_tokens) return launch_tiles<HALF, DIM>(a, at_once, stream);
+  if (a.tokens >= least_tile_tokens) return launch_tiles<F16, DIM>(a, at_once, stream);
   const uint64_t chunks = chunks_of(a);
   const uint32_t group = a.heads / a.kv_heads, row = a.heads * a.head_dim;
-  const uint32_t blocks = a.kv_heads * kqm_ceil_div(group, uint32_t(quad_heads));
-  // As many blocks as run at once; they stride over the chunks, low ones first.
+  const uint32_t ctas = a.kv_heads * kqm_ceil_div(group, uint32_t(quad_heads));
+  // As many CTAs as run at once; they stride over the chunks, low ones first.
   const uint64_t strides =
-      kqm_ceil_div(Shape<HALF, DIM>::at_once * uint64_t(kqm_multiprocessors()), uint64_t(blocks) * a.tokens);
+      kqm_ceil_div(Shape<F16, DIM>::at_once * uint64_t(kqm_multiprocessors()), uint64_t(ctas) * a.tokens);
   const uint32_t grid_chunks = uint32_t(chunks < strides ? chunks : strides);
   const KqmPartials ws = partials(a, at_once);
   for (uint64_t t = 0; t < a.tokens; t += at_once) {
     const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once);
-    const dim3 grid(blocks, grid_chunks, count);
-    KQM_TRY(KQM_LAUNCH((attention_chunks<HALF, DIM>), grid, dim3(threads), 0, stream, a, ws, uint32_t(t)));
+    const dim3 grid(ctas, grid_chunks, count);
+    KQM_TRY(KQM_LAUNCH((attention_chunks<F16, DIM>), grid, dim3(threads), 0, stream, a, ws, uint32_t(t)));
     KQM_TRY(KQM_LAUNCH(attention_join, dim3(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), count), dim3(join_threads), 0,
                        stream, a, ws, uint32_t(t)));
   }
   return KQM_OK;
 }
 
-template <bool HALF>
+template <bool F16>
 kqm_status launch_dim(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
-  if (a.head_dim == 64) return launch<HALF, 64>(a, at_once, stream);
-  if (a.head_dim == 128) return launch<HALF, 128>(a, at_once, stream);
-  if (a.head_dim == 192) return launch<HALF, 192>(a, at_once, stream);
-  return launch<HALF, 256>(a, at_once, stream);
+  if (a.head_dim == 64) return launch<F16, 64>(a, at_once, stream);
+  if (a.head_dim == 128) return launch<F16, 128>(a, at_once, stream);
+  if (a.head_dim == 192) return launch<F16, 192>(a, at_once, stream);
+  return launch<F16, 256>(a, at_once, stream);
 }
 
 // The fused rope works on the same token, cache and shapes.

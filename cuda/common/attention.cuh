@@ -17,13 +17,13 @@ struct KqmPartials {
 __device__ __forceinline__ float kqm_minus_infinity() { return __uint_as_float(0xff800000u); }
 
 // N neighbouring elements of a cache row as they are stored, and element i of them as f32.
-template <bool HALF, int N>
+template <bool F16, int N>
 struct KqmElements {
-  static const int words = N * (HALF ? 2 : 4) / 4;
+  static const int words = N * (F16 ? 2 : 4) / 4;
   uint32_t word[words];
 
   __device__ __forceinline__ void load(const void *cache, size_t at) {
-    const uint32_t *p = reinterpret_cast<const uint32_t *>(static_cast<const uint8_t *>(cache) + at * (HALF ? 2 : 4));
+    const uint32_t *p = reinterpret_cast<const uint32_t *>(static_cast<const uint8_t *>(cache) + at * (F16 ? 2 : 4));
     if (words % 4 == 0) {
       KQM_UNROLL
       for (int i = 0; i < words / 4; i++) {
@@ -50,17 +50,17 @@ struct KqmElements {
   }
   // A word of the cache: two halves, or one float (the second value is not used).
   __device__ __forceinline__ static uint32_t word_of(float x, float y) {
-    return HALF ? kqm_float_to_half(x) | uint32_t(kqm_float_to_half(y)) << 16 : __float_as_uint(kqm_canonical(x));
+    return F16 ? kqm_float_to_half(x) | uint32_t(kqm_float_to_half(y)) << 16 : __float_as_uint(kqm_canonical(x));
   }
   __device__ __forceinline__ float get(int i) const {
-    return HALF ? kqm_half_to_float(uint16_t(word[i / 2] >> (16 * (i % 2)))) : __uint_as_float(word[HALF ? 0 : i]);
+    return F16 ? kqm_half_to_float(uint16_t(word[i / 2] >> (16 * (i % 2)))) : __uint_as_float(word[F16 ? 0 : i]);
   }
 };
 
 // Where a query's dimension d lies in shared memory. Lane g of the eight that share a key needs dimensions g S .. g S + S - 1;
 // the eight read four each at a time, and what they read together is together.
 template <int DIM>
-__device__ __forceinline__ int kqm_query_place(int d) {
+__device__ __forceinline__ int kqm_query_offset(int d) {
   const int segment = DIM / 8;
   return (d % segment / 4 * 8 + d / segment) * 4 + d % 4;
 }

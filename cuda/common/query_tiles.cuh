@@ -1,4 +1,4 @@
-// Attention of many queries: tiles of the rows (a token, a query head) that share a KV head. A block of four warps takes a tile and some
+// Attention of many queries: tiles of the rows (a token, a query head) that share a KV head. A CTA of four warps takes a tile and some
 // of its chunks. A warp holds keys, and then values, of a chunk in registers, read and converted once for all rows of the tile, and
 // goes through the rows: their queries, and then their weights, come from shared memory.
 // Bound by: issue slots. A row and chunk of 64 positions x 128 dimensions are 512 fma of a warp and about 200 instructions more, of which
@@ -12,12 +12,12 @@
 
 static const int kqm_tile_warps = 4, kqm_tile_threads = 32 * kqm_tile_warps;
 
-// How a block shares out its work for a head dimension.
-template <bool HALF, int DIM>
+// How a CTA shares out its work for a head dimension.
+template <bool F16, int DIM>
 struct KqmQueryTile {
   static const int chunk = KQM_ATTENTION_CHUNK;
-  // Blocks at once on a multiprocessor, at most: three of them find registers for the dimensions that models have most. Where shared memory
-  // has no room for three, code has the registers of two.
+  // CTAs at once on a multiprocessor, at most: there are registers for three of them with the dimensions that models have most. Where
+  // shared memory does not hold three, code has the registers of two.
   static const int at_once = DIM == 128 ? 3 : 2;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
   static const int resident = 2;
@@ -27,13 +27,13 @@ struct KqmQueryTile {
   // Scores: eight lanes share a key, each with a chain of the dimensions, and four such groups have `lane_keys` each. Warps that do not
   // have keys of their own share out the rows.
   static const int segment = DIM / 8, lane_keys = segment > 16 ? 4 : 8;
-  static const int key_blocks = chunk / (4 * lane_keys), key_parts = kqm_tile_warps / key_blocks;
+  static const int key_sets = chunk / (4 * lane_keys), key_parts = kqm_tile_warps / key_sets;
   // Values: a warp has 64 dimensions, a lane 8 of them and 16 positions.
   static const int slabs = DIM / 64, value_parts = slabs > 2 ? 1 : kqm_tile_warps / slabs;
   // Units of 16 bytes of a position's keys or values.
-  static const int units = DIM * (HALF ? 2 : 4) / 16;
+  static const int units = DIM * (F16 ? 2 : 4) / 16;
   // Shared memory, in words: a chunk's keys or values as they are in the cache, then for each row of the tile its query, in the order of
-  // kqm_query_place, its scores, in that of kqm_weight_place, where its partial results begin, in elements of `o`, and its position.
+  // kqm_query_offset, its scores, in that of kqm_weight_offset, where its partial results begin, in elements of `o`, and its position.
   static const int cached = chunk * units * 4, row_words = DIM + chunk + 2;
   __host__ __device__ static constexpr int bytes(int rows) { return 4 * (cached + rows * row_words); }
 };
@@ -48,26 +48,26 @@ __device__ __forceinline__ void kqm_keep_all(float (&x)[M][N]) {
 }
 
 // Element i of 16 bytes of the cache.
-template <bool HALF>
+template <bool F16>
 __device__ __forceinline__ float kqm_cached(const uint4 &stored, int i) {
   const uint32_t words[4] = {stored.x, stored.y, stored.z, stored.w};
-  return HALF ? kqm_half_to_float(uint16_t(words[i / 2 % 4] >> (16 * (i % 2)))) : __uint_as_float(words[i % 4]);
+  return F16 ? kqm_half_to_float(uint16_t(words[i / 2 % 4] >> (16 * (i % 2)))) : __uint_as_float(words[i % 4]);
 }
 
-// Where a chunk's position lies among the scores of a row. Four lanes each read a quarter of them, four at a time, and what they read
+// The offset of a chunk's position among the scores of a row. Four lanes each read a quarter of them, four at a time, and what they read
 // together is together.
-__device__ __forceinline__ int kqm_weight_place(int position) {
+__device__ __forceinline__ int kqm_weight_offset(int position) {
   return (position % 16 / 4 * 4 + position / 16) * 4 + position % 4;
 }
 
 // Brings the keys or values of a chunk, which begins at element `from` of the cache, to shared memory; positions from `present` on are zeros.
-// KEYS: places are exchanged so that lanes that read together, two segments of four neighbouring keys, find no bank conflicts.
-template <bool HALF, int DIM, bool KEYS>
+// KEYS: units are exchanged so that lanes that read together, two segments of four neighbouring keys, find no bank conflicts.
+template <bool F16, int DIM, bool KEYS>
 struct KqmCachedChunk {
-  typedef KqmQueryTile<HALF, DIM> Tile;
+  typedef KqmQueryTile<F16, DIM> Tile;
 
-  // The place, in words, of a unit.
-  __device__ __forceinline__ static int place(int position, int unit) {
+  // The offset, in words, of a unit.
+  __device__ __forceinline__ static int offset(int position, int unit) {
     const int lane_units = Tile::units / 8;
     const int exchange =
         KEYS ? (position & 3) << 1 ^ (lane_units % 2 == 0 ? unit / (lane_units > 0 ? lane_units : 1) & 1 : 0) : 0;
@@ -75,11 +75,11 @@ struct KqmCachedChunk {
   }
   __device__ __forceinline__ static void fetch(KQM_SHARED_ARG(float) shared, const void *cache, size_t from,
                                                uint32_t stride, int present) {
-    const uint8_t *source = static_cast<const uint8_t *>(cache) + from * (HALF ? 2 : 4);
-    const int row = int(stride) * (HALF ? 2 : 4), step = kqm_tile_threads / Tile::units;
+    const uint8_t *source = static_cast<const uint8_t *>(cache) + from * (F16 ? 2 : 4);
+    const int row = int(stride) * (F16 ? 2 : 4), step = kqm_tile_threads / Tile::units;
     if (step % 4 == 0 && kqm_tile_threads % Tile::units == 0) {
       // A thread has the same unit of every step-th position.
-      int position = int(threadIdx.x) / Tile::units, to = place(position, int(threadIdx.x) % Tile::units);
+      int position = int(threadIdx.x) / Tile::units, to = offset(position, int(threadIdx.x) % Tile::units);
       source += position * row + int(threadIdx.x) % Tile::units * 16;
       KQM_LOOP
       for (; position < Tile::chunk; position += step, to += step * Tile::units * 4, source += step * row)
@@ -88,7 +88,7 @@ struct KqmCachedChunk {
       KQM_LOOP
       for (int i = threadIdx.x; i < Tile::chunk * Tile::units; i += kqm_tile_threads) {
         const int position = i / Tile::units, unit = i % Tile::units;
-        fetch_unit(shared, place(position, unit), source + position * row + 16 * unit, position < present);
+        fetch_unit(shared, offset(position, unit), source + position * row + 16 * unit, position < present);
       }
     }
     kqm_async_commit();
@@ -107,34 +107,34 @@ struct KqmCachedChunk {
 // A warp's keys of a chunk. Lane 4 g + k has dimensions g S .. g S + S - 1 of eight keys, or four. The sums over those dimensions are then
 // exchanged until each lane has the whole sum of one key: at each step a lane keeps the first half of its sums and gives away the
 // second one. So that this needs no selection, lanes hold their keys in different orders.
-template <bool HALF, int DIM>
+template <bool F16, int DIM>
 struct KqmKeys {
-  typedef KqmQueryTile<HALF, DIM> Tile;
+  typedef KqmQueryTile<F16, DIM> Tile;
   float key[Tile::lane_keys][Tile::segment];
 
   // The key, of the chunk, of the lane's sum i.
-  __device__ __forceinline__ static int index(int block, int i) {
+  __device__ __forceinline__ static int index(int set, int i) {
     const int lane = threadIdx.x & 31, bits = Tile::lane_keys == 8 ? lane >> 2 : lane >> 2 & 3;
     const int order = Tile::lane_keys == 8 ? (bits & 1) << 2 | (bits & 2) | bits >> 2 : (bits & 1) << 1 | bits >> 1;
-    return (block * Tile::lane_keys + (i ^ order)) * 4 + (lane & 3);
+    return (set * Tile::lane_keys + (i ^ order)) * 4 + (lane & 3);
   }
-  __device__ __forceinline__ void load(KQM_SHARED_ARG(float) shared, int block) {
-    const int g = (threadIdx.x & 31) >> 2, lane_units = Tile::units / 8, of_unit = HALF ? 8 : 4;
+  __device__ __forceinline__ void load(KQM_SHARED_ARG(float) shared, int set) {
+    const int g = (threadIdx.x & 31) >> 2, lane_units = Tile::units / 8, of_unit = F16 ? 8 : 4;
     KQM_UNROLL
     for (int i = 0; i < Tile::lane_keys; i++) {
       KQM_UNROLL
       for (int u = 0; u < lane_units; u++) {
-        const int place = KqmCachedChunk<HALF, DIM, true>::place(index(block, i), g * lane_units + u);
-        const uint4 stored = kqm_shared_load<uint4>(shared, place);
+        const int offset = KqmCachedChunk<F16, DIM, true>::offset(index(set, i), g * lane_units + u);
+        const uint4 stored = kqm_shared_load<uint4>(shared, offset);
         KQM_UNROLL
-        for (int d = 0; d < of_unit; d++) key[i][u * of_unit + d] = kqm_cached<HALF>(stored, d);
+        for (int d = 0; d < of_unit; d++) key[i][u * of_unit + d] = kqm_cached<F16>(stored, d);
       }
     }
     kqm_keep_all(key);
   }
-  // Where a lane reads a query, from the query's own place on.
+  // Where a lane reads a query, from the query's own offset on.
   __device__ __forceinline__ static int query_part() { return (threadIdx.x & 31) / 4 * 4; }
-  // The product of key index(block, 0) and the query of which the lane's part begins at `query`.
+  // The product of key index(set, 0) and the query of which the lane's part begins at `query`.
   __device__ __forceinline__ float dot(KQM_SHARED_ARG(float) shared, uint32_t query) const {
     float sum[Tile::lane_keys];
     KQM_UNROLL
@@ -162,7 +162,7 @@ struct KqmKeys {
 // A warp's values of a chunk, 64 dimensions of them. Lane 8 p + d has positions 16 p .. 16 p + 15, two chains, of dimensions 2 d and 2 d + 1
 // of each 16; again in different orders, so that the exchange between the four lanes that share dimensions needs no selection. In the
 // end a lane has the whole sums of two neighbouring dimensions.
-template <bool HALF, int DIM>
+template <bool F16, int DIM>
 struct KqmValues {
   static const int positions = 16, pairs = 4;
   float value[positions][2 * pairs];
@@ -174,19 +174,19 @@ struct KqmValues {
   }
   __device__ __forceinline__ static int first_position() { return (threadIdx.x & 31) / 8 * positions; }
   __device__ __forceinline__ void load(KQM_SHARED_ARG(float) shared, int slab) {
-    typedef KqmCachedChunk<HALF, DIM, false> Chunk;
+    typedef KqmCachedChunk<F16, DIM, false> Chunk;
     KQM_UNROLL
     for (int i = 0; i < pairs; i++) {
       const int first = slab * 64 + dimension(i);
       KQM_UNROLL
       for (int n = 0; n < positions; n++) {
-        const int place = Chunk::place(first_position() + n, 0) + (HALF ? first / 2 : first);
-        if (HALF) {
-          const uint32_t stored = kqm_shared_load<uint32_t>(shared, place);
+        const int offset = Chunk::offset(first_position() + n, 0) + (F16 ? first / 2 : first);
+        if (F16) {
+          const uint32_t stored = kqm_shared_load<uint32_t>(shared, offset);
           value[n][2 * i] = kqm_half_to_float(uint16_t(stored)),
                        value[n][2 * i + 1] = kqm_half_to_float(uint16_t(stored >> 16));
         } else {
-          const float2 stored = kqm_shared_load<float2>(shared, place);
+          const float2 stored = kqm_shared_load<float2>(shared, offset);
           value[n][2 * i] = stored.x, value[n][2 * i + 1] = stored.y;
         }
       }
@@ -204,7 +204,7 @@ struct KqmValues {
     }
     return found;
   }
-  // Where a lane reads a row's weights, from the row's own place on.
+  // Where a lane reads a row's weights, from the row's own offset on.
   __device__ __forceinline__ static int weight_part() { return (threadIdx.x & 31) / 8 * 4; }
   // The sums, over the chunk's positions, of the weights, of which the lane's part begins at `weights`, times the values of dimensions
   // dimension(0) and the next one. EXACT: the values from position `visible` on count as zeros. Else they are multiplied with their
@@ -256,8 +256,8 @@ struct KqmChunkSoftmax {
   // `scores`: where the row's scores are. Of a row that is not `own` nothing is kept.
   __device__ __forceinline__ KqmChunkSoftmax(KQM_SHARED_ARG(float) shared, int scores, int visible, bool own,
                                              float *trace) {
-    const int first = (threadIdx.x & 7) * 8, place = scores + kqm_weight_place(first);
-    const float4 low = kqm_shared_load<float4>(shared, place), high = kqm_shared_load<float4>(shared, place + 16);
+    const int first = (threadIdx.x & 7) * 8, offset = scores + kqm_weight_offset(first);
+    const float4 low = kqm_shared_load<float4>(shared, offset), high = kqm_shared_load<float4>(shared, offset + 16);
     float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
     if (trace && own) {
       KQM_UNROLL
@@ -271,15 +271,15 @@ struct KqmChunkSoftmax {
                        kqm_max_or_nan(kqm_max_or_nan(x[4], x[5]), kqm_max_or_nan(x[6], x[7])));
     KQM_UNROLL
     for (int step = 1; step < 8; step *= 2) m = kqm_max_or_nan(m, __shfl_xor_sync(~0u, m, step));
-    bool near = true;
+    bool normal = true;
     KQM_UNROLL
     for (int i = 0; i < 8; i++) {
       x[i] = !MASKED || first + i < visible ? __fsub_rn(x[i], m) : 0.0f;
-      near = near && x[i] >= kqm_exp_near;
+      normal = normal && x[i] >= kqm_exp_normal_least;
     }
-    if (__builtin_expect(near, 1)) {
+    if (__builtin_expect(normal, 1)) {
       KQM_UNROLL
-      for (int i = 0; i < 8; i++) x[i] = kqm_exp_of_near(x[i]);
+      for (int i = 0; i < 8; i++) x[i] = kqm_exp_normal(x[i]);
     } else {
       KQM_UNROLL
       for (int i = 0; i < 8; i++) x[i] = kqm_exp(x[i]);
@@ -291,26 +291,26 @@ struct KqmChunkSoftmax {
     // Lanes whose row is another's have read its scores before they become weights: shuffles order no memory.
     __syncwarp();
     if (own) {
-      kqm_shared_store<float4>(shared, place, make_float4(x[0], x[1], x[2], x[3]));
-      kqm_shared_store<float4>(shared, place + 16, make_float4(x[4], x[5], x[6], x[7]));
+      kqm_shared_store<float4>(shared, offset, make_float4(x[0], x[1], x[2], x[3]));
+      kqm_shared_store<float4>(shared, offset + 16, make_float4(x[4], x[5], x[6], x[7]));
     }
   }
 };
 
-// Partial results of `tokens` tokens from `first_token` on, in tiles of `tile_tokens`; `group` query heads share a KV head. Blocks: KV heads,
+// Partial results of `tokens` tokens from `first_token` on, in tiles of `tile_tokens`; `group` query heads share a KV head. CTAs: KV heads,
 // parts of the chunks, tiles.
-template <bool HALF, int DIM>
-__global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::resident))
+template <bool F16, int DIM>
+__global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<F16, DIM>::resident))
     attention_tiles(kqm_attention_args a, KqmPartials ws, uint32_t first_token, uint32_t tokens, uint32_t tile_tokens,
                     uint32_t group) {
-  typedef KqmQueryTile<HALF, DIM> Tile;
-  typedef KqmCachedChunk<HALF, DIM, true> KeyChunk;
-  typedef KqmCachedChunk<HALF, DIM, false> ValueChunk;
+  typedef KqmQueryTile<F16, DIM> Tile;
+  typedef KqmCachedChunk<F16, DIM, true> KeyChunk;
+  typedef KqmCachedChunk<F16, DIM, false> ValueChunk;
   const int chunk = Tile::chunk, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const uint32_t kv_head = blockIdx.x, part = blockIdx.y, parts = gridDim.y;
   KQM_DYNAMIC_SHARED(float, shared);
   const int most_rows = int(tile_tokens * group), queries = Tile::cached, scores = queries + most_rows * DIM;
-  const int places = scores + most_rows * chunk, positions = places + most_rows;
+  const int partial_offsets = scores + most_rows * chunk, positions = partial_offsets + most_rows;
   // The last tiles have the most chunks and come first.
   const uint32_t tile_first = (gridDim.z - 1 - blockIdx.z) * tile_tokens,
                  tile_count = min(tile_tokens, tokens - tile_first);
@@ -322,7 +322,7 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::re
   const uint32_t start = min(__ldcg(a.start), a.capacity) + first_token + tile_first;
   const auto position_of = [&](uint32_t token) { return min(start + token, a.capacity - 1); };
   // In the loop over chunks positions come from shared memory, to leave registers alone.
-  const auto partial_at = [&](int row) { return kqm_shared_load<uint32_t>(shared, places + row); };
+  const auto partial_at = [&](int row) { return kqm_shared_load<uint32_t>(shared, partial_offsets + row); };
   const auto position_at = [&](int row) { return kqm_shared_load<uint32_t>(shared, positions + row); };
   const auto visible_to = [&](int row, uint32_t begin) { return min(int(position_at(row) - begin) + 1, chunk); };
   const auto token_row = [&](int row) {
@@ -343,12 +343,13 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::re
   KeyChunk::fetch(shared, a.k_cache, first_element(part), stride,
                   min(int(position_of(tile_count - 1) - part * chunk) + 1, chunk));
   for (int row = threadIdx.x; row < rows; row += kqm_tile_threads) {
-    kqm_shared_store<uint32_t>(shared, places + row, (uint32_t(token_row(row)) - first_token * a.heads) * chunks * DIM);
+    kqm_shared_store<uint32_t>(shared, partial_offsets + row,
+                               (uint32_t(token_row(row)) - first_token * a.heads) * chunks * DIM);
     kqm_shared_store<uint32_t>(shared, positions + row, position_of(row / group));
   }
   for (int i = threadIdx.x; i < rows * (DIM / 4); i += kqm_tile_threads) {
     const int row = i / (DIM / 4), d = i % (DIM / 4) * 4;
-    kqm_async_copy_16(shared, queries + row * DIM + kqm_query_place<DIM>(d), a.q + token_row(row) * DIM + d);
+    kqm_async_copy_16(shared, queries + row * DIM + kqm_query_offset<DIM>(d), a.q + token_row(row) * DIM + d);
   }
   kqm_async_commit();
 
@@ -364,13 +365,13 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::re
     const int first_row = begin > first_position ? int((begin - first_position) * group) : 0;
     const int least_visible = visible_to(first_row, begin);
     {
-      KqmKeys<HALF, DIM> keys;
-      const int block = warp % Tile::key_blocks, own_key = kqm_weight_place(keys.index(block, 0));
+      KqmKeys<F16, DIM> keys;
+      const int set = warp % Tile::key_sets, own_key = kqm_weight_offset(keys.index(set, 0));
       const bool keeps = Tile::lane_keys == 8 || lane < 16;
-      keys.load(shared, block);
+      keys.load(shared, set);
       __syncthreads();
       ValueChunk::fetch(shared, a.v_cache, first_element(index), stride, visible_to(rows - 1, begin));
-      const int first = first_row + warp / Tile::key_blocks;
+      const int first = first_row + warp / Tile::key_sets;
       uint32_t query = queries + first * DIM + keys.query_part(), score = scores + first * chunk + own_key;
       KQM_LOOP
       for (int row = first; row < rows; row += Tile::key_parts) {
@@ -398,8 +399,8 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::re
         const KqmChunkSoftmax<true> softmax(shared, scores + at * chunk, visible, own, trace);
         m = softmax.m, l = softmax.l;
       }
-      const uint32_t place = partial_at(at) / DIM + index;
-      if (own && (lane & 7) == 0) ws.m[place] = m, ws.l[place] = l;
+      const uint32_t at_row = partial_at(at) / DIM + index;
+      if (own && (lane & 7) == 0) ws.m[at_row] = m, ws.l[at_row] = l;
     }
     kqm_async_wait<0>();
     __syncthreads();
@@ -407,7 +408,7 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::re
     // Of three slabs a warp has none: it loads one, so that registers never hold nothing, and leaves it at that.
     const int slab = warp % Tile::slabs, value_part = warp / Tile::slabs;
     const int value_rows = value_part < Tile::value_parts ? rows : 0;
-    KqmValues<HALF, DIM> values;
+    KqmValues<F16, DIM> values;
     values.load(shared, slab);
     __syncthreads();
     const uint32_t next = index + parts;
@@ -433,7 +434,7 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::re
 }
 
 // Joins the chunks of `tokens` tokens from `first_token` on. 128 threads have 256 outputs of a token, two neighbours each and all eight
-// chains of those; a block has two tokens.
+// chains of those; a CTA has two tokens.
 static const int kqm_join_tokens = 2, kqm_token_threads = 128, kqm_join_threads = kqm_token_threads * kqm_join_tokens;
 __global__ void __launch_bounds__(kqm_join_threads, 2)
     attention_join_tokens(kqm_attention_args a, KqmPartials ws, uint32_t first_token, uint32_t tokens) {

@@ -48,7 +48,7 @@ struct KqmPlaneColumns {
   __device__ __forceinline__ static void join(const int32_t (&d)[products][4], int lane, long long (&sum)[results]) {
     join_pairs<long long>(d, lane, sum);
   }
-  // The same where a plane's sums are at most 2^22: two planes fit into 32 bits.
+  // join() where a plane's sums are at most 2^22: two planes fit into 32 bits.
   __device__ __forceinline__ static void join_small(const int32_t (&d)[products][4], int lane,
                                                     long long (&sum)[results]) {
     join_pairs<int>(d, lane, sum);
@@ -67,7 +67,7 @@ struct KqmPlaneColumns {
       sum[i] = (odd ? 65536ll * kept + received : kept + 65536ll * received) + top(d[i], lane);
     }
   }
-  // Plane 4, in its place, for lanes c = 0 and c = 1: lane c = 2 sends that of row r, and lane c = 3, whose columns repeat it, that of
+  // Plane 4, times 256^4, for lanes c = 0 and c = 1: lane c = 2 sends that of row r, and lane c = 3, whose columns repeat it, that of
   // row r + 8.
   __device__ __forceinline__ static long long top(const int32_t (&d)[4], int lane) {
     return 4294967296ll * __shfl_xor_sync(~0u, lane & 1 ? d[2] : d[0], 2);
@@ -101,38 +101,38 @@ struct KqmTokenColumns {
 // One token from memory. Columns 5 to 7 repeat plane 4.
 struct KqmOneToken {
   typedef KqmPlaneColumns<1> Columns;
-  const kqm_fixed_block *block;
+  const kqm_fixed_block *fixed;
   int plane, c;
 
   __device__ __forceinline__ KqmOneToken(const kqm_fixed_block *of_token, int lane)
-      : block(of_token), plane(min(lane >> 2, KQM_PLANES - 1)), c(lane & 3) {}
+      : fixed(of_token), plane(min(lane >> 2, KQM_PLANES - 1)), c(lane & 3) {}
 
   // Digits 8 c .. 8 c + 7 of 32-weight sub-block j: the order of k inside a sub-block is free, as long as weights and
   // activations agree.
   __device__ __forceinline__ uint2 eight(int, int j) const {
-    return *reinterpret_cast<const uint2 *>(&block->digit[j][plane][8 * c]);
+    return *reinterpret_cast<const uint2 *>(&fixed->digit[j][plane][8 * c]);
   }
   // Digits 4 c .. 4 c + 3 of 16-weight sub-block j.
   __device__ __forceinline__ uint32_t four(int, int j) const {
-    return *reinterpret_cast<const uint32_t *>(&block->digit[j / 2][plane][16 * (j % 2) + 4 * c]);
+    return *reinterpret_cast<const uint32_t *>(&fixed->digit[j / 2][plane][16 * (j % 2) + 4 * c]);
   }
   // Sums of the plane's digits over sub-blocks 4 c .. 4 c + 3, as k = 4 c .. 4 c + 3 of a 16-deep product whose weights are zero from
   // c = 2 on: there any sums will do.
   __device__ __forceinline__ uint32_t sum_low(int) const {
-    return *reinterpret_cast<const uint32_t *>(&block->sum_low[plane][4 * (c & 1)]);
+    return *reinterpret_cast<const uint32_t *>(&fixed->sum_low[plane][4 * (c & 1)]);
   }
   __device__ __forceinline__ uint32_t sum_high(int) const {
-    return *reinterpret_cast<const uint32_t *>(&block->sum_high[plane][4 * (c & 1)]);
+    return *reinterpret_cast<const uint32_t *>(&fixed->sum_high[plane][4 * (c & 1)]);
   }
-  __device__ __forceinline__ double unit() const { return block->unit; }
+  __device__ __forceinline__ double unit() const { return fixed->unit; }
 };
 
-// A block in shared memory: plane p of the digits and sums, for lanes c of each four.
+// A fixed-point block in shared memory: plane p of the digits and sums, for lanes c of each four.
 struct KqmSharedPlanes {
   KQM_SHARED_ARG(uint32_t) words;  // kqm_fixed_words of them
   int c;
 
-  __device__ __forceinline__ KqmSharedPlanes(KQM_SHARED_ARG(uint32_t) block, int lane) : words(block), c(lane & 3) {}
+  __device__ __forceinline__ KqmSharedPlanes(KQM_SHARED_ARG(uint32_t) fixed, int lane) : words(fixed), c(lane & 3) {}
 
   __device__ __forceinline__ uint2 eight(int p, int j) const {
     return kqm_shared_load<uint2>(words, (j * KQM_PLANES + p) * 8 + 2 * c);
@@ -151,8 +151,8 @@ struct KqmSharedToken {
   KqmSharedPlanes planes;
   int plane;
 
-  __device__ __forceinline__ KqmSharedToken(KQM_SHARED_ARG(uint32_t) block, int lane)
-      : planes(block, lane), plane(min(lane >> 2, KQM_PLANES - 1)) {}
+  __device__ __forceinline__ KqmSharedToken(KQM_SHARED_ARG(uint32_t) fixed, int lane)
+      : planes(fixed, lane), plane(min(lane >> 2, KQM_PLANES - 1)) {}
 
   __device__ __forceinline__ uint2 eight(int, int j) const { return planes.eight(plane, j); }
   __device__ __forceinline__ uint32_t four(int, int j) const { return planes.four(plane, j); }
@@ -209,7 +209,7 @@ struct KqmCachedFours {
   __device__ __forceinline__ uint32_t four(int, int j) const { return digits[j]; }
 };
 
-// Tile layout: a permutation of the bytes of 16 rows' blocks such that every lane's fragments are whole 16-byte words and a warp reads 512
+// Tile layout: a permutation of the bytes of 16 rows' blocks (here "block" is one of a GGUF file) such that every lane's fragments are whole 16-byte words and a warp reads 512
 // contiguous bytes at a time. Lane 4 r + c (r = 0..8, c = 0..4) works on rows r and r + 8. A tile has the fields of its blocks one after
 // the other, each of all 16 rows; a matrix is [row tiles][super-blocks] tiles; a stack of experts is [experts] of those.
 //
@@ -289,7 +289,7 @@ struct KqmTileInMemory {
     return kqm_load_streaming(reinterpret_cast<const uint4 *>(from) + i);
   }
 };
-// The same of a tile in shared memory.
+// A tile in shared memory.
 struct KqmTileInShared {
   KQM_SHARED_ARG(uint32_t) tile;
   int lane;
@@ -310,15 +310,15 @@ struct KqmTileInShared {
 // Half of a tile's sub-blocks, ready for products: four of 32 weights without a sign. Scales gives the integer scale of sub-block j, which
 // takes in whatever factor the fragments have.
 template <class Scales>
-struct KqmHalfOf32 {
+struct KqmHalfTileOf32 {
   static const int sub_blocks = 4;
   uint32_t a[4][4];  // fragments by sub-block
   Scales scale0, scale8;
 
-  __device__ __forceinline__ KqmHalfOf32(const Scales &of_row0, const Scales &of_row8)
+  __device__ __forceinline__ KqmHalfTileOf32(const Scales &of_row0, const Scales &of_row8)
       : scale0(of_row0), scale8(of_row8) {}
 
-  // Depends on every member (kqm_make_now).
+  // Depends on every member (kqm_materialize).
   __device__ __forceinline__ uint32_t checksum() const {
     uint32_t sum = scale0.checksum() + scale8.checksum();
     KQM_UNROLL
@@ -349,14 +349,14 @@ struct KqmHalfOf32 {
   }
 };
 
-// The same of eight sub-blocks of 16 weights with a sign.
+// Half of a tile's sub-blocks where those are of 16 weights with a sign: eight.
 template <class Scales>
-struct KqmHalfOf16 {
+struct KqmHalfTileOf16 {
   static const int sub_blocks = 8;
   uint32_t a[8][2];
   Scales scale0, scale8;
 
-  __device__ __forceinline__ KqmHalfOf16(const Scales &of_row0, const Scales &of_row8)
+  __device__ __forceinline__ KqmHalfTileOf16(const Scales &of_row0, const Scales &of_row8)
       : scale0(of_row0), scale8(of_row8) {}
 
   __device__ __forceinline__ uint32_t checksum() const {
@@ -393,19 +393,19 @@ struct KqmHalfOf16 {
 //   Layout                   a KqmTileLayout of its blocks, for repack
 //   weight(block, k)         weight k of a block as it stands in a file, for embedding
 //   load(source)             from a KqmTileInMemory or KqmTileInShared to registers
-//   Half(tile, h)            a KqmHalfOf32 or KqmHalfOf16 of half h of the registers
+//   HalfTile(tile, h)            a KqmHalfTileOf32 or KqmHalfTileOf16 of half h of the registers
 //   Factors(tile, lane)      what is not by halves; finish(x, sum, lane, v) makes v of the halves' sums
 //   Cached                   a token's activations in registers
-//   swiglu_at_once           blocks of moe_swiglu_one_token at once on a multiprocessor, which limits the registers for two tiles a warp
+//   swiglu_at_once           CTAs of moe_swiglu_one_token at once on a multiprocessor, which limits the registers for two tiles a warp
 template <class Tile>
 struct KqmSuperBlocks {
   // All that can be made of a tile before there are activations.
   struct Unpacked {
-    typename Tile::Half half[2];
+    typename Tile::HalfTile half[2];
     typename Tile::Factors factors;
 
     __device__ __forceinline__ Unpacked(const Tile &tile, int lane)
-        : half{typename Tile::Half(tile, 0), typename Tile::Half(tile, 1)}, factors(tile, lane) {}
+        : half{typename Tile::HalfTile(tile, 0), typename Tile::HalfTile(tile, 1)}, factors(tile, lane) {}
 
     __device__ __forceinline__ uint32_t checksum() const {
       return half[0].checksum() + half[1].checksum() + factors.checksum();
@@ -416,7 +416,7 @@ struct KqmSuperBlocks {
                                              double (&v)[Activations::Columns::results]) const {
       int32_t sum[Activations::Columns::products][4] = {};
       half[0].multiply(x, 0, sum);
-      half[1].multiply(x, Tile::Half::sub_blocks, sum);
+      half[1].multiply(x, Tile::HalfTile::sub_blocks, sum);
       factors.finish(x, sum, lane, v);
     }
   };
@@ -429,7 +429,7 @@ struct KqmSuperBlocks {
     const Tile &tile = static_cast<const Tile &>(*this);
     int32_t sum[Activations::Columns::products][4] = {};
     KQM_LOOP
-    for (int h = 0; h < 2; h++) typename Tile::Half(tile, h).multiply(x, Tile::Half::sub_blocks * h, sum);
+    for (int h = 0; h < 2; h++) typename Tile::HalfTile(tile, h).multiply(x, Tile::HalfTile::sub_blocks * h, sum);
     typename Tile::Factors(tile, lane).finish(x, sum, lane, v);
   }
 };
