@@ -701,12 +701,12 @@ fn models_that_are_not_ours_are_named() {
     fails_with(&["run", &changed(&dir, shape, &[])], &["blk.1.attn_q.weight", "[256, 512]", "[512, 256]"]);
     let kind = |part: &mut Part| {
         if part.name == "blk.2.ffn_up_exps.weight" {
-            part.kind = GgmlType::from_number(11).unwrap();
-            part.data = vec![0; part.data.len() / 144 * 110];
+            part.kind = GgmlType::from_number(15).unwrap();
+            part.data = vec![0; part.data.len() / 144 * 292];
         }
         true
     };
-    fails_with(&["run", &changed(&dir, kind, &[])], &["blk.2.ffn_up_exps.weight", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]);
+    fails_with(&["run", &changed(&dir, kind, &[])], &["blk.2.ffn_up_exps.weight", "Q8_K", "Q4_K", "Q5_K", "Q6_K"]);
     let nan = |part: &mut Part| {
         if part.name == "blk.2.ffn_up_exps.weight" {
             part.data[144..146].copy_from_slice(&half::f16::NAN.to_le_bytes());

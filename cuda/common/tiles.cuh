@@ -283,6 +283,10 @@ struct KqmTileInMemory {
   __device__ __forceinline__ uint16_t half_of_row(int first, int row) const {
     return reinterpret_cast<const uint16_t *>(tile + first)[row];
   }
+  // Four bytes of a field that starts at a multiple of four, number `index` of all its rows' together.
+  __device__ __forceinline__ uint32_t word_of_rows(int first, int index) const {
+    return reinterpret_cast<const uint32_t *>(tile + first)[index];
+  }
 
  private:
   __device__ __forceinline__ static uint4 word(const uint8_t *from, int i) {
@@ -302,14 +306,41 @@ struct KqmTileInShared {
     const uint32_t pair = tile[first / 4 + row / 2];
     return uint16_t(row & 1 ? pair >> 16 : pair);
   }
+  __device__ __forceinline__ uint32_t word_of_rows(int first, int index) const { return tile[first / 4 + index]; }
 
  private:
   __device__ __forceinline__ uint4 word(int i) const { return kqm_shared_load<uint4>(tile, 4 * i); }
 };
 
-// Half of a tile's sub-blocks, ready for products: four of 32 weights without a sign. Scales gives the integer scale of sub-block j, which
-// takes in whatever factor the fragments have.
-template <class Scales>
+// The order of a sub-block's 32 weights in products: which of them lane c has, in a lane field's runs of 8 (of them all) or of 4 (of each
+// half of them).
+struct KqmInEights {
+  typedef KqmCachedEights Cached;
+  template <class Activations>
+  __device__ __forceinline__ static uint2 digits(const Activations &x, int p, int j) {
+    return x.eight(p, j);
+  }
+};
+struct KqmInFours {
+  typedef KqmCachedFours Cached;
+  template <class Activations>
+  __device__ __forceinline__ static uint2 digits(const Activations &x, int p, int j) {
+    return make_uint2(x.four(p, 2 * j), x.four(p, 2 * j + 1));
+  }
+};
+
+// Products with 32 weights with or without a sign.
+template <bool SIGNED>
+__device__ __forceinline__ void kqm_mma_of_32(int32_t (&d)[4], const uint32_t (&a)[4], const uint2 &b) {
+  if (SIGNED)
+    kqm_mma_m16n8k32_signed(d, a[0], a[1], a[2], a[3], b.x, b.y);
+  else
+    kqm_mma_m16n8k32(d, a[0], a[1], a[2], a[3], b.x, b.y);
+}
+
+// Half of a tile's sub-blocks, ready for products: four of 32 weights. Scales gives the integer scale of sub-block j, which takes in
+// whatever factor the fragments have.
+template <class Scales, bool SIGNED = false, class Order = KqmInEights>
 struct KqmHalfOf32 {
   static const int sub_blocks = 4;
   uint32_t a[4][4];  // fragments by sub-block
@@ -337,9 +368,9 @@ struct KqmHalfOf32 {
       const int s0 = scale0.of(j), s8 = scale8.of(j);
       KQM_UNROLL
       for (int p = 0; p < Activations::Columns::products; p++) {
-        const uint2 b = x.eight(p, first + j);
+        const uint2 b = Order::digits(x, p, first + j);
         int32_t t[4] = {};
-        kqm_mma_m16n8k32(t, a[j][0], a[j][1], a[j][2], a[j][3], b.x, b.y);
+        kqm_mma_of_32<SIGNED>(t, a[j], b);
         sum[p][0] += s0 * t[0];
         sum[p][1] += s0 * t[1];
         sum[p][2] += s8 * t[2];
@@ -349,7 +380,34 @@ struct KqmHalfOf32 {
   }
 };
 
-// The same of eight sub-blocks of 16 weights with a sign.
+// The same of a type whose scales times quants fit into bytes: fragments are those products, and nothing is left to multiply behind
+// the tensor cores.
+template <bool SIGNED>
+struct KqmHalfOfProducts {
+  static const int sub_blocks = 4;
+  uint32_t a[4][4];
+
+  __device__ __forceinline__ uint32_t checksum() const {
+    uint32_t sum = 0;
+    KQM_UNROLL
+    for (int i = 0; i < 16; i++) sum += a[i / 4][i % 4];
+    return sum;
+  }
+
+  template <class Activations>
+  __device__ __forceinline__ void multiply(const Activations &x, int first,
+                                           int32_t (&sum)[Activations::Columns::products][4]) const {
+    KQM_UNROLL
+    for (int j = 0; j < 4; j++) {
+      if (Activations::Columns::both_rows) __syncwarp();
+      KQM_UNROLL
+      for (int p = 0; p < Activations::Columns::products; p++)
+        kqm_mma_of_32<SIGNED>(sum[p], a[j], x.eight(p, first + j));
+    }
+  }
+};
+
+// As KqmHalfOf32, of eight sub-blocks of 16 weights with a sign.
 template <class Scales>
 struct KqmHalfOf16 {
   static const int sub_blocks = 8;
@@ -393,7 +451,7 @@ struct KqmHalfOf16 {
 //   Layout                   a KqmTileLayout of its blocks, for repack
 //   weight(block, k)         weight k of a block as it stands in a file, for embedding
 //   load(source)             from a KqmTileInMemory or KqmTileInShared to registers
-//   Half(tile, h)            a KqmHalfOf32 or KqmHalfOf16 of half h of the registers
+//   Half(tile, h)            a KqmHalfOf32, KqmHalfOfProducts or KqmHalfOf16 of half h of the registers
 //   Factors(tile, lane)      what is not by halves; finish(x, sum, lane, v) makes v of the halves' sums
 //   Cached                   a token's activations in registers
 //   swiglu_at_once           blocks of moe_swiglu_one_token at once on a multiprocessor, which limits the registers for two tiles a warp

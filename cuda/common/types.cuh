@@ -3,6 +3,9 @@
 #pragma once
 
 #include "check.cuh"
+#include "types/iq4_xs.cuh"
+#include "types/q2_k.cuh"
+#include "types/q3_k.cuh"
 #include "types/q4_k.cuh"
 #include "types/q5_k.cuh"
 #include "types/q6_k.cuh"
@@ -52,7 +55,8 @@ struct KqmTypeTable {
   }
 };
 
-typedef KqmTypeTable<KqmTileQ4K, KqmTileQ5K, KqmTileQ6K> KqmBlockTypes;
+// Those that most matrices are of come first: kernels that choose ask in this order.
+typedef KqmTypeTable<KqmTileQ4K, KqmTileQ5K, KqmTileQ6K, KqmTileQ2K, KqmTileQ3K, KqmTileIQ4XS> KqmBlockTypes;
 
 // Of experts every launcher has a number of its own to demand.
 inline kqm_status kqm_check_matrix(const kqm_matrix &w) {

@@ -12,7 +12,11 @@ use std::fmt;
 
 use half::f16;
 
+mod iq4_xs;
+mod nibbles;
 mod packed_scales;
+mod q2_k;
+mod q3_k;
 mod q4_k;
 mod q5_k;
 mod q6_k;
@@ -151,12 +155,18 @@ table! {
         F16 = 1, "F16", 2;
     }
     super_blocks {
+        Q2K = 10, "Q2_K", crate::blocks::BlockQ2K;
+        Q3K = 11, "Q3_K", crate::blocks::BlockQ3K;
         Q4K = 12, "Q4_K", crate::blocks::BlockQ4K;
         Q5K = 13, "Q5_K", crate::blocks::BlockQ5K;
         Q6K = 14, "Q6_K", crate::blocks::BlockQ6K;
+        IQ4XS = 23, "IQ4_XS", crate::blocks::BlockIQ4XS;
     }
 }
 
+pub use iq4_xs::BlockIQ4XS;
+pub use q2_k::BlockQ2K;
+pub use q3_k::BlockQ3K;
 pub use q4_k::BlockQ4K;
 pub use q5_k::BlockQ5K;
 pub use q6_k::BlockQ6K;

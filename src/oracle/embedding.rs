@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::canonical;
+use super::{Matrix, canonical};
 use crate::blocks::{BLOCK, Blocks, SuperBlock, TensorType, with_blocks};
 
 /// An embedding table `[vocab, cols]` in GGUF's row layout.
@@ -60,5 +60,23 @@ fn super_block<T: SuperBlock>(block: &T, out: &mut [f32; BLOCK]) {
         // The integers are below 2^13.
         let product = d * (block.scale(j) * block.quant(j, k)) as f32;
         *out = canonical(if T::MINS { product - dmin * block.min(j) as f32 } else { product });
+    }
+}
+
+/// The weights of a matrix without any rounding, as many as `out` holds: a weight with a min is a difference of 54 bits at most.
+pub fn exact(w: Matrix<'_>, out: &mut [f64]) {
+    with_blocks!(w, blocks => {
+        for (block, out) in blocks.iter().zip(out.as_chunks_mut().0) {
+            exact_super_block(block, out);
+        }
+    });
+}
+
+fn exact_super_block<T: SuperBlock>(block: &T, out: &mut [f64; BLOCK]) {
+    let (d, dmin) = (block.d().to_f64(), block.dmin().to_f64());
+    for (index, out) in out.iter_mut().enumerate() {
+        let (j, k) = (index / T::SUB_BLOCK, index % T::SUB_BLOCK);
+        let product = d * f64::from(block.scale(j) * block.quant(j, k));
+        *out = if T::MINS { product - dmin * f64::from(block.min(j)) } else { product };
     }
 }

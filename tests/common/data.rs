@@ -180,6 +180,28 @@ pub fn mixes() -> Vec<[TensorType; 3]> {
     (0..kinds.len() * kinds.len()).map(mix).collect()
 }
 
+/// 256 weights that are all this factor, times integers of 1.
+fn equal_weights(kind: TensorType, factor: f16) -> Vec<u8> {
+    let d = factor.to_le_bytes();
+    // Bytes and how often they come.
+    let parts: &[(&[u8], usize)] = match kind {
+        // Scales of 1, mins of 0, quants of 1.
+        TensorType::Q2K => &[(&[1], 16), (&[0x55], 64), (&d, 1), (&[0, 0], 1)],
+        // Quants of 4 + 1, scales of 32 + 1.
+        TensorType::Q3K => &[(&[0xff], 32), (&[0x55], 64), (&[0x11], 8), (&[0xaa], 4), (&d, 1)],
+        // Scales of 1, mins of 0, quants of 1.
+        TensorType::Q4K => &[(&d, 1), (&[0, 0], 1), (&[1], 4), (&[0], 4), (&[1], 4), (&[0x11], 128)],
+        // The same without fifth bits.
+        TensorType::Q5K => &[(&d, 1), (&[0, 0], 1), (&[1], 4), (&[0], 4), (&[1], 4), (&[0], 32), (&[0x11], 128)],
+        // Quants of 32 + 1, scales of 1.
+        TensorType::Q6K => &[(&[0x11], 128), (&[0xaa], 64), (&[1], 16), (&d, 1)],
+        // Scales of 32 + 1, quants whose value is 1.
+        TensorType::IQ4XS => &[(&d, 1), (&[0xaa], 2), (&[0x11], 4), (&[0x88], 128)],
+        other => unreachable!("{other}"),
+    };
+    parts.iter().flat_map(|(bytes, times)| bytes.repeat(*times)).collect()
+}
+
 /// Quantized matrices `[experts][rows, cols]` in GGUF's layout.
 #[derive(Clone)]
 pub struct Weights {
@@ -224,29 +246,7 @@ impl Weights {
         for _ in 0..experts {
             for &factor in &factors {
                 for _ in 0..cols / BLOCK {
-                    match kind {
-                        // Scales of 1, mins of 0, quants of 1.
-                        TensorType::Q4K => {
-                            bytes.extend([factor.to_le_bytes(), [0, 0]].concat());
-                            bytes.extend([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]);
-                            bytes.extend([0x11; 128]);
-                        }
-                        // The same without fifth bits.
-                        TensorType::Q5K => {
-                            bytes.extend([factor.to_le_bytes(), [0, 0]].concat());
-                            bytes.extend([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]);
-                            bytes.extend([0; 32]);
-                            bytes.extend([0x11; 128]);
-                        }
-                        // Quants of 32 + 1, scales of 1.
-                        TensorType::Q6K => {
-                            bytes.extend([0x11; 128]);
-                            bytes.extend([0xaa; 64]);
-                            bytes.extend([1; 16]);
-                            bytes.extend(factor.to_le_bytes());
-                        }
-                        other => unreachable!("{other}"),
-                    }
+                    bytes.extend(equal_weights(kind, factor));
                 }
             }
         }

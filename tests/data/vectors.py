@@ -1,12 +1,11 @@
 """Writes blocks.bin, with which tests/types.rs checks the decoding of blocks: needs the packages gguf and numpy.
 
-    python3 vectors.py Q4_K Q5_K Q6_K
+    python3 vectors.py
 
-For each type, in the order given, which is that of GGML's numbers: number and count of blocks (u32), random blocks with
+For each type, in the order of GGML's numbers: number and count of blocks (u32), random blocks with
 finite factors, and their weights as f32 as gguf.quants decodes them. An entry of no blocks ends the file. Little-endian."""
 
 import pathlib
-import sys
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -15,12 +14,19 @@ from gguf.quants import dequantize
 
 BLOCKS = 3
 # Byte offsets of the f16 factors of a block.
-FACTORS = {"Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+FACTORS = {
+    "Q2_K": [80, 82],
+    "Q3_K": [108],
+    "Q4_K": [0, 2],
+    "Q5_K": [0, 2],
+    "Q6_K": [208],
+    "IQ4_XS": [0],
+}
 
-random = np.random.default_rng(1)
 out = b""
-for name in sys.argv[1:]:
-    kind = GGMLQuantizationType[name]
+for kind in sorted(GGMLQuantizationType[name] for name in FACTORS):
+    name = kind.name
+    random = np.random.default_rng(kind)
     blocks = random.integers(0, 256, (BLOCKS, GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
     for at in FACTORS[name]:
         blocks[:, at : at + 2] = random.normal(0, 0.01, (BLOCKS, 1)).astype("<f2").view(np.uint8)

@@ -14,14 +14,15 @@ use crate::oracle::{FixedBlock, Matrix, canonical};
 pub struct SplitBlock {
     /// Low, middle and high parts.
     parts: [[i16; BLOCK]; 3],
-    /// Sums of the sub-blocks of 32, exact.
-    sums: [f64; 8],
+    /// Sums of the sub-blocks of 16 and of 32, exact.
+    sums_of_16: [f64; 16],
+    sums_of_32: [f64; 8],
     unit: f64,
 }
 
 impl SplitBlock {
     /// The block of 256 activations of 0.
-    pub const ZERO: Self = Self { parts: [[0; BLOCK]; 3], sums: [0.0; 8], unit: 0.0 };
+    pub const ZERO: Self = Self { parts: [[0; BLOCK]; 3], sums_of_16: [0.0; 16], sums_of_32: [0.0; 8], unit: 0.0 };
 }
 
 impl From<&FixedBlock> for SplitBlock {
@@ -34,9 +35,14 @@ impl From<&FixedBlock> for SplitBlock {
             rest = std::array::from_fn(|k| (rest[k] - i64::from(part[k])) >> 16);
             part
         });
-        let sum = |x: &[i64; 32]| x.iter().sum::<i64>() as f64;
-        let sub_blocks = block.x.as_chunks().0;
-        Self { parts, sums: std::array::from_fn(|j| sum(&sub_blocks[j])), unit: block.unit }
+        let sub_blocks = block.x.as_chunks::<16>().0;
+        let sums: [i64; 16] = std::array::from_fn(|j| sub_blocks[j].iter().sum());
+        Self {
+            parts,
+            sums_of_16: sums.map(|sum| sum as f64),
+            sums_of_32: std::array::from_fn(|j| (sums[2 * j] + sums[2 * j + 1]) as f64),
+            unit: block.unit,
+        }
     }
 }
 
@@ -46,22 +52,20 @@ struct Unpacked {
     weights: [i16; BLOCK],
     d: f64,
     dmin: f64,
-    /// Mins of the sub-blocks of 32; all 0 in a type without.
-    mins: [f64; 8],
+    /// Mins of the sub-blocks, as many as there are; all 0 in a type without.
+    mins: [f64; 16],
 }
 
 impl Unpacked {
-    const ZERO: Self = Self { weights: [0; BLOCK], d: 0.0, dmin: 0.0, mins: [0.0; 8] };
+    const ZERO: Self = Self { weights: [0; BLOCK], d: 0.0, dmin: 0.0, mins: [0.0; 16] };
 
     #[inline(always)]
     fn set<T: SuperBlock>(&mut self, block: &T) {
         block.scaled_quants(&mut self.weights);
         self.d = block.d().to_f64();
         if T::MINS {
-            // A sub-block of 16 has a sum of its own, which nobody has made yet.
-            const { assert!(!T::MINS || T::SUB_BLOCK == 32) };
             self.dmin = block.dmin().to_f64();
-            for (j, min) in self.mins.iter_mut().enumerate() {
+            for (j, min) in self.mins[..BLOCK / T::SUB_BLOCK].iter_mut().enumerate() {
                 *min = f64::from(block.min(j));
             }
         }
@@ -147,7 +151,8 @@ fn rows<T: SuperBlock>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32], dot: impl 
                     let mut v = w.d * dot(&w.weights, x) as f64;
                     if T::MINS {
                         // Integers below 2^53 throughout: exact in any order.
-                        let m: f64 = w.mins.iter().zip(&x.sums).map(|(min, sum)| min * sum).sum();
+                        let sums: &[f64] = if T::SUB_BLOCK == 32 { &x.sums_of_32 } else { &x.sums_of_16 };
+                        let m: f64 = w.mins.iter().zip(sums).map(|(min, sum)| min * sum).sum();
                         v = (-w.dmin).mul_add(m, v);
                     }
                     sums[row * tokens + token].add(x.unit * v);
