@@ -6,6 +6,7 @@
 // Launch: qkv_one_token takes up to three row tiles of any matrix a block, so that at full size all blocks run at once: one warp for
 // each super-block of a tile, and as many that norm and quantize a super-block of the row for all of them. qkv_two_tokens takes one
 // row tile a block, one warp for a super-block (8 warps at most); qkv_wide is for more tokens and longer rows (common/wide.cuh).
+// Matrices of types that no table of types has together (common/types.cuh) are a launch for each type.
 // Bound by: the weights' bytes; one launch instead of three keeps more of them in flight.
 #include "common/matvec.cuh"
 #include "common/norm.cuh"
@@ -108,7 +109,7 @@ struct Warps {
 };
 
 // BLOCKS: places for a row's super-blocks, of which there may be fewer.
-template <bool NORM, int BLOCKS>
+template <class Types, bool NORM, int BLOCKS>
 __global__ void __launch_bounds__(32 * Warps<NORM>::most, 1)
     qkv_one_token(kqm_qkv_args a, Split split, double inverse_cols) {
   KQM_DYNAMIC_SHARED(double, part);
@@ -125,8 +126,8 @@ __global__ void __launch_bounds__(32 * Warps<NORM>::most, 1)
     norm<BLOCKS>(a, warp - split.tiles * blocks, inverse_cols, run_sum, fixed);
   } else {
     const int s = (warp >= blocks) + (warp >= 2 * blocks), b = warp - s * blocks;
-    KqmBlockTypes::choose(
-        work.w.type, [&](auto type) { multiply<KqmTileOf<decltype(type)>, NORM, BLOCKS>(a, work, s, b, fixed, part); });
+    Types::choose(work.w.type,
+                  [&](auto type) { multiply<KqmTileOf<decltype(type)>, NORM, BLOCKS>(a, work, s, b, fixed, part); });
   }
   __syncthreads();
   // A warp has two row tiles at most, and there are at least as many threads as rows.
@@ -149,10 +150,11 @@ __device__ __forceinline__ void multiply_two(const kqm_qkv_args &a, const Work &
   }
 }
 
+template <class Types>
 __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(2), 1) qkv_two_tokens(kqm_qkv_args a, Split split) {
   KQM_DYNAMIC_SHARED(double, part);
   const Work work(a, split);
-  KqmBlockTypes::choose(work.w.type, [&](auto type) { multiply_two<KqmTileOf<decltype(type)>>(a, work, part); });
+  Types::choose(work.w.type, [&](auto type) { multiply_two<KqmTileOf<decltype(type)>>(a, work, part); });
   __syncthreads();
   const int token = threadIdx.x / KQM_TILE_ROWS, tile_row = threadIdx.x % KQM_TILE_ROWS;
   if (token < 2)
@@ -173,12 +175,59 @@ __device__ __forceinline__ void multiply_wide(const kqm_qkv_args &a, const Work 
                  [&](int r, int token, float value) { work.store(r, first + token, value); });
 }
 
+template <class Types>
 __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) qkv_wide(kqm_qkv_args a, Split split) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const Work work(a, split);
   kqm_touch_arguments(a);
   kqm_wait_then_release();
-  KqmBlockTypes::choose(work.w.type, [&](auto type) { multiply_wide<KqmTileOf<decltype(type)>>(a, work, shared); });
+  Types::choose(work.w.type, [&](auto type) { multiply_wide<KqmTileOf<decltype(type)>>(a, work, shared); });
+}
+
+// Matrices of types of one table.
+template <class Types>
+kqm_status launch(const kqm_qkv_args &a, unsigned cols, kqm_stream stream) {
+  const unsigned blocks = cols / KQM_BLOCK;
+  const bool norm = a.norm.x != nullptr, one_token = a.tokens == 1 && blocks <= unsigned(most_blocks);
+  const bool wide = a.tokens != 2 && !one_token;
+  const unsigned groups = wide ? kqm_ceil_div(a.tokens, unsigned(kqm_wide_tokens)) : 1;
+  const unsigned norm_warps = norm ? blocks : 0, most = norm ? Warps<true>::most : Warps<false>::most;
+  const unsigned tiles = wide ? unsigned(kqm_wide_warps) : one_token ? std::min(3u, (most - norm_warps) / blocks) : 1;
+  unsigned grid[3];
+  int most_bytes = 0;
+  for (int i = 0; i < 3; i++) {
+    grid[i] = kqm_ceil_div(a.w[i].rows, tiles * KQM_TILE_ROWS);
+    if (a.w[i].rows) most_bytes = std::max(most_bytes, Types::tile_bytes(a.w[i].type));
+  }
+  const Split split{int(tiles), {grid[0], grid[0] + grid[1]}};
+  const dim3 all(grid[0] + grid[1] + grid[2], groups);
+  if (wide) {
+    const size_t shared = kqm_wide_bytes(most_bytes, blocks);
+    return KQM_LAUNCH(qkv_wide<Types>, all, dim3(kqm_wide_threads), shared, stream, a, split);
+  }
+  if (one_token) {
+    const dim3 block(32 * (tiles * blocks + norm_warps));
+    const double inverse_cols = 1.0 / double(cols);
+    const bool few = blocks <= 8;
+    const size_t shared = kqm_part_bytes(tiles * (few ? 8 : most_blocks), 1);
+    if (norm && few)
+      return KQM_LAUNCH((qkv_one_token<Types, true, 8>), all, block, shared, stream, a, split, inverse_cols);
+    if (norm)
+      return KQM_LAUNCH((qkv_one_token<Types, true, most_blocks>), all, block, shared, stream, a, split, inverse_cols);
+    if (few) return KQM_LAUNCH((qkv_one_token<Types, false, 8>), all, block, shared, stream, a, split, inverse_cols);
+    return KQM_LAUNCH((qkv_one_token<Types, false, most_blocks>), all, block, shared, stream, a, split, inverse_cols);
+  }
+  return KQM_LAUNCH(qkv_two_tokens<Types>, all, dim3(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(2))),
+                    kqm_part_bytes(blocks, 2), stream, a, split);
+}
+
+// Whether a table has the types of all matrices.
+template <class Types>
+bool has_all(const kqm_qkv_args &a) {
+  for (const kqm_matrix &w : a.w) {
+    if (w.rows && !Types::has(w.type)) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -199,38 +248,24 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
   }
   KQM_REQUIRE(cols > 0, KQM_BAD_SHAPE);
   if (args->norm.x) KQM_TRY(kqm_check_fused_norm(args->norm, args->tokens, cols));
-  const unsigned blocks = cols / KQM_BLOCK;
-  const bool norm = args->norm.x != nullptr, one_token = args->tokens == 1 && blocks <= unsigned(most_blocks);
-  const bool wide = args->tokens != 2 && !one_token;
-  const unsigned groups = wide ? kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens)) : 1;
-  KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
-  const unsigned norm_warps = norm ? blocks : 0, most = norm ? Warps<true>::most : Warps<false>::most;
-  const unsigned tiles = wide ? unsigned(kqm_wide_warps) : one_token ? std::min(3u, (most - norm_warps) / blocks) : 1;
-  unsigned grid[3];
-  int most_bytes = 0;
-  for (int i = 0; i < 3; i++) {
-    grid[i] = kqm_ceil_div(args->w[i].rows, tiles * KQM_TILE_ROWS);
-    if (args->w[i].rows) most_bytes = std::max(most_bytes, KqmBlockTypes::tile_bytes(args->w[i].type));
+  KQM_REQUIRE(args->tokens <= 2 || kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens)) <= 65535, KQM_BAD_SHAPE);
+  if (has_all<KqmUsualTypes>(*args)) return launch<KqmUsualTypes>(*args, cols, stream);
+  if (has_all<KqmMixedTypes>(*args)) return launch<KqmMixedTypes>(*args, cols, stream);
+  // A launch for all matrices of a type.
+  kqm_qkv_args rest = *args;
+  for (const kqm_matrix &first : args->w) {
+    kqm_qkv_args of_type = rest;
+    bool any = false;
+    for (int i = 0; i < 3; i++) {
+      const bool same = rest.w[i].rows && first.rows && rest.w[i].type == first.type;
+      (same ? rest : of_type).w[i].rows = 0;
+      any = any || same;
+    }
+    if (any)
+      KQM_TRY(KqmBlockTypes::launch(first.type, [&](auto type) {
+        return launch<KqmTableWith<KqmTileOf<decltype(type)>>>(of_type, cols, stream);
+      }));
   }
-  const Split split{int(tiles), {grid[0], grid[0] + grid[1]}};
-  const dim3 all(grid[0] + grid[1] + grid[2], groups);
-  if (wide) {
-    const size_t shared = kqm_wide_bytes(most_bytes, blocks);
-    return KQM_LAUNCH(qkv_wide, all, dim3(kqm_wide_threads), shared, stream, *args, split);
-  }
-  if (one_token) {
-    const dim3 block(32 * (tiles * blocks + norm_warps));
-    const double inverse_cols = 1.0 / double(cols);
-    const bool few = blocks <= 8;
-    const size_t shared = kqm_part_bytes(tiles * (few ? 8 : most_blocks), 1);
-    if (norm && few)
-      return KQM_LAUNCH((qkv_one_token<true, 8>), all, block, shared, stream, *args, split, inverse_cols);
-    if (norm)
-      return KQM_LAUNCH((qkv_one_token<true, most_blocks>), all, block, shared, stream, *args, split, inverse_cols);
-    if (few) return KQM_LAUNCH((qkv_one_token<false, 8>), all, block, shared, stream, *args, split, inverse_cols);
-    return KQM_LAUNCH((qkv_one_token<false, most_blocks>), all, block, shared, stream, *args, split, inverse_cols);
-  }
-  return KQM_LAUNCH(qkv_two_tokens, all, dim3(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(2))),
-                    kqm_part_bytes(blocks, 2), stream, *args, split);
+  return KQM_OK;
 }
 KQM_ABI_END

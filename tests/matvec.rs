@@ -26,8 +26,9 @@ fn every_type_equals_the_oracle<D: Device>(device: &D, size: Size) {
     own_types().for_each(|kind| matvec::equals_the_oracle(device, size, kind));
 }
 
+/// One type of each family: the sums over super-blocks know nothing of types.
 fn sums_in_one_order<D: Device>(device: &D, size: Size) {
-    own_types().for_each(|kind| matvec::sums_in_one_order(device, size, kind));
+    [TensorType::Q5K, TensorType::Q8_0].into_iter().for_each(|kind| matvec::sums_in_one_order(device, size, kind));
 }
 
 fn stores_one_nan<D: Device>(device: &D, size: Size) {

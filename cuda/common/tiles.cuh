@@ -17,6 +17,7 @@
 #include "hw.cuh"
 
 #include <cstddef>
+#include <type_traits>
 
 // An f16 of a block as it stands in a file: of any alignment.
 __device__ __forceinline__ float kqm_half_at(const uint8_t *p) { return kqm_half_to_float(uint16_t(p[0] | p[1] << 8)); }
@@ -216,26 +217,29 @@ struct KqmCachedFours {
 // A field of BYTES bytes at byte AT of a block, of which every lane has a part: [BYTES / 32 chunks][32 lanes][rows r and r + 8][8]. A
 // chunk is 32 bytes of the block, in runs of RUN bytes for lanes c = 0..4 in turn: lane c has bytes 8 c .. 8 c + 7 of it (RUN = 8), or
 // 4 c .. 4 c + 3 and 16 + 4 c .. 16 + 4 c + 3 (RUN = 4).
-template <int AT, int BYTES, int RUN>
+//
+// Where eight blocks of a file are one of a tile, a field is in pieces of PIECE bytes, one of each block, which start every STRIDE bytes.
+template <int AT, int BYTES, int RUN, int PIECE = BYTES, int STRIDE = 0>
 struct KqmLaneField {
-  static const int bytes = BYTES;
+  static const int bytes = BYTES, unit = (AT | PIECE | STRIDE) % 2 ? 1 : 2;
   static_assert(BYTES % 32 == 0 && (RUN == 4 || RUN == 8), "a lane has 8 bytes of each 32");
 
   __device__ __forceinline__ static void source(int byte, int &row, int &of_block) {
     const int chunk = byte / 512, lane = byte / 16 % 32, within = byte % 8;
     row = lane / 4 + byte / 8 % 2 * 8;
-    of_block = AT + 32 * chunk + within / RUN * 4 * RUN + RUN * (lane % 4) + within % RUN;
+    const int of_field = 32 * chunk + within / RUN * 4 * RUN + RUN * (lane % 4) + within % RUN;
+    of_block = AT + of_field / PIECE * STRIDE + of_field % PIECE;
   }
 };
 // A field that is wanted as a whole: [16 rows][BYTES].
-template <int AT, int BYTES>
+template <int AT, int BYTES, int PIECE = BYTES, int STRIDE = 0>
 struct KqmRowField {
-  static const int bytes = BYTES;
-  static_assert(BYTES % 2 == 0, "repack moves two bytes at a time");
+  static const int bytes = BYTES, unit = (AT | BYTES | PIECE | STRIDE) % 2 ? 1 : 2;
 
   __device__ __forceinline__ static void source(int byte, int &row, int &of_block) {
+    const int of_field = byte % BYTES;
     row = byte / BYTES;
-    of_block = AT + byte % BYTES;
+    of_block = AT + of_field / PIECE * STRIDE + of_field % PIECE;
   }
 };
 
@@ -251,6 +255,9 @@ struct KqmTileLayout {
 
  public:
   static const int block_bytes = (Fields::bytes + ...), bytes = KQM_TILE_ROWS * block_bytes;
+
+  // What repack moves at a time: two bytes where all fields and pieces of them start at even ones.
+  typedef std::conditional_t<((Fields::unit == 2) && ...), uint16_t, uint8_t> Unit;
 
   // First byte of field number FIELD.
   template <int FIELD>

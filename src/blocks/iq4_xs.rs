@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{BLOCK, Field, SuperBlock, around_1, fill, nibbles::IQ4};
+use super::{BLOCK, Factor, Field, SuperBlock, Weights, around_1, fill, nibbles::IQ4};
 
 /// IQ4_XS: 256 weights `d * (sc[j] - 32) * value(q)`, eight sub-blocks of 32. 4.25 bits per weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,11 +19,31 @@ pub struct BlockIQ4XS {
 }
 const _: () = assert!(size_of::<BlockIQ4XS>() == 136 && align_of::<BlockIQ4XS>() == 1);
 
+impl Weights for BlockIQ4XS {
+    const IN_FILE: usize = BLOCK;
+    const FACTORS: &[Factor] = &[Factor::Half(0)];
+    const TILE: &[Field] = &[Field::lanes(8, 128, 4), Field::rows(0, 8)];
+
+    /// The values of uniform quants have a root mean square of 67.44; scales are of either sign and of size 8..24 (root mean square
+    /// 16.17), so that the mean is 0.
+    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
+        let d = spread / (16.17 * 67.44) * around_1(bits);
+        let mut block = Self { d: f16::from_f64(d).to_le_bytes(), scales_h: [0; 2], scales_l: [0; 4], qs: [0; 128] };
+        let (codes, signs) = (bits(), bits());
+        for j in 0..8 {
+            let size = 8 + (codes >> (4 * j)) as u8 % 16;
+            let scale = if signs >> j & 1 == 0 { 32 + size } else { 32 - size };
+            block.scales_l[j / 2] |= (scale & 15) << (4 * (j % 2));
+            block.scales_h[j / 4] |= (scale >> 4) << (2 * (j % 4));
+        }
+        fill(bits, &mut block.qs);
+        block
+    }
+}
+
 impl SuperBlock for BlockIQ4XS {
     const SUB_BLOCK: usize = 32;
     const MINS: bool = false;
-    const FACTORS: &[usize] = &[0];
-    const TILE: &[Field] = &[Field::lanes(8, 128, 4), Field::rows(0, 8)];
 
     #[inline]
     fn d(&self) -> f16 {
@@ -54,21 +74,5 @@ impl SuperBlock for BlockIQ4XS {
                 high[k] = i16::from(IQ4[usize::from(byte >> 4)]) * scale;
             }
         }
-    }
-
-    /// The values of uniform quants have a root mean square of 67.44; scales are of either sign and of size 8..24 (root mean square
-    /// 16.17), so that the mean is 0.
-    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
-        let d = spread / (16.17 * 67.44) * around_1(bits);
-        let mut block = Self { d: f16::from_f64(d).to_le_bytes(), scales_h: [0; 2], scales_l: [0; 4], qs: [0; 128] };
-        let (codes, signs) = (bits(), bits());
-        for j in 0..8 {
-            let size = 8 + (codes >> (4 * j)) as u8 % 16;
-            let scale = if signs >> j & 1 == 0 { 32 + size } else { 32 - size };
-            block.scales_l[j / 2] |= (scale & 15) << (4 * (j % 2));
-            block.scales_h[j / 4] |= (scale >> 4) << (2 * (j % 4));
-        }
-        fill(bits, &mut block.qs);
-        block
     }
 }

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{BLOCK, Field, SuperBlock, around_1, fill};
+use super::{BLOCK, Factor, Field, SuperBlock, Weights, around_1, fill};
 
 /// Q2_K: 256 weights `d * sc[j] * q - dmin * m[j]`, sixteen sub-blocks of 16. 2.625 bits per weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,11 +19,31 @@ pub struct BlockQ2K {
 }
 const _: () = assert!(size_of::<BlockQ2K>() == 84 && align_of::<BlockQ2K>() == 1);
 
+impl Weights for BlockQ2K {
+    const IN_FILE: usize = BLOCK;
+    const FACTORS: &[Factor] = &[Factor::Half(80), Factor::Half(82)];
+    const TILE: &[Field] = &[Field::lanes(16, 64, 8), Field::rows(0, 16), Field::rows(80, 4)];
+
+    /// Quants are uniform on 0..4 (mean 1.5, standard deviation 1.118), scales on 8..16 (root mean square 11.73); mins equal the
+    /// scales and weigh 1.5 times as much, so that the mean is 0.
+    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
+        let d = f16::from_f64(spread / (11.73 * 1.118) * around_1(bits));
+        let dmin = f16::from_f64(1.5 * d.to_f64());
+        let codes = bits();
+        let mut block = Self {
+            scales: std::array::from_fn(|j| ((codes >> (4 * j)) as u8 & 7 | 8) * 0x11),
+            qs: [0; 64],
+            d: d.to_le_bytes(),
+            dmin: dmin.to_le_bytes(),
+        };
+        fill(bits, &mut block.qs);
+        block
+    }
+}
+
 impl SuperBlock for BlockQ2K {
     const SUB_BLOCK: usize = 16;
     const MINS: bool = true;
-    const FACTORS: &[usize] = &[80, 82];
-    const TILE: &[Field] = &[Field::lanes(16, 64, 8), Field::rows(0, 16), Field::rows(80, 4)];
 
     #[inline]
     fn d(&self) -> f16 {
@@ -59,21 +79,5 @@ impl SuperBlock for BlockQ2K {
                 *weight = i16::from(qs[k] >> (2 * (i % 4)) & 3) * if k < 16 { first } else { second };
             }
         }
-    }
-
-    /// Quants are uniform on 0..4 (mean 1.5, standard deviation 1.118), scales on 8..16 (root mean square 11.73); mins equal the
-    /// scales and weigh 1.5 times as much, so that the mean is 0.
-    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
-        let d = f16::from_f64(spread / (11.73 * 1.118) * around_1(bits));
-        let dmin = f16::from_f64(1.5 * d.to_f64());
-        let codes = bits();
-        let mut block = Self {
-            scales: std::array::from_fn(|j| ((codes >> (4 * j)) as u8 & 7 | 8) * 0x11),
-            qs: [0; 64],
-            d: d.to_le_bytes(),
-            dmin: dmin.to_le_bytes(),
-        };
-        fill(bits, &mut block.qs);
-        block
     }
 }

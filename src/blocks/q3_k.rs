@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{BLOCK, Field, SuperBlock, around_1, fill};
+use super::{BLOCK, Factor, Field, SuperBlock, Weights, around_1, fill};
 
 /// Q3_K: 256 weights `d * (sc[j] - 32) * (q - 4)`, sixteen sub-blocks of 16. 3.4375 bits per weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,11 +20,32 @@ pub struct BlockQ3K {
 }
 const _: () = assert!(size_of::<BlockQ3K>() == 110 && align_of::<BlockQ3K>() == 1);
 
+impl Weights for BlockQ3K {
+    const IN_FILE: usize = BLOCK;
+    const FACTORS: &[Factor] = &[Factor::Half(108)];
+    const TILE: &[Field] = &[Field::lanes(32, 64, 8), Field::lanes(0, 32, 8), Field::rows(96, 12), Field::rows(108, 2)];
+
+    /// Quants are uniform on -4..4 (root mean square 2.345), scales are of either sign and of size 8..24 (root mean square 16.17), so
+    /// that the mean is 0.
+    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
+        let d = spread / (16.17 * 2.345) * around_1(bits);
+        let mut block = Self { hmask: [0; 32], qs: [0; 64], scales: [0; 12], d: f16::from_f64(d).to_le_bytes() };
+        let (codes, signs) = (bits(), bits());
+        for j in 0..16 {
+            let size = 8 + (codes >> (4 * j)) as u8 % 16;
+            let scale = if signs >> j & 1 == 0 { 32 + size } else { 32 - size };
+            block.scales[j % 8] |= (scale & 15) << (4 * (j / 8));
+            block.scales[8 + j % 4] |= (scale >> 4) << (2 * (j / 4));
+        }
+        fill(bits, &mut block.hmask);
+        fill(bits, &mut block.qs);
+        block
+    }
+}
+
 impl SuperBlock for BlockQ3K {
     const SUB_BLOCK: usize = 16;
     const MINS: bool = false;
-    const FACTORS: &[usize] = &[108];
-    const TILE: &[Field] = &[Field::lanes(32, 64, 8), Field::lanes(0, 32, 8), Field::rows(96, 12), Field::rows(108, 2)];
 
     #[inline]
     fn d(&self) -> f16 {
@@ -57,22 +78,5 @@ impl SuperBlock for BlockQ3K {
                 *weight = (i16::from(quant) - 4) * if k < 16 { first } else { second };
             }
         }
-    }
-
-    /// Quants are uniform on -4..4 (root mean square 2.345), scales are of either sign and of size 8..24 (root mean square 16.17), so
-    /// that the mean is 0.
-    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
-        let d = spread / (16.17 * 2.345) * around_1(bits);
-        let mut block = Self { hmask: [0; 32], qs: [0; 64], scales: [0; 12], d: f16::from_f64(d).to_le_bytes() };
-        let (codes, signs) = (bits(), bits());
-        for j in 0..16 {
-            let size = 8 + (codes >> (4 * j)) as u8 % 16;
-            let scale = if signs >> j & 1 == 0 { 32 + size } else { 32 - size };
-            block.scales[j % 8] |= (scale & 15) << (4 * (j / 8));
-            block.scales[8 + j % 4] |= (scale >> 4) << (2 * (j / 4));
-        }
-        fill(bits, &mut block.hmask);
-        fill(bits, &mut block.qs);
-        block
     }
 }

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use rayon::prelude::*;
 
 use super::config::{ARCHITECTURE, Config};
-use crate::blocks::{BLOCK, SuperBlock, TensorType, bytes, with_super_block};
+use crate::blocks::{BLOCK, TensorType, Weights, bytes, with_weights};
 use crate::gguf::Header;
 use crate::{Error, Result};
 
@@ -188,7 +188,7 @@ pub fn synth_with(
             Values::Router => {
                 stream_of(elements, stream, |rng| float(rng, 0.0, ROUTER_SPREAD), |v| v.as_flattened(), &mut write)
             }
-            Values::Matrix(kind, spread) => with_super_block!(
+            Values::Matrix(kind, spread) => with_weights!(
                 kind,
                 T => {
                     let block = |rng: &mut Rng| T::synthetic(&mut || rng.next(), spread);
@@ -362,7 +362,7 @@ mod tests {
                 let mut rng = Rng(mix(index));
                 let mut out = [0.0; 256];
                 let bits = &mut || rng.next();
-                with_super_block!(
+                with_weights!(
                     kind,
                     T => dequantize(kind, bytes(&[T::synthetic(bits, SPREAD)]), &mut out),
                     else unreachable!()

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::{Matrix, canonical};
-use crate::blocks::{BLOCK, Blocks, SuperBlock, TensorType, with_blocks};
+use crate::blocks::{BLOCK, Blocks, Eight, SmallBlock, SuperBlock, TensorType, Weights, with_blocks};
 
 /// An embedding table `[vocab, cols]` in GGUF's row layout.
 #[derive(Clone, Copy, Debug)]
@@ -44,22 +44,62 @@ pub fn dequantize(kind: TensorType, row: &[u8], out: &mut [f32]) {
             let Some(blocks) = Blocks::new(kind, row) else { return };
             with_blocks!(blocks, blocks => {
                 for (block, out) in blocks.iter().zip(out.as_chunks_mut().0) {
-                    super_block(block, out);
+                    block.rounded(out);
                 }
             });
         }
     }
 }
 
+/// What becomes of a type's weights as floats.
+trait Dequantize: Weights {
+    /// In f32, rounded once where that is no number of f32.
+    fn rounded(&self, out: &mut [f32; BLOCK]);
+    /// Without any rounding.
+    fn exact(&self, out: &mut [f64; BLOCK]);
+}
+
 /// `d * (sc * q)`, which is exact, and for a type with mins that less `dmin * m`, which is exact, too: the difference rounds
 /// once.
-fn super_block<T: SuperBlock>(block: &T, out: &mut [f32; BLOCK]) {
-    let (d, dmin) = (block.d().to_f32(), block.dmin().to_f32());
-    for (index, out) in out.iter_mut().enumerate() {
-        let (j, k) = (index / T::SUB_BLOCK, index % T::SUB_BLOCK);
-        // The integers are below 2^13.
-        let product = d * (block.scale(j) * block.quant(j, k)) as f32;
-        *out = canonical(if T::MINS { product - dmin * block.min(j) as f32 } else { product });
+impl<T: SuperBlock> Dequantize for T {
+    fn rounded(&self, out: &mut [f32; BLOCK]) {
+        let (d, dmin) = (self.d().to_f32(), self.dmin().to_f32());
+        for (index, out) in out.iter_mut().enumerate() {
+            let (j, k) = (index / T::SUB_BLOCK, index % T::SUB_BLOCK);
+            // The integers are below 2^13.
+            let product = d * (self.scale(j) * self.quant(j, k)) as f32;
+            *out = canonical(if T::MINS { product - dmin * self.min(j) as f32 } else { product });
+        }
+    }
+
+    fn exact(&self, out: &mut [f64; BLOCK]) {
+        let (d, dmin) = (self.d().to_f64(), self.dmin().to_f64());
+        for (index, out) in out.iter_mut().enumerate() {
+            let (j, k) = (index / T::SUB_BLOCK, index % T::SUB_BLOCK);
+            let product = d * f64::from(self.scale(j) * self.quant(j, k));
+            *out = if T::MINS { product - dmin * f64::from(self.min(j)) } else { product };
+        }
+    }
+}
+
+/// `d * q`, and for a type with mins that plus `m`: the sum rounds once.
+impl<B: SmallBlock> Dequantize for Eight<B> {
+    fn rounded(&self, out: &mut [f32; BLOCK]) {
+        for (block, out) in self.0.iter().zip(out.as_chunks_mut::<32>().0) {
+            for (q, out) in block.quants().into_iter().zip(out) {
+                let product = block.d() * f32::from(q);
+                *out = canonical(if B::MINS { product + block.m().to_f32() } else { product });
+            }
+        }
+    }
+
+    fn exact(&self, out: &mut [f64; BLOCK]) {
+        for (block, out) in self.0.iter().zip(out.as_chunks_mut::<32>().0) {
+            for (q, out) in block.quants().into_iter().zip(out) {
+                let product = f64::from(block.d()) * f64::from(q);
+                *out = if B::MINS { product + block.m().to_f64() } else { product };
+            }
+        }
     }
 }
 
@@ -67,16 +107,7 @@ fn super_block<T: SuperBlock>(block: &T, out: &mut [f32; BLOCK]) {
 pub fn exact(w: Matrix<'_>, out: &mut [f64]) {
     with_blocks!(w, blocks => {
         for (block, out) in blocks.iter().zip(out.as_chunks_mut().0) {
-            exact_super_block(block, out);
+            block.exact(out);
         }
     });
-}
-
-fn exact_super_block<T: SuperBlock>(block: &T, out: &mut [f64; BLOCK]) {
-    let (d, dmin) = (block.d().to_f64(), block.dmin().to_f64());
-    for (index, out) in out.iter_mut().enumerate() {
-        let (j, k) = (index / T::SUB_BLOCK, index % T::SUB_BLOCK);
-        let product = d * f64::from(block.scale(j) * block.quant(j, k));
-        *out = if T::MINS { product - dmin * f64::from(block.min(j)) } else { product };
-    }
 }

@@ -165,7 +165,9 @@ pub fn stores_one_nan<D: Device>(device: &D, _: Size, kind: TensorType) {
     let mut random = Random::new(5);
     for (rows, blocks) in [(18, 2), (100, 8), (18, 17), (260, 3)] {
         let mut w = Weights::random(&mut random, kind, 1, rows, blocks * BLOCK);
-        w.spoil();
+        if !w.spoil() {
+            continue;
+        }
         let case = Case::new(device, w);
         for tokens in [1, 2, 5] {
             let mut x = fixed_blocks(&random.gaussians(tokens * blocks * BLOCK));

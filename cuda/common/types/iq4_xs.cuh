@@ -59,9 +59,7 @@ struct KqmTileIQ4XS : KqmSuperBlocks<KqmTileIQ4XS> {
       KQM_UNROLL
       for (int j = 0; j < 4; j++) {
         const uint4 &w = qs[j / 2];
-        const uint2 row0 = kqm_look_up<KqmIq4Values>(j % 2 ? w.y : w.x),
-                    row8 = kqm_look_up<KqmIq4Values>(j % 2 ? w.w : w.z);
-        a[j][0] = row0.x, a[j][1] = row8.x, a[j][2] = row0.y, a[j][3] = row8.y;
+        kqm_look_up_rows<KqmIq4Values>(j % 2 ? make_uint2(w.y, w.w) : make_uint2(w.x, w.z), a[j]);
       }
     }
   };
