@@ -265,10 +265,12 @@ kqm_status kqm_moe_swiglu(const kqm_moe_swiglu_args *args, kqm_stream stream) {
   KQM_REQUIRE(!args->logits || args->tokens == 1, KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->logits, 16), KQM_MISALIGNED);
   if (args->gate.type != args->up.type) {
-    for (const bool is_gate : {true, false})
-      KQM_TRY(KqmBlockTypes::launch(is_gate ? args->gate.type : args->up.type, [&](auto type) {
+    for (const bool is_gate : {true, false}) {
+      const kqm_status status = KqmBlockTypes::launch(is_gate ? args->gate.type : args->up.type, [&](auto type) {
         return launch_half<KqmTileOf<decltype(type)>>(*args, is_gate, stream);
-      }));
+      });
+      if (status != KQM_OK) return status;
+    }
     return KQM_OK;
   }
   return KqmBlockTypes::launch(args->gate.type,

@@ -248,7 +248,9 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
   }
   KQM_REQUIRE(cols > 0, KQM_BAD_SHAPE);
   if (args->norm.x) KQM_TRY(kqm_check_fused_norm(args->norm, args->tokens, cols));
-  KQM_REQUIRE(args->tokens <= 2 || kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens)) <= 65535, KQM_BAD_SHAPE);
+  // A single token whose row is too long for qkv_one_token is a group, too.
+  const unsigned groups = args->tokens == 2 ? 1 : kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens));
+  KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
   if (has_all<KqmUsualTypes>(*args)) return launch<KqmUsualTypes>(*args, cols, stream);
   if (has_all<KqmMixedTypes>(*args)) return launch<KqmMixedTypes>(*args, cols, stream);
   // A launch for all matrices of a type.
@@ -261,10 +263,10 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
       (same ? rest : of_type).w[i].rows = 0;
       any = any || same;
     }
-    if (any)
-      KQM_TRY(KqmBlockTypes::launch(first.type, [&](auto type) {
-        return launch<KqmTableWith<KqmTileOf<decltype(type)>>>(of_type, cols, stream);
-      }));
+    if (!any) continue;
+    const kqm_status status = KqmBlockTypes::launch(
+        first.type, [&](auto type) { return launch<KqmTableWith<KqmTileOf<decltype(type)>>>(of_type, cols, stream); });
+    if (status != KQM_OK) return status;
   }
   return KQM_OK;
 }

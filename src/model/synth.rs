@@ -3,6 +3,8 @@
 //! A file depends on the preset, the number of layers and the seed only. It is generated in parallel and written as a
 //! stream; memory holds a few megabytes of it.
 
+mod mix;
+
 use std::path::Path;
 use std::str::FromStr;
 
@@ -12,6 +14,8 @@ use super::config::{ARCHITECTURE, Config};
 use crate::blocks::{BLOCK, TensorType, Weights, bytes, with_weights};
 use crate::gguf::Header;
 use crate::{Error, Result};
+
+pub use mix::Mix;
 
 /// Standard deviation of the weights of matrices, but for those below.
 const SPREAD: f64 = 0.02;
@@ -205,6 +209,20 @@ pub fn synth_with(
     writer.finish()?;
     progress(total, total);
     Ok(total)
+}
+
+/// The same with the types of a mix.
+///
+/// # Errors
+/// Those of [`synth`].
+pub fn synth_mix(
+    path: impl AsRef<Path>,
+    options: SynthOptions,
+    mix: &Mix,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<u64> {
+    let layers = options.layers.unwrap_or_else(|| options.preset.config().layers);
+    synth_with(path, options, &|tensor, usual| mix.kind(tensor, usual, layers), progress)
 }
 
 /// Generates `count` elements, each from its own part of the random stream, and writes them in order.
