@@ -186,11 +186,10 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) qkv_wide(k
 
 // Matrices of types of one table.
 template <class Types>
-kqm_status launch(const kqm_qkv_args &a, unsigned cols, kqm_stream stream) {
+kqm_status launch(const kqm_qkv_args &a, unsigned cols, unsigned groups, kqm_stream stream) {
   const unsigned blocks = cols / KQM_BLOCK;
   const bool norm = a.norm.x != nullptr, one_token = a.tokens == 1 && blocks <= unsigned(most_blocks);
   const bool wide = a.tokens != 2 && !one_token;
-  const unsigned groups = wide ? kqm_ceil_div(a.tokens, unsigned(kqm_wide_tokens)) : 1;
   const unsigned norm_warps = norm ? blocks : 0, most = norm ? Warps<true>::most : Warps<false>::most;
   const unsigned tiles = wide ? unsigned(kqm_wide_warps) : one_token ? std::min(3u, (most - norm_warps) / blocks) : 1;
   unsigned grid[3];
@@ -248,11 +247,11 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
   }
   KQM_REQUIRE(cols > 0, KQM_BAD_SHAPE);
   if (args->norm.x) KQM_TRY(kqm_check_fused_norm(args->norm, args->tokens, cols));
-  // A single token whose row is too long for qkv_one_token is a group, too.
+  // Of qkv_wide; the other kernels take their tokens at once.
   const unsigned groups = args->tokens == 2 ? 1 : kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens));
   KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
-  if (has_all<KqmUsualTypes>(*args)) return launch<KqmUsualTypes>(*args, cols, stream);
-  if (has_all<KqmMixedTypes>(*args)) return launch<KqmMixedTypes>(*args, cols, stream);
+  if (has_all<KqmUsualTypes>(*args)) return launch<KqmUsualTypes>(*args, cols, groups, stream);
+  if (has_all<KqmMixedTypes>(*args)) return launch<KqmMixedTypes>(*args, cols, groups, stream);
   // A launch for all matrices of a type.
   kqm_qkv_args rest = *args;
   for (const kqm_matrix &first : args->w) {
@@ -264,8 +263,9 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
       any = any || same;
     }
     if (!any) continue;
-    const kqm_status status = KqmBlockTypes::launch(
-        first.type, [&](auto type) { return launch<KqmTableWith<KqmTileOf<decltype(type)>>>(of_type, cols, stream); });
+    const kqm_status status = KqmBlockTypes::launch(first.type, [&](auto type) {
+      return launch<KqmTableWith<KqmTileOf<decltype(type)>>>(of_type, cols, groups, stream);
+    });
     if (status != KQM_OK) return status;
   }
   return KQM_OK;

@@ -8,8 +8,8 @@ use kquant_moe::oracle::{FixedBlock, Matrix, product};
 mod common;
 use common::random::Random;
 
-/// Fractional bits of the exact sums: 24 of a f16 factor and 60 of an activation.
-const FACTOR_BITS: i32 = 24;
+/// Fractional bits of the exact sums: 27 of a factor, an f16 or an eighth of one, and 60 of an activation.
+const FACTOR_BITS: i32 = 27;
 const ACTIVATION_BITS: i32 = 60;
 
 fn scaled(x: f64, bits: i32) -> i128 {
@@ -18,14 +18,14 @@ fn scaled(x: f64, bits: i32) -> i128 {
     scaled as i128
 }
 
-/// Weights as multiples of 2^-24.
+/// Weights as multiples of 2^-27.
 fn weights(w: Matrix<'_>, count: usize) -> Vec<i128> {
     let mut weights = vec![0.0; count];
     exact_weights(w, &mut weights);
     weights.into_iter().map(|weight| scaled(weight, FACTOR_BITS)).collect()
 }
 
-/// A random matrix of every type, and its weights as multiples of 2^-24.
+/// A random matrix of every type, and its weights as multiples of 2^-27.
 fn matrices(random: &mut Random, rows: usize, cols: usize) -> Vec<(TensorType, Vec<u8>, Vec<i128>)> {
     let matrix = |&kind: &TensorType| {
         let bytes = random.blocks(kind, rows * cols / BLOCK);

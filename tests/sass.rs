@@ -58,7 +58,9 @@ fn products(kind: TensorType) -> [[u32; 2]; 2] {
         Q6K => [[0, 16], [0, 0]],
         // Mins times the digits themselves.
         Q2K => [[8, 0], [8, 0]],
-        Q3K | IQ4XS => [[8, 0], [0, 0]],
+        Q3K | IQ4XS | IQ3S | IQ3XXS | IQ2XXS | IQ1S | TQ2_0 | TQ1_0 => [[8, 0], [0, 0]],
+        // One for each half of 32 weights, with zeros in the place of the other.
+        IQ2S | IQ2XS | IQ1M => [[16, 0], [0, 0]],
         // One for each block; the unit matrix times the low and the high digits of the sums.
         Q4_1 | Q5_1 => [[8, 0], [0, 2]],
         Q4_0 | Q5_0 | Q8_0 | IQ4NL | MXFP4 => [[8, 0], [0, 0]],

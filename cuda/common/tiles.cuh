@@ -216,13 +216,13 @@ struct KqmCachedFours {
 //
 // A field of BYTES bytes at byte AT of a block, of which every lane has a part: [BYTES / 32 chunks][32 lanes][rows r and r + 8][8]. A
 // chunk is 32 bytes of the block, in runs of RUN bytes for lanes c = 0..4 in turn: lane c has bytes 8 c .. 8 c + 7 of it (RUN = 8), or
-// 4 c .. 4 c + 3 and 16 + 4 c .. 16 + 4 c + 3 (RUN = 4).
+// 4 c .. 4 c + 3 and 16 + 4 c .. 16 + 4 c + 3 (RUN = 4), and so on for 2 and 1.
 //
-// Where eight blocks of a file are one of a tile, a field is in pieces of PIECE bytes, one of each block, which start every STRIDE bytes.
+// A field may be in pieces of PIECE bytes, which start every STRIDE bytes: where eight blocks of a file are one of a tile, one of each.
 template <int AT, int BYTES, int RUN, int PIECE = BYTES, int STRIDE = 0>
 struct KqmLaneField {
-  static const int bytes = BYTES, unit = (AT | PIECE | STRIDE) % 2 ? 1 : 2;
-  static_assert(BYTES % 32 == 0 && (RUN == 4 || RUN == 8), "a lane has 8 bytes of each 32");
+  static const int bytes = BYTES, unit = (AT | PIECE | STRIDE | RUN) % 2 ? 1 : 2;
+  static_assert(BYTES % 32 == 0 && (RUN == 1 || RUN == 2 || RUN == 4 || RUN == 8), "a lane has 8 bytes of each 32");
 
   __device__ __forceinline__ static void source(int byte, int &row, int &of_block) {
     const int chunk = byte / 512, lane = byte / 16 % 32, within = byte % 8;
@@ -336,6 +336,9 @@ struct KqmInFours {
   }
 };
 
+// The low four bits, one in the lowest bit of each byte.
+__device__ __forceinline__ uint32_t kqm_spread(uint32_t bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
+
 // Products with 32 weights with or without a sign.
 template <bool SIGNED>
 __device__ __forceinline__ void kqm_mma_of_32(int32_t (&d)[4], const uint32_t (&a)[4], const uint2 &b) {
@@ -353,6 +356,7 @@ struct KqmHalfOf32 {
   uint32_t a[4][4];  // fragments by sub-block
   Scales scale0, scale8;
 
+  __device__ __forceinline__ KqmHalfOf32() {}
   __device__ __forceinline__ KqmHalfOf32(const Scales &of_row0, const Scales &of_row8)
       : scale0(of_row0), scale8(of_row8) {}
 

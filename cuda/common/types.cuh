@@ -3,6 +3,13 @@
 #pragma once
 
 #include "check.cuh"
+#include "types/iq1_m.cuh"
+#include "types/iq1_s.cuh"
+#include "types/iq2_s.cuh"
+#include "types/iq2_xs.cuh"
+#include "types/iq2_xxs.cuh"
+#include "types/iq3_s.cuh"
+#include "types/iq3_xxs.cuh"
 #include "types/iq4_nl.cuh"
 #include "types/iq4_xs.cuh"
 #include "types/mxfp4.cuh"
@@ -16,6 +23,8 @@
 #include "types/q5_k.cuh"
 #include "types/q6_k.cuh"
 #include "types/q8_0.cuh"
+#include "types/tq1_0.cuh"
+#include "types/tq2_0.cuh"
 
 // What stands for a type in the argument of a function.
 template <class Of>
@@ -66,7 +75,9 @@ struct KqmTypeTable {
 };
 
 typedef KqmTypeTable<KqmTileQ4K, KqmTileQ5K, KqmTileQ6K, KqmTileQ8_0, KqmTileQ2K, KqmTileQ3K, KqmTileIQ4XS,
-                     KqmTileIQ4NL, KqmTileMXFP4, KqmTileQ4_0, KqmTileQ4_1, KqmTileQ5_0, KqmTileQ5_1>
+                     KqmTileIQ4NL, KqmTileMXFP4, KqmTileQ4_0, KqmTileQ4_1, KqmTileQ5_0, KqmTileQ5_1, KqmTileIQ3S,
+                     KqmTileIQ3XXS, KqmTileIQ2S, KqmTileIQ2XS, KqmTileIQ2XXS, KqmTileIQ1M, KqmTileIQ1S, KqmTileTQ2_0,
+                     KqmTileTQ1_0>
     KqmBlockTypes;
 
 // Types between which kernels for several matrices choose inside. All types in one kernel would be too much of a kernel; these are those

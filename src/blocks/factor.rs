@@ -8,6 +8,8 @@ use half::f16;
 pub enum Factor {
     /// An f16, little-endian, from this byte on.
     Half(usize),
+    /// An f16 in the top four bits of each of four 16-bit integers, little-endian, from this byte on; the first one has the lowest bits.
+    Nibbles(usize),
     /// In this byte the exponent of `2^(e - 128)`: never anything that is not finite.
     Exponent(usize),
 }
@@ -20,6 +22,7 @@ impl Factor {
     pub fn get(self, block: &[u8]) -> f32 {
         match self {
             Self::Half(at) => f16::from_le_bytes([block[at], block[at + 1]]).to_f32(),
+            Self::Nibbles(at) => f16::from_bits(nibbles(&block[at..at + 8])).to_f32(),
             Self::Exponent(at) => exponent(block[at]),
         }
     }
@@ -31,12 +34,23 @@ impl Factor {
     pub fn set(self, block: &mut [u8], factor: f16) {
         match self {
             Self::Half(at) => block[at..at + 2].copy_from_slice(&factor.to_le_bytes()),
+            Self::Nibbles(at) => {
+                for i in 0..4 {
+                    let top = &mut block[at + 2 * i + 1];
+                    *top = *top & 15 | ((factor.to_bits() >> (4 * i)) as u8) << 4;
+                }
+            }
             Self::Exponent(at) => {
                 block[at] = (factor.to_f32().to_bits() >> 23) as u8;
                 block[at] = block[at].saturating_add(1);
             }
         }
     }
+}
+
+/// What the top four bits of the odd bytes are together.
+pub(super) fn nibbles(bytes: &[u8]) -> u16 {
+    (0..4).map(|i| u16::from(bytes[2 * i + 1] >> 4) << (4 * i)).sum()
 }
 
 /// `2^(e - 128)`, which is not a normal number for an e of 0 or 1.
@@ -50,10 +64,14 @@ mod tests {
 
     #[test]
     fn factors_come_back() {
-        let mut block = [0; 5];
+        let mut block = [0x5a; 9];
         for factor in [1.0, -0.25, 65504.0, 2_f32.powi(-24)].map(f16::from_f32) {
             Factor::Half(2).set(&mut block, factor);
             assert_eq!(Factor::Half(2).get(&block), factor.to_f32());
+            block.fill(0x5a);
+            Factor::Nibbles(1).set(&mut block, factor);
+            assert_eq!(Factor::Nibbles(1).get(&block), factor.to_f32());
+            assert!(block[1..].as_chunks::<2>().0.iter().all(|pair| pair[1] & 15 == 10), "the other bits stay");
         }
         for (factor, power) in [(1.0, 1.0), (-0.3, 0.25), (65504.0, 32768.0), (2_f32.powi(-24), 2_f32.powi(-24))] {
             Factor::Exponent(4).set(&mut block, f16::from_f32(factor));

@@ -14,7 +14,15 @@ use std::fmt;
 
 use half::f16;
 
+mod codebooks;
 mod factor;
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
@@ -30,6 +38,8 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod tq1_0;
+mod tq2_0;
 
 /// Weights in a super-block, and activations in a fixed-point block.
 pub const BLOCK: usize = 256;
@@ -170,13 +180,29 @@ table! {
         Q4K = 12, "Q4_K", crate::blocks::BlockQ4K;
         Q5K = 13, "Q5_K", crate::blocks::BlockQ5K;
         Q6K = 14, "Q6_K", crate::blocks::BlockQ6K;
+        IQ2XXS = 16, "IQ2_XXS", crate::blocks::BlockIQ2XXS;
+        IQ2XS = 17, "IQ2_XS", crate::blocks::BlockIQ2XS;
+        IQ3XXS = 18, "IQ3_XXS", crate::blocks::BlockIQ3XXS;
+        IQ1S = 19, "IQ1_S", crate::blocks::BlockIQ1S;
         IQ4NL = 20, "IQ4_NL", crate::blocks::Eight<crate::blocks::BlockIQ4NL>;
+        IQ3S = 21, "IQ3_S", crate::blocks::BlockIQ3S;
+        IQ2S = 22, "IQ2_S", crate::blocks::BlockIQ2S;
         IQ4XS = 23, "IQ4_XS", crate::blocks::BlockIQ4XS;
+        IQ1M = 29, "IQ1_M", crate::blocks::BlockIQ1M;
+        TQ1_0 = 34, "TQ1_0", crate::blocks::BlockTQ1_0;
+        TQ2_0 = 35, "TQ2_0", crate::blocks::BlockTQ2_0;
         MXFP4 = 39, "MXFP4", crate::blocks::Eight<crate::blocks::BlockMXFP4>;
     }
 }
 
 pub use factor::Factor;
+pub use iq1_m::BlockIQ1M;
+pub use iq1_s::BlockIQ1S;
+pub use iq2_s::BlockIQ2S;
+pub use iq2_xs::BlockIQ2XS;
+pub use iq2_xxs::BlockIQ2XXS;
+pub use iq3_s::BlockIQ3S;
+pub use iq3_xxs::BlockIQ3XXS;
 pub use iq4_nl::BlockIQ4NL;
 pub use iq4_xs::BlockIQ4XS;
 pub use mxfp4::BlockMXFP4;
@@ -190,6 +216,8 @@ pub use q5_1::BlockQ5_1;
 pub use q5_k::BlockQ5K;
 pub use q6_k::BlockQ6K;
 pub use q8_0::BlockQ8_0;
+pub use tq1_0::BlockTQ1_0;
+pub use tq2_0::BlockTQ2_0;
 
 impl TensorType {
     /// The factors of a block; none for floats.
@@ -225,16 +253,24 @@ pub trait Weights: Block {
     fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self;
 }
 
-/// A type of 256 weights `d * scale(j) * quant(j, k) - dmin * min(j)` for weight k of sub-block j: integers but for two
+/// A type of 256 weights `factor * scale(j) * quant(j, k) - dmin * min(j)` for weight k of sub-block j: integers but for two
 /// factors.
 pub trait SuperBlock: Weights {
     /// Weights in a sub-block: 16 or 32.
     const SUB_BLOCK: usize;
     /// Whether there are mins. Where there are none, `dmin` and `min` are not used.
     const MINS: bool;
+    /// What `d` is to be multiplied with: a power of two, 1 for most types.
+    const TIMES: f32 = 1.0;
 
-    /// Scale of the sub-block scales.
+    /// Scale of the sub-block scales, but for [`Self::TIMES`].
     fn d(&self) -> f16;
+
+    /// Scale of the sub-block scales, exact.
+    #[inline]
+    fn factor(&self) -> f32 {
+        self.d().to_f32() * Self::TIMES
+    }
 
     /// Scale of the sub-block mins.
     #[inline]
@@ -316,9 +352,9 @@ pub struct Field {
     pub at: usize,
     /// Bytes in the block.
     pub bytes: usize,
-    /// Neighbouring bytes that a lane has of each 32 bytes, 4 or 8; `None`: `[16 rows][bytes]`.
+    /// Neighbouring bytes that a lane has of each 32 bytes, 1, 2, 4 or 8; `None`: `[16 rows][bytes]`.
     pub run: Option<usize>,
-    /// Where there are eight blocks: the field's bytes in one of them, and those from one to the next.
+    /// Where it is not in one piece: the bytes of a piece, and those from one to the next.
     pub pieces: Option<(usize, usize)>,
 }
 
@@ -334,6 +370,11 @@ impl Field {
     /// A field that a tile has row by row.
     pub const fn rows(at: usize, bytes: usize) -> Self {
         Self { at, bytes, run: None, pieces: None }
+    }
+
+    /// The same bytes in pieces of so many, one every `stride` bytes.
+    pub const fn in_pieces(self, piece: usize, stride: usize) -> Self {
+        Self { pieces: Some((piece, stride)), ..self }
     }
 
     /// The same field of eight blocks, one after the other.
@@ -365,6 +406,12 @@ pub fn bytes<T: Block>(blocks: &[T]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast(), size_of_val(blocks)) }
 }
 
+/// The bytes of a block, to be changed.
+fn bytes_of<T: Block>(block: &mut T) -> &mut [u8] {
+    // SAFETY: a block is made of bytes without padding, any of which are valid.
+    unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(block).cast(), size_of::<T>()) }
+}
+
 /// The blocks of a tensor's bytes; `None` when they are not a whole number of blocks.
 pub fn blocks<T: Block>(bytes: &[u8]) -> Option<&[T]> {
     if !bytes.len().is_multiple_of(size_of::<T>()) {
@@ -385,7 +432,10 @@ macro_rules! layouts {
         impl Block for $Block {})*
     };
 }
-layouts!(BlockQ4_0 BlockQ4_1 BlockQ5_0 BlockQ5_1 BlockQ8_0 BlockQ2K BlockQ3K BlockQ4K BlockQ5K BlockQ6K BlockIQ4NL BlockIQ4XS BlockMXFP4);
+layouts!(
+    BlockQ4_0 BlockQ4_1 BlockQ5_0 BlockQ5_1 BlockQ8_0 BlockQ2K BlockQ3K BlockQ4K BlockQ5K BlockQ6K BlockIQ1S BlockIQ1M BlockIQ2XXS
+    BlockIQ2XS BlockIQ2S BlockIQ3XXS BlockIQ3S BlockIQ4NL BlockIQ4XS BlockTQ1_0 BlockTQ2_0 BlockMXFP4
+);
 
 /// A factor from 0.75 to 1.25.
 fn around_1(bits: &mut impl FnMut() -> u64) -> f64 {

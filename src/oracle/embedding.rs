@@ -63,7 +63,7 @@ trait Dequantize: Weights {
 /// once.
 impl<T: SuperBlock> Dequantize for T {
     fn rounded(&self, out: &mut [f32; BLOCK]) {
-        let (d, dmin) = (self.d().to_f32(), self.dmin().to_f32());
+        let (d, dmin) = (self.factor(), self.dmin().to_f32());
         for (index, out) in out.iter_mut().enumerate() {
             let (j, k) = (index / T::SUB_BLOCK, index % T::SUB_BLOCK);
             // The integers are below 2^13.
@@ -73,7 +73,7 @@ impl<T: SuperBlock> Dequantize for T {
     }
 
     fn exact(&self, out: &mut [f64; BLOCK]) {
-        let (d, dmin) = (self.d().to_f64(), self.dmin().to_f64());
+        let (d, dmin) = (f64::from(self.factor()), self.dmin().to_f64());
         for (index, out) in out.iter_mut().enumerate() {
             let (j, k) = (index / T::SUB_BLOCK, index % T::SUB_BLOCK);
             let product = d * f64::from(self.scale(j) * self.quant(j, k));

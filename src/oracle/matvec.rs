@@ -22,7 +22,7 @@ impl<T: SuperBlock> Product for T {
             t += i64::from(self.scale(j)) * product;
             m += i64::from(self.min(j)) * sum;
         }
-        let v = self.d().to_f64() * t as f64;
+        let v = f64::from(self.factor()) * t as f64;
         if T::MINS { (-self.dmin().to_f64()).mul_add(m as f64, v) } else { v }
     }
 }

@@ -174,15 +174,13 @@ pub fn fixed_blocks(x: &[f32]) -> (Vec<FixedBlock>, Vec<kquant_moe::kernels::Fix
     (blocks, digits)
 }
 
-/// Types of three matrices: all of one type, of every type and its neighbours, and any two of every pair of the types that kernels choose
-/// between.
+/// Types of three matrices: all of one type, of every type and its neighbours, and of every pair of the types that kernels choose between.
 pub fn mixes() -> Vec<[TensorType; 3]> {
     let of = |kinds: &[TensorType], places: [usize; 3]| places.map(|i| kinds[i % kinds.len()]);
     let all = TensorType::MATRICES;
     let mut mixes: Vec<_> = (0..all.len()).flat_map(|i| [of(all, [i; 3]), of(all, [i, i + 1, i + 3])]).collect();
     let chosen = &[Q2K, Q3K, Q4K, Q5K, Q6K, IQ4XS];
-    let n = chosen.len();
-    mixes.extend((0..n * n).map(|i| of(chosen, [i / n, i, i / n + i])));
+    mixes.extend((0..2 * chosen.len()).map(|i| of(chosen, [i, i + 1 + i / chosen.len(), i + 3])));
     mixes
 }
 

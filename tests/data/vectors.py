@@ -25,8 +25,17 @@ FACTORS = {
     "Q4_K": [0, 2],
     "Q5_K": [0, 2],
     "Q6_K": [208],
+    "IQ2_XXS": [0],
+    "IQ2_XS": [0],
+    "IQ3_XXS": [0],
+    "IQ1_S": [0],
     "IQ4_NL": [0],
+    "IQ3_S": [0],
+    "IQ2_S": [0],
     "IQ4_XS": [0],
+    "IQ1_M": [],
+    "TQ1_0": [52],
+    "TQ2_0": [64],
     "MXFP4": [],
 }
 
@@ -37,6 +46,9 @@ for kind in sorted(GGMLQuantizationType[name] for name in FACTORS):
     blocks = random.integers(0, 256, (WEIGHTS // GGML_QUANT_SIZES[kind][0], GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
     for at in FACTORS[name]:
         blocks[:, at : at + 2] = random.normal(0, 0.01, (len(blocks), 1)).astype("<f2").view(np.uint8)
+    if name == "IQ1_M":
+        # The factor's sixteen bits are the top four of four integers.
+        blocks[:, 55] &= 0xBF
     weights = dequantize(blocks, kind).astype("<f4")
     out += np.array([kind, len(blocks)], "<u4").tobytes() + blocks.tobytes() + weights.tobytes()
 out += np.zeros(2, "<u4").tobytes()

@@ -296,12 +296,8 @@ struct KqmFiveBitsOf32 : KqmBlocksOf32<Tile> {
     const int from = (lane & ~3) | (2 * h + i / 2), down = 4 * (lane & 3);
     const uint32_t bits0 = __shfl_sync(~0u, i % 2 ? fifth.y : fifth.x, from) >> down;
     const uint32_t bits8 = __shfl_sync(~0u, i % 2 ? fifth.w : fifth.z, from) >> down;
-    a[0] = (row0 & 0x0f0f0f0fu) | high(spread(bits0)), a[1] = (row8 & 0x0f0f0f0fu) | high(spread(bits8));
-    a[2] = (row0 >> 4 & 0x0f0f0f0fu) | high(spread(bits0 >> 16)),
-    a[3] = (row8 >> 4 & 0x0f0f0f0fu) | high(spread(bits8 >> 16));
+    a[0] = (row0 & 0x0f0f0f0fu) | high(kqm_spread(bits0)), a[1] = (row8 & 0x0f0f0f0fu) | high(kqm_spread(bits8));
+    a[2] = (row0 >> 4 & 0x0f0f0f0fu) | high(kqm_spread(bits0 >> 16)),
+    a[3] = (row8 >> 4 & 0x0f0f0f0fu) | high(kqm_spread(bits8 >> 16));
   }
-
- private:
-  // The low four bits, one in each byte.
-  __device__ __forceinline__ static uint32_t spread(uint32_t bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
 };

@@ -80,7 +80,7 @@ impl<T: SuperBlock> Unpack for T {
     #[inline(always)]
     fn unpack(&self, to: &mut Scaled) {
         self.scaled_quants(&mut to.weights);
-        to.d = self.d().to_f64();
+        to.d = f64::from(self.factor());
         if T::MINS {
             to.dmin = self.dmin().to_f64();
             for (j, min) in to.mins[..BLOCK / T::SUB_BLOCK].iter_mut().enumerate() {
