@@ -52,7 +52,7 @@ impl Table {
     /// The tiles of `experts` matrices of one row of `cols` weights.
     fn matrix(&self, type_: u32, experts: u32, cols: u32) -> kqm_matrix {
         let kind = TensorType::MATRICES.iter().find(|&&kind| kind as u32 == type_).unwrap();
-        let tiles = self.zeros::<u8>((experts * (cols / KQM_BLOCK)) as usize * 16 * kind.block_bytes());
+        let tiles = self.zeros::<u8>(experts as usize * 16 * kind.bytes_of(cols as usize));
         kqm_matrix { tiles: tiles.cast(), type_, rows: 1, cols, experts }
     }
 }

@@ -252,7 +252,7 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
             let (rows, cols, experts) = (20, blocks * BLOCK, top_k + 1);
             let sound = Weights::random(&mut random, kind, experts, rows, cols);
             let mut spoilt = sound.clone();
-            spoilt.spoil();
+            let has_nan = spoilt.spoil();
             let (down, spoilt_down) = (sound.upload(device), spoilt.upload(device));
             for (case, tokens) in [1, 3].into_iter().enumerate() {
                 let pairs = tokens * top_k;
@@ -262,7 +262,9 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
                 let last = rows * (tokens - 1)..;
 
                 let got = whole.check(device, "NaN in the matrix", &spoilt, &spoilt_down, tokens, true);
-                got.y.chunks(rows).for_each(|y| assert_stored_nan("matrix", &y[1..3]));
+                if has_nan {
+                    got.y.chunks(rows).for_each(|y| assert_stored_nan("matrix", &y[1..3]));
+                }
 
                 let mut with_nan = weights.clone();
                 with_nan[pairs - 1] = NANS[case];

@@ -176,7 +176,7 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
     for (case, blocks) in [2, 9, 17].into_iter().enumerate() {
         for spoilt in 0..2 {
             let mut w = mixes[case + 1].map(|kind| Weights::random(&mut random, kind, experts, ff, blocks * BLOCK));
-            w[spoilt].spoil();
+            assert!(w[spoilt].spoil());
             let matrices = w.each_ref().map(|w| w.upload(device));
             for tokens in [1, 3] {
                 let mut x = random.gaussians(tokens * blocks * BLOCK);

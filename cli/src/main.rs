@@ -41,7 +41,7 @@ Examples:
 
 Exit codes: 0 success, 1 failure, 2 wrong usage. Model files must not change while the program runs.";
 
-/// Runs Qwen3-MoE models in GGUF K-quants (Q4_K, Q6_K) on the CPU or on a CUDA GPU, with the same bits on both.
+/// Runs quantized Qwen3-MoE models in GGUF files on the CPU or on a CUDA GPU, with the same bits on both.
 #[derive(Parser)]
 #[command(name = "kquant-moe", version = version(), after_help = EXAMPLES)]
 struct Cli {

@@ -17,6 +17,7 @@
 #include "hw.cuh"
 
 #include <cstddef>
+#include <type_traits>
 
 // An f16 of a block as it stands in a file: of any alignment.
 __device__ __forceinline__ float kqm_half_at(const uint8_t *p) { return kqm_half_to_float(uint16_t(p[0] | p[1] << 8)); }
@@ -215,27 +216,30 @@ struct KqmCachedFours {
 //
 // A field of BYTES bytes at byte AT of a block, of which every lane has a part: [BYTES / 32 chunks][32 lanes][rows r and r + 8][8]. A
 // chunk is 32 bytes of the block, in runs of RUN bytes for lanes c = 0..4 in turn: lane c has bytes 8 c .. 8 c + 7 of it (RUN = 8), or
-// 4 c .. 4 c + 3 and 16 + 4 c .. 16 + 4 c + 3 (RUN = 4).
-template <int AT, int BYTES, int RUN>
+// 4 c .. 4 c + 3 and 16 + 4 c .. 16 + 4 c + 3 (RUN = 4), and so on for 2 and 1.
+//
+// A field may be in pieces of PIECE bytes, which start every STRIDE bytes: where eight super_blocks of a file are one of a tile, one of each.
+template <int AT, int BYTES, int RUN, int PIECE = BYTES, int STRIDE = 0>
 struct KqmLaneField {
-  static const int bytes = BYTES;
-  static_assert(BYTES % 32 == 0 && (RUN == 4 || RUN == 8), "a lane has 8 bytes of each 32");
+  static const int bytes = BYTES, unit = (AT | PIECE | STRIDE | RUN) % 2 ? 1 : 2;
+  static_assert(BYTES % 32 == 0 && (RUN == 1 || RUN == 2 || RUN == 4 || RUN == 8), "a lane has 8 bytes of each 32");
 
   __device__ __forceinline__ static void source(int byte, int &row, int &of_block) {
     const int chunk = byte / 512, lane = byte / 16 % 32, within = byte % 8;
     row = lane / 4 + byte / 8 % 2 * 8;
-    of_block = AT + 32 * chunk + within / RUN * 4 * RUN + RUN * (lane % 4) + within % RUN;
+    const int of_field = 32 * chunk + within / RUN * 4 * RUN + RUN * (lane % 4) + within % RUN;
+    of_block = AT + of_field / PIECE * STRIDE + of_field % PIECE;
   }
 };
 // A field that is wanted as a whole: [16 rows][BYTES].
-template <int AT, int BYTES>
+template <int AT, int BYTES, int PIECE = BYTES, int STRIDE = 0>
 struct KqmRowField {
-  static const int bytes = BYTES;
-  static_assert(BYTES % 2 == 0, "repack moves two bytes at a time");
+  static const int bytes = BYTES, unit = (AT | BYTES | PIECE | STRIDE) % 2 ? 1 : 2;
 
   __device__ __forceinline__ static void source(int byte, int &row, int &of_block) {
+    const int of_field = byte % BYTES;
     row = byte / BYTES;
-    of_block = AT + byte % BYTES;
+    of_block = AT + of_field / PIECE * STRIDE + of_field % PIECE;
   }
 };
 
@@ -251,6 +255,9 @@ struct KqmTileLayout {
 
  public:
   static const int block_bytes = (Fields::bytes + ...), bytes = KQM_TILE_ROWS * block_bytes;
+
+  // What repack moves at a time: two bytes where all fields and pieces of them start at even ones.
+  typedef std::conditional_t<((Fields::unit == 2) && ...), uint16_t, uint8_t> Unit;
 
   // First byte of field number FIELD.
   template <int FIELD>
@@ -283,6 +290,10 @@ struct KqmTileInMemory {
   __device__ __forceinline__ uint16_t half_of_row(int first, int row) const {
     return reinterpret_cast<const uint16_t *>(tile + first)[row];
   }
+  // Four bytes of a field that starts at a multiple of four, number `index` of all its rows' together.
+  __device__ __forceinline__ uint32_t word_of_rows(int first, int index) const {
+    return reinterpret_cast<const uint32_t *>(tile + first)[index];
+  }
 
  private:
   __device__ __forceinline__ static uint4 word(const uint8_t *from, int i) {
@@ -302,19 +313,50 @@ struct KqmTileInShared {
     const uint32_t pair = tile[first / 4 + row / 2];
     return uint16_t(row & 1 ? pair >> 16 : pair);
   }
+  __device__ __forceinline__ uint32_t word_of_rows(int first, int index) const { return tile[first / 4 + index]; }
 
  private:
   __device__ __forceinline__ uint4 word(int i) const { return kqm_shared_load<uint4>(tile, 4 * i); }
 };
 
-// Half of a tile's sub-blocks, ready for products: four of 32 weights without a sign. Scales gives the integer scale of sub-block j, which
-// takes in whatever factor the fragments have.
-template <class Scales>
+// The order of a sub-block's 32 weights in products: which of them lane c has, in a lane field's runs of 8 (of them all) or of 4 (of each
+// half of them).
+struct KqmInEights {
+  typedef KqmCachedEights Cached;
+  template <class Activations>
+  __device__ __forceinline__ static uint2 digits(const Activations &x, int p, int j) {
+    return x.eight(p, j);
+  }
+};
+struct KqmInFours {
+  typedef KqmCachedFours Cached;
+  template <class Activations>
+  __device__ __forceinline__ static uint2 digits(const Activations &x, int p, int j) {
+    return make_uint2(x.four(p, 2 * j), x.four(p, 2 * j + 1));
+  }
+};
+
+// The low four bits, one in the lowest bit of each byte.
+__device__ __forceinline__ uint32_t kqm_spread(uint32_t bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
+
+// Products with 32 weights with or without a sign.
+template <bool SIGNED>
+__device__ __forceinline__ void kqm_mma_of_32(int32_t (&d)[4], const uint32_t (&a)[4], const uint2 &b) {
+  if (SIGNED)
+    kqm_mma_m16n8k32_signed(d, a[0], a[1], a[2], a[3], b.x, b.y);
+  else
+    kqm_mma_m16n8k32(d, a[0], a[1], a[2], a[3], b.x, b.y);
+}
+
+// Half of a tile's sub-blocks, ready for products: four of 32 weights. Scales gives the integer scale of sub-block j, which takes in
+// whatever factor the fragments have.
+template <class Scales, bool SIGNED = false, class Order = KqmInEights>
 struct KqmHalfTileOf32 {
   static const int sub_blocks = 4;
   uint32_t a[4][4];  // fragments by sub-block
   Scales scale0, scale8;
 
+  __device__ __forceinline__ KqmHalfTileOf32() {}
   __device__ __forceinline__ KqmHalfTileOf32(const Scales &of_row0, const Scales &of_row8)
       : scale0(of_row0), scale8(of_row8) {}
 
@@ -337,9 +379,9 @@ struct KqmHalfTileOf32 {
       const int s0 = scale0.of(j), s8 = scale8.of(j);
       KQM_UNROLL
       for (int p = 0; p < Activations::Columns::products; p++) {
-        const uint2 b = x.eight(p, first + j);
+        const uint2 b = Order::digits(x, p, first + j);
         int32_t t[4] = {};
-        kqm_mma_m16n8k32(t, a[j][0], a[j][1], a[j][2], a[j][3], b.x, b.y);
+        kqm_mma_of_32<SIGNED>(t, a[j], b);
         sum[p][0] += s0 * t[0];
         sum[p][1] += s0 * t[1];
         sum[p][2] += s8 * t[2];
@@ -349,7 +391,34 @@ struct KqmHalfTileOf32 {
   }
 };
 
-// Half of a tile's sub-blocks where those are of 16 weights with a sign: eight.
+// The same of a type whose scales times quants fit into bytes: fragments are those products, and nothing is left to multiply behind
+// the tensor cores.
+template <bool SIGNED>
+struct KqmHalfTileOfProducts {
+  static const int sub_blocks = 4;
+  uint32_t a[4][4];
+
+  __device__ __forceinline__ uint32_t checksum() const {
+    uint32_t sum = 0;
+    KQM_UNROLL
+    for (int i = 0; i < 16; i++) sum += a[i / 4][i % 4];
+    return sum;
+  }
+
+  template <class Activations>
+  __device__ __forceinline__ void multiply(const Activations &x, int first,
+                                           int32_t (&sum)[Activations::Columns::products][4]) const {
+    KQM_UNROLL
+    for (int j = 0; j < 4; j++) {
+      if (Activations::Columns::both_rows) __syncwarp();
+      KQM_UNROLL
+      for (int p = 0; p < Activations::Columns::products; p++)
+        kqm_mma_of_32<SIGNED>(sum[p], a[j], x.eight(p, first + j));
+    }
+  }
+};
+
+// As KqmHalfTileOf32, of eight sub-blocks of 16 weights with a sign.
 template <class Scales>
 struct KqmHalfTileOf16 {
   static const int sub_blocks = 8;
@@ -393,7 +462,7 @@ struct KqmHalfTileOf16 {
 //   Layout                   a KqmTileLayout of its blocks, for repack
 //   weight(block, k)         weight k of a block as it stands in a file, for embedding
 //   load(source)             from a KqmTileInMemory or KqmTileInShared to registers
-//   HalfTile(tile, h)            a KqmHalfTileOf32 or KqmHalfTileOf16 of half h of the registers
+//   Half(tile, h)            a KqmHalfTileOf32, KqmHalfTileOfProducts or KqmHalfTileOf16 of half h of the registers
 //   Factors(tile, lane)      what is not by halves; finish(x, sum, lane, v) makes v of the halves' sums
 //   Cached                   a token's activations in registers
 //   swiglu_at_once           CTAs of moe_swiglu_one_token at once on a multiprocessor, which limits the registers for two tiles a warp

@@ -130,12 +130,12 @@ uint64_t warp_shuffle(shuffle_mode mode, uint32_t mask, uint64_t value, int argu
   return operands.result;
 }
 
-void warp_mma(int32_t (&d)[4], const uint32_t *a, const uint32_t *b, int k, const char *file, int line) {
+void warp_mma(int32_t (&d)[4], const uint32_t *a, const uint32_t *b, mma shape, const char *file, int line) {
   mma_operands operands = {d, a, b};
-  if (k == 32)
-    collective(0xffffffffu, &operands, finish_mma<32, uint8_t>, false, "mma", file, line);
-  else
-    collective(0xffffffffu, &operands, finish_mma<16, int8_t>, false, "mma", file, line);
+  const auto finish = shape == mma::u8_k32   ? finish_mma<32, uint8_t>
+                      : shape == mma::s8_k32 ? finish_mma<32, int8_t>
+                                             : finish_mma<16, int8_t>;
+  collective(0xffffffffu, &operands, finish, false, "mma", file, line);
 }
 
 } // namespace kqm_emulation
