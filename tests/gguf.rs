@@ -16,6 +16,8 @@ mod malformed;
 mod model;
 #[path = "gguf/properties.rs"]
 mod properties;
+#[path = "gguf/split.rs"]
+mod split;
 #[path = "gguf/writing.rs"]
 mod writing;
 

@@ -234,7 +234,7 @@ fn weights_must_be_finite() {
     });
     let error = load(halves).map(drop).unwrap_err();
     assert!(matches!(&error, Error::Model(text) if text.contains("block 1000 ")), "{error}");
-    let options = LoadOptions { check_blocks: false };
+    let options = LoadOptions { check_blocks: false, ..LoadOptions::default() };
     Model::load(unchecked, Cpu::new(), options, &mut |_, _| {}).unwrap();
 }
 

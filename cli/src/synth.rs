@@ -32,7 +32,16 @@ struct Preset(synth::Preset);
 
 impl ValueEnum for Preset {
     fn value_variants<'a>() -> &'a [Self] {
-        const { &[Self(synth::Preset::ALL[0]), Self(synth::Preset::ALL[1])] }
+        const ALL: [Preset; synth::Preset::ALL.len()] = {
+            let mut all = [Preset(synth::Preset::ALL[0]); synth::Preset::ALL.len()];
+            let mut number = 1;
+            while number < all.len() {
+                all[number] = Preset(synth::Preset::ALL[number]);
+                number += 1;
+            }
+            all
+        };
+        &ALL
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {

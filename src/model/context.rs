@@ -4,13 +4,15 @@ use std::marker::PhantomData;
 use std::ops::{ControlFlow, Range};
 
 use super::Model;
-use super::backend::{Backend, CacheShape, CacheType, RoutingShape};
+use super::backend::{Backend, CacheShape, CacheType, NO_CHOICE, RoutingShape};
 use super::config::Config;
 use super::forward::{Tracer, forward, head};
 use super::rope_table::rope_table;
 use super::weights::{LayerTensors, Tensor, Tensors};
 use crate::blocks::{BLOCK, TensorType};
-use crate::trace::{NoTrace, Sink};
+use crate::diff::Point;
+use crate::oracle::sample::{Sampling, sample};
+use crate::trace::{Data, NoTrace, Record, Sink, Stage};
 use crate::{Error, Result, sys};
 
 /// Most bytes of the buffer that holds logits of several tokens, and of the one that holds traced scores.
@@ -288,7 +290,12 @@ impl<B: Backend> State<B> {
             output_fixed: backend.fixed(sizes.output_blocks)?,
             logits: backend.floats(sizes.logits)?,
             cache: backend.cache(sizes.cache)?,
-            rope_table: backend.floats_from(&rope_table(sizes.cache.capacity, config.head_dim, config.rope_base))?,
+            rope_table: backend.floats_from(&rope_table(
+                sizes.cache.capacity,
+                config.head_dim,
+                config.rope_base,
+                config.rope_scaling,
+            ))?,
             taps: Taps {
                 q_normed: tap(sizes.q)?,
                 k_normed: tap(sizes.kv)?,
@@ -372,15 +379,48 @@ impl<B: Backend> Context<B> {
     ///
     /// # Errors
     /// [`Error::TokenOutOfRange`], [`Error::ContextOverflow`], [`Error::Invalid`] for no tokens or a model of another
-    /// configuration, and what the backend reports. The position stays as it was then.
+    /// configuration, [`Error::NotFinite`] for logits that are not finite, and what the backend reports. The position stays as
+    /// it was then.
     pub fn forward(&mut self, model: &Model<B>, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
-        self.forward_into(model, tokens, logits, &mut NoTrace)
+        let start = self.position;
+        let found = self.forward_into(model, tokens, logits, &mut NoTrace)?;
+        if found.iter().all(|logit| logit.is_finite()) {
+            return Ok(found);
+        }
+        self.position = start;
+        Err(self.not_finite(model, tokens))
     }
 
-    /// [`Self::forward`] with a sink that gets the intermediate values it wants. The logits are the same to the bit.
+    /// Where the values of `tokens`, which follow what is there, begin not to be finite: computes them again, with a trace where
+    /// the context can. The position stays as it is.
+    fn not_finite(&mut self, model: &Model<B>, tokens: &[u32]) -> Error {
+        let start = self.position;
+        let found = if self.sizes.trace {
+            let mut sink = FirstNotFinite::default();
+            let result = self.forward_into(model, tokens, Logits::All, &mut sink);
+            result.map(|_| sink.found.map(|(position, point)| (position, Some(point))))
+        } else {
+            let vocab = self.config.vocab;
+            let result = self.forward_into(model, tokens, Logits::All, &mut NoTrace);
+            result.map(|logits| {
+                let index = logits.iter().position(|logit| !logit.is_finite())?;
+                Some((start + index / vocab, None))
+            })
+        };
+        self.position = start;
+        match found {
+            Ok(Some((position, point))) => Error::NotFinite { position, point },
+            // What computes something else the second time is no less broken.
+            Ok(None) => Error::NotFinite { position: start, point: None },
+            Err(error) => error,
+        }
+    }
+
+    /// [`Self::forward`] with a sink that gets the intermediate values it wants. The logits are the same to the bit; values that
+    /// are not finite are no error here, since it is what a trace is to show.
     ///
     /// # Errors
-    /// Those of [`Self::forward`], those of the sink, and [`Error::Invalid`] when the context was made without
+    /// Those of [`Self::forward`] but for [`Error::NotFinite`], those of the sink, and [`Error::Invalid`] when the context was made without
     /// [`ContextOptions::trace`].
     pub fn trace<S: Sink>(
         &mut self,
@@ -419,12 +459,21 @@ impl<B: Backend> Context<B> {
     /// Those of [`Self::forward`].
     pub fn next_token(&mut self, model: &Model<B>, tokens: &[u32]) -> Result<u32> {
         let vocab = self.config.vocab;
-        let mut next = Vec::new();
+        let start = self.position;
+        let mut next = None;
+        let mut largest = [0.0];
         self.run(model, tokens, Logits::Last, &mut NoTrace, &mut |backend, logits, rows| {
-            next = backend.argmax(logits, rows, vocab)?;
-            Ok(())
+            next = backend.argmax(logits, rows, vocab)?.first().copied();
+            next.map_or(Ok(()), |token| backend.read(logits, token as usize, &mut largest))
         })?;
-        next.first().copied().ok_or_else(|| Error::Invalid("the backend's argmax gave no token".into()))
+        match next {
+            Some(token) if largest[0].is_finite() => Ok(token),
+            Some(_) => {
+                self.position = start;
+                Err(self.not_finite(model, tokens))
+            }
+            None => Err(Error::Invalid("the backend's argmax gave no token".into())),
+        }
     }
 
     /// Appends `prompt` and generates up to `count` tokens greedily. `each` gets every token as it comes and may end
@@ -463,6 +512,46 @@ impl<B: Backend> Context<B> {
                     token
                 }
             };
+        }
+    }
+
+    /// Appends `tokens` and draws the next token from their last logits. What is drawn depends on the logits, the sampling and the
+    /// position alone.
+    ///
+    /// # Errors
+    /// Those of [`Self::forward`], and [`Error::Invalid`] for a sampling that makes no sense.
+    pub fn sample_token(&mut self, model: &Model<B>, tokens: &[u32], sampling: &Sampling) -> Result<u32> {
+        if let Some(fault) = sampling.fault() {
+            return Err(Error::Invalid(fault));
+        }
+        let logits = self.forward(model, tokens, Logits::Last)?;
+        Ok(sample(&logits, sampling, self.position as u64))
+    }
+
+    /// [`Self::generate`] with tokens that are drawn, each one as by [`Self::sample_token`].
+    ///
+    /// # Errors
+    /// Those of [`Self::sample_token`].
+    pub fn generate_sampled(
+        &mut self,
+        model: &Model<B>,
+        prompt: &[u32],
+        count: usize,
+        sampling: &Sampling,
+        mut each: impl FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Vec<u32>> {
+        let mut generated = Vec::new();
+        if count == 0 {
+            self.forward(model, prompt, Logits::None)?;
+            return Ok(generated);
+        }
+        let mut next = self.sample_token(model, prompt, sampling)?;
+        loop {
+            generated.push(next);
+            if each(next).is_break() || generated.len() == count {
+                return Ok(generated);
+            }
+            next = self.sample_token(model, &[next], sampling)?;
         }
     }
 
@@ -515,8 +604,15 @@ impl<B: Backend> Context<B> {
         }
         mark(backend)?;
         let tokens = backend.read_choices(&state.input, used, count)?;
-        self.position = used + count;
-        Ok(tokens)
+        let Some(bad) = tokens.iter().position(|&token| token == NO_CHOICE) else {
+            self.position = used + count;
+            return Ok(tokens);
+        };
+        let token = if bad == 0 { token } else { tokens[bad - 1] };
+        self.position = used + bad;
+        let error = self.not_finite(model, &[token]);
+        self.position = used;
+        Err(error)
     }
 
     /// Records the decode step anew, `steps` times in a row, to be measured: without the launches that the backend leaves out
@@ -650,6 +746,40 @@ impl<B: Backend> RecordedSteps<'_, B> {
     }
 }
 
+/// Finds the first position whose values are not finite, and the first of its values in the order of the forward. A position
+/// depends on those before it alone.
+#[derive(Default)]
+struct FirstNotFinite {
+    found: Option<(usize, Point)>,
+}
+
+impl Sink for FirstNotFinite {
+    const ENABLED: bool = true;
+
+    fn wants(&self, _: Stage, _: Option<usize>) -> bool {
+        true
+    }
+
+    fn record(&mut self, record: Record<'_>) -> Result<()> {
+        let Data::F32(values) = record.data else { return Ok(()) };
+        let row: usize = record.shape[1..].iter().product();
+        let bad = |(index, value): (usize, &f32)| {
+            // Scores of later positions than the token's own are minus infinity.
+            let masked = record.stage == Stage::AttnScores
+                && index % record.shape[2] > record.position + index / row
+                && *value == f32::NEG_INFINITY;
+            !value.is_finite() && !masked
+        };
+        if let Some(index) = values.iter().enumerate().position(bad) {
+            let position = record.position + index / row;
+            if self.found.is_none_or(|(first, _)| position < first) {
+                self.found = Some((position, Point { layer: record.layer, stage: record.stage }));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The rows of a batch whose logits are wanted, in groups of at most `group`.
 fn logit_rows(logits: Logits, tokens: usize, last: bool, group: usize) -> impl Iterator<Item = Range<usize>> {
     let first = match logits {
@@ -669,7 +799,7 @@ mod tests {
     use crate::model::LoadOptions;
     use crate::model::cpu::Cpu;
     use crate::model::synth::{Preset, SynthOptions, synth};
-    use crate::trace::{Data, Positions, Record, Select, Selection, Stage};
+    use crate::trace::{Positions, Select, Selection};
 
     #[test]
     #[allow(clippy::single_range_in_vec_init)] // One group of rows is meant, not its rows.
@@ -719,7 +849,8 @@ mod tests {
         let path = directory.path().join("tiny.gguf");
         synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(2), seed: 5 }, &mut |_, _| {}).unwrap();
         let gguf = Arc::new(Gguf::read(&path).unwrap());
-        Model::load(gguf, Cpu::new(), LoadOptions { check_blocks: false }, &mut |_, _| {}).unwrap()
+        Model::load(gguf, Cpu::new(), LoadOptions { check_blocks: false, ..LoadOptions::default() }, &mut |_, _| {})
+            .unwrap()
     }
 
     /// A context whose logits come in groups of so many rows, as they do with a vocabulary that is large enough.
