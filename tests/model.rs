@@ -65,7 +65,7 @@ fn hyperparameters_are_checked() {
         ("qwen3moe.attention.key_length", Value::U32(0), "value_length"),
         ("qwen3moe.attention.layer_norm_rms_epsilon", Value::F32(f32::NAN), "epsilon"),
         ("qwen3moe.rope.freq_base", Value::F32(f32::INFINITY), "RoPE base"),
-        ("qwen3moe.rope.scaling.type", Value::String("yarn"), "\"yarn\" is not supported"),
+        ("qwen3moe.rope.scaling.type", Value::String("longrope"), "\"longrope\" is not supported"),
         ("qwen3moe.block_count", Value::U32(0), "layers"),
     ] {
         let error = refused(&[(key, Some(value))], |_| {});
