@@ -394,18 +394,22 @@ impl<B: Backend> Context<B> {
     /// Where the values of `tokens`, which follow what is there, begin not to be finite: computes them again, with a trace where
     /// the context can. The position stays as it is.
     fn not_finite(&mut self, model: &Model<B>, tokens: &[u32]) -> Error {
-        let start = self.position;
+        let (start, vocab) = (self.position, self.config.vocab);
         let found = if self.sizes.trace {
             let mut sink = FirstNotFinite::default();
-            let result = self.forward_into(model, tokens, Logits::All, &mut sink);
-            result.map(|_| sink.found.map(|(position, point)| (position, Some(point))))
+            let result = self.run(model, tokens, Logits::All, &mut sink, &mut |_, _, _| Ok(()));
+            result.map(|()| sink.found.map(|(position, point)| (position, Some(point))))
         } else {
-            let vocab = self.config.vocab;
-            let result = self.forward_into(model, tokens, Logits::All, &mut NoTrace);
-            result.map(|logits| {
-                let index = logits.iter().position(|logit| !logit.is_finite())?;
-                Some((start + index / vocab, None))
-            })
+            let (mut first, mut row, mut values) = (None, start, Vec::new());
+            let result = self.run(model, tokens, Logits::All, &mut NoTrace, &mut |backend, logits, rows| {
+                values.resize(rows * vocab, 0.0);
+                backend.read(logits, 0, &mut values)?;
+                let bad = values.iter().position(|logit: &f32| !logit.is_finite());
+                first = first.or(bad.map(|index| row + index / vocab));
+                row += rows;
+                Ok(())
+            });
+            result.map(|()| first.map(|position| (position, None)))
         };
         self.position = start;
         match found {
