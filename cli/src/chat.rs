@@ -95,15 +95,8 @@ struct Talk<'a> {
 impl Job for Talk<'_> {
     type Output = Outcome;
 
-    fn run<B: Backend>(mut self, backend: B, device: Option<&CudaDevice>) -> Result<Outcome> {
-        let name = backend.name();
+    fn run<B: Backend>(mut self, backend: B, _: Option<&CudaDevice>) -> Result<Outcome> {
         let (model, mut context) = self.source.load_with_context(backend, self.options)?;
-        if !self.quiet {
-            output::note(format_args!(
-                "{name} ({})",
-                device.map_or_else(|| Ok(super::machine::cpu()), CudaDevice::describe)?
-            ));
-        }
         // The tokens in the context.
         let mut held = Vec::new();
         while let Some(question) = self.next_question()? {
@@ -211,7 +204,8 @@ impl Talk<'_> {
             let seconds = first.map_or(0.0, |first| first.elapsed().as_secs_f64());
             let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
             output::note(format_args!(
-                "[{} tokens at {:.1} tokens/s, prompt of {} after {same} that were there, {:.2} s]",
+                "[{}: {} tokens at {:.1} tokens/s, prompt of {} after {same} that were there, {:.2} s]",
+                model.backend().name(),
                 generated.len(),
                 rate(generated.len().saturating_sub(1), seconds),
                 tokens.len() - same,
