@@ -61,10 +61,7 @@ fn large_keys() -> Arc<Gguf> {
     })
 }
 
-fn every_call_says_where<B: Backend>(backend: &B)
-where
-    B: Clone,
-{
+fn every_call_says_where<B: Backend + Clone>(backend: &B) {
     // The first key is infinite already. It shows in the scores, behind the rotation.
     let model = common::model_of(large_keys(), backend.clone());
     for (trace, point) in [(false, None), (true, Some("layer00.attn_scores".to_owned()))] {

@@ -117,9 +117,11 @@ impl Talk<'_> {
         if let Some(question) = self.question.take() {
             return Ok(Some(question));
         }
-        let prompts = self.more && io::stdin().is_terminal() && !self.quiet;
-        while self.more {
-            if prompts {
+        if !self.more {
+            return Ok(None);
+        }
+        loop {
+            if io::stdin().is_terminal() && !self.quiet {
                 // There is nowhere left to say that this failed.
                 let _ = write!(io::stderr(), "> ");
             }
@@ -134,7 +136,6 @@ impl Talk<'_> {
                 return Ok(Some(line.to_owned()));
             }
         }
-        Ok(None)
     }
 
     /// Writes the answer as it comes, and returns it. `held` are the tokens that the context has, of which those that the talk

@@ -116,7 +116,7 @@ impl Progress {
     }
 
     fn stderr(doing: &'static str, total: u64, figures: &str) -> Self {
-        let target = io::stderr().is_terminal().then(|| ProgressDrawTarget::stderr as fn() -> ProgressDrawTarget);
+        let target = io::stderr().is_terminal().then_some(ProgressDrawTarget::stderr);
         Self::new(doing, total, figures, PATIENCE, target)
     }
 

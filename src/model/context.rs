@@ -898,6 +898,85 @@ mod tests {
 
     const TOKENS: [u32; 17] = [766, 306, 598, 284, 280, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233];
 
+    #[test]
+    fn the_first_position_that_is_not_finite_counts_and_then_the_first_stage() {
+        const NO: f32 = f32::NEG_INFINITY;
+        type Records<'a> = &'a [(Stage, usize, &'a [usize], &'a [f32])];
+        let found = |records: Records<'_>| {
+            let mut sink = FirstNotFinite::default();
+            for &(stage, position, shape, values) in records {
+                assert!(sink.wants(stage, Some(2)));
+                sink.record(Record { stage, layer: Some(2), position, shape, data: Data::F32(values) }).unwrap();
+            }
+            let indices = Record {
+                stage: Stage::MoeRouterIndices,
+                layer: Some(2),
+                position: 0,
+                shape: &[1, 1],
+                data: Data::U32(&[u32::MAX]),
+            };
+            sink.record(indices).unwrap();
+            sink.found.map(|(position, point)| (position, point.to_string()))
+        };
+        let at = |position, name: &str| Some((position, name.to_owned()));
+        assert_eq!(found(&[(Stage::Q, 5, &[2, 2], &[1.0; 4])]), None);
+        for (index, value, position) in [(0, f32::NAN, 5), (1, f32::INFINITY, 5), (2, NO, 6), (3, f32::NAN, 6)] {
+            let mut values = [1.0; 4];
+            values[index] = value;
+            assert_eq!(found(&[(Stage::Q, 5, &[2, 2], &values)]), at(position, "layer02.q"));
+        }
+        // An earlier position in a later stage, and the same position.
+        let (first, second) = ([f32::NAN, 1.0], [1.0, f32::NAN]);
+        let (k, v) = (Stage::K, Stage::V);
+        assert_eq!(found(&[(k, 5, &[2, 1], &second), (v, 5, &[2, 1], &first)]), at(5, "layer02.v"));
+        assert_eq!(found(&[(k, 5, &[2, 1], &second), (v, 5, &[2, 1], &second)]), at(6, "layer02.k"));
+        // Scores, `[rows, heads, seen]`, of two tokens at positions 1 and 2: what is masked is minus infinity and right.
+        let sound = [1.0, 2.0, NO, 3.0, 4.0, NO, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
+        let scores = |values: &[f32]| found(&[(Stage::AttnScores, 1, &[2, 2, 3], values)]);
+        assert_eq!(scores(&sound), None);
+        for index in 0..12 {
+            let mut values = sound;
+            values[index] = if values[index] == NO { f32::NAN } else { NO };
+            assert_eq!(scores(&values), at(1 + index / 6, "layer02.attn_scores"), "{index}");
+        }
+        // Another stage has nothing masked.
+        assert_eq!(found(&[(Stage::MoeExpertUp, 1, &[2, 2, 3], &sound)]), at(1, "layer02.moe_expert_up"));
+    }
+
+    /// However the rows come in groups, also those of the calls before.
+    #[test]
+    fn positions_that_are_not_finite_are_found_in_every_group() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tiny.gguf");
+        synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(1), seed: 5 }, &mut |_, _| {}).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let table = Gguf::read(&path).unwrap().require_tensor("token_embd.weight").unwrap().offset() as usize;
+        let wrong = TOKENS[5] as usize;
+        bytes[table + 144 * wrong..][..2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+        let gguf = Arc::new(Gguf::from_vec("tiny", bytes).unwrap());
+        let options = LoadOptions { check_blocks: false, ..LoadOptions::default() };
+        let model = Model::load(gguf, Cpu::new(), options, &mut |_, _| {}).unwrap();
+        for (trace, max_batch, rows, before) in
+            [(false, 9, 2, 0), (false, 9, 1, 3), (false, 4, 3, 0), (true, 9, 2, 0), (true, 4, 4, 3), (false, 9, 9, 5)]
+        {
+            let options = ContextOptions { capacity: 32, max_batch, trace, ..ContextOptions::default() };
+            let mut context = model.context(options).unwrap();
+            context.sizes.rows = rows;
+            if before > 0 {
+                context.forward(&model, &TOKENS[..before], Logits::None).unwrap();
+            }
+            for logits in [Logits::Last, Logits::All] {
+                match context.forward(&model, &TOKENS[before..9], logits) {
+                    Err(Error::NotFinite { position: 5, point }) => {
+                        assert_eq!(point.map(|point| point.stage), trace.then_some(Stage::Embedding));
+                    }
+                    other => panic!("{before}, {rows}: {other:?}"),
+                }
+                assert_eq!(context.position(), before);
+            }
+        }
+    }
+
     /// However a call is cut into batches, and its logits into groups: the same rows, at their positions.
     #[test]
     fn logits_come_in_groups_in_every_batch() {

@@ -309,7 +309,7 @@ impl Tensors {
 }
 
 /// Files say how many layers they have, and may say millions: no more is said of what they all lack.
-const MOST_ERRORS: usize = 2000;
+const MOST_ERRORS: usize = 1200;
 
 /// Finds tensors, and notes which ones, and what is wrong with them.
 struct Search<'a> {

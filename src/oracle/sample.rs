@@ -55,12 +55,12 @@ pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
     // The most probable first, ties to the lower id.
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     let rank = |&a: &u32, &b: &u32| -> Ordering { compare(logits[b as usize], logits[a as usize]).then(a.cmp(&b)) };
-    let k = if top_k == 0 { order.len() } else { top_k.min(order.len()) };
-    if k < order.len() {
+    if top_k != 0 {
+        let k = top_k.min(order.len());
         order.select_nth_unstable_by(k - 1, rank);
         order.truncate(k);
     }
-    if top_p < 1.0 {
+    if top_p != 1.0 {
         order.sort_unstable_by(rank);
         let all: u64 = order.iter().map(|&id| weight(logits[id as usize])).sum();
         let wanted = f64::from(top_p) * all as f64;
@@ -76,17 +76,21 @@ pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
 
     // The draw is among ids in their own order, which nothing has to be sorted for.
     order.sort_unstable();
-    let sum: u64 = order.iter().map(|&id| weight(logits[id as usize])).sum();
-    let drawn = ((u128::from(random(seed, position)) * u128::from(sum)) >> 64) as u64;
+    let weights: Vec<u64> = order.iter().map(|&id| weight(logits[id as usize])).collect();
+    order[drawn(&weights, random(seed, position))]
+}
+
+/// The place in a list of weights, whose sum is below 2^64 and not 0, that 64 random bits draw.
+fn drawn(weights: &[u64], random: u64) -> usize {
+    let sum: u64 = weights.iter().sum();
+    let drawn = ((u128::from(random) * u128::from(sum)) >> 64) as u64;
     let mut before = 0;
-    for &id in &order {
-        before += weight(logits[id as usize]);
-        if drawn < before {
-            return id;
-        }
-    }
-    // `drawn` is less than the sum, so that this is not reached.
-    0
+    let place = weights.iter().position(|weight| {
+        before += weight;
+        drawn < before
+    });
+    // What is drawn is less than the sum.
+    place.unwrap_or(0)
 }
 
 /// 64 random bits of a seed and a position: the first two words of Philox4x32-10 with the seed as its key and the position as its
@@ -150,9 +154,30 @@ mod tests {
         counts
     }
 
-    fn drawn(logits: &[f32], sampling: &Sampling) -> Vec<usize> {
+    /// The tokens that are drawn at all.
+    fn kept(logits: &[f32], sampling: &Sampling) -> Vec<usize> {
         let counts = counts(logits, sampling, 4000);
         (0..logits.len()).filter(|&id| counts[id] > 0).collect()
+    }
+
+    /// Every one of a few outcomes has its share of the random numbers, to the last bit.
+    #[test]
+    fn weights_share_the_random_numbers() {
+        const QUARTER: u64 = 1 << 62;
+        for (weights, random, expected) in [
+            (&[1, 2, 1][..], 0, 0),
+            (&[1, 2, 1], QUARTER - 1, 0),
+            (&[1, 2, 1], QUARTER, 1),
+            (&[1, 2, 1], 3 * QUARTER - 1, 1),
+            (&[1, 2, 1], 3 * QUARTER, 2),
+            (&[1, 2, 1], u64::MAX, 2),
+            (&[0, 1, 0, 1], 0, 1),
+            (&[0, 1, 0, 1], 2 * QUARTER - 1, 1),
+            (&[0, 1, 0, 1], 2 * QUARTER, 3),
+            (&[u64::MAX], u64::MAX, 0),
+        ] {
+            assert_eq!(drawn(weights, random), expected, "{weights:?}, {random:#x}");
+        }
     }
 
     #[test]
@@ -188,7 +213,7 @@ mod tests {
         let with = |change: &dyn Fn(&mut Sampling)| {
             let mut sampling = Sampling::default();
             change(&mut sampling);
-            drawn(&logits, &sampling)
+            kept(&logits, &sampling)
         };
         assert_eq!(with(&|_| {}), [0, 1, 2, 3, 4]);
         // Of the two with equal logits the lower id.
@@ -238,7 +263,7 @@ mod tests {
         let found = sample(&many, &Sampling::default(), 3);
         assert_eq!(u64::from(found), random(0, 3) >> 44);
         let tiny = [0.0, -23.0, -40.0];
-        assert_eq!(drawn(&tiny, &Sampling::default()), [0]);
+        assert_eq!(kept(&tiny, &Sampling::default()), [0]);
     }
 
     #[test]

@@ -230,9 +230,16 @@ fn names_say_which_parts_there_are() {
     let paths = part_paths(Path::new("dir/a-of-b-00002-of-00003.gguf")).unwrap();
     let expected = [1, 2, 3].map(|number| PathBuf::from(format!("dir/a-of-b-{number:05}-of-00003.gguf")));
     assert_eq!(paths, expected);
-    for other in
-        ["a.gguf", "a-00001-of-00003.bin", "a-001-of-003.gguf", "00001-of-00003.gguf", "a-00001-of-0000b.gguf", ""]
-    {
+    for other in [
+        "a.gguf",
+        "a-00001-of-00003.bin",
+        "a-001-of-003.gguf",
+        "a-001-of-00003.gguf",
+        "a-00001-of-003.gguf",
+        "00001-of-00003.gguf",
+        "a-00001-of-0000b.gguf",
+        "",
+    ] {
         assert_eq!(part_paths(Path::new(other)), None, "{other}");
     }
 }
