@@ -235,7 +235,9 @@ impl Rust {
     /// All files as they are.
     fn restore(&self) -> Result<(), String> {
         let mut files = vec!["Cargo.toml".to_owned(), "Cargo.lock".into(), "build.rs".into(), "README.md".into()];
-        for directory in ["src", "tests", "cuda", "emulation", "benches", "mutants", "fuzz/seeds"] {
+        for directory in
+            ["src", "tests", "cuda", "emulation", "benches", "mutants", "cli", "docs", "examples", "fuzz/seeds"]
+        {
             files.extend(files_below(directory)?);
         }
         mirror(&files, &root(), &self.directory)
