@@ -336,7 +336,7 @@ typedef struct kqm_argmax_args {
   uint64_t *partial; /* [rows] zero before the first call; the launcher leaves it zero */
   uint32_t *done;    /* [rows] zero before the first call; the launcher leaves it zero */
   uint32_t *advance; /* [optional] [1]: incremented by 1 (the position of the next token in a decode loop) */
-  uint32_t *history; /* [optional] [history_len]: out[0] is also stored at index *advance before the increment */
+  uint32_t *history; /* [optional] [history_len]: at *advance, before it, out[0] or, of no finite value, 2^32 - 1 */
   uint32_t history_len;
   uint32_t rows;
   uint32_t cols;
