@@ -14,8 +14,32 @@
 // one CTA for 256 outputs of a token, joins the chunks. (That the last CTA to finish joins them was slower even for few
 // chunks.) For a single token the first kernel can do the work of kqm_rope as well, and read position, keys and values while
 // qkv before it still runs.
-// Scores: eight lanes share a key, each with an eighth of the dimensions; values: a warp has eight positions, a lane
-// head_dim / 32 dimensions. Both read the cache once, straight into registers.
+//
+// attention_chunks, a CTA of eight warps for its chunks, one token and H heads:
+//
+//   norm and rotate the queries (and the newest k and v) to shared memory
+//   for each chunk of the CTA:
+//     score[h][i] = scale * q[h] . k[i]                  multiply_keys, add_lanes, store_scores
+//     barrier
+//     m[h] = max_i score[h][i]                           Softmax: a warp a head
+//     p[h][i] = exp(score[h][i] - m[h]), 0 behind the position; l[h] = sum_i p[h][i] in f64
+//     barrier
+//     o[w][h] = sum of p[h][i] v[i] over warp w's i      weigh_values
+//     barrier
+//     o[h] = sum over w of o[w][h]                       add_warps
+//     o, m, l of the chunk to the workspace
+//
+// Where the code leaves this: the first chunk's keys and values are loaded before the wait for qkv (follows_qkv), and each next one's as
+// soon as the registers of this one's are free, so that memory works during the arithmetic; the newest key and value, which this launch
+// makes, come from shared memory instead of the cache.
+//
+// Which lane holds what: warp w has positions 8 w .. 8 w + 7 of the chunk.
+//
+//   keys (S = head_dim / 8), lane 8 k + g                  values (V = head_dim / 32)
+//     key 8 w + k        dimensions g S .. g S + S - 1       positions 8 w .. 8 w + 7, all of them
+//     key 8 w + k + 4    dimensions g S .. g S + S - 1       lane l: dimensions V l .. V l + V - 1
+//
+//   scores after add_lanes, lane 8 k + g: of key 8 w + k + (4 if bit 0 of g), the heads that bits 1 and 2 of g choose, H / 4 of them
 // Bound by: latency for short contexts, then issue slots: 2 x 64 x head_dim fma a head and chunk are half of what a warp does.
 #include "common/exp.cuh"
 #include "common/fixed.cuh"
@@ -111,146 +135,244 @@ struct KeysAndValues {
   }
 };
 
+// Puts the newest position's key and value, which are not in the cache yet, into the registers of the warp that has the position: its
+// position `own`, which others have none of. Selected word by word: an index would put the arrays into memory.
+template <bool F16, int DIM>
+__device__ __forceinline__ void take_newest(KeysAndValues<F16, DIM> &cached, int own, KQM_SHARED_ARG(uint32_t) newest) {
+  typedef KqmElements<F16, KeysAndValues<F16, DIM>::per_lane> Value;
+  typedef KqmElements<F16, KeysAndValues<F16, DIM>::segment> Key;
+  const int lane = threadIdx.x & 31;
+  Value value;
+  value.load_shared(newest, DIM + lane * Value::words);
+  KQM_UNROLL
+  for (int i = 0; i < positions_per_warp; i++) cached.value[i].select(i == own, value);
+  Key key;
+  key.load_shared(newest, (lane & 7) * Key::words);
+  KQM_UNROLL
+  for (int i = 0; i < 2; i++) cached.key[i].select(4 * i + (lane >> 3) == own, key);
+}
+
+// The lane's chains of fma, over its eighth of the dimensions, for its two keys and H heads.
+template <bool F16, int DIM, int H>
+__device__ __forceinline__ void multiply_keys(const KeysAndValues<F16, DIM> &cached, KQM_SHARED_ARG(float) query,
+                                              float (&sum)[2][H]) {
+  const int g = threadIdx.x & 7;
+  KQM_UNROLL
+  for (int d = 0; d < KeysAndValues<F16, DIM>::segment; d += 4) {
+    float k[2][4];
+    KQM_UNROLL
+    for (int i = 0; i < 8; i++) k[i / 4][i % 4] = cached.key[i / 4].get(d + i % 4);
+    KQM_UNROLL
+    for (int h = 0; h < H; h++) {
+      const float4 q = kqm_shared_load<float4>(query, h * DIM + (d / 4 * 8 + g) * 4);
+      KQM_UNROLL
+      for (int i = 0; i < 2; i++) {
+        sum[i][h] = d == 0 ? __fmul_rn(q.x, k[i][0]) : fmaf(q.x, k[i][0], sum[i][h]);
+        sum[i][h] = fmaf(q.y, k[i][1], sum[i][h]);
+        sum[i][h] = fmaf(q.z, k[i][2], sum[i][h]);
+        sum[i][h] = fmaf(q.w, k[i][3], sum[i][h]);
+      }
+    }
+  }
+}
+
+// Which of the products are a lane's after add_lanes: one key of the chunk, and H / 4 heads from `head` on.
+template <int H>
+struct Product {
+  int key, head;
+
+  __device__ __forceinline__ Product() {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    key = warp * positions_per_warp + (lane & 1 ? 4 : 0) + (lane >> 3);
+    head = (lane & 2 ? H / 2 : 0) + (lane & 4 ? H / 4 : 0);
+  }
+};
+
+// The tree over the eight lanes of a key. At each step a lane gives away half of its sums and keeps the other half: first a key, then
+// half of the heads, then half of those.
+template <int H>
+__device__ __forceinline__ void add_lanes(const float (&sum)[2][H], float (&dot)[H / 4]) {
+  const int g = threadIdx.x & 7;
+  const bool bit0 = g & 1, bit1 = g & 2, bit2 = g & 4;
+  float one_key[H], half_heads[H / 2];
+  KQM_UNROLL
+  for (int h = 0; h < H; h++) {
+    const float received = __shfl_xor_sync(~0u, bit0 ? sum[0][h] : sum[1][h], 1);
+    one_key[h] = __fadd_rn(bit0 ? sum[1][h] : sum[0][h], received);
+  }
+  KQM_UNROLL
+  for (int h = 0; h < H / 2; h++) {
+    const float received = __shfl_xor_sync(~0u, bit1 ? one_key[h] : one_key[H / 2 + h], 2);
+    half_heads[h] = __fadd_rn(bit1 ? one_key[H / 2 + h] : one_key[h], received);
+  }
+  KQM_UNROLL
+  for (int h = 0; h < H / 4; h++) {
+    const float received = __shfl_xor_sync(~0u, bit2 ? half_heads[h] : half_heads[H / 4 + h], 4);
+    dot[h] = __fadd_rn(bit2 ? half_heads[H / 4 + h] : half_heads[h], received);
+  }
+}
+
+// Scales the lane's products and stores them: to shared memory, minus infinity where the position is not visible, and to the optional
+// output.
+template <int H>
+__device__ __forceinline__ void store_scores(const kqm_attention_args &a, const Work &work, uint32_t begin, int visible,
+                                             const float (&dot)[H / 4], KQM_SHARED_ARG(float) score) {
+  const Product<H> own;
+  KQM_UNROLL
+  for (int h = 0; h < H / 4; h++) {
+    const int head = own.head + h;
+    if (head >= work.heads) continue;
+    const float s = kqm_canonical(__fmul_rn(dot[h], a.scale));
+    score[head * chunk + own.key] = own.key < visible ? s : kqm_minus_infinity();
+    if (a.scores && own.key < visible) a.scores[size_t(work.score_row + head) * a.capacity + begin + own.key] = s;
+  }
+}
+
+// The softmax of a chunk: a warp takes a head, lane l keys 2 l and 2 l + 1, whose scores become weights.
+struct Softmax {
+  float m, p0, p1;
+
+  __device__ __forceinline__ Softmax(const Work &work, int visible, KQM_SHARED_ARG(float) score)
+      : m(0.0f), p0(0.0f), p1(0.0f) {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    if (warp >= work.heads) return;
+    const float2 s = kqm_shared_load<float2>(score, warp * chunk + 2 * lane);
+    m = kqm_max_or_nan(s.x, s.y);
+    KQM_UNROLL
+    for (int step = 16; step; step /= 2) m = kqm_max_or_nan(m, __shfl_xor_sync(~0u, m, step));
+    p0 = 2 * lane < visible ? kqm_exp(__fsub_rn(s.x, m)) : 0.0f;
+    p1 = 2 * lane + 1 < visible ? kqm_exp(__fsub_rn(s.y, m)) : 0.0f;
+    kqm_shared_store<float2>(score, warp * chunk + 2 * lane, make_float2(p0, p1));
+  }
+  // Stores the maximum and the sum of the weights of the warp's head and chunk.
+  __device__ __forceinline__ void store(const KqmPartials &ws, const Work &work, size_t chunks, uint32_t index) const {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    if (warp >= work.heads) return;
+    const double l = kqm_tree_warp(double(p0) + double(p1));
+    if (lane == 0) {
+      ws.m[size_t(work.row + warp) * chunks + index] = m;
+      ws.l[size_t(work.row + warp) * chunks + index] = l;
+    }
+  }
+};
+
+// The lane's chains of fma, over its warp's eight positions, for its dimensions and H heads.
+template <bool F16, int DIM, int H>
+__device__ __forceinline__ void weigh_values(const KeysAndValues<F16, DIM> &cached, KQM_SHARED_ARG(float) score,
+                                             float (&o)[H][KeysAndValues<F16, DIM>::per_lane]) {
+  const int warp = threadIdx.x >> 5, per_lane = KeysAndValues<F16, DIM>::per_lane;
+  KQM_UNROLL
+  for (int i = 0; i < positions_per_warp; i += 4) {
+    float v[4][per_lane];
+    KQM_UNROLL
+    for (int n = 0; n < 4; n++) {
+      KQM_UNROLL
+      for (int d = 0; d < per_lane; d++) v[n][d] = cached.value[i + n].get(d);
+    }
+    KQM_UNROLL
+    for (int h = 0; h < H; h++) {
+      const float4 p = kqm_shared_load<float4>(score, h * chunk + warp * positions_per_warp + i);
+      KQM_UNROLL
+      for (int d = 0; d < per_lane; d++) {
+        o[h][d] = i == 0 ? __fmul_rn(p.x, v[0][d]) : fmaf(p.x, v[0][d], o[h][d]);
+        o[h][d] = fmaf(p.y, v[1][d], o[h][d]);
+        o[h][d] = fmaf(p.z, v[2][d], o[h][d]);
+        o[h][d] = fmaf(p.w, v[3][d], o[h][d]);
+      }
+    }
+  }
+}
+
+// The tree over the warps' sums, a thread four dimensions of a head, and its result to the partial results.
+template <int DIM, int H>
+__device__ __forceinline__ void add_warps(const KqmPartials &ws, const Work &work, size_t chunks, uint32_t index,
+                                          KQM_SHARED_ARG(float) partial) {
+  for (int i = 4 * threadIdx.x; i < work.heads * DIM; i += 4 * threads) {
+    float4 part[warps];
+    KQM_UNROLL
+    for (int w = 0; w < warps; w++) part[w] = kqm_shared_load<float4>(partial, w * H * DIM + i);
+    KQM_UNROLL
+    for (int step = 1; step < warps; step *= 2) {
+      KQM_UNROLL
+      for (int w = 0; w < warps; w += 2 * step) {
+        part[w].x = __fadd_rn(part[w].x, part[w + step].x);
+        part[w].y = __fadd_rn(part[w].y, part[w + step].y);
+        part[w].z = __fadd_rn(part[w].z, part[w + step].z);
+        part[w].w = __fadd_rn(part[w].w, part[w + step].w);
+      }
+    }
+    *reinterpret_cast<float4 *>(ws.o + (size_t(work.row + i / DIM) * chunks + index) * DIM + i % DIM) = part[0];
+  }
+}
+
 // The chunks of one CTA. Its first keys and values are loaded; queries, the newest k and v and the scores' zeros of absent heads
-// are on their way to shared memory.
+// are on their way to shared memory. The next chunk's keys are loaded as soon as this one's are used, and so are its values.
 template <bool F16, int DIM, int H>
 __device__ __forceinline__ void attend(const kqm_attention_args &a, const KqmPartials &ws, const Work &work,
                                        KeysAndValues<F16, DIM> &cached, KQM_SHARED_ARG(float) query,
                                        KQM_SHARED_ARG(float) score, KQM_SHARED_ARG(float) partial,
                                        KQM_SHARED_ARG(uint32_t) newest) {
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane & 7;
-  const int per_lane = KeysAndValues<F16, DIM>::per_lane, segment = KeysAndValues<F16, DIM>::segment;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, per_lane = KeysAndValues<F16, DIM>::per_lane;
   const size_t chunks = (a.capacity + chunk - 1) / chunk;
   __syncthreads();
 
   for (uint32_t index = work.first; index < work.used; index += work.stride) {
     const uint32_t begin = index * chunk, next = index + work.stride;
     const int visible = min(int(work.position - begin) + 1, chunk), own = visible - 1 - warp * positions_per_warp;
-    if (work.has_newest && index == work.used - 1 && own >= 0 && own < positions_per_warp) {
-      // Selected word by word: an index would put the arrays into memory.
-      KqmElements<F16, per_lane> newest_value;
-      newest_value.load_shared(newest, DIM + lane * KqmElements<F16, per_lane>::words);
-      KQM_UNROLL
-      for (int i = 0; i < positions_per_warp; i++) cached.value[i].select(i == own, newest_value);
-      KqmElements<F16, segment> newest_key;
-      newest_key.load_shared(newest, g * KqmElements<F16, segment>::words);
-      KQM_UNROLL
-      for (int i = 0; i < 2; i++) cached.key[i].select(4 * i + (lane >> 3) == own, newest_key);
-    }
+    if (work.has_newest && index == work.used - 1 && own >= 0 && own < positions_per_warp)
+      take_newest(cached, own, newest);
 
-    // Scores of two keys and H heads.
-    float sum[2][H];
-    KQM_UNROLL
-    for (int d = 0; d < segment; d += 4) {
-      float k[2][4];
-      KQM_UNROLL
-      for (int i = 0; i < 8; i++) k[i / 4][i % 4] = cached.key[i / 4].get(d + i % 4);
-      KQM_UNROLL
-      for (int h = 0; h < H; h++) {
-        const float4 q = kqm_shared_load<float4>(query, h * DIM + (d / 4 * 8 + g) * 4);
-        KQM_UNROLL
-        for (int i = 0; i < 2; i++) {
-          sum[i][h] = d == 0 ? __fmul_rn(q.x, k[i][0]) : fmaf(q.x, k[i][0], sum[i][h]);
-          sum[i][h] = fmaf(q.y, k[i][1], sum[i][h]);
-          sum[i][h] = fmaf(q.z, k[i][2], sum[i][h]);
-          sum[i][h] = fmaf(q.w, k[i][3], sum[i][h]);
-        }
-      }
-    }
-    // The next chunk's keys arrive during the rest of this one, its values from the end of this one on.
+    float sum[2][H], dot[H / 4];
+    multiply_keys<F16, DIM, H>(cached, query, sum);
     if (next < work.used) cached.load_keys(a, work, next);
-    // The tree over the eight lanes of a key. At each step a lane gives away half of its sums and keeps the other half.
-    const bool bit0 = g & 1, bit1 = g & 2, bit2 = g & 4;
-    float one_key[H], half_heads[H / 2], dot[H / 4];
-    KQM_UNROLL
-    for (int h = 0; h < H; h++) {
-      const float received = __shfl_xor_sync(~0u, bit0 ? sum[0][h] : sum[1][h], 1);
-      one_key[h] = __fadd_rn(bit0 ? sum[1][h] : sum[0][h], received);
-    }
-    KQM_UNROLL
-    for (int h = 0; h < H / 2; h++) {
-      const float received = __shfl_xor_sync(~0u, bit1 ? one_key[h] : one_key[H / 2 + h], 2);
-      half_heads[h] = __fadd_rn(bit1 ? one_key[H / 2 + h] : one_key[h], received);
-    }
-    KQM_UNROLL
-    for (int h = 0; h < H / 4; h++) {
-      const float received = __shfl_xor_sync(~0u, bit2 ? half_heads[h] : half_heads[H / 4 + h], 4);
-      dot[h] = __fadd_rn(bit2 ? half_heads[H / 4 + h] : half_heads[h], received);
-    }
-    const int own_key = warp * positions_per_warp + (bit0 ? 4 : 0) + (lane >> 3);
-    KQM_UNROLL
-    for (int h = 0; h < H / 4; h++) {
-      const int head = (bit1 ? H / 2 : 0) + (bit2 ? H / 4 : 0) + h;
-      if (head >= work.heads) continue;
-      const float s = kqm_canonical(__fmul_rn(dot[h], a.scale));
-      score[head * chunk + own_key] = own_key < visible ? s : kqm_minus_infinity();
-      if (a.scores && own_key < visible) a.scores[size_t(work.score_row + head) * a.capacity + begin + own_key] = s;
-    }
+    add_lanes<H>(sum, dot);
+    store_scores<H>(a, work, begin, visible, dot, score);
     __syncthreads();
 
-    // Softmax of the chunk: a warp takes a head, lane l keys 2 l and 2 l + 1.
-    float m = 0.0f, p0 = 0.0f, p1 = 0.0f;
-    if (warp < work.heads) {
-      const float2 s = kqm_shared_load<float2>(score, warp * chunk + 2 * lane);
-      m = kqm_max_or_nan(s.x, s.y);
-      KQM_UNROLL
-      for (int step = 16; step; step /= 2) m = kqm_max_or_nan(m, __shfl_xor_sync(~0u, m, step));
-      p0 = 2 * lane < visible ? kqm_exp(__fsub_rn(s.x, m)) : 0.0f;
-      p1 = 2 * lane + 1 < visible ? kqm_exp(__fsub_rn(s.y, m)) : 0.0f;
-      kqm_shared_store<float2>(score, warp * chunk + 2 * lane, make_float2(p0, p1));
-    }
+    const Softmax softmax(work, visible, score);
     __syncthreads();
 
-    // Values: each warp's chain over its eight positions, then the tree over the warps.
     float o[H][per_lane];
-    KQM_UNROLL
-    for (int i = 0; i < positions_per_warp; i += 4) {
-      float v[4][per_lane];
-      KQM_UNROLL
-      for (int n = 0; n < 4; n++) {
-        KQM_UNROLL
-        for (int d = 0; d < per_lane; d++) v[n][d] = cached.value[i + n].get(d);
-      }
-      KQM_UNROLL
-      for (int h = 0; h < H; h++) {
-        const float4 p = kqm_shared_load<float4>(score, h * chunk + warp * positions_per_warp + i);
-        KQM_UNROLL
-        for (int d = 0; d < per_lane; d++) {
-          o[h][d] = i == 0 ? __fmul_rn(p.x, v[0][d]) : fmaf(p.x, v[0][d], o[h][d]);
-          o[h][d] = fmaf(p.y, v[1][d], o[h][d]);
-          o[h][d] = fmaf(p.z, v[2][d], o[h][d]);
-          o[h][d] = fmaf(p.w, v[3][d], o[h][d]);
-        }
-      }
-    }
+    weigh_values<F16, DIM, H>(cached, score, o);
     if (next < work.used) cached.load_values(a, work, next);
     KQM_UNROLL
     for (int h = 0; h < H; h++) store_floats(partial, (warp * H + h) * DIM + lane * per_lane, o[h]);
-    if (warp < work.heads) {
-      const double l = kqm_tree_warp(double(p0) + double(p1));
-      if (lane == 0) {
-        ws.m[size_t(work.row + warp) * chunks + index] = m;
-        ws.l[size_t(work.row + warp) * chunks + index] = l;
-      }
-    }
+    softmax.store(ws, work, chunks, index);
     __syncthreads();
-    for (int i = 4 * threadIdx.x; i < work.heads * DIM; i += 4 * threads) {
-      float4 part[warps];
-      KQM_UNROLL
-      for (int w = 0; w < warps; w++) part[w] = kqm_shared_load<float4>(partial, w * H * DIM + i);
-      KQM_UNROLL
-      for (int step = 1; step < warps; step *= 2) {
-        KQM_UNROLL
-        for (int w = 0; w < warps; w += 2 * step) {
-          part[w].x = __fadd_rn(part[w].x, part[w + step].x);
-          part[w].y = __fadd_rn(part[w].y, part[w + step].y);
-          part[w].z = __fadd_rn(part[w].z, part[w + step].z);
-          part[w].w = __fadd_rn(part[w].w, part[w + step].w);
-        }
-      }
-      *reinterpret_cast<float4 *>(ws.o + (size_t(work.row + i / DIM) * chunks + index) * DIM + i % DIM) = part[0];
-    }
+    add_warps<DIM, H>(ws, work, chunks, index, partial);
   }
+}
+
+// The optional scores of positions that a token does not see, of `heads` heads from row `row` on: the CTAs of the token share them.
+__device__ __forceinline__ void mask_scores(const kqm_attention_args &a, uint32_t position, uint32_t row, int heads) {
+  for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity; at += gridDim.y * threads) {
+    for (int h = 0; h < heads; h++) a.scores[size_t(row + h) * a.capacity + at] = kqm_minus_infinity();
+  }
+}
+
+// What the fused launch makes of a head, the lane's eight dimensions: a query goes to shared memory, as query `index` of the CTA, in the
+// order in which attend reads it.
+template <int DIM>
+__device__ __forceinline__ void store_query(const kqm_attention_args &a, const KqmHeadRow &row, int lane, int index,
+                                            bool writes, const float (&x)[8], KQM_SHARED_ARG(float) query) {
+  KQM_UNROLL
+  for (int i = 0; i < 8; i += 4)
+    kqm_shared_store<float4>(query, index * DIM + kqm_query_offset<DIM>(8 * lane + i),
+                             make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
+  if (writes) kqm_store_eight(a.rope.q_out + row.at, lane, x);
+}
+
+// The newest k or v goes to shared memory as the cache stores it and, from the one CTA that writes it, to the cache.
+template <bool F16, int DIM>
+__device__ __forceinline__ void store_newest(const kqm_attention_args &a, const KqmHeadRow &row, int lane,
+                                             uint32_t position, bool writes, const float (&x)[8],
+                                             KQM_SHARED_ARG(uint32_t) newest) {
+  if (writes) kqm_cache_head(a.rope, row, lane, position, x);
+  if (writes && !row.is_v && a.rope.k_out) kqm_store_eight(a.rope.k_out + row.at, lane, x);
+  const int from = row.is_v ? DIM : 0;
+  KQM_UNROLL
+  for (int d = 0; d < 8; d += F16 ? 2 : 1)
+    newest[from + (8 * lane + d) / (F16 ? 2 : 1)] = KqmElements<F16, 2>::word_of(x[d], x[d + (F16 ? 1 : 0)]);
 }
 
 template <bool F16, int DIM>
@@ -300,13 +422,7 @@ __global__ void __launch_bounds__(threads, (Shape<F16, DIM>::at_once))
   kqm_wait_then_release();
   if (a.rope.q) kqm_load_head(a.rope, row, row_lane, x);
 
-  if (a.scores) {
-    for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity;
-         at += gridDim.y * threads) {
-      for (int h = 0; h < quad_heads_present; h++)
-        a.scores[size_t(token_head + offset + h) * a.capacity + at] = kqm_minus_infinity();
-    }
-  }
+  if (a.scores) mask_scores(a, position, token_head + offset, quad_heads_present);
   if (first >= used) return;
   const bool makes_newest = a.rope.q && (used - 1 - first) % stride == 0;
 
@@ -319,20 +435,10 @@ __global__ void __launch_bounds__(threads, (Shape<F16, DIM>::at_once))
     kqm_rope_head<lanes>(a.rope, DIM, row, row_lane, own_position, writes, 1.0 / DIM, weight,
                          kqm_shared_offset(partial, row_index * DIM), x);
     if (is_row && 8 * row_lane < DIM) {
-      if (is_query) {
-        KQM_UNROLL
-        for (int i = 0; i < 8; i += 4)
-          kqm_shared_store<float4>(query, row_index * DIM + kqm_query_offset<DIM>(8 * row_lane + i),
-                                   make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
-        if (writes) kqm_store_eight(a.rope.q_out + row.at, row_lane, x);
-      } else {
-        if (writes) kqm_cache_head(a.rope, row, row_lane, own_position, x);
-        if (writes && !row.is_v && a.rope.k_out) kqm_store_eight(a.rope.k_out + row.at, row_lane, x);
-        const int from = row.is_v ? DIM : 0;
-        KQM_UNROLL
-        for (int d = 0; d < 8; d += F16 ? 2 : 1)
-          newest[from + (8 * row_lane + d) / (F16 ? 2 : 1)] = KqmElements<F16, 2>::word_of(x[d], x[d + (F16 ? 1 : 0)]);
-      }
+      if (is_query)
+        store_query<DIM>(a, row, row_lane, row_index, writes, x, query);
+      else
+        store_newest<F16, DIM>(a, row, row_lane, own_position, writes, x, newest);
     }
   } else {
     for (int i = threadIdx.x; i < prepared * DIM; i += threads)
@@ -347,6 +453,21 @@ __global__ void __launch_bounds__(threads, (Shape<F16, DIM>::at_once))
     attend<F16, DIM, quad_heads>(a, ws, work, cached, kqm_shared_offset(query, from * DIM), score, partial, newest);
 }
 
+// The trees over the chains: y of the thread's output, l of the weights of its head.
+__device__ __forceinline__ void add_chains(KQM_SHARED_ARG(double) totals, KQM_SHARED_ARG(double) sums, int quad,
+                                           double &l, double &y) {
+  double l_chain[chains], y_chain[chains];
+  KQM_UNROLL
+  for (int g = 0; g < chains; g++) l_chain[g] = totals[64 * g + quad], y_chain[g] = sums[KQM_BLOCK * g + threadIdx.x];
+  KQM_UNROLL
+  for (int step = 1; step < chains; step *= 2) {
+    KQM_UNROLL
+    for (int g = 0; g < chains; g += 2 * step)
+      l_chain[g] = l_chain[g] + l_chain[g + step], y_chain[g] = y_chain[g] + y_chain[g + step];
+  }
+  l = l_chain[0], y = y_chain[0];
+}
+
 // A CTA for 256 outputs of a token: thread (chain, i) has chunks chain, chain + 8, ... of outputs 4 i .. 4 i + 3.
 __global__ void __launch_bounds__(join_threads, 1)
     attention_join(kqm_attention_args a, KqmPartials ws, uint32_t first_token) {
@@ -359,15 +480,11 @@ __global__ void __launch_bounds__(join_threads, 1)
   KQM_SHARED(double, totals, join_threads);
   KQM_SHARED(double, sums, 4 * join_threads);
   KQM_SHARED(float, result, KQM_BLOCK);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, dim = a.head_dim, outputs = int(a.heads) * dim;
-  const int chain = threadIdx.x / 64, quad = threadIdx.x % 64, first_output = int(blockIdx.x) * KQM_BLOCK;
-  const bool active = first_output + 4 * quad < outputs;
-  const int output = active ? first_output + 4 * quad : first_output;
-  const int first_head = first_output / dim,
-            heads = (min(first_output + KQM_BLOCK, outputs) - 1) / dim - first_head + 1;
-  const int own_head = output / dim - first_head;
-  const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(blockIdx.y) * a.heads + first_head;
-  const float *o = ws.o + (first_row + own_head) * chunks * dim + output % dim;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  const int chain = threadIdx.x / 64, quad = threadIdx.x % 64;
+  const KqmJoinedOutputs outputs(a, 4 * quad);
+  const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(blockIdx.y) * a.heads + outputs.first_head;
+  const float *o = ws.o + (first_row + outputs.own_head) * chunks * outputs.dim + outputs.own % outputs.dim;
   const uint32_t t = first_token + blockIdx.y;
   // A thread makes the factor of one chunk of a batch and one head.
   static_assert(most_heads * join_batch == join_threads, "a thread has one factor of a batch");
@@ -380,22 +497,23 @@ __global__ void __launch_bounds__(join_threads, 1)
   kqm_wait_for_dependencies();
   kqm_release_dependents();
 
-  // What is needed of a batch, all on its way at once: the chain's values, and the factor's operands.
+  // Phase 1: the first batch on its way, and the largest score of each head. What is needed of a batch is asked for at once: the chain's
+  // values, and the factor's operands.
   float4 value[join_batch / chains];
   float own_m = kqm_minus_infinity();
   double own_l = 0.0;
   const auto fetch = [&](int begin) {
-    if (factor_head < heads && begin + factor_chunk < used)
+    if (factor_head < outputs.heads && begin + factor_chunk < used)
       own_m = ws.m[factor_row + begin], own_l = ws.l[factor_row + begin];
-    const float *from = o + size_t(begin + chain) * dim;
+    const float *from = o + size_t(begin + chain) * outputs.dim;
     const int count = used - begin - chain;
     KQM_UNROLL
-    for (int i = 0; i < join_batch / chains; i++, from += chains * dim) {
+    for (int i = 0; i < join_batch / chains; i++, from += chains * outputs.dim) {
       if (chains * i < count) value[i] = *reinterpret_cast<const float4 *>(from);
     }
   };
   fetch(0);
-  if (factor_head < heads) {
+  if (factor_head < outputs.heads) {
     float m = own_m;
     for (int c = factor_chunk + join_batch; c < used; c += join_batch)
       m = kqm_max_or_nan(m, ws.m[factor_row - factor_chunk + c]);
@@ -405,10 +523,11 @@ __global__ void __launch_bounds__(join_threads, 1)
   }
   __syncthreads();
 
+  // Phase 2: the chains, a batch of chunks at a time.
   double total = 0.0, sum[4] = {};
   for (int begin = 0; begin < used; begin += join_batch) {
     if (begin) fetch(begin);
-    if (factor_head < heads) {
+    if (factor_head < outputs.heads) {
       float m = kqm_minus_infinity();
       KQM_UNROLL
       for (int w = 0; w < warps_per_head; w++) m = kqm_max_or_nan(m, largest[factor_head * warps_per_head + w]);
@@ -418,7 +537,7 @@ __global__ void __launch_bounds__(join_threads, 1)
     __syncthreads();
     KQM_UNROLL
     for (int i = 0; i < join_batch / chains; i++) {
-      const int c = chain + chains * i, slot = own_head * join_batch + c;
+      const int c = chain + chains * i, slot = outputs.own_head * join_batch + c;
       if (begin + c >= used) break;
       const double f = factor[slot];
       total = fma(double(weight[slot]), f, total);
@@ -434,29 +553,21 @@ __global__ void __launch_bounds__(join_threads, 1)
   for (int i = 0; i < 4; i++) sums[chain * KQM_BLOCK + 64 * i + quad] = sum[i];
   __syncthreads();
 
-  // The tree over the chains: thread 64 i + q has output 4 q + i.
+  // Phase 3: the trees over the chains. Thread 64 i + q has output 4 q + i.
   if (threadIdx.x < KQM_BLOCK) {
-    double l[chains], y[chains];
-    KQM_UNROLL
-    for (int g = 0; g < chains; g++) l[g] = totals[64 * g + quad], y[g] = sums[KQM_BLOCK * g + threadIdx.x];
-    KQM_UNROLL
-    for (int step = 1; step < chains; step *= 2) {
-      KQM_UNROLL
-      for (int g = 0; g < chains; g += 2 * step) l[g] = l[g] + l[g + step], y[g] = y[g] + y[g + step];
-    }
-    const int within = 4 * quad + chain, own = first_output + within;
+    double l, weighted;
+    add_chains(totals, sums, quad, l, weighted);
+    const int within = 4 * quad + chain, own = outputs.first + within;
     const float sum =
-        position < a.capacity ? kqm_canonical(float(y[0] * __ddiv_rn(1.0, l[0]))) : __uint_as_float(0x7fc00000u);
-    const float y_own = own < outputs ? sum : 0.0f;
-    if (own < outputs && a.out) a.out[size_t(t) * outputs + own] = y_own;
-    result[within] = y_own;
+        position < a.capacity ? kqm_canonical(float(weighted * __ddiv_rn(1.0, l))) : __uint_as_float(0x7fc00000u);
+    const float y = own < outputs.all ? sum : 0.0f;
+    if (own < outputs.all && a.out) a.out[size_t(t) * outputs.all + own] = y;
+    result[within] = y;
   }
   if (!a.fixed) return;
   __syncthreads();
   if (warp != 0) return;
-  const float4 x0 = kqm_shared_load<float4>(result, 8 * lane), x1 = kqm_shared_load<float4>(result, 8 * lane + 4);
-  const float x[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
-  kqm_quantize_warp(x, a.fixed + size_t(t) * (outputs / KQM_BLOCK) + blockIdx.x);
+  kqm_quantize_joined(result, 0, a.fixed + size_t(t) * (outputs.all / KQM_BLOCK) + blockIdx.x);
 }
 
 KqmPartials partials(const kqm_attention_args &a, uint64_t tokens) {

@@ -1,6 +1,7 @@
 // moe_down: y[t] = residual[t] + sum over ranks of weights[t, rank] * (W_down[e] x[pair]), pair = (t, rank), e its expert.
 //
-// Shapes: W_down [experts][rows, K] of a type of common/types.cuh; x [pairs, K / 256] fixed-point blocks; expert_out [pairs, rows]; y [tokens, rows].
+// Shapes: W_down [experts][rows, K] of a type of common/types.cuh; x [pairs, K / 256] fixed-point blocks;
+// expert_out [pairs, rows]; y [tokens, rows].
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; the weighted sum in f64, a tree over ranks,
 // rounded to f32; one f32 addition of the residual.
 // Launch: one token: a CTA has all experts of 16 rows, one warp for a super-block of one of them (24 warps at full size), and

@@ -3,6 +3,22 @@
 // Shapes: W[i] [rows i, K], x [tokens, K / 256] fixed-point blocks, y[i] [tokens, rows i].
 // Maths: as q4_k_matvec and q6_k_gemv. For a single token the kernel can take in the RMSNorm before it: every CTA norms and
 // quantizes the row for itself while its weights are on their way, which costs less than a launch and a round trip.
+//
+// qkv_one_token, a CTA of up to three row tiles of a matrix, with a fused norm:
+//
+//   warps that multiply, (tile s, super-block b)      warps that norm, super-block b
+//     load and unpack the weights                       load the norm's weights
+//     wait for the kernel before                        wait for the kernel before
+//                                                       run_sum[b] = sum of the squares of the row's run b
+//     barrier run_sums  ................................ barrier run_sums
+//                                                       x = row * r * weight;  fixed[b] = fixed point of x
+//     barrier fixed_row ................................ barrier fixed_row
+//     contributions[s][b] = weights x fixed[b]
+//   all: barrier;  y[row] = f32(tree_sum over b of contributions[s][b][row]), a thread a row
+//
+// The two barriers are named ones, since the two kinds of warps reach them at different points of the code. Which lane holds what of a
+// product is in common/tiles.cuh and common/matvec.cuh. Without a fused norm, x comes from memory and there are no such warps.
+//
 // Launch: qkv_one_token takes up to three row tiles of any matrix a CTA, so that at full size all CTAs run at once: one warp for
 // each super-block of a tile, and as many that norm and quantize a super-block of the row for all of them. qkv_two_tokens takes one
 // row tile a CTA, one warp for a super-block (8 warps at most); qkv_many_tokens is for more tokens and longer rows (common/wide.cuh).

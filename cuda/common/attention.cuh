@@ -2,7 +2,7 @@
 // memory, and the partial results of chunks that the joins read.
 #pragma once
 
-#include "hw.cuh"
+#include "fixed.cuh"
 
 // Chains of fma over the chunks of a row when they are joined.
 static const int kqm_attention_chains = 8;
@@ -64,3 +64,26 @@ __device__ __forceinline__ int kqm_query_offset(int d) {
   const int segment = DIM / 8;
   return (d % segment / 4 * 8 + d / segment) * 4 + d % 4;
 }
+
+// 256 joined outputs in shared memory, from element `first` on, to a fixed-point block. By one warp.
+__device__ __forceinline__ void kqm_quantize_joined(KQM_SHARED_ARG(float) result, int first, kqm_fixed_block *fixed) {
+  const int own = first + 8 * (threadIdx.x & 31);
+  const float4 x0 = kqm_shared_load<float4>(result, own), x1 = kqm_shared_load<float4>(result, own + 4);
+  const float x[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
+  kqm_quantize_warp(x, fixed);
+}
+
+// The 256 outputs of a token that a CTA joins: of which heads they are, at most four, and the thread's own ones, which begin at the
+// `within`-th of them. A thread behind the last output repeats the first one and stores nothing.
+struct KqmJoinedOutputs {
+  int dim, all, first, own, first_head, heads, own_head;
+  bool active;
+
+  __device__ __forceinline__ KqmJoinedOutputs(const kqm_attention_args &a, int within) {
+    dim = a.head_dim, all = int(a.heads) * dim, first = int(blockIdx.x) * KQM_BLOCK;
+    active = first + within < all;
+    own = active ? first + within : first;
+    first_head = first / dim, heads = (min(first + KQM_BLOCK, all) - 1) / dim - first_head + 1;
+    own_head = own / dim - first_head;
+  }
+};

@@ -1,10 +1,30 @@
-// The frame around a tile product: which warp multiplies what, and the sum over super-blocks. matvec, q4_k_matvec, q6_k_gemv, qkv,
-// moe_swiglu and moe_down share it.
+// The frame around a tile product for one or two tokens (TOKENS): which warp multiplies what, and the sum over super-blocks. matvec,
+// q4_k_matvec, q6_k_gemv, qkv, moe_swiglu and moe_down share its parts; for more tokens see wide.cuh.
 //
-// A warp leaves v * unit (exact: unit is a power of two) of its super-block in shared memory; after a barrier the row sums
-// are made in f64 in the order of docs/arithmetic.md, whatever the split over warps.
+//   for each row tile of the CTA:                                        tiles blockIdx.x, blockIdx.x + gridDim.x, ...
+//     for each super-block b of the warp:                                b = warp, warp + warps, ...
+//       for each token:
+//         v[row] = (16 rows of weights) x (256 activations)              exact, on tensor cores (tiles.cuh)
+//         contributions[b][token][row] = v[row] * unit[token][b]         exact: a unit is a power of two
+//     barrier
+//     for each token and row, a thread:
+//       y = f32(tree_sum over b of contributions[b][token][row])         f64, in the order of docs/arithmetic.md
+//       store(row, token, y)
 //
-// TOKENS, how many a CTA multiplies at a time, is 1 or 2; for more see wide.cuh.
+// The sum reads the contributions of all warps in one order, so it does not depend on the split over warps. From this the code differs:
+//
+// 1. The weights of the next product are loaded before this one is multiplied, and those of the first before the wait for the
+//    dependencies: nothing but the weights can be asked for earlier. The compiler would sink those loads down to their first use.
+// 2. There are two buffers of contributions, so that one barrier a tile is enough: a warp that is done with tile n may write those of tile
+//    n + 1 while others still sum up tile n, and none is two tiles ahead.
+// 3. With a warp for each super-block, a warp multiplies the same activations again and again: they stay in registers (ONE).
+// 4. With one tile a CTA as well (kqm_matvec_tile_kernel) there is no loop, and all that can be made of weights alone is made before the
+//    wait. After it, each instruction is on the way from the last kernel's result to this one's.
+//
+// What a lane has of the contributions of a super-block and token (KqmPlaneColumns), row r = lane / 4 of the tile:
+//
+//   lane       4 r       4 r + 1     4 r + 2   4 r + 3
+//            row r     row r + 8        -         -
 #pragma once
 
 #include "fixed.cuh"

@@ -1,16 +1,38 @@
 // Quantized weights on tensor cores: one warp multiplies a tile of 16 rows x one super-block (256 weights) by the five
 // digit planes of one, two or eight tokens, exactly, and gives its lanes the f64 contributions of rows and tokens.
 //
+//   for each sub-block j of the super-block:
+//     t[row, column] = sum_k w[row][j][k] * digit[column][j][k]          one mma of 16 rows, 8 columns, 32 or 16 k; s32
+//     sum[row, column] += scale[row][j] * t[row, column]                 s32
+//   T[row, token] = sum_p 256^p sum[row, column of (token, plane p)]     s64: the columns are joined
+//   M[row, token] likewise, of min[row][j] and the digits' sums over j   where a type has mins
+//   v[row, token] = d[row] T[row, token] - dmin[row] M[row, token]       f64, what docs/arithmetic.md calls v
+//
 // A type's own part is in types/: its tiles' layout, how a lane gets fragments, scales and factors from one. What tiles of all types have in
 // common is here.
 //
-// The eight columns of a product are used in one of two ways:
+// Which lane holds what of a product (lane = 4 r + c, r = 0..7, c = 0..3), as the instruction has it:
 //
-//   one or two tokens: a product each, whose columns are the token's planes (5 to 7 repeat 4). Lane 4 r + c receives planes 2 c and
-//   2 c + 1 for both rows. Neighbours exchange halves, and lane c = 0 ends with all of row r, lane c = 1 with all of row r + 8.
+//   A, weights                     B, digits                     D, sums
+//     k      4c..      16 + 4c..     column  r                     column   2c       2c + 1
+//   row r      a0      a2            k 4c..       b0             row r      d[0]     d[1]
+//   row r + 8  a1      a3            k 16 + 4c..  b1             row r + 8  d[2]     d[3]
 //
-//   eight tokens: five products, one a plane, whose columns are the tokens. Lane 4 r + c receives every plane of tokens 2 c and
-//   2 c + 1 for both rows: nothing is left to exchange.
+// A product does not depend on the order of its k, so that of a lane is the one that its loads give: bytes 8c..8c + 7 of a sub-block of 32
+// instead of 4c.. and 16 + 4c.., for weights and digits alike.
+//
+// The eight columns are used in one of two ways:
+//
+//   one or two tokens (KqmPlaneColumns): a product each, whose columns are the token's planes, 0 to 4 and three times 4 again.
+//
+//     lane           4r              4r + 1          4r + 2          4r + 3
+//     from D         planes 0, 1     planes 2, 3     plane 4         plane 4        of rows r and r + 8
+//     after join     row r           row r + 8       -               -              all planes
+//
+//     Lanes 4r and 4r + 1 exchange the row that the other one keeps; 4r + 2 and 4r + 3 send plane 4 of row r and of row r + 8.
+//
+//   eight tokens (KqmTokenColumns): five products, one a plane, whose columns are the tokens. A lane has every plane of tokens 2c and
+//   2c + 1 for both rows: nothing is left to exchange.
 #pragma once
 
 #include "fixed.cuh"
@@ -210,8 +232,8 @@ struct KqmCachedFours {
   __device__ __forceinline__ uint32_t four(int, int j) const { return digits[j]; }
 };
 
-// Tile layout: a permutation of the bytes of 16 rows' blocks (here "block" is one of a GGUF file) such that every lane's fragments are whole 16-byte words and a warp reads 512
-// contiguous bytes at a time. Lane 4 r + c (r = 0..8, c = 0..4) works on rows r and r + 8. A tile has the fields of its blocks one after
+// Tile layout: a permutation of the bytes of 16 rows' blocks (here "block" is one of a GGUF file) such that every lane's
+// fragments are whole 16-byte words and a warp reads 512 contiguous bytes at a time. Lane 4 r + c (r = 0..8, c = 0..4) works on rows r and r + 8. A tile has the fields of its blocks one after
 // the other, each of all 16 rows; a matrix is [row tiles][super-blocks] tiles; a stack of experts is [experts] of those.
 //
 // A field of BYTES bytes at byte AT of a block, of which every lane has a part: [BYTES / 32 chunks][32 lanes][rows r and r + 8][8]. A
