@@ -181,6 +181,48 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) qkv_wide(k
   KqmBlockTypes::choose(work.w.type, [&](auto type) { multiply_wide<KqmTileOf<decltype(type)>>(a, work, shared); });
 }
 
+// The CTAs of each matrix: those of the multiprocessors in proportion to its work items, and at least one.
+struct Shares {
+  int first[3], count[3];
+};
+Shares share_out(const kqm_qkv_args &a, const KqmWarpgroups &plan) {
+  unsigned works[3], all = 0;
+  for (int i = 0; i < 3; i++) all += works[i] = a.w[i].rows ? kqm_group_works(plan, a.w[i].rows, a.tokens) : 0;
+  Shares shares{};
+  for (int i = 0, first = 0; i < 3; first += shares.count[i++]) {
+    const unsigned count = unsigned(uint64_t(kqm_multiprocessors()) * works[i] / all);
+    shares.first[i] = first;
+    shares.count[i] = int(std::min(works[i], std::max(count, 1u)));
+  }
+  return shares;
+}
+
+__global__ void __launch_bounds__(kqm_groups_threads, 1) qkv_groups(kqm_qkv_args a, KqmWarpgroups plan, Shares shares) {
+#if KQM_WARPGROUPS
+  KQM_DYNAMIC_SHARED(uint32_t, shared);
+  kqm_touch_arguments(a);
+  kqm_wait_then_release();
+  const int block = int(blockIdx.x);
+  // Constant indices keep the arguments in constant memory.
+  const int i = block >= shares.first[2] ? 2 : block >= shares.first[1] ? 1 : 0;
+  kqm_matvec_args one{};
+  one.w = i == 2 ? a.w[2] : i == 1 ? a.w[1] : a.w[0];
+  one.y = i == 2 ? a.y[2] : i == 1 ? a.y[1] : a.y[0];
+  one.x = a.x;
+  one.tokens = a.tokens;
+  const int first = i == 2   ? shares.first[2]
+                    : i == 1 ? shares.first[1]
+                             : 0,
+            count = i == 2   ? shares.count[2]
+                    : i == 1 ? shares.count[1]
+                             : shares.count[0];
+  KqmBlockTypes::choose(one.w.type, [&](auto type) {
+    kqm_warpgroup_cta<KqmTileOf<decltype(type)>>(plan, KqmMatvecProblem(one, plan, KqmShare{block - first, count}),
+                                                 shared);
+  });
+#endif
+}
+
 }  // namespace
 
 KQM_ABI_BEGIN
@@ -214,6 +256,12 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
   }
   const Split split{int(tiles), {grid[0], grid[0] + grid[1]}};
   const dim3 all(grid[0] + grid[1] + grid[2], groups);
+  const KqmWarpgroups groups_plan = kqm_plan_warpgroups(blocks);
+  if (wide && args->tokens >= kqm_group_least_tokens && groups_plan.groups > 0) {
+    const Shares shares = share_out(*args, groups_plan);
+    return KQM_LAUNCH_WARPGROUPS(qkv_groups, dim3(shares.first[2] + shares.count[2]), groups_plan.block(),
+                                 groups_plan.bytes(), stream, *args, groups_plan, shares);
+  }
   if (wide) {
     const size_t shared = kqm_wide_bytes(most_bytes, blocks);
     return KQM_LAUNCH(qkv_wide, all, dim3(kqm_wide_threads), shared, stream, *args, split);
