@@ -92,7 +92,7 @@ typedef uint64_t kqm_caller;
 /* Cache positions that attention reduces in f32 before it continues in f64. */
 #define KQM_ATTENTION_CHUNK 64
 /* Most (token, expert) pairs of one expert that one work item of the expert kernels covers. */
-#define KQM_ITEM_PAIRS 8
+#define KQM_ITEM_PAIRS 32
 
 /* exp (docs/arithmetic.md): constants rounded to f32, shared with the oracle through the bindings. */
 #define KQM_EXP_LOG2E 1.4426950216293335
@@ -128,7 +128,8 @@ typedef struct kqm_matrix {
 /* The (token, expert) pairs of a batch, grouped by expert. Pair p = token * top_k + rank. */
 typedef struct kqm_groups {
   uint32_t *order; /* [pairs] pair numbers, ascending by (expert, pair) */
-  uint32_t *items; /* [max_items][3] work items: expert, first position in order, pairs (1..KQM_ITEM_PAIRS) */
+  uint32_t *items; /* [max_items][3] work items: expert, first position in order, pairs (1..KQM_ITEM_PAIRS); those of more than
+                      half of KQM_ITEM_PAIRS come first, each part by expert */
   uint32_t *count; /* [1] items in use; the remaining ones are not read */
 } kqm_groups;
 
@@ -342,7 +343,7 @@ typedef struct kqm_argmax_args {
   uint32_t cols;
 } kqm_argmax_args;
 
-/* The launchers by name, each with a place of its own. */
+/* The launchers by name, each with a number of its own. */
 #define KQM_EACH_LAUNCHER(X) \
   X(1, repack)               \
   X(2, quantize)             \
@@ -363,13 +364,13 @@ typedef struct kqm_argmax_args {
 
 /* kqm_NAME is compiled into the caller and says there who calls; kqm_launch_NAME, in the library, refuses a caller that has
  * another header. */
-#define KQM_DECLARE_LAUNCHER(place, name)                                                            \
+#define KQM_DECLARE_LAUNCHER(number, name)                                                           \
   kqm_status kqm_launch_##name(kqm_caller caller, const kqm_##name##_args *args, kqm_stream stream); \
   static inline kqm_status kqm_##name(const kqm_##name##_args *args, kqm_stream stream) {            \
     return kqm_launch_##name(KQM_CALLER(kqm_##name##_args), args, stream);                           \
   }
 /* The same without the callers' part, for the sources of the kernels, which define functions of those names. */
-#define KQM_DECLARE_EXPORT(place, name) \
+#define KQM_DECLARE_EXPORT(number, name) \
   kqm_status kqm_launch_##name(kqm_caller caller, const kqm_##name##_args *args, kqm_stream stream);
 #if defined(KQM_IMPLEMENTATION)
 KQM_EACH_LAUNCHER(KQM_DECLARE_EXPORT)
@@ -411,7 +412,7 @@ typedef struct kqm_kernels {
 } kqm_kernels;
 
 /* What the table depends on: the version, and the sizes of all structures, each with a weight of its own. */
-#define KQM_WEIGHTED_SIZE(place, name) +(place) * (int)sizeof(kqm_##name##_args)
+#define KQM_WEIGHTED_SIZE(number, name) +(number) * (int)sizeof(kqm_##name##_args)
 enum {
   KQM_ABI = KQM_ABI_VERSION * 0x1000000 KQM_EACH_LAUNCHER(KQM_WEIGHTED_SIZE) + 17 * (int)sizeof(kqm_fixed_block) +
             18 * (int)sizeof(kqm_kernels)

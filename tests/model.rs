@@ -91,12 +91,12 @@ fn tensors_must_be_there_with_their_shape_and_type() {
 
     let error = refused(&[], |tensors| {
         let gate = tensor(tensors, "blk.3.ffn_gate_exps.weight");
-        // The same number of blocks, of 110 bytes.
-        gate.kind = GgmlType::from_number(11).unwrap();
-        gate.data.resize(gate.data.len() / 144 * 110, 0);
+        // The same number of blocks, of 292 bytes.
+        gate.kind = GgmlType::from_number(15).unwrap();
+        gate.data.resize(gate.data.len() / 144 * 292, 0);
     });
     let Error::UnsupportedType { tensor: name, found, .. } = &error else { panic!("{error}") };
-    assert_eq!((name.as_str(), found.as_str()), ("blk.3.ffn_gate_exps.weight", "Q3_K"));
+    assert_eq!((name.as_str(), found.as_str()), ("blk.3.ffn_gate_exps.weight", "Q8_K"));
 
     let error = refused(&[], |tensors| {
         tensors.push(Tensor {

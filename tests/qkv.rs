@@ -129,7 +129,7 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
     for blocks in [2, 9, 17] {
         let rows = [20, 17, 3];
         let mut w = [0, 1, 2].map(|i| Weights::random(&mut random, [Q4K, Q6K, Q4K][i], 1, rows[i], blocks * BLOCK));
-        w.iter_mut().for_each(Weights::spoil);
+        w.iter_mut().for_each(|w| assert!(w.spoil()));
         let matrices = w.each_ref().map(|w| w.upload(device));
         for tokens in [1, 2, 3] {
             let mut x = random.gaussians(tokens * blocks * BLOCK);
@@ -208,9 +208,9 @@ fn takes_in_the_norm<D: Device>(device: &D, size: Size) {
                 let row = norm::Row::random(&mut random, kind, cols);
                 let normed = row.normed();
                 let mut uploaded = row.upload(device);
-                let tap = case % 4 < 2;
-                let got = run(device, &matrices, Input::Norm(uploaded.fused(tap)), 1);
-                if tap {
+                let optional = case % 4 < 2;
+                let got = run(device, &matrices, Input::Norm(uploaded.fused(optional)), 1);
+                if optional {
                     assert_bits(&format!("{what}, normed"), &uploaded.out.read(), &normed.row);
                 } else {
                     uploaded.out.assert_untouched(&what);

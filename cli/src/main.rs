@@ -49,7 +49,7 @@ Examples:
 
 Exit codes: 0 success, 1 failure, 2 wrong usage. Model files must not change while the program runs.";
 
-/// Runs Qwen3-MoE models in GGUF quantizations on the CPU or on a CUDA GPU, with the same bits on both.
+/// Runs quantized Qwen3-MoE models in GGUF files on the CPU or on a CUDA GPU, with the same bits on both.
 #[derive(Parser)]
 #[command(name = "kquant-moe", version = version(), after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 struct Cli {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use kquant_moe::Result;
-use kquant_moe::model::synth::{self, SynthOptions};
+use kquant_moe::model::synth::{self, Mix, SynthOptions};
 
 use super::Outcome;
 use super::output::{self, Out, Progress, bytes};
@@ -22,6 +22,9 @@ pub struct Args {
     /// Layers, when they are to be other than the preset's
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
+    /// The types of matrices: a mix, a type for all, or types for parts (`q5_k_m`, `q8_0`, `q6_k,experts=iq4_xs,down=q5_k`)
+    #[arg(long, value_name = "TYPES", default_value = "q4_k_m")]
+    types: Mix,
     /// Selects one of many models of the same shape
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
@@ -57,7 +60,7 @@ pub fn synth(args: &Args, out: &mut Out) -> Result<Outcome> {
     let options = SynthOptions { preset: args.preset.0, layers: args.layers, seed: args.seed };
     output::check_output(&args.out, args.force, None)?;
     let mut progress = None;
-    let len = synth::synth(&args.out, options, &mut |done, total| {
+    let len = synth::synth_mix(&args.out, options, &args.types, &mut |done, total| {
         progress.get_or_insert_with(|| Progress::bytes("writing", total)).set(done);
     })?;
     drop(progress);

@@ -79,6 +79,16 @@ fn synthetic_models_run_and_depend_on_the_seed() {
     assert_ne!(fs::read(&a).unwrap(), fs::read(&c).unwrap());
     assert!(succeeds(&["info", &a]).contains("layers               2\n"));
     assert!(succeeds(&["verify", &a, "--tokens", "5,6,7"]).contains("finite everywhere                          pass"));
+    let mixed = path(&dir, "mixed.gguf");
+    let types = "q6_k_l,experts=iq4_xs,down=q5_0";
+    succeeds(&["synth", "--out", &mixed, "--preset", "tiny", "--layers", "2", "--types", types]);
+    let info = succeeds(&["info", &mixed]);
+    for kind in ["Q8_0", "Q6_K", "IQ4_XS", "Q5_0"] {
+        assert!(info.contains(kind), "{info}");
+    }
+    assert!(
+        succeeds(&["verify", &mixed, "--tokens", "5,6,7"]).contains("finite everywhere                          pass")
+    );
     let nowhere = path(&dir, "none/a.gguf");
     fails_with(&["synth", "--out", &nowhere, "--preset", "tiny"], &["none/a.gguf"]);
     fails_with(&["synth", "--out", &a, "--preset", "tiny", "--layers", "0", "--force"], &["layers"]);
@@ -137,12 +147,12 @@ fn models_that_are_not_ours_are_named() {
     fails_with(&["run", &changed(&dir, shape, &[])], &["blk.1.attn_q.weight", "[256, 512]", "[512, 256]"]);
     let kind = |part: &mut Part| {
         if part.name == "blk.2.ffn_up_exps.weight" {
-            part.kind = GgmlType::from_number(11).unwrap();
-            part.data = vec![0; part.data.len() / 144 * 110];
+            part.kind = GgmlType::from_number(15).unwrap();
+            part.data = vec![0; part.data.len() / 144 * 292];
         }
         true
     };
-    fails_with(&["run", &changed(&dir, kind, &[])], &["blk.2.ffn_up_exps.weight", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]);
+    fails_with(&["run", &changed(&dir, kind, &[])], &["blk.2.ffn_up_exps.weight", "Q8_K", "Q4_K", "Q5_K", "Q6_K"]);
     let nan = |part: &mut Part| {
         if part.name == "blk.2.ffn_up_exps.weight" {
             part.data[144..146].copy_from_slice(&half::f16::NAN.to_le_bytes());

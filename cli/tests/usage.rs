@@ -42,6 +42,8 @@ fn wrong_usage_is_another_exit_code() {
         vec!["completions", "dos"],
         vec!["trace", TINY, "--tokens", "1", "--out", "x", "--stages", "q,nonsense"],
         vec!["synth", "--out", "x", "--preset", "huge"],
+        vec!["synth", "--out", "x", "--preset", "tiny", "--types", "q9_k"],
+        vec!["synth", "--out", "x", "--preset", "tiny", "--types", "router=q8_0"],
     ] {
         let output = run(&args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

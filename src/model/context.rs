@@ -128,7 +128,7 @@ impl Sizes {
     }
 
     fn activation_bytes(&self) -> u64 {
-        let taps =
+        let traced =
             if self.trace { 2 * self.q + 2 * self.kv + self.scores + 2 * self.hidden + 2 * self.swiglu } else { 0 };
         let RoutingShape { tokens, experts, top_k } = self.routing;
         // Logits, indices, weights and counters; the pairs grouped by expert, in at most as many work items of three numbers.
@@ -138,7 +138,7 @@ impl Sizes {
         // Token ids and a choice at each position, both u32; the first position, and argmax's best logit and counter.
         let input = self.tokens + self.cache.capacity + 4;
         let blocks = self.hidden_blocks + self.attn_blocks + self.swiglu_blocks + self.output_blocks;
-        let values = floats + output + taps + routing + self.rope + input;
+        let values = floats + output + traced + routing + self.rope + input;
         (4 * values + blocks * size_of::<sys::kqm_fixed_block>()) as u64
     }
 }
@@ -252,11 +252,11 @@ pub(super) struct State<B: Backend> {
     pub(super) cache: B::Cache,
     /// `[capacity, head_dim / 2, 2]`.
     pub(super) rope_table: B::Floats,
-    pub(super) taps: Taps<B>,
+    pub(super) traced: TraceBuffers<B>,
 }
 
 /// Buffers of the values that only a trace sees; `None` in a context that is not made for tracing.
-pub(super) struct Taps<B: Backend> {
+pub(super) struct TraceBuffers<B: Backend> {
     pub(super) q_normed: Option<B::Floats>,
     pub(super) k_normed: Option<B::Floats>,
     pub(super) k_rope: Option<B::Floats>,
@@ -270,7 +270,7 @@ pub(super) struct Taps<B: Backend> {
 
 impl<B: Backend> State<B> {
     fn new(backend: &B, config: &Config, sizes: &Sizes) -> Result<Self> {
-        let tap = |len: usize| sizes.trace.then(|| backend.floats(len)).transpose();
+        let traced_floats = |len: usize| sizes.trace.then(|| backend.floats(len)).transpose();
         Ok(Self {
             input: backend.input(sizes.tokens, sizes.cache.capacity)?,
             hidden: backend.floats(sizes.hidden)?,
@@ -286,7 +286,7 @@ impl<B: Backend> State<B> {
             swiglu_fixed: backend.fixed(sizes.swiglu_blocks)?,
             expert_out: backend.floats(sizes.expert_out)?,
             output: backend.floats(sizes.output_rows)?,
-            output_normed: tap(sizes.output_rows)?,
+            output_normed: traced_floats(sizes.output_rows)?,
             output_fixed: backend.fixed(sizes.output_blocks)?,
             logits: backend.floats(sizes.logits)?,
             cache: backend.cache(sizes.cache)?,
@@ -296,16 +296,16 @@ impl<B: Backend> State<B> {
                 config.rope_base,
                 config.rope_scaling,
             ))?,
-            taps: Taps {
-                q_normed: tap(sizes.q)?,
-                k_normed: tap(sizes.kv)?,
-                k_rope: tap(sizes.kv)?,
-                attn_scores: tap(sizes.scores)?,
-                attn_out: tap(sizes.q)?,
-                attn_proj: tap(sizes.hidden)?,
-                expert_gate: tap(sizes.swiglu)?,
-                expert_up: tap(sizes.swiglu)?,
-                ffn_out: tap(sizes.hidden)?,
+            traced: TraceBuffers {
+                q_normed: traced_floats(sizes.q)?,
+                k_normed: traced_floats(sizes.kv)?,
+                k_rope: traced_floats(sizes.kv)?,
+                attn_scores: traced_floats(sizes.scores)?,
+                attn_out: traced_floats(sizes.q)?,
+                attn_proj: traced_floats(sizes.hidden)?,
+                expert_gate: traced_floats(sizes.swiglu)?,
+                expert_up: traced_floats(sizes.swiglu)?,
+                ffn_out: traced_floats(sizes.hidden)?,
             },
         })
     }

@@ -3,15 +3,19 @@
 //! A file depends on the preset, the number of layers and the seed only. It is generated in parallel and written as a
 //! stream; memory holds a few megabytes of it.
 
+mod mix;
+
 use std::path::Path;
 use std::str::FromStr;
 
 use rayon::prelude::*;
 
 use super::config::{ARCHITECTURE, Config, RopeScaling};
-use crate::blocks::{BLOCK, SuperBlock, TensorType, bytes, with_super_block};
+use crate::blocks::{BLOCK, TensorType, Weights, bytes, with_weights};
 use crate::gguf::Header;
 use crate::{Error, Result};
+
+pub use mix::Mix;
 
 /// Standard deviation of the weights of matrices, but for those below.
 const SPREAD: f64 = 0.02;
@@ -208,7 +212,7 @@ pub fn synth_with(
             Values::Router => {
                 stream_of(elements, stream, |rng| float(rng, 0.0, ROUTER_SPREAD), |v| v.as_flattened(), &mut write)
             }
-            Values::Matrix(kind, spread) => with_super_block!(
+            Values::Matrix(kind, spread) => with_weights!(
                 kind,
                 T => {
                     let block = |rng: &mut Rng| T::synthetic(&mut || rng.next(), spread);
@@ -225,6 +229,20 @@ pub fn synth_with(
     writer.finish()?;
     progress(total, total);
     Ok(total)
+}
+
+/// The same with the types of a mix.
+///
+/// # Errors
+/// Those of [`synth`].
+pub fn synth_mix(
+    path: impl AsRef<Path>,
+    options: SynthOptions,
+    mix: &Mix,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<u64> {
+    let layers = options.layers.unwrap_or_else(|| options.preset.config().layers);
+    synth_with(path, options, &|tensor, usual| mix.kind(tensor, usual, layers), progress)
 }
 
 /// Generates `count` elements, each from its own part of the random stream, and writes them in order.
@@ -382,7 +400,7 @@ mod tests {
                 let mut rng = Rng(mix(index));
                 let mut out = [0.0; 256];
                 let bits = &mut || rng.next();
-                with_super_block!(
+                with_weights!(
                     kind,
                     T => dequantize(kind, bytes(&[T::synthetic(bits, SPREAD)]), &mut out),
                     else unreachable!()

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::backend::Backend;
 use super::config::{self, Config};
-use crate::blocks::{Block, Blocks, TensorType, bytes, with_blocks};
+use crate::blocks::{Blocks, TensorType};
 use crate::gguf::{Gguf, Quoted};
 use crate::{Error, Result, sys};
 
@@ -122,16 +122,7 @@ impl Tensor {
                 let values = self.bytes().as_chunks().0;
                 values.par_iter().position_first(|&bits| !half::f16::from_le_bytes(bits).is_finite())
             }
-            _ => {
-                let Some(blocks) = self.blocks() else {
-                    return Err(Error::Invalid(format!(
-                        "tensor {}: {} bytes are no blocks",
-                        self.name,
-                        self.bytes().len()
-                    )));
-                };
-                with_blocks!(blocks, blocks => first_not_finite(blocks, self.kind.factors()))
-            }
+            kind => first_not_finite(self.bytes(), kind),
         };
         match bad {
             Some(block) => Err(Error::Model(format!("tensor {}: block {block} is not finite", self.name))),
@@ -142,18 +133,15 @@ impl Tensor {
     /// Bytes that a backend's copy takes when matrices are stored in tiles, each padded to whole tiles of rows.
     pub fn tiled_bytes(&self) -> u64 {
         let rows = self.rows.next_multiple_of(sys::KQM_TILE_ROWS as usize);
-        let blocks = self.experts * rows * (self.cols / self.kind.block_len());
-        blocks as u64 * self.kind.block_bytes() as u64
+        (self.experts * rows) as u64 * self.kind.bytes_of(self.cols) as u64
     }
 }
 
-/// The first block one of whose f16 factors, at these bytes of it, is not finite.
-fn first_not_finite<T: Block>(blocks: &[T], factors: &[usize]) -> Option<usize> {
-    let is_finite = |block: &[u8], at: usize| half::f16::from_le_bytes([block[at], block[at + 1]]).is_finite();
-    blocks.par_iter().with_min_len(4096).position_first(|block| {
-        let block = bytes(std::slice::from_ref(block));
-        factors.iter().any(|&at| !is_finite(block, at))
-    })
+/// The first block one of whose factors is not finite.
+fn first_not_finite(bytes: &[u8], kind: TensorType) -> Option<usize> {
+    let factors = kind.factors();
+    let bad = |block: &[u8]| factors.iter().any(|factor| !factor.get(block).is_finite());
+    bytes.par_chunks_exact(kind.block_bytes()).with_min_len(4096).position_first(bad)
 }
 
 impl fmt::Debug for Tensor {

@@ -45,7 +45,7 @@ impl<'a, D: Device> Case<'a, D> {
     }
 
     /// Compares what the kernel makes of the activations with the oracle, and returns it.
-    fn check(&self, what: &str, x: &Fixed, residual: Option<&[f32]>, tap: bool) -> Vec<f32> {
+    fn check(&self, what: &str, x: &Fixed, residual: Option<&[f32]>, optional: bool) -> Vec<f32> {
         let (kind, rows, cols) = (self.w.kind, self.w.rows, self.w.cols);
         let tokens = x.0.len() / (cols / BLOCK);
         let what = format!("{kind:?} [{rows}, {cols}], {tokens} tokens, {what}");
@@ -60,12 +60,12 @@ impl<'a, D: Device> Case<'a, D> {
             x: digits.slice(),
             y: y.slice(),
             add: residual.is_some(),
-            product: product.slice_if(tap),
+            product: product.slice_if(optional),
             tokens,
         };
         ok(launch(kind, operands, self.device));
         let products = oracle(kind, &self.w, &x.0);
-        if tap {
+        if optional {
             assert_bits(&format!("{what}, product"), &product.read(), &products);
         }
         let sum = match residual {
@@ -88,7 +88,17 @@ pub fn equals_the_oracle<D: Device>(device: &D, size: Size, kind: TensorType) {
         &[(1, 256), (15, 768), (17, 2048), (65, 4096), (40, 4352), (800, 256)],
         &[(2048, 4096), (4096, 2048), (9000, 256), (2050, 768), (512, 16384)],
     );
-    let tokens = size.shapes(&[1, 2, 3, 8, 9, 17], &[64, 70]);
+    equals_the_oracle_at(device, kind, shapes, size.shapes(&[1, 2, 3, 8, 9, 17], &[64, 70]));
+}
+
+/// The same for fewer shapes, which take every kernel there is for a type.
+pub fn equals_the_oracle_in_short<D: Device>(device: &D, size: Size, kind: TensorType) {
+    let shapes =
+        size.shapes(&[(1, 256), (17, 2048), (20, 4352), (600, 256)], &[(2048, 4096), (9000, 256), (512, 16384)]);
+    equals_the_oracle_at(device, kind, shapes, size.shapes(&[1, 2, 9], &[70]));
+}
+
+fn equals_the_oracle_at<D: Device>(device: &D, kind: TensorType, shapes: Vec<(usize, usize)>, tokens: Vec<usize>) {
     let mut random = Random::new(1);
     for (rows, cols) in shapes {
         let case = Case::new(device, Weights::random(&mut random, kind, 1, rows, cols));
@@ -165,7 +175,9 @@ pub fn stores_one_nan<D: Device>(device: &D, _: Size, kind: TensorType) {
     let mut random = Random::new(5);
     for (rows, blocks) in [(18, 2), (100, 8), (18, 17), (260, 3)] {
         let mut w = Weights::random(&mut random, kind, 1, rows, blocks * BLOCK);
-        w.spoil();
+        if !w.spoil() {
+            continue;
+        }
         let case = Case::new(device, w);
         for tokens in [1, 2, 5] {
             let mut x = fixed_blocks(&random.gaussians(tokens * blocks * BLOCK));
