@@ -184,12 +184,12 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) qkv_wide(k
   Types::choose(work.w.type, [&](auto type) { multiply_wide<KqmTileOf<decltype(type)>>(a, work, shared); });
 }
 
-// Matrices of types of one table.
+// Matrices of types of one table. One of a single type, which few files have here, has fewer kernels.
 template <class Types>
 kqm_status launch(const kqm_qkv_args &a, unsigned cols, unsigned groups, kqm_stream stream) {
   const unsigned blocks = cols / KQM_BLOCK;
   const bool norm = a.norm.x != nullptr, one_token = a.tokens == 1 && blocks <= unsigned(most_blocks);
-  const bool wide = a.tokens != 2 && !one_token;
+  const bool wide = !one_token && (a.tokens != 2 || Types::count == 1);
   const unsigned norm_warps = norm ? blocks : 0, most = norm ? Warps<true>::most : Warps<false>::most;
   const unsigned tiles = wide ? unsigned(kqm_wide_warps) : one_token ? std::min(3u, (most - norm_warps) / blocks) : 1;
   unsigned grid[3];
@@ -207,17 +207,21 @@ kqm_status launch(const kqm_qkv_args &a, unsigned cols, unsigned groups, kqm_str
   if (one_token) {
     const dim3 block(32 * (tiles * blocks + norm_warps));
     const double inverse_cols = 1.0 / double(cols);
-    const bool few = blocks <= 8;
+    const bool few = blocks <= 8 && Types::count > 1;
     const size_t shared = kqm_part_bytes(tiles * (few ? 8 : most_blocks), 1);
-    if (norm && few)
-      return KQM_LAUNCH((qkv_one_token<Types, true, 8>), all, block, shared, stream, a, split, inverse_cols);
+    if constexpr (Types::count > 1) {
+      if (norm && few)
+        return KQM_LAUNCH((qkv_one_token<Types, true, 8>), all, block, shared, stream, a, split, inverse_cols);
+      if (few) return KQM_LAUNCH((qkv_one_token<Types, false, 8>), all, block, shared, stream, a, split, inverse_cols);
+    }
     if (norm)
       return KQM_LAUNCH((qkv_one_token<Types, true, most_blocks>), all, block, shared, stream, a, split, inverse_cols);
-    if (few) return KQM_LAUNCH((qkv_one_token<Types, false, 8>), all, block, shared, stream, a, split, inverse_cols);
     return KQM_LAUNCH((qkv_one_token<Types, false, most_blocks>), all, block, shared, stream, a, split, inverse_cols);
   }
-  return KQM_LAUNCH(qkv_two_tokens<Types>, all, dim3(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(2))),
-                    kqm_part_bytes(blocks, 2), stream, a, split);
+  if constexpr (Types::count > 1)
+    return KQM_LAUNCH(qkv_two_tokens<Types>, all, dim3(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(2))),
+                      kqm_part_bytes(blocks, 2), stream, a, split);
+  return KQM_UNSUPPORTED_TYPE;
 }
 
 // Whether a table has the types of all matrices.

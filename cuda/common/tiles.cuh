@@ -455,6 +455,22 @@ struct KqmHalfOf16 {
   }
 };
 
+// A tile as it was loaded, in the place of what others make of theirs before there are activations.
+template <class Tile>
+struct KqmLateTile {
+  Tile tile;
+
+  __device__ __forceinline__ KqmLateTile(const Tile &of_tile, int) : tile(of_tile) {}
+  // There is nothing to be made.
+  __device__ __forceinline__ uint32_t checksum() const { return 0; }
+
+  template <class Activations>
+  __device__ __forceinline__ void multiply(const Activations &x, int lane,
+                                           double (&v)[Activations::Columns::results]) const {
+    tile.multiply(x, lane, v);
+  }
+};
+
 // The family of super-blocks of 256 weights with integer scales: the products of all sub-blocks add up to one integer for each plane, which
 // a type's Factors turn into v of docs/arithmetic.md. Tile is the type's own structure, derived from this one:
 //
@@ -466,14 +482,16 @@ struct KqmHalfOf16 {
 //   Factors(tile, lane)      what is not by halves; finish(x, sum, lane, v) makes v of the halves' sums
 //   Cached                   a token's activations in registers
 //   swiglu_at_once           blocks of moe_swiglu_one_token at once on a multiprocessor, which limits the registers for two tiles a warp
-template <class Tile>
+//
+// LATE: a tile stays as it was loaded until it is multiplied, where all that can be made of it would take more registers than there are.
+template <class Tile, bool LATE = false>
 struct KqmSuperBlocks {
   // All that can be made of a tile before there are activations.
-  struct Unpacked {
+  struct Early {
     typename Tile::Half half[2];
     typename Tile::Factors factors;
 
-    __device__ __forceinline__ Unpacked(const Tile &tile, int lane)
+    __device__ __forceinline__ Early(const Tile &tile, int lane)
         : half{typename Tile::Half(tile, 0), typename Tile::Half(tile, 1)}, factors(tile, lane) {}
 
     __device__ __forceinline__ uint32_t checksum() const {
@@ -489,6 +507,7 @@ struct KqmSuperBlocks {
       factors.finish(x, sum, lane, v);
     }
   };
+  typedef std::conditional_t<LATE, KqmLateTile<Tile>, Early> Unpacked;
 
   // The product without keeping what is unpacked, one half after the other: the products of both at once want more registers than there
   // are.
