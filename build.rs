@@ -48,6 +48,9 @@ const VARIABLES: [&str; 14] = [
     "LIBCLANG_PATH",
 ];
 
+#[path = "build/nvcc.rs"]
+mod nvcc;
+
 type Result<T> = std::result::Result<T, String>;
 
 fn main() {
@@ -56,6 +59,7 @@ fn main() {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build/nvcc.rs");
 
     let cuda_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("cuda");
     if let Err(text) = run(&cuda_dir) {
@@ -151,6 +155,8 @@ impl std::fmt::Display for Version {
 
 /// A usable `nvcc` and the directory of its static CUDA runtime.
 struct Toolkit {
+    /// What runs `nvcc` where something is compiled, such as `ccache`.
+    launcher: Vec<OsString>,
     nvcc: PathBuf,
     version: Version,
     lib: PathBuf,
@@ -169,8 +175,8 @@ fn find_toolkit() -> Result<std::result::Result<Toolkit, String>> {
     let os = env::var("CARGO_CFG_TARGET_OS").unwrap();
     let mut rejected = Vec::new();
     if os == "linux" {
-        for nvcc in candidates(&mut rejected)? {
-            match Toolkit::probe(&nvcc)? {
+        for (launcher, nvcc) in candidates(&mut rejected)? {
+            match Toolkit::probe(launcher, &nvcc)? {
                 Ok(toolkit) => return Ok(Ok(toolkit)),
                 Err(reason) => rejected.push(reason),
             }
@@ -199,12 +205,11 @@ fn find_toolkit() -> Result<std::result::Result<Toolkit, String>> {
     Ok(Err(reasons))
 }
 
-/// Every `nvcc` there is, in the order of preference. Where one was said to be and is not goes to `rejected`.
-fn candidates(rejected: &mut Vec<String>) -> Result<Vec<PathBuf>> {
-    if let Some(nvcc) = variable("NVCC") {
+/// Every `nvcc` there is, with what runs it, in the order of preference. Where one was said to be and is not goes to `rejected`.
+fn candidates(rejected: &mut Vec<String>) -> Result<Vec<(Vec<OsString>, PathBuf)>> {
+    if let Some(named) = variable("NVCC") {
         // Whoever names an nvcc does not want another one.
-        let path = find_in_path(&nvcc).ok_or_else(|| format!("NVCC is {nvcc}, which does not exist"))?;
-        return Ok(vec![path]);
+        return Ok(vec![nvcc::split(&named, find_in_path)?]);
     }
     let mut found = Vec::new();
     for name in ["CUDA_HOME", "CUDA_PATH"] {
@@ -220,7 +225,7 @@ fn candidates(rejected: &mut Vec<String>) -> Result<Vec<PathBuf>> {
     found.push(PathBuf::from("/usr/local/cuda/bin/nvcc"));
     found.extend(pip_toolkits());
     found.retain(|nvcc| nvcc.is_file());
-    Ok(found)
+    Ok(found.into_iter().map(|nvcc| (Vec::new(), nvcc)).collect())
 }
 
 /// `program` itself when it has a directory part, else the first file of that name in `PATH`.
@@ -267,7 +272,7 @@ fn subdirectories(dir: &Path, prefix: &str) -> impl Iterator<Item = PathBuf> + u
 impl Toolkit {
     /// The outer error is an `nvcc` that runs and fails, which always ends the build; the inner one says why an `nvcc`
     /// that works is of no use.
-    fn probe(nvcc: &Path) -> Result<std::result::Result<Self, String>> {
+    fn probe(launcher: Vec<OsString>, nvcc: &Path) -> Result<std::result::Result<Self, String>> {
         let text = output_of(nvcc, &["--version"])?;
         let version =
             parse_version(&text).ok_or_else(|| format!("{} --version names no release:\n{text}", nvcc.display()))?;
@@ -289,7 +294,7 @@ impl Toolkit {
             return Ok(Err(format!("{} has no libcudart_static.a beside it", nvcc.display())));
         };
         let lib = lib.canonicalize().unwrap_or(lib);
-        Ok(Ok(Self { nvcc: nvcc.to_owned(), version, lib }))
+        Ok(Ok(Self { launcher, nvcc: nvcc.to_owned(), version, lib }))
     }
 
     /// The targets to compile for, each known to this `nvcc`.
@@ -452,8 +457,8 @@ fn compiler(toolkit: &Toolkit, archs: &[u32], cuda_dir: &Path) -> Result<Vec<OsS
         build.flags(["-Werror", "all-warnings", "-Xcompiler", "-Werror"]);
     }
     let tool = build.try_get_compiler().map_err(|e| e.to_string())?;
-    let args = tool.args().iter().cloned();
-    Ok([toolkit.nvcc.clone().into_os_string()].into_iter().chain(args).collect())
+    let args = nvcc::quoted(tool.args().iter().cloned());
+    Ok(toolkit.launcher.iter().cloned().chain([toolkit.nvcc.clone().into_os_string()]).chain(args).collect())
 }
 
 /// Compiles one kernel, unless its object is already that of the same command, headers and source.

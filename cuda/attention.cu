@@ -7,15 +7,39 @@
 // Maths: positions are cut into chunks of 64 counted from 0, whatever the card or the batch. A chunk is reduced in f32, the
 // chunks are joined in f64 in a fixed order (docs/arithmetic.md), so one query at a time and many give the same bits.
 // Launch: four tokens and more in tiles of query rows, attention_tiles and attention_join_tokens (common/query_tiles.cuh).
-// Fewer by attention_chunks, one block of eight warps for a chunk, four or eight query heads of a KV head, and a token.
-// Blocks stride over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph
-// serves every position. While four heads a block leave no block a second chunk they do, for speed of one; beyond that the
-// two blocks of eight heads share the chunks instead of the heads, which halves what they read and convert. attention_join,
-// one block for 256 outputs of a token, joins the chunks. (That the last block to finish joins them was slower even for few
+// Fewer by attention_chunks, one CTA of eight warps for a chunk, four or eight query heads of a KV head, and a token.
+// CTAs stride over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph
+// serves every position. While four heads a CTA leave no CTA a second chunk they do, for speed of one; beyond that the
+// two CTAs of eight heads share the chunks instead of the heads, which halves what they read and convert. attention_join,
+// one CTA for 256 outputs of a token, joins the chunks. (That the last CTA to finish joins them was slower even for few
 // chunks.) For a single token the first kernel can do the work of kqm_rope as well, and read position, keys and values while
 // qkv before it still runs.
-// Scores: eight lanes share a key, each with an eighth of the dimensions; values: a warp has eight positions, a lane
-// head_dim / 32 dimensions. Both read the cache once, straight into registers.
+//
+// attention_chunks, a CTA of eight warps for its chunks, one token and H heads:
+//
+//   norm and rotate the queries (and the newest k and v) to shared memory
+//   for each chunk of the CTA:
+//     score[h][i] = scale * q[h] . k[i]                  multiply_keys, add_lanes, store_scores
+//     barrier
+//     m[h] = max_i score[h][i]                           Softmax: a warp a head
+//     p[h][i] = exp(score[h][i] - m[h]), 0 behind the position; l[h] = sum_i p[h][i] in f64
+//     barrier
+//     o[w][h] = sum of p[h][i] v[i] over warp w's i      weigh_values
+//     barrier
+//     o[h] = sum over w of o[w][h]                       add_warps
+//     o, m, l of the chunk to the workspace
+//
+// Where the code leaves this: the first chunk's keys and values are loaded before the wait for qkv (follows_qkv), and each next one's as
+// soon as the registers of this one's are free, so that memory works during the arithmetic; the newest key and value, which this launch
+// makes, come from shared memory instead of the cache.
+//
+// Which lane holds what: warp w has positions 8 w .. 8 w + 7 of the chunk.
+//
+//   keys (S = head_dim / 8), lane 8 k + g                  values (V = head_dim / 32)
+//     key 8 w + k        dimensions g S .. g S + S - 1       positions 8 w .. 8 w + 7, all of them
+//     key 8 w + k + 4    dimensions g S .. g S + S - 1       lane l: dimensions V l .. V l + V - 1
+//
+//   scores after add_lanes, lane 8 k + g: of key 8 w + k + (4 if bit 0 of g), the heads that bits 1 and 2 of g choose, H / 4 of them
 // Bound by: latency for short contexts, then issue slots: 2 x 64 x head_dim fma a head and chunk are half of what a warp does.
 #include "common/exp.cuh"
 #include "common/fixed.cuh"
@@ -26,12 +50,12 @@ namespace {
 
 const int chunk = KQM_ATTENTION_CHUNK, warps = 8, threads = 32 * warps, max_group = 16, quad_heads = 4;
 const int positions_per_warp = chunk / warps;
-// Threads of a block that joins 256 outputs (four each), and the chunks whose factors are joined at once.
+// Threads of a CTA that joins 256 outputs (four each), and the chunks whose factors are joined at once.
 const int chains = kqm_attention_chains, join_threads = 64 * chains, join_batch = 128;
-// The least number of tokens that are taken in tiles; blocks of theirs for each one that runs at once; rows of a tile, at most.
+// The least number of tokens that are taken in tiles; CTAs of theirs for each one that runs at once; rows of a tile, at most.
 const uint32_t least_tile_tokens = 4;
 const int tile_rounds = 8, most_tile_rows = 64;
-// Blocks of a grid in its second and third dimension.
+// CTAs of a grid in its second and third dimension.
 const uint64_t max_grid = 65535;
 const uint64_t target_workspace = 256ull << 20;
 
@@ -42,11 +66,11 @@ uint64_t bytes_per_token(const kqm_attention_args &a) {
 }
 
 // What a launch for a cache type and a head dimension looks like.
-template <bool HALF, int DIM>
+template <bool F16, int DIM>
 struct Shape {
-  // Blocks at once on a multiprocessor: what the registers for keys and values allow.
-  static const int at_once = DIM > 128 || !HALF ? 1 : 2;
-  // Query heads of a block, at most. Shared memory holds eight warps' partial outputs of each.
+  // CTAs at once on a multiprocessor: what the registers for keys and values allow.
+  static const int at_once = DIM > 128 || !F16 ? 1 : 2;
+  // Query heads of a CTA, at most. Shared memory holds eight warps' partial outputs of each.
   static const int heads = DIM > 128 ? 4 : 8;
   // Lanes that norm and rotate a head.
   static const int lanes = DIM > 128 ? 32 : 16;
@@ -64,7 +88,7 @@ __device__ __forceinline__ void store_floats(KQM_SHARED_ARG(float) out, int at, 
   }
 }
 
-// The chunks that a block works on, and its query heads: `heads` of H, from row `row` of the partial results on.
+// The chunks that a CTA works on, and its query heads: `heads` of H, from row `row` of the partial results on.
 struct Work {
   uint32_t kv_head, position, used, first, stride;
   int heads;
@@ -74,11 +98,11 @@ struct Work {
 
 // A warp's keys and values of a chunk. Values: warp w has positions 8 w .. 8 w + 7. Keys: lane 8 k + g has keys 8 w + k and
 // 8 w + k + 4, and dimensions g S .. g S + S - 1 of them.
-template <bool HALF, int DIM>
-struct Cached {
+template <bool F16, int DIM>
+struct KeysAndValues {
   static const int per_lane = DIM / 32, segment = DIM / 8;
-  KqmElements<HALF, per_lane> value[positions_per_warp];
-  KqmElements<HALF, segment> key[2];
+  KqmElements<F16, per_lane> value[positions_per_warp];
+  KqmElements<F16, segment> key[2];
 
   __device__ __forceinline__ static int present(const Work &work, uint32_t index) {
     return index + 1 < work.used ? chunk : int(work.position - index * chunk) + (work.has_newest ? 0 : 1);
@@ -111,152 +135,250 @@ struct Cached {
   }
 };
 
-// The chunks of one block. Its first keys and values are loaded; queries, the newest k and v and the scores' zeros of absent heads
-// are on their way to shared memory.
-template <bool HALF, int DIM, int H>
+// Puts the newest position's key and value, which are not in the cache yet, into the registers of the warp that has the position: its
+// position `own`, which others have none of. Selected word by word: an index would put the arrays into memory.
+template <bool F16, int DIM>
+__device__ __forceinline__ void take_newest(KeysAndValues<F16, DIM> &cached, int own, KQM_SHARED_ARG(uint32_t) newest) {
+  typedef KqmElements<F16, KeysAndValues<F16, DIM>::per_lane> Value;
+  typedef KqmElements<F16, KeysAndValues<F16, DIM>::segment> Key;
+  const int lane = threadIdx.x & 31;
+  Value value;
+  value.load_shared(newest, DIM + lane * Value::words);
+  KQM_UNROLL
+  for (int i = 0; i < positions_per_warp; i++) cached.value[i].select(i == own, value);
+  Key key;
+  key.load_shared(newest, (lane & 7) * Key::words);
+  KQM_UNROLL
+  for (int i = 0; i < 2; i++) cached.key[i].select(4 * i + (lane >> 3) == own, key);
+}
+
+// The lane's chains of fma, over its eighth of the dimensions, for its two keys and H heads.
+template <bool F16, int DIM, int H>
+__device__ __forceinline__ void multiply_keys(const KeysAndValues<F16, DIM> &cached, KQM_SHARED_ARG(float) query,
+                                              float (&sum)[2][H]) {
+  const int g = threadIdx.x & 7;
+  KQM_UNROLL
+  for (int d = 0; d < KeysAndValues<F16, DIM>::segment; d += 4) {
+    float k[2][4];
+    KQM_UNROLL
+    for (int i = 0; i < 8; i++) k[i / 4][i % 4] = cached.key[i / 4].get(d + i % 4);
+    KQM_UNROLL
+    for (int h = 0; h < H; h++) {
+      const float4 q = kqm_shared_load<float4>(query, h * DIM + (d / 4 * 8 + g) * 4);
+      KQM_UNROLL
+      for (int i = 0; i < 2; i++) {
+        sum[i][h] = d == 0 ? __fmul_rn(q.x, k[i][0]) : fmaf(q.x, k[i][0], sum[i][h]);
+        sum[i][h] = fmaf(q.y, k[i][1], sum[i][h]);
+        sum[i][h] = fmaf(q.z, k[i][2], sum[i][h]);
+        sum[i][h] = fmaf(q.w, k[i][3], sum[i][h]);
+      }
+    }
+  }
+}
+
+// Which of the products are a lane's after add_lanes: one key of the chunk, and H / 4 heads from `head` on.
+template <int H>
+struct Product {
+  int key, head;
+
+  __device__ __forceinline__ Product() {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    key = warp * positions_per_warp + (lane & 1 ? 4 : 0) + (lane >> 3);
+    head = (lane & 2 ? H / 2 : 0) + (lane & 4 ? H / 4 : 0);
+  }
+};
+
+// The tree over the eight lanes of a key. At each step a lane gives away half of its sums and keeps the other half: first a key, then
+// half of the heads, then half of those.
+template <int H>
+__device__ __forceinline__ void add_lanes(const float (&sum)[2][H], float (&dot)[H / 4]) {
+  const int g = threadIdx.x & 7;
+  const bool bit0 = g & 1, bit1 = g & 2, bit2 = g & 4;
+  float one_key[H], half_heads[H / 2];
+  KQM_UNROLL
+  for (int h = 0; h < H; h++) {
+    const float received = __shfl_xor_sync(~0u, bit0 ? sum[0][h] : sum[1][h], 1);
+    one_key[h] = __fadd_rn(bit0 ? sum[1][h] : sum[0][h], received);
+  }
+  KQM_UNROLL
+  for (int h = 0; h < H / 2; h++) {
+    const float received = __shfl_xor_sync(~0u, bit1 ? one_key[h] : one_key[H / 2 + h], 2);
+    half_heads[h] = __fadd_rn(bit1 ? one_key[H / 2 + h] : one_key[h], received);
+  }
+  KQM_UNROLL
+  for (int h = 0; h < H / 4; h++) {
+    const float received = __shfl_xor_sync(~0u, bit2 ? half_heads[h] : half_heads[H / 4 + h], 4);
+    dot[h] = __fadd_rn(bit2 ? half_heads[H / 4 + h] : half_heads[h], received);
+  }
+}
+
+// Scales the lane's products and stores them: to shared memory, minus infinity where the position is not visible, and to the optional
+// output.
+template <int H>
+__device__ __forceinline__ void store_scores(const kqm_attention_args &a, const Work &work, uint32_t begin, int visible,
+                                             const float (&dot)[H / 4], KQM_SHARED_ARG(float) score) {
+  const Product<H> own;
+  KQM_UNROLL
+  for (int h = 0; h < H / 4; h++) {
+    const int head = own.head + h;
+    if (head >= work.heads) continue;
+    const float s = kqm_canonical(__fmul_rn(dot[h], a.scale));
+    score[head * chunk + own.key] = own.key < visible ? s : kqm_minus_infinity();
+    if (a.scores && own.key < visible) a.scores[size_t(work.score_row + head) * a.capacity + begin + own.key] = s;
+  }
+}
+
+// The softmax of a chunk: a warp takes a head, lane l keys 2 l and 2 l + 1, whose scores become weights.
+struct Softmax {
+  float m, p0, p1;
+
+  __device__ __forceinline__ Softmax(const Work &work, int visible, KQM_SHARED_ARG(float) score)
+      : m(0.0f), p0(0.0f), p1(0.0f) {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    if (warp >= work.heads) return;
+    const float2 s = kqm_shared_load<float2>(score, warp * chunk + 2 * lane);
+    m = kqm_max_or_nan(s.x, s.y);
+    KQM_UNROLL
+    for (int step = 16; step; step /= 2) m = kqm_max_or_nan(m, __shfl_xor_sync(~0u, m, step));
+    p0 = 2 * lane < visible ? kqm_exp(__fsub_rn(s.x, m)) : 0.0f;
+    p1 = 2 * lane + 1 < visible ? kqm_exp(__fsub_rn(s.y, m)) : 0.0f;
+    kqm_shared_store<float2>(score, warp * chunk + 2 * lane, make_float2(p0, p1));
+  }
+  // Stores the maximum and the sum of the weights of the warp's head and chunk.
+  __device__ __forceinline__ void store(const KqmPartials &ws, const Work &work, size_t chunks, uint32_t index) const {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    if (warp >= work.heads) return;
+    const double l = kqm_tree_warp(double(p0) + double(p1));
+    if (lane == 0) {
+      ws.m[size_t(work.row + warp) * chunks + index] = m;
+      ws.l[size_t(work.row + warp) * chunks + index] = l;
+    }
+  }
+};
+
+// The lane's chains of fma, over its warp's eight positions, for its dimensions and H heads.
+template <bool F16, int DIM, int H>
+__device__ __forceinline__ void weigh_values(const KeysAndValues<F16, DIM> &cached, KQM_SHARED_ARG(float) score,
+                                             float (&o)[H][KeysAndValues<F16, DIM>::per_lane]) {
+  const int warp = threadIdx.x >> 5, per_lane = KeysAndValues<F16, DIM>::per_lane;
+  KQM_UNROLL
+  for (int i = 0; i < positions_per_warp; i += 4) {
+    float v[4][per_lane];
+    KQM_UNROLL
+    for (int n = 0; n < 4; n++) {
+      KQM_UNROLL
+      for (int d = 0; d < per_lane; d++) v[n][d] = cached.value[i + n].get(d);
+    }
+    KQM_UNROLL
+    for (int h = 0; h < H; h++) {
+      const float4 p = kqm_shared_load<float4>(score, h * chunk + warp * positions_per_warp + i);
+      KQM_UNROLL
+      for (int d = 0; d < per_lane; d++) {
+        o[h][d] = i == 0 ? __fmul_rn(p.x, v[0][d]) : fmaf(p.x, v[0][d], o[h][d]);
+        o[h][d] = fmaf(p.y, v[1][d], o[h][d]);
+        o[h][d] = fmaf(p.z, v[2][d], o[h][d]);
+        o[h][d] = fmaf(p.w, v[3][d], o[h][d]);
+      }
+    }
+  }
+}
+
+// The tree over the warps' sums, a thread four dimensions of a head, and its result to the partial results.
+template <int DIM, int H>
+__device__ __forceinline__ void add_warps(const KqmPartials &ws, const Work &work, size_t chunks, uint32_t index,
+                                          KQM_SHARED_ARG(float) partial) {
+  for (int i = 4 * threadIdx.x; i < work.heads * DIM; i += 4 * threads) {
+    float4 part[warps];
+    KQM_UNROLL
+    for (int w = 0; w < warps; w++) part[w] = kqm_shared_load<float4>(partial, w * H * DIM + i);
+    KQM_UNROLL
+    for (int step = 1; step < warps; step *= 2) {
+      KQM_UNROLL
+      for (int w = 0; w < warps; w += 2 * step) {
+        part[w].x = __fadd_rn(part[w].x, part[w + step].x);
+        part[w].y = __fadd_rn(part[w].y, part[w + step].y);
+        part[w].z = __fadd_rn(part[w].z, part[w + step].z);
+        part[w].w = __fadd_rn(part[w].w, part[w + step].w);
+      }
+    }
+    *reinterpret_cast<float4 *>(ws.o + (size_t(work.row + i / DIM) * chunks + index) * DIM + i % DIM) = part[0];
+  }
+}
+
+// The chunks of one CTA. Its first keys and values are loaded; queries, the newest k and v and the scores' zeros of absent heads
+// are on their way to shared memory. The next chunk's keys are loaded as soon as this one's are used, and so are its values.
+template <bool F16, int DIM, int H>
 __device__ __forceinline__ void attend(const kqm_attention_args &a, const KqmPartials &ws, const Work &work,
-                                       Cached<HALF, DIM> &cached, KQM_SHARED_ARG(float) query,
+                                       KeysAndValues<F16, DIM> &cached, KQM_SHARED_ARG(float) query,
                                        KQM_SHARED_ARG(float) score, KQM_SHARED_ARG(float) partial,
                                        KQM_SHARED_ARG(uint32_t) newest) {
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane & 7;
-  const int per_lane = Cached<HALF, DIM>::per_lane, segment = Cached<HALF, DIM>::segment;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, per_lane = KeysAndValues<F16, DIM>::per_lane;
   const size_t chunks = (a.capacity + chunk - 1) / chunk;
   __syncthreads();
 
   for (uint32_t index = work.first; index < work.used; index += work.stride) {
     const uint32_t begin = index * chunk, next = index + work.stride;
     const int visible = min(int(work.position - begin) + 1, chunk), own = visible - 1 - warp * positions_per_warp;
-    if (work.has_newest && index == work.used - 1 && own >= 0 && own < positions_per_warp) {
-      // Selected word by word: an index would put the arrays into memory.
-      KqmElements<HALF, per_lane> newest_value;
-      newest_value.load_shared(newest, DIM + lane * KqmElements<HALF, per_lane>::words);
-      KQM_UNROLL
-      for (int i = 0; i < positions_per_warp; i++) cached.value[i].select(i == own, newest_value);
-      KqmElements<HALF, segment> newest_key;
-      newest_key.load_shared(newest, g * KqmElements<HALF, segment>::words);
-      KQM_UNROLL
-      for (int i = 0; i < 2; i++) cached.key[i].select(4 * i + (lane >> 3) == own, newest_key);
-    }
+    if (work.has_newest && index == work.used - 1 && own >= 0 && own < positions_per_warp)
+      take_newest(cached, own, newest);
 
-    // Scores of two keys and H heads.
-    float sum[2][H];
-    KQM_UNROLL
-    for (int d = 0; d < segment; d += 4) {
-      float k[2][4];
-      KQM_UNROLL
-      for (int i = 0; i < 8; i++) k[i / 4][i % 4] = cached.key[i / 4].get(d + i % 4);
-      KQM_UNROLL
-      for (int h = 0; h < H; h++) {
-        const float4 q = kqm_shared_load<float4>(query, h * DIM + (d / 4 * 8 + g) * 4);
-        KQM_UNROLL
-        for (int i = 0; i < 2; i++) {
-          sum[i][h] = d == 0 ? __fmul_rn(q.x, k[i][0]) : fmaf(q.x, k[i][0], sum[i][h]);
-          sum[i][h] = fmaf(q.y, k[i][1], sum[i][h]);
-          sum[i][h] = fmaf(q.z, k[i][2], sum[i][h]);
-          sum[i][h] = fmaf(q.w, k[i][3], sum[i][h]);
-        }
-      }
-    }
-    // The next chunk's keys arrive during the rest of this one, its values from the end of this one on.
+    float sum[2][H], dot[H / 4];
+    multiply_keys<F16, DIM, H>(cached, query, sum);
     if (next < work.used) cached.load_keys(a, work, next);
-    // The tree over the eight lanes of a key. At each step a lane gives away half of its sums and keeps the other half.
-    const bool bit0 = g & 1, bit1 = g & 2, bit2 = g & 4;
-    float one_key[H], half_heads[H / 2], dot[H / 4];
-    KQM_UNROLL
-    for (int h = 0; h < H; h++) {
-      const float received = __shfl_xor_sync(~0u, bit0 ? sum[0][h] : sum[1][h], 1);
-      one_key[h] = __fadd_rn(bit0 ? sum[1][h] : sum[0][h], received);
-    }
-    KQM_UNROLL
-    for (int h = 0; h < H / 2; h++) {
-      const float received = __shfl_xor_sync(~0u, bit1 ? one_key[h] : one_key[H / 2 + h], 2);
-      half_heads[h] = __fadd_rn(bit1 ? one_key[H / 2 + h] : one_key[h], received);
-    }
-    KQM_UNROLL
-    for (int h = 0; h < H / 4; h++) {
-      const float received = __shfl_xor_sync(~0u, bit2 ? half_heads[h] : half_heads[H / 4 + h], 4);
-      dot[h] = __fadd_rn(bit2 ? half_heads[H / 4 + h] : half_heads[h], received);
-    }
-    const int own_key = warp * positions_per_warp + (bit0 ? 4 : 0) + (lane >> 3);
-    KQM_UNROLL
-    for (int h = 0; h < H / 4; h++) {
-      const int head = (bit1 ? H / 2 : 0) + (bit2 ? H / 4 : 0) + h;
-      if (head >= work.heads) continue;
-      const float s = kqm_canonical(__fmul_rn(dot[h], a.scale));
-      score[head * chunk + own_key] = own_key < visible ? s : kqm_minus_infinity();
-      if (a.scores && own_key < visible) a.scores[size_t(work.score_row + head) * a.capacity + begin + own_key] = s;
-    }
+    add_lanes<H>(sum, dot);
+    store_scores<H>(a, work, begin, visible, dot, score);
     __syncthreads();
 
-    // Softmax of the chunk: a warp takes a head, lane l keys 2 l and 2 l + 1.
-    float m = 0.0f, p0 = 0.0f, p1 = 0.0f;
-    if (warp < work.heads) {
-      const float2 s = kqm_shared_load<float2>(score, warp * chunk + 2 * lane);
-      m = kqm_max_or_nan(s.x, s.y);
-      KQM_UNROLL
-      for (int step = 16; step; step /= 2) m = kqm_max_or_nan(m, __shfl_xor_sync(~0u, m, step));
-      p0 = 2 * lane < visible ? kqm_exp(__fsub_rn(s.x, m)) : 0.0f;
-      p1 = 2 * lane + 1 < visible ? kqm_exp(__fsub_rn(s.y, m)) : 0.0f;
-      kqm_shared_store<float2>(score, warp * chunk + 2 * lane, make_float2(p0, p1));
-    }
+    const Softmax softmax(work, visible, score);
     __syncthreads();
 
-    // Values: each warp's chain over its eight positions, then the tree over the warps.
     float o[H][per_lane];
-    KQM_UNROLL
-    for (int i = 0; i < positions_per_warp; i += 4) {
-      float v[4][per_lane];
-      KQM_UNROLL
-      for (int n = 0; n < 4; n++) {
-        KQM_UNROLL
-        for (int d = 0; d < per_lane; d++) v[n][d] = cached.value[i + n].get(d);
-      }
-      KQM_UNROLL
-      for (int h = 0; h < H; h++) {
-        const float4 p = kqm_shared_load<float4>(score, h * chunk + warp * positions_per_warp + i);
-        KQM_UNROLL
-        for (int d = 0; d < per_lane; d++) {
-          o[h][d] = i == 0 ? __fmul_rn(p.x, v[0][d]) : fmaf(p.x, v[0][d], o[h][d]);
-          o[h][d] = fmaf(p.y, v[1][d], o[h][d]);
-          o[h][d] = fmaf(p.z, v[2][d], o[h][d]);
-          o[h][d] = fmaf(p.w, v[3][d], o[h][d]);
-        }
-      }
-    }
+    weigh_values<F16, DIM, H>(cached, score, o);
     if (next < work.used) cached.load_values(a, work, next);
     KQM_UNROLL
     for (int h = 0; h < H; h++) store_floats(partial, (warp * H + h) * DIM + lane * per_lane, o[h]);
-    if (warp < work.heads) {
-      const double l = kqm_tree_warp(double(p0) + double(p1));
-      if (lane == 0) {
-        ws.m[size_t(work.row + warp) * chunks + index] = m;
-        ws.l[size_t(work.row + warp) * chunks + index] = l;
-      }
-    }
+    softmax.store(ws, work, chunks, index);
     __syncthreads();
-    for (int i = 4 * threadIdx.x; i < work.heads * DIM; i += 4 * threads) {
-      float4 part[warps];
-      KQM_UNROLL
-      for (int w = 0; w < warps; w++) part[w] = kqm_shared_load<float4>(partial, w * H * DIM + i);
-      KQM_UNROLL
-      for (int step = 1; step < warps; step *= 2) {
-        KQM_UNROLL
-        for (int w = 0; w < warps; w += 2 * step) {
-          part[w].x = __fadd_rn(part[w].x, part[w + step].x);
-          part[w].y = __fadd_rn(part[w].y, part[w + step].y);
-          part[w].z = __fadd_rn(part[w].z, part[w + step].z);
-          part[w].w = __fadd_rn(part[w].w, part[w + step].w);
-        }
-      }
-      *reinterpret_cast<float4 *>(ws.o + (size_t(work.row + i / DIM) * chunks + index) * DIM + i % DIM) = part[0];
-    }
+    add_warps<DIM, H>(ws, work, chunks, index, partial);
   }
 }
 
-template <bool HALF, int DIM>
-__global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
+// The optional scores of positions that a token does not see, of `heads` heads from row `row` on: the CTAs of the token share them.
+__device__ __forceinline__ void mask_scores(const kqm_attention_args &a, uint32_t position, uint32_t row, int heads) {
+  for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity; at += gridDim.y * threads) {
+    for (int h = 0; h < heads; h++) a.scores[size_t(row + h) * a.capacity + at] = kqm_minus_infinity();
+  }
+}
+
+// What the fused launch makes of a head, the lane's eight dimensions: a query goes to shared memory, as query `index` of the CTA, in the
+// order in which attend reads it.
+template <int DIM>
+__device__ __forceinline__ void store_query(const kqm_attention_args &a, const KqmHeadRow &row, int lane, int index,
+                                            bool writes, const float (&x)[8], KQM_SHARED_ARG(float) query) {
+  KQM_UNROLL
+  for (int i = 0; i < 8; i += 4)
+    kqm_shared_store<float4>(query, index * DIM + kqm_query_offset<DIM>(8 * lane + i),
+                             make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
+  if (writes) kqm_store_eight(a.rope.q_out + row.at, lane, x);
+}
+
+// The newest k or v goes to shared memory as the cache stores it and, from the one CTA that writes it, to the cache.
+template <bool F16, int DIM>
+__device__ __forceinline__ void store_newest(const kqm_attention_args &a, const KqmHeadRow &row, int lane,
+                                             uint32_t position, bool writes, const float (&x)[8],
+                                             KQM_SHARED_ARG(uint32_t) newest) {
+  if (writes) kqm_cache_head(a.rope, row, lane, position, x);
+  if (writes && !row.is_v && a.rope.k_out) kqm_store_eight(a.rope.k_out + row.at, lane, x);
+  const int from = row.is_v ? DIM : 0;
+  KQM_UNROLL
+  for (int d = 0; d < 8; d += F16 ? 2 : 1)
+    newest[from + (8 * lane + d) / (F16 ? 2 : 1)] = KqmElements<F16, 2>::word_of(x[d], x[d + (F16 ? 1 : 0)]);
+}
+
+template <bool F16, int DIM>
+__global__ void __launch_bounds__(threads, (Shape<F16, DIM>::at_once))
     attention_chunks(kqm_attention_args a, KqmPartials ws, uint32_t first_token) {
-  const int most_heads = Shape<HALF, DIM>::heads, lanes = Shape<HALF, DIM>::lanes;
+  const int most_heads = Shape<F16, DIM>::heads, lanes = Shape<F16, DIM>::lanes;
   KQM_SHARED(float, query, most_heads *DIM);
   KQM_SHARED(float, score, most_heads *chunk);
   KQM_SHARED(float, partial, warps *most_heads *DIM);
@@ -264,7 +386,7 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   KQM_SHARED(uint32_t, newest, 2 * DIM);
   const int group = a.heads / a.kv_heads, quads = (group + quad_heads - 1) / quad_heads;
   const int quad = int(blockIdx.x) % quads, lane = threadIdx.x & 31;
-  // Queries are prepared for as many heads as a block may work on.
+  // Queries are prepared for as many heads as a CTA may work on.
   const int first_prepared = quad * quad_heads / most_heads * most_heads,
             prepared = min(most_heads, group - first_prepared);
   const int offset = quad * quad_heads - first_prepared, quad_heads_present = min(quad_heads, prepared - offset);
@@ -285,13 +407,14 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   // A token past the capacity gives NaN and leaves the cache alone.
   const uint32_t own_position = min(__ldcg(a.start), a.capacity) + t, position = min(own_position, a.capacity - 1),
                  used = position / chunk + 1;
-  // One block for four heads, or, where that would be a second round, two blocks for eight.
-  const bool wide = most_heads > quad_heads && prepared > quad_heads && used > gridDim.y;
-  const uint32_t first = wide ? 2 * blockIdx.y + (offset != 0) : blockIdx.y, stride = wide ? 2 * gridDim.y : gridDim.y;
-  const int from = wide ? 0 : offset, heads = wide ? prepared : quad_heads_present;
+  // One CTA for four heads, or, where that would be a second round, two CTAs for eight.
+  const bool eight_heads = most_heads > quad_heads && prepared > quad_heads && used > gridDim.y;
+  const uint32_t first = eight_heads ? 2 * blockIdx.y + (offset != 0) : blockIdx.y,
+                 stride = eight_heads ? 2 * gridDim.y : gridDim.y;
+  const int from = eight_heads ? 0 : offset, heads = eight_heads ? prepared : quad_heads_present;
   const uint32_t work_row = blockIdx.z * a.heads + first_head + from;
   const Work work{kv_head, position, used, first, stride, heads, work_row, token_head + from, a.rope.q != nullptr};
-  Cached<HALF, DIM> cached;
+  KeysAndValues<F16, DIM> cached;
   if (first < used) {
     cached.load_keys(a, work, first);
     cached.load_values(a, work, first);
@@ -299,58 +422,56 @@ __global__ void __launch_bounds__(threads, (Shape<HALF, DIM>::at_once))
   kqm_wait_then_release();
   if (a.rope.q) kqm_load_head(a.rope, row, row_lane, x);
 
-  if (a.scores) {
-    for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity;
-         at += gridDim.y * threads) {
-      for (int h = 0; h < quad_heads_present; h++)
-        a.scores[size_t(token_head + offset + h) * a.capacity + at] = kqm_minus_infinity();
-    }
-  }
+  if (a.scores) mask_scores(a, position, token_head + offset, quad_heads_present);
   if (first >= used) return;
   const bool makes_newest = a.rope.q && (used - 1 - first) % stride == 0;
 
-  // Queries to shared memory. The fused launch makes them here; the blocks that have the newest position make its k and v, too,
+  // Queries to shared memory. The fused launch makes them here; the CTAs that have the newest position make its k and v, too,
   // and one of them adds them to the cache.
   if (a.rope.q) {
-    const bool own_head = wide || (row_index >= offset && row_index < offset + quad_heads_present);
-    const bool writes =
-        is_query ? first == 0 && own_head : is_row && makes_newest && first_prepared == 0 && (wide || offset == 0);
+    const bool own_head = eight_heads || (row_index >= offset && row_index < offset + quad_heads_present);
+    const bool writes = is_query ? first == 0 && own_head
+                                 : is_row && makes_newest && first_prepared == 0 && (eight_heads || offset == 0);
     kqm_rope_head<lanes>(a.rope, DIM, row, row_lane, own_position, writes, 1.0 / DIM, weight,
                          kqm_shared_offset(partial, row_index * DIM), x);
     if (is_row && 8 * row_lane < DIM) {
-      if (is_query) {
-        KQM_UNROLL
-        for (int i = 0; i < 8; i += 4)
-          kqm_shared_store<float4>(query, row_index * DIM + kqm_query_place<DIM>(8 * row_lane + i),
-                                   make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
-        if (writes) kqm_store_eight(a.rope.q_out + row.at, row_lane, x);
-      } else {
-        if (writes) kqm_cache_head(a.rope, row, row_lane, own_position, x);
-        if (writes && !row.is_v && a.rope.k_out) kqm_store_eight(a.rope.k_out + row.at, row_lane, x);
-        const int from = row.is_v ? DIM : 0;
-        KQM_UNROLL
-        for (int d = 0; d < 8; d += HALF ? 2 : 1)
-          newest[from + (8 * row_lane + d) / (HALF ? 2 : 1)] =
-              KqmElements<HALF, 2>::word_of(x[d], x[d + (HALF ? 1 : 0)]);
-      }
+      if (is_query)
+        store_query<DIM>(a, row, row_lane, row_index, writes, x, query);
+      else
+        store_newest<F16, DIM>(a, row, row_lane, own_position, writes, x, newest);
     }
   } else {
     for (int i = threadIdx.x; i < prepared * DIM; i += threads)
-      query[i / DIM * DIM + kqm_query_place<DIM>(i % DIM)] = a.q[size_t(token_head) * DIM + i];
+      query[i / DIM * DIM + kqm_query_offset<DIM>(i % DIM)] = a.q[size_t(token_head) * DIM + i];
   }
   for (int i = prepared * DIM + threadIdx.x; i < most_heads * DIM; i += threads) query[i] = 0.0f;
 
   for (int i = heads * chunk + threadIdx.x; i < most_heads * chunk; i += threads) score[i] = 0.0f;
-  if (wide)
-    attend<HALF, DIM, most_heads>(a, ws, work, cached, query, score, partial, newest);
+  if (eight_heads)
+    attend<F16, DIM, most_heads>(a, ws, work, cached, query, score, partial, newest);
   else
-    attend<HALF, DIM, quad_heads>(a, ws, work, cached, kqm_shared_offset(query, from * DIM), score, partial, newest);
+    attend<F16, DIM, quad_heads>(a, ws, work, cached, kqm_shared_offset(query, from * DIM), score, partial, newest);
 }
 
-// A block for 256 outputs of a token: thread (chain, i) has chunks chain, chain + 8, ... of outputs 4 i .. 4 i + 3.
+// The trees over the chains: y of the thread's output, l of the weights of its head.
+__device__ __forceinline__ void add_chains(KQM_SHARED_ARG(double) totals, KQM_SHARED_ARG(double) sums, int quad,
+                                           double &l, double &y) {
+  double l_chain[chains], y_chain[chains];
+  KQM_UNROLL
+  for (int g = 0; g < chains; g++) l_chain[g] = totals[64 * g + quad], y_chain[g] = sums[KQM_BLOCK * g + threadIdx.x];
+  KQM_UNROLL
+  for (int step = 1; step < chains; step *= 2) {
+    KQM_UNROLL
+    for (int g = 0; g < chains; g += 2 * step)
+      l_chain[g] = l_chain[g] + l_chain[g + step], y_chain[g] = y_chain[g] + y_chain[g + step];
+  }
+  l = l_chain[0], y = y_chain[0];
+}
+
+// A CTA for 256 outputs of a token: thread (chain, i) has chunks chain, chain + 8, ... of outputs 4 i .. 4 i + 3.
 __global__ void __launch_bounds__(join_threads, 1)
     attention_join(kqm_attention_args a, KqmPartials ws, uint32_t first_token) {
-  // Of the block's heads (256 outputs are of four at most): the largest score of each warp's chunks, and by chunk of a batch the
+  // Of the CTA's heads (256 outputs are of four at most): the largest score of each warp's chunks, and by chunk of a batch the
   // factor exp(m_c - M) and l_c.
   const int most_heads = 4, warps_per_head = join_batch / 32;
   KQM_SHARED(float, largest, most_heads *warps_per_head);
@@ -359,15 +480,11 @@ __global__ void __launch_bounds__(join_threads, 1)
   KQM_SHARED(double, totals, join_threads);
   KQM_SHARED(double, sums, 4 * join_threads);
   KQM_SHARED(float, result, KQM_BLOCK);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, dim = a.head_dim, outputs = int(a.heads) * dim;
-  const int chain = threadIdx.x / 64, quad = threadIdx.x % 64, first_output = int(blockIdx.x) * KQM_BLOCK;
-  const bool active = first_output + 4 * quad < outputs;
-  const int output = active ? first_output + 4 * quad : first_output;
-  const int first_head = first_output / dim,
-            heads = (min(first_output + KQM_BLOCK, outputs) - 1) / dim - first_head + 1;
-  const int own_head = output / dim - first_head;
-  const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(blockIdx.y) * a.heads + first_head;
-  const float *o = ws.o + (first_row + own_head) * chunks * dim + output % dim;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  const int chain = threadIdx.x / 64, quad = threadIdx.x % 64;
+  const KqmJoinedOutputs outputs(a, 4 * quad);
+  const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(blockIdx.y) * a.heads + outputs.first_head;
+  const float *o = ws.o + (first_row + outputs.own_head) * chunks * outputs.dim + outputs.own % outputs.dim;
   const uint32_t t = first_token + blockIdx.y;
   // A thread makes the factor of one chunk of a batch and one head.
   static_assert(most_heads * join_batch == join_threads, "a thread has one factor of a batch");
@@ -380,22 +497,23 @@ __global__ void __launch_bounds__(join_threads, 1)
   kqm_wait_for_dependencies();
   kqm_release_dependents();
 
-  // What is needed of a batch, all on its way at once: the chain's values, and the factor's operands.
+  // Phase 1: the first batch on its way, and the largest score of each head. What is needed of a batch is asked for at once: the chain's
+  // values, and the factor's operands.
   float4 value[join_batch / chains];
   float own_m = kqm_minus_infinity();
   double own_l = 0.0;
   const auto fetch = [&](int begin) {
-    if (factor_head < heads && begin + factor_chunk < used)
+    if (factor_head < outputs.heads && begin + factor_chunk < used)
       own_m = ws.m[factor_row + begin], own_l = ws.l[factor_row + begin];
-    const float *from = o + size_t(begin + chain) * dim;
+    const float *from = o + size_t(begin + chain) * outputs.dim;
     const int count = used - begin - chain;
     KQM_UNROLL
-    for (int i = 0; i < join_batch / chains; i++, from += chains * dim) {
+    for (int i = 0; i < join_batch / chains; i++, from += chains * outputs.dim) {
       if (chains * i < count) value[i] = *reinterpret_cast<const float4 *>(from);
     }
   };
   fetch(0);
-  if (factor_head < heads) {
+  if (factor_head < outputs.heads) {
     float m = own_m;
     for (int c = factor_chunk + join_batch; c < used; c += join_batch)
       m = kqm_max_or_nan(m, ws.m[factor_row - factor_chunk + c]);
@@ -405,10 +523,11 @@ __global__ void __launch_bounds__(join_threads, 1)
   }
   __syncthreads();
 
+  // Phase 2: the chains, a batch of chunks at a time.
   double total = 0.0, sum[4] = {};
   for (int begin = 0; begin < used; begin += join_batch) {
     if (begin) fetch(begin);
-    if (factor_head < heads) {
+    if (factor_head < outputs.heads) {
       float m = kqm_minus_infinity();
       KQM_UNROLL
       for (int w = 0; w < warps_per_head; w++) m = kqm_max_or_nan(m, largest[factor_head * warps_per_head + w]);
@@ -418,7 +537,7 @@ __global__ void __launch_bounds__(join_threads, 1)
     __syncthreads();
     KQM_UNROLL
     for (int i = 0; i < join_batch / chains; i++) {
-      const int c = chain + chains * i, slot = own_head * join_batch + c;
+      const int c = chain + chains * i, slot = outputs.own_head * join_batch + c;
       if (begin + c >= used) break;
       const double f = factor[slot];
       total = fma(double(weight[slot]), f, total);
@@ -434,29 +553,21 @@ __global__ void __launch_bounds__(join_threads, 1)
   for (int i = 0; i < 4; i++) sums[chain * KQM_BLOCK + 64 * i + quad] = sum[i];
   __syncthreads();
 
-  // The tree over the chains: thread 64 i + q has output 4 q + i.
+  // Phase 3: the trees over the chains. Thread 64 i + q has output 4 q + i.
   if (threadIdx.x < KQM_BLOCK) {
-    double l[chains], y[chains];
-    KQM_UNROLL
-    for (int g = 0; g < chains; g++) l[g] = totals[64 * g + quad], y[g] = sums[KQM_BLOCK * g + threadIdx.x];
-    KQM_UNROLL
-    for (int step = 1; step < chains; step *= 2) {
-      KQM_UNROLL
-      for (int g = 0; g < chains; g += 2 * step) l[g] = l[g] + l[g + step], y[g] = y[g] + y[g + step];
-    }
-    const int within = 4 * quad + chain, own = first_output + within;
+    double l, weighted;
+    add_chains(totals, sums, quad, l, weighted);
+    const int within = 4 * quad + chain, own = outputs.first + within;
     const float sum =
-        position < a.capacity ? kqm_canonical(float(y[0] * __ddiv_rn(1.0, l[0]))) : __uint_as_float(0x7fc00000u);
-    const float y_own = own < outputs ? sum : 0.0f;
-    if (own < outputs && a.out) a.out[size_t(t) * outputs + own] = y_own;
-    result[within] = y_own;
+        position < a.capacity ? kqm_canonical(float(weighted * __ddiv_rn(1.0, l))) : __uint_as_float(0x7fc00000u);
+    const float y = own < outputs.all ? sum : 0.0f;
+    if (own < outputs.all && a.out) a.out[size_t(t) * outputs.all + own] = y;
+    result[within] = y;
   }
   if (!a.fixed) return;
   __syncthreads();
   if (warp != 0) return;
-  const float4 x0 = kqm_shared_load<float4>(result, 8 * lane), x1 = kqm_shared_load<float4>(result, 8 * lane + 4);
-  const float x[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
-  kqm_quantize_warp(x, a.fixed + size_t(t) * (outputs / KQM_BLOCK) + blockIdx.x);
+  kqm_quantize_joined(result, 0, a.fixed + size_t(t) * (outputs.all / KQM_BLOCK) + blockIdx.x);
 }
 
 KqmPartials partials(const kqm_attention_args &a, uint64_t tokens) {
@@ -469,26 +580,26 @@ KqmPartials partials(const kqm_attention_args &a, uint64_t tokens) {
   return ws;
 }
 
-// Rows of a tile, at most: so many that three blocks, else two, else one, find room on a multiprocessor.
+// Rows of a tile, at most: so many that three CTAs, else two, else one, fit on a multiprocessor.
 template <class Tile>
 int tile_rows() {
-  for (int blocks = Tile::at_once; blocks > 0; blocks--) {
+  for (int ctas = Tile::at_once; ctas > 0; ctas--) {
     for (int rows = most_tile_rows; rows > max_group; rows -= max_group) {
-      if (blocks * (Tile::bytes(rows) + 1024) <= int(kqm_shared_memory())) return rows;
+      if (ctas * (Tile::bytes(rows) + 1024) <= int(kqm_shared_memory())) return rows;
     }
   }
   return max_group;
 }
 
 // Many tokens, `at_once` at a time.
-template <bool HALF, int DIM>
+template <bool F16, int DIM>
 kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
-  typedef KqmQueryTile<HALF, DIM> Tile;
+  typedef KqmQueryTile<F16, DIM> Tile;
   const uint32_t row = a.heads * a.head_dim, group = a.heads / a.kv_heads,
                  together = Tile::at_once * kqm_multiprocessors();
   uint32_t tile_tokens = tile_rows<Tile>() / group;
   if (at_once > a.tokens) at_once = a.tokens;
-  // Places among the partial results fit into 32 bits.
+  // Offsets among the partial results fit into 32 bits.
   const uint64_t most = 0xffffffffu / (uint64_t(row) * chunks_of(a));
   KQM_REQUIRE(most > 0, KQM_BAD_SHAPE);
   if (at_once > most) at_once = most;
@@ -501,11 +612,11 @@ kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_strea
   for (uint64_t t = 0; t < a.tokens; t += at_once) {
     const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once),
                    tiles = kqm_ceil_div(count, tile_tokens);
-    // Several times as many blocks as run at once, so that they end together.
+    // Several times as many CTAs as run at once, so that they end together.
     const uint64_t wanted = kqm_ceil_div(uint64_t(tile_rounds) * together, uint64_t(tiles) * a.kv_heads);
     const uint64_t most_parts = chunks_of(a) < max_grid ? chunks_of(a) : max_grid;
     const uint32_t parts = uint32_t(wanted < most_parts ? wanted : most_parts);
-    KQM_TRY(KQM_LAUNCH((attention_tiles<HALF, DIM>), dim3(a.kv_heads, parts, tiles), dim3(kqm_tile_threads),
+    KQM_TRY(KQM_LAUNCH((attention_tiles<F16, DIM>), dim3(a.kv_heads, parts, tiles), dim3(kqm_tile_threads),
                        size_t(Tile::bytes(int(tile_tokens * group))), stream, a, ws, uint32_t(t), count, tile_tokens,
                        group));
     const dim3 grid(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), kqm_ceil_div(count, uint32_t(kqm_join_tokens)));
@@ -514,33 +625,33 @@ kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_strea
   return KQM_OK;
 }
 
-template <bool HALF, int DIM>
+template <bool F16, int DIM>
 kqm_status launch(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
-  if (a.tokens >= least_tile_tokens) return launch_tiles<HALF, DIM>(a, at_once, stream);
+  if (a.tokens >= least_tile_tokens) return launch_tiles<F16, DIM>(a, at_once, stream);
   const uint64_t chunks = chunks_of(a);
   const uint32_t group = a.heads / a.kv_heads, row = a.heads * a.head_dim;
-  const uint32_t blocks = a.kv_heads * kqm_ceil_div(group, uint32_t(quad_heads));
-  // As many blocks as run at once; they stride over the chunks, low ones first.
+  const uint32_t ctas = a.kv_heads * kqm_ceil_div(group, uint32_t(quad_heads));
+  // As many CTAs as run at once; they stride over the chunks, low ones first.
   const uint64_t strides =
-      kqm_ceil_div(Shape<HALF, DIM>::at_once * uint64_t(kqm_multiprocessors()), uint64_t(blocks) * a.tokens);
+      kqm_ceil_div(Shape<F16, DIM>::at_once * uint64_t(kqm_multiprocessors()), uint64_t(ctas) * a.tokens);
   const uint32_t grid_chunks = uint32_t(chunks < strides ? chunks : strides);
   const KqmPartials ws = partials(a, at_once);
   for (uint64_t t = 0; t < a.tokens; t += at_once) {
     const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once);
-    const dim3 grid(blocks, grid_chunks, count);
-    KQM_TRY(KQM_LAUNCH((attention_chunks<HALF, DIM>), grid, dim3(threads), 0, stream, a, ws, uint32_t(t)));
+    const dim3 grid(ctas, grid_chunks, count);
+    KQM_TRY(KQM_LAUNCH((attention_chunks<F16, DIM>), grid, dim3(threads), 0, stream, a, ws, uint32_t(t)));
     KQM_TRY(KQM_LAUNCH(attention_join, dim3(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), count), dim3(join_threads), 0,
                        stream, a, ws, uint32_t(t)));
   }
   return KQM_OK;
 }
 
-template <bool HALF>
+template <bool F16>
 kqm_status launch_dim(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
-  if (a.head_dim == 64) return launch<HALF, 64>(a, at_once, stream);
-  if (a.head_dim == 128) return launch<HALF, 128>(a, at_once, stream);
-  if (a.head_dim == 192) return launch<HALF, 192>(a, at_once, stream);
-  return launch<HALF, 256>(a, at_once, stream);
+  if (a.head_dim == 64) return launch<F16, 64>(a, at_once, stream);
+  if (a.head_dim == 128) return launch<F16, 128>(a, at_once, stream);
+  if (a.head_dim == 192) return launch<F16, 192>(a, at_once, stream);
+  return launch<F16, 256>(a, at_once, stream);
 }
 
 // The fused rope works on the same token, cache and shapes.

@@ -1,7 +1,7 @@
 // embedding: out[t] = table[tokens[t]], dequantized. Every weight is one correctly rounded f32: the products are exact.
 //
 // Shapes: table [vocab, cols] in GGUF's row layout (F32, F16 or a type of common/types.cuh), out [tokens, cols].
-// Launch: one thread block for 256 values of a token. Bound by: latency.
+// Launch: one CTA for 256 values of a token. Bound by: latency.
 #include "common/types.cuh"
 
 namespace {

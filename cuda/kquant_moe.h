@@ -336,13 +336,13 @@ typedef struct kqm_argmax_args {
   uint64_t *partial; /* [rows] zero before the first call; the launcher leaves it zero */
   uint32_t *done;    /* [rows] zero before the first call; the launcher leaves it zero */
   uint32_t *advance; /* [optional] [1]: incremented by 1 (the position of the next token in a decode loop) */
-  uint32_t *history; /* [optional] [history_len]: out[0] is also stored at index *advance before the increment */
+  uint32_t *history; /* [optional] [history_len]: at *advance, before it, out[0] or, of no finite value, 2^32 - 1 */
   uint32_t history_len;
   uint32_t rows;
   uint32_t cols;
 } kqm_argmax_args;
 
-/* The launchers by name, each with a place of its own. */
+/* The launchers by name, each with a number of its own. */
 #define KQM_EACH_LAUNCHER(X) \
   X(1, repack)               \
   X(2, quantize)             \
@@ -363,13 +363,13 @@ typedef struct kqm_argmax_args {
 
 /* kqm_NAME is compiled into the caller and says there who calls; kqm_launch_NAME, in the library, refuses a caller that has
  * another header. */
-#define KQM_DECLARE_LAUNCHER(place, name)                                                            \
+#define KQM_DECLARE_LAUNCHER(number, name)                                                           \
   kqm_status kqm_launch_##name(kqm_caller caller, const kqm_##name##_args *args, kqm_stream stream); \
   static inline kqm_status kqm_##name(const kqm_##name##_args *args, kqm_stream stream) {            \
     return kqm_launch_##name(KQM_CALLER(kqm_##name##_args), args, stream);                           \
   }
 /* The same without the callers' part, for the sources of the kernels, which define functions of those names. */
-#define KQM_DECLARE_EXPORT(place, name) \
+#define KQM_DECLARE_EXPORT(number, name) \
   kqm_status kqm_launch_##name(kqm_caller caller, const kqm_##name##_args *args, kqm_stream stream);
 #if defined(KQM_IMPLEMENTATION)
 KQM_EACH_LAUNCHER(KQM_DECLARE_EXPORT)
@@ -411,7 +411,7 @@ typedef struct kqm_kernels {
 } kqm_kernels;
 
 /* What the table depends on: the version, and the sizes of all structures, each with a weight of its own. */
-#define KQM_WEIGHTED_SIZE(place, name) +(place) * (int)sizeof(kqm_##name##_args)
+#define KQM_WEIGHTED_SIZE(number, name) +(number) * (int)sizeof(kqm_##name##_args)
 enum {
   KQM_ABI = KQM_ABI_VERSION * 0x1000000 KQM_EACH_LAUNCHER(KQM_WEIGHTED_SIZE) + 17 * (int)sizeof(kqm_fixed_block) +
             18 * (int)sizeof(kqm_kernels)

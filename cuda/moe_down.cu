@@ -1,20 +1,21 @@
 // moe_down: y[t] = residual[t] + sum over ranks of weights[t, rank] * (W_down[e] x[pair]), pair = (t, rank), e its expert.
 //
-// Shapes: W_down [experts][rows, K] of a type of common/types.cuh; x [pairs, K / 256] blocks; expert_out [pairs, rows]; y [tokens, rows].
+// Shapes: W_down [experts][rows, K] of a type of common/types.cuh; x [pairs, K / 256] fixed-point blocks;
+// expert_out [pairs, rows]; y [tokens, rows].
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; the weighted sum in f64, a tree over ranks,
 // rounded to f32; one f32 addition of the residual.
-// Launch: one token: a block has all experts of 16 rows, one warp for a super-block of one of them (24 warps at full size), and
+// Launch: one token: a CTA has all experts of 16 rows, one warp for a super-block of one of them (24 warps at full size), and
 // ends with the weighted sum; in moe_down_one_token_rows each warp quantizes its part of the activations itself, which saves a
-// launch. More tokens: one block for 64 rows of a work item, so that an expert's weights are read once for up to eight of its
+// launch. More tokens: one CTA for 64 rows of a work item, so that an expert's weights are read once for up to eight of its
 // pairs (common/wide.cuh); a second kernel makes the weighted sums.
-// Bound by: the weights' bytes. At full size a token reads 7 to 10 MB in 128 blocks.
+// Bound by: the weights' bytes. At full size a token reads 7 to 10 MB in 128 CTAs.
 #include "common/items.cuh"
 #include "common/tree.cuh"
 
 namespace {
 
 const unsigned one_token_warps = KQM_FUSED_UNITS, max_shared = 48 * 1024;
-const int small_ranks = 8, small_blocks = 4;
+const int small_ranks = 8, small_super_blocks = 4;
 
 // One value of a token, from its weighted sum and its residual.
 __device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, uint32_t r, float residual,
@@ -28,14 +29,14 @@ __device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, u
 // A product of two f32, exact.
 __device__ __forceinline__ double weigh(float weight, float value) { return double(weight) * double(value); }
 
-// What the end of a block for a single token needs, asked for before the tiles: what is asked for later arrives after them.
-struct End {
+// What the epilogue of a CTA for a single token needs, loaded before the tiles: what is loaded later arrives after them.
+struct Epilogue {
   uint32_t row;   // of this thread
   bool finishes;  // this thread's row exists
   float residual;
   float weight;  // of the rank whose product this thread makes first
 
-  __device__ __forceinline__ explicit End(const kqm_moe_down_args &a) {
+  __device__ __forceinline__ explicit Epilogue(const kqm_moe_down_args &a) {
     row = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
     finishes = threadIdx.x < KQM_TILE_ROWS && row < a.down.rows;
     residual = finishes && a.residual ? a.residual[row] : 0.0f;
@@ -44,43 +45,44 @@ struct End {
   }
 };
 
-// The row sums of all experts of a tile, and their weighted sum. SMALL: there are at most small_ranks experts and small_blocks
-// super-blocks; each expert has small_blocks slots, filled up with zeros.
+// The row sums of all experts of a tile, and their weighted sum. SMALL: there are at most small_ranks experts and small_super_blocks
+// super-blocks; each expert has small_super_blocks slots, padded with zeros.
 template <bool SMALL>
-__device__ __forceinline__ void finish_tile(const kqm_moe_down_args &a, const End &end, int blocks,
-                                            KQM_SHARED_ARG(double) part, KQM_SHARED_ARG(double) product) {
+__device__ __forceinline__ void finish_tile(const kqm_moe_down_args &a, const Epilogue &epilogue, int super_blocks,
+                                            KQM_SHARED_ARG(double) contributions, KQM_SHARED_ARG(double) product) {
   const int ranks = SMALL ? small_ranks : int(a.top_k);
   KQM_LOOP
   for (int i = threadIdx.x; i < ranks * KQM_TILE_ROWS; i += blockDim.x) {
     const int rank = i / KQM_TILE_ROWS, tile_row = i % KQM_TILE_ROWS;
     const uint32_t r = blockIdx.x * KQM_TILE_ROWS + tile_row;
-    const float value = SMALL ? kqm_row_sum_of<small_blocks>(part, rank * small_blocks, tile_row)
-                              : kqm_row_sum<1>(part, rank * blocks, blocks, 0, tile_row);
+    const float value = SMALL
+                            ? kqm_row_sum_padded<small_super_blocks>(contributions, rank * small_super_blocks, tile_row)
+                            : kqm_row_sum<1>(contributions, rank * super_blocks, super_blocks, 0, tile_row);
     const bool present = rank < int(a.top_k);
-    const float weight = i == int(threadIdx.x) ? end.weight : present ? a.weights[rank] : 0.0f;
+    const float weight = i == int(threadIdx.x) ? epilogue.weight : present ? a.weights[rank] : 0.0f;
     product[i] = weigh(weight, value);
     if (present && r < a.down.rows) a.expert_out[size_t(rank) * a.down.rows + r] = value;
   }
   __syncthreads();
-  if (end.finishes)
-    finish(a, 0, end.row, end.residual,
-           SMALL ? kqm_tree_sum<small_ranks>(product, threadIdx.x, KQM_TILE_ROWS)
-                 : kqm_tree_sum(product, threadIdx.x, KQM_TILE_ROWS, int(a.top_k)));
+  if (epilogue.finishes)
+    finish(a, 0, epilogue.row, epilogue.residual,
+           SMALL ? kqm_tree_sum_padded<small_ranks>(product, threadIdx.x, KQM_TILE_ROWS)
+                 : kqm_tree_sum_shared(product, threadIdx.x, KQM_TILE_ROWS, int(a.top_k)));
 }
 
 // A single token whose rows are still to be quantized: each warp has one unit, and quantizes its own part of the activations.
 template <class Tile, bool SMALL>
 __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token_rows(kqm_moe_down_args a) {
-  KQM_DYNAMIC_SHARED(double, part);
+  KQM_DYNAMIC_SHARED(double, contributions);
   KQM_SHARED(double, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
   KQM_SHARED(uint32_t, fixed, one_token_warps *kqm_fixed_words);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = a.down.cols / KQM_BLOCK;
-  const int rank = warp / blocks, b = warp % blocks, slot = SMALL ? rank * small_blocks + b : warp;
-  KQM_SHARED_ARG(uint32_t) block = kqm_shared_offset(fixed, warp * kqm_fixed_words);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, super_blocks = a.down.cols / KQM_BLOCK;
+  const int rank = warp / super_blocks, b = warp % super_blocks, slot = SMALL ? rank * small_super_blocks + b : warp;
+  KQM_SHARED_ARG(uint32_t) own = kqm_shared_offset(fixed, warp * kqm_fixed_words);
   kqm_release_dependents();
   kqm_touch_arguments(a);
   if (SMALL) {
-    kqm_fill_up(part, 0, small_ranks * small_blocks * KQM_TILE_ROWS);
+    kqm_zero_pad(contributions, 0, small_ranks * small_super_blocks * KQM_TILE_ROWS);
     __syncthreads();
   }
   kqm_wait_for_dependencies();
@@ -88,72 +90,75 @@ __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token_ro
   const KqmExpert expert(a.indices[rank], a.down.experts);
   float x[8];
   kqm_load_eight(a.swiglu + size_t(warp) * KQM_BLOCK, lane, x);
-  const End end(a);
+  const Epilogue epilogue(a);
   Tile tile;
   tile.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.down, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
-  const double unit = kqm_fixed_warp(x, KqmSharedBlock{block});
+  const double unit = kqm_fixed_warp(x, KqmFixedInShared{own});
   __syncwarp();
-  kqm_contribute_one(tile, KqmSharedToken(block, lane), expert.or_nan(unit), slot, part);
+  kqm_contribute_packed(tile, KqmSharedToken(own, lane), expert.or_nan(unit), slot, contributions);
   __syncthreads();
-  finish_tile<SMALL>(a, end, blocks, part, product);
+  finish_tile<SMALL>(a, epilogue, super_blocks, contributions, product);
 }
 
 template <class Tile, bool SMALL>
 __global__ void __launch_bounds__(one_token_warps * 32, 1) moe_down_one_token(kqm_moe_down_args a) {
-  KQM_DYNAMIC_SHARED(double, part);
+  KQM_DYNAMIC_SHARED(double, contributions);
   KQM_SHARED(double, product, KQM_MAX_TOP_K *KQM_TILE_ROWS);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
-  const int blocks = a.down.cols / KQM_BLOCK, units = int(a.top_k) * blocks;
+  const int super_blocks = a.down.cols / KQM_BLOCK, units = int(a.top_k) * super_blocks;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   if (SMALL) {
-    kqm_fill_up(part, 0, small_ranks * small_blocks * KQM_TILE_ROWS);
+    kqm_zero_pad(contributions, 0, small_ranks * small_super_blocks * KQM_TILE_ROWS);
     __syncthreads();
   }
   kqm_wait_for_dependencies();
-  const End end(a);
+  const Epilogue epilogue(a);
   for (int u = warp; u < units; u += warps) {
-    const int rank = u / blocks, b = u % blocks;
+    const int rank = u / super_blocks, b = u % super_blocks;
     const KqmExpert expert(a.indices[rank], a.down.experts);
     Tile tile;
     tile.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.down, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
     const kqm_fixed_block *x = a.x + u;
-    kqm_contribute_one(tile, KqmOneToken(x, lane), expert.or_nan(x->unit), SMALL ? rank * small_blocks + b : u, part);
+    kqm_contribute_packed(tile, KqmOneToken(x, lane), expert.or_nan(x->unit), SMALL ? rank * small_super_blocks + b : u,
+                          contributions);
   }
   __syncthreads();
-  finish_tile<SMALL>(a, end, blocks, part, product);
+  finish_tile<SMALL>(a, epilogue, super_blocks, contributions, product);
 }
 
-// One token of so many super-blocks that they do not fit into shared memory at once: an expert and 16 rows a block.
+// One token of so many super-blocks that they do not fit into shared memory at once: an expert and 16 rows a CTA.
 template <class Tile>
 __global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) moe_down_long_token(kqm_moe_down_args a) {
-  KQM_DYNAMIC_SHARED(double, part);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.down.cols / KQM_BLOCK;
+  KQM_DYNAMIC_SHARED(double, contributions);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5,
+            super_blocks = a.down.cols / KQM_BLOCK;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   const uint32_t rank = blockIdx.y;
-  const kqm_fixed_block *x = a.x + size_t(rank) * blocks;
+  const kqm_fixed_block *x = a.x + size_t(rank) * super_blocks;
   const KqmExpert expert(a.indices[rank], a.down.experts);
   const uint8_t *data = kqm_expert_tile<Tile>(a.down, expert, blockIdx.x);
-  for (int b = warp; b < blocks; b += warps) {
+  for (int b = warp; b < super_blocks; b += warps) {
     Tile tile;
     tile.load(KqmTileInMemory(data + size_t(b) * Tile::bytes, lane));
-    kqm_contribute_block(tile, x + b, b, part);
+    kqm_contribute_rows<1>(tile, [=](int) { return x; }, b, b, contributions);
   }
   __syncthreads();
   const uint32_t r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
   if (threadIdx.x < KQM_TILE_ROWS && r < a.down.rows)
-    a.expert_out[size_t(rank) * a.down.rows + r] = expert.or_nan(kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x));
+    a.expert_out[size_t(rank) * a.down.rows + r] =
+        expert.or_nan(kqm_row_sum<1>(contributions, 0, super_blocks, 0, threadIdx.x));
 }
 
 // Many tokens: the pairs of an item.
 static_assert(KQM_ITEM_PAIRS == kqm_wide_tokens, "an item is multiplied at once");
 
 template <class Tile>
-__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_down_wide(kqm_moe_down_args a) {
+__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_down_many_tokens(kqm_moe_down_args a) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
-  const int tile = blockIdx.x * kqm_wide_warps + (threadIdx.x >> 5), blocks = a.down.cols / KQM_BLOCK;
+  const int tile = blockIdx.x * kqm_wide_warps + (threadIdx.x >> 5), super_blocks = a.down.cols / KQM_BLOCK;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
@@ -163,8 +168,8 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_down_w
   const int own_tile = min(tile, int(a.down.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
   float y[KqmTokenColumns::results];
   kqm_wide_sums<Tile>(
-      Tile::bytes, kqm_expert_tile<Tile>(a.down, item.expert, own_tile), blocks, a.x,
-      [&](int i) { return i < item.count ? item.readable_pair(i) * blocks : kqm_wide_absent; }, shared, y);
+      Tile::bytes, kqm_expert_tile<Tile>(a.down, item.expert, own_tile), super_blocks, a.x,
+      [&](int i) { return i < item.count ? item.readable_pair(i) * super_blocks : kqm_wide_absent; }, shared, y);
   kqm_wide_store(y, tile, a.down.rows, item.count, [&](int r, int token, float value) {
     const uint32_t pair = item.pair(token);
     if (pair < item.pairs) a.expert_out[size_t(pair) * a.down.rows + r] = item.expert.or_nan(value);
@@ -187,28 +192,29 @@ __global__ void __launch_bounds__(256) moe_down_sum(kqm_moe_down_args a) {
 
 template <class Tile>
 kqm_status launch(const kqm_moe_down_args &a, kqm_stream stream) {
-  const unsigned blocks = a.down.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.down.rows, uint32_t(KQM_TILE_ROWS));
-  const unsigned units = a.top_k * blocks;
-  const size_t one_token_shared = kqm_part_bytes(units, 1);
-  const dim3 one_token_block(32 * kqm_even_warps(units, one_token_warps));
-  const bool small = a.top_k <= unsigned(small_ranks) && blocks <= unsigned(small_blocks);
-  const size_t shared = small ? kqm_part_bytes(small_ranks * small_blocks, 1) : one_token_shared;
+  const unsigned super_blocks = a.down.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.down.rows, uint32_t(KQM_TILE_ROWS));
+  const unsigned units = a.top_k * super_blocks;
+  const size_t one_token_shared = kqm_contribution_bytes(units, 1);
+  const dim3 one_token_cta(32 * kqm_even_warps(units, one_token_warps));
+  const bool small = a.top_k <= unsigned(small_ranks) && super_blocks <= unsigned(small_super_blocks);
+  const size_t shared = small ? kqm_contribution_bytes(small_ranks * small_super_blocks, 1) : one_token_shared;
   if (a.swiglu && small)
-    return KQM_LAUNCH((moe_down_one_token_rows<Tile, true>), dim3(tiles), one_token_block, shared, stream, a);
+    return KQM_LAUNCH((moe_down_one_token_rows<Tile, true>), dim3(tiles), one_token_cta, shared, stream, a);
   if (a.swiglu)
-    return KQM_LAUNCH((moe_down_one_token_rows<Tile, false>), dim3(tiles), one_token_block, shared, stream, a);
+    return KQM_LAUNCH((moe_down_one_token_rows<Tile, false>), dim3(tiles), one_token_cta, shared, stream, a);
   if (a.tokens == 1 && small)
-    return KQM_LAUNCH((moe_down_one_token<Tile, true>), dim3(tiles), one_token_block, shared, stream, a);
-  // The static array of products needs room, too.
+    return KQM_LAUNCH((moe_down_one_token<Tile, true>), dim3(tiles), one_token_cta, shared, stream, a);
+  // Beside them the static array of products has to fit.
   if (a.tokens == 1 && one_token_shared + KQM_MAX_TOP_K * KQM_TILE_ROWS * sizeof(double) <= max_shared)
-    return KQM_LAUNCH((moe_down_one_token<Tile, false>), dim3(tiles), one_token_block, shared, stream, a);
+    return KQM_LAUNCH((moe_down_one_token<Tile, false>), dim3(tiles), one_token_cta, shared, stream, a);
   const unsigned items = kqm_launch_items(a.tokens, a.down.experts, a.top_k);
   if (a.tokens > 1)
-    KQM_TRY(KQM_LAUNCH(moe_down_wide<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items),
-                       dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, blocks), stream, a));
+    KQM_TRY(KQM_LAUNCH(moe_down_many_tokens<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items),
+                       dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, super_blocks), stream, a));
   else
     KQM_TRY(KQM_LAUNCH(moe_down_long_token<Tile>, dim3(tiles, items),
-                       dim3(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(1))), kqm_part_bytes(blocks, 1), stream, a));
+                       dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(1))),
+                       kqm_contribution_bytes(super_blocks, 1), stream, a));
   return KQM_LAUNCH(moe_down_sum, dim3(kqm_ceil_div(a.down.rows, 256u), a.tokens), dim3(256), 0, stream, a);
 }
 

@@ -3,9 +3,9 @@
 // kernels that take the items write NaN.
 //
 // Shapes: indices [tokens, top_k]; order [pairs], items [max_items][3], count [1].
-// Launch: one block an expert, and one for all that do not exist. Each counts the pairs of all experts, for the places of its own, and then lists its pairs: thread i of 256
-// those of the i-th part of the pairs, behind what the threads before it have.
-// Bound by: latency; every block reads all pairs (L2).
+// Launch: one CTA an expert, and one for all that do not exist. Each counts the pairs of all experts, for where its own begin, and then
+// lists its pairs: thread i of 256 those of the i-th part of the pairs, behind what the threads before it have.
+// Bound by: latency; every CTA reads all pairs (L2).
 #include "common/check.cuh"
 
 namespace {

@@ -3,9 +3,9 @@
 // Shapes: W [experts, cols], x [tokens, cols]; logits [tokens, experts], indices and weights [tokens, top_k].
 // Maths: each logit is a tree_dot in f64 (common/tree.cuh), rounded to f32. A warp takes the largest order key top_k times
 // (common/choose.cuh). For a single token the kernel can
-// take in the RMSNorm before it; some of its blocks then also leave the normed row for the kernels behind it. And it can
-// leave the choice to moe_swiglu, which is faster than to wait for its own last block.
-// Launch: one block for an expert and up to eight tokens, one warp for a run of 256 columns (16 warps at most); the last block
+// take in the RMSNorm before it; some of its CTAs then also leave the normed row for the kernels behind it. And it can
+// leave the choice to moe_swiglu, which is faster than to wait for its own last CTA.
+// Launch: one CTA for an expert and up to eight tokens, one warp for a run of 256 columns (16 warps at most); the last CTA
 // of a token group to finish ranks its tokens' experts.
 // Bound by: latency; the weights are 1 MB at full size.
 #include "common/choose.cuh"
@@ -16,7 +16,7 @@ namespace {
 
 const int max_warps = 16, group_tokens = 8;
 
-// FUSED_RUNS: with a fused norm, places for the row's runs, of which there may be fewer; 0 without one.
+// FUSED_RUNS: with a fused norm, slots for the row's runs, padded with zeros; 0 without one.
 template <int FUSED_RUNS>
 __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_router_args a, double inverse_cols) {
   KQM_SHARED(double, run_sum, group_tokens *kqm_max_cols / KQM_BLOCK);
@@ -33,12 +33,12 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
   if (FUSED_RUNS) {
     const float4 *weight = reinterpret_cast<const float4 *>(a.norm.weight) + 64 * warp + 2 * lane;
     const float4 n0 = weight[0], n1 = weight[1];
-    kqm_fill_up(run_sum, runs, FUSED_RUNS);
+    kqm_zero_pad(run_sum, runs, FUSED_RUNS);
     kqm_wait_for_dependencies();
     kqm_release_dependents();
     float x[8];
     kqm_fused_norm_eight<fused_runs>(a.norm, warp, n0, n1, inverse_cols, run_sum, x);
-    // The run of this warp is written by one block.
+    // The run of this warp is written by one CTA.
     if (warp % gridDim.x == blockIdx.x) {
       if (a.norm.out) kqm_store_eight(a.norm.out + warp * KQM_BLOCK, lane, x);
       if (a.fixed) kqm_quantize_warp(x, a.fixed + warp);
@@ -62,7 +62,8 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
   __syncthreads();
   if (int(threadIdx.x) < tokens) {
     const int t = threadIdx.x;
-    const double sum = FUSED_RUNS ? kqm_tree_sum<fused_runs>(run_sum, 0, 1) : kqm_tree_sum(run_sum, t * runs, 1, runs);
+    const double sum =
+        FUSED_RUNS ? kqm_tree_sum_padded<fused_runs>(run_sum, 0, 1) : kqm_tree_sum_shared(run_sum, t * runs, 1, runs);
     a.logits[size_t(first + t) * a.experts + expert] = kqm_canonical(__fadd_rn(float(sum), 0.0f));
     if (a.indices) __threadfence();
   }
@@ -96,10 +97,10 @@ kqm_status kqm_moe_router(const kqm_moe_router_args *args, kqm_stream stream) {
   KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->w, 16) && kqm_aligned(args->fixed, 16), KQM_MISALIGNED);
   if (args->norm.x) KQM_TRY(kqm_check_fused_norm(args->norm, args->tokens, args->cols));
   const unsigned runs = args->cols / KQM_BLOCK, warps = kqm_even_warps(runs, max_warps);
-  const dim3 grid(args->experts, kqm_ceil_div(args->tokens, uint32_t(group_tokens))), block(32 * warps);
+  const dim3 grid(args->experts, kqm_ceil_div(args->tokens, uint32_t(group_tokens))), cta(32 * warps);
   const double inverse_cols = 1.0 / double(args->cols);
-  if (!args->norm.x) return KQM_LAUNCH(moe_router_kernel<0>, grid, block, 0, stream, *args, inverse_cols);
-  if (runs <= 8) return KQM_LAUNCH(moe_router_kernel<8>, grid, block, 0, stream, *args, inverse_cols);
-  return KQM_LAUNCH(moe_router_kernel<max_warps>, grid, block, 0, stream, *args, inverse_cols);
+  if (!args->norm.x) return KQM_LAUNCH(moe_router_kernel<0>, grid, cta, 0, stream, *args, inverse_cols);
+  if (runs <= 8) return KQM_LAUNCH(moe_router_kernel<8>, grid, cta, 0, stream, *args, inverse_cols);
+  return KQM_LAUNCH(moe_router_kernel<max_warps>, grid, cta, 0, stream, *args, inverse_cols);
 }
 KQM_ABI_END

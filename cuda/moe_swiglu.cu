@@ -1,13 +1,13 @@
 // moe_swiglu: out[p] = silu(W_gate[e] x) * (W_up[e] x) for every pair p = (token, expert e), in one launch.
 //
-// Shapes: W_gate, W_up [experts][ff, K], each of its own type (common/types.cuh); x [tokens, K / 256] blocks; out [pairs, ff].
+// Shapes: W_gate, W_up [experts][ff, K], each of its own type (common/types.cuh); x [tokens, K / 256] fixed-point blocks; out [pairs, ff].
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; silu and the product in f32 (common/exp.cuh).
 // For a single token the kernel can choose the experts itself, from the router's logits.
-// Launch: one token: a block for 16 rows of one expert; moe_swiglu_one_token, for up to eight super-blocks, is without loops. More
-// tokens: a block for 32 rows of a work item, i.e. of up to eight pairs of one expert, so that its weights are read once for all of
+// Launch: one token: a CTA for 16 rows of one expert; moe_swiglu_one_token, for up to eight super-blocks, is without loops. More
+// tokens: a CTA for 32 rows of a work item, i.e. of up to eight pairs of one expert, so that its weights are read once for all of
 // them (common/wide.cuh); half of its warps have gate, the others up. Gate and up of one type, as files have them, are one launch; of two
 // types they are a launch each, and the first one's results wait in `out` for the second one.
-// Bound by: the weights' bytes for few tokens. At full size a token reads 14 MB in 384 blocks.
+// Bound by: the weights' bytes for few tokens. At full size a token reads 14 MB in 384 CTAs.
 #include "common/choose.cuh"
 #include "common/items.cuh"
 
@@ -32,48 +32,49 @@ __device__ __forceinline__ void finish_half(const kqm_moe_swiglu_args &a, bool i
     finish_value(a, at, a.out[at], value);
 }
 
-// The expert of a single token's block: chosen by every warp for itself, down to the rank of its block.
-__device__ __forceinline__ KqmExpert expert_of_block(const kqm_moe_swiglu_args &a, KqmChoice &choice) {
+// The expert of a single token's CTA: chosen by every warp for itself, down to the rank of its CTA.
+__device__ __forceinline__ KqmExpert expert_of_cta(const kqm_moe_swiglu_args &a, KqmChoice &choice) {
   if (a.logits) choice = kqm_choose<false>(a.logits, a.gate.experts, blockIdx.y);
   return KqmExpert(a.logits ? choice.last : a.indices[blockIdx.y], a.gate.experts);
 }
 
-// The block of the last rank has chosen all experts and writes the choice down for moe_down. Its last warp does: the first one has the
+// The CTA of the last rank has chosen all experts and writes the choice down for moe_down. Its last warp does: the first one has the
 // row sums to make.
 __device__ __forceinline__ void write_choice(const kqm_moe_swiglu_args &a, const KqmChoice &choice) {
   if (a.logits && blockIdx.x == 0 && blockIdx.y == gridDim.y - 1 && threadIdx.x >= blockDim.x - 32)
     kqm_weigh_experts(choice, a.top_k, a.indices, a.weights);
 }
 
-const int wide_tiles =
-    kqm_wide_warps / 2;  // row tiles of a block for many tokens: half of its warps have gate, the others up
+const int many_tokens_tiles =
+    kqm_wide_warps / 2;  // row tiles of a CTA for many tokens: half of its warps have gate, the others up
 
 // Gate and up of one type.
 template <class Tile>
 struct Same {
-  // Blocks of moe_swiglu_one_token at once on a multiprocessor. At full size three of them take all of a token's tiles at once.
-  static const int at_once = Tile::swiglu_at_once, wide_at_once = kqm_wide_at_once;
+  // CTAs of moe_swiglu_one_token at once on a multiprocessor. At full size three of them take all of a token's tiles at once.
+  static const int at_once = Tile::swiglu_at_once, many_tokens_at_once = kqm_wide_at_once;
 
   static int most_bytes(const kqm_moe_swiglu_args &) { return Tile::bytes; }
 
   // Leaves the contributions of super-block b in slots `gate_slot` and `up_slot`. Both tiles are on their way before one is multiplied.
   template <class Activations>
-  __device__ __forceinline__ static void contribute(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b,
-                                                    const Activations &x, double unit, int gate_slot, int up_slot,
-                                                    KQM_SHARED_ARG(double) part) {
+  __device__ __forceinline__ static void multiply(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b,
+                                                  const Activations &x, double unit, int gate_slot, int up_slot,
+                                                  KQM_SHARED_ARG(double) contributions) {
     const int lane = threadIdx.x & 31;
     Tile gate, up;
     gate.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.gate, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
     up.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.up, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
-    kqm_contribute_one(gate, x, unit, gate_slot, part);
-    kqm_contribute_one(up, x, unit, up_slot, part);
+    kqm_contribute_packed(gate, x, unit, gate_slot, contributions);
+    kqm_contribute_packed(up, x, unit, up_slot, contributions);
   }
 
   // kqm_wide_sums of a row tile of gate or of up.
   template <class First>
-  __device__ __forceinline__ static void wide_sums(const kqm_moe_swiglu_args &a, bool is_gate, const KqmExpert &expert,
-                                                   int tile, int, First first, KQM_SHARED_ARG(uint32_t) shared,
-                                                   float (&y)[KqmTokenColumns::results]) {
+  __device__ __forceinline__ static void many_tokens_sums(const kqm_moe_swiglu_args &a, bool is_gate,
+                                                          const KqmExpert &expert, int tile, int, First first,
+                                                          KQM_SHARED_ARG(uint32_t) shared,
+                                                          float (&y)[KqmTokenColumns::results]) {
     const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, expert, tile), *up = kqm_expert_tile<Tile>(a.up, expert, tile);
     kqm_wide_sums<Tile>(Tile::bytes, is_gate ? gate : up, a.gate.cols / KQM_BLOCK, a.x, first, shared, y);
   }
@@ -82,28 +83,29 @@ struct Same {
 // A single token, a warp for each super-block.
 template <class Pair>
 __global__ void __launch_bounds__(32 * one_token_warps, Pair::at_once) moe_swiglu_one_token(kqm_moe_swiglu_args a) {
-  KQM_DYNAMIC_SHARED(double, part);
+  KQM_DYNAMIC_SHARED(double, contributions);
   KQM_SHARED(uint32_t, fixed, one_token_warps *kqm_fixed_words);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = blockDim.x >> 5;
-  KQM_SHARED_ARG(uint32_t) own_block = kqm_shared_offset(fixed, warp * kqm_fixed_words);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, super_blocks = blockDim.x >> 5;
+  KQM_SHARED_ARG(uint32_t) own_fixed = kqm_shared_offset(fixed, warp * kqm_fixed_words);
   kqm_release_dependents();
   kqm_touch_arguments(a);
-  kqm_fill_up(part, blocks * KQM_TILE_ROWS, one_token_warps * KQM_TILE_ROWS);
-  kqm_fill_up(part, (one_token_warps + blocks) * KQM_TILE_ROWS, 2 * one_token_warps * KQM_TILE_ROWS);
+  kqm_zero_pad(contributions, super_blocks * KQM_TILE_ROWS, one_token_warps * KQM_TILE_ROWS);
+  kqm_zero_pad(contributions, (one_token_warps + super_blocks) * KQM_TILE_ROWS, 2 * one_token_warps * KQM_TILE_ROWS);
   kqm_wait_for_dependencies();
-  // The activations are on their way while the expert is chosen, and wait for the weights in shared memory.
-  KqmBlockOnItsWay on_its_way;
-  on_its_way.load(a.x + warp);
+  // The activations are in flight while the expert is chosen, and wait for the weights in shared memory.
+  KqmFixedRegisterStage stage;
+  stage.load(a.x + warp);
   KqmChoice choice{};
-  const KqmExpert expert = expert_of_block(a, choice);
-  on_its_way.store(own_block);
-  const KqmSharedToken x(own_block, lane);
-  Pair::contribute(a, expert, warp, x, expert.or_nan(x.unit()), warp, one_token_warps + warp, part);
+  const KqmExpert expert = expert_of_cta(a, choice);
+  stage.store(own_fixed);
+  const KqmSharedToken x(own_fixed, lane);
+  Pair::multiply(a, expert, warp, x, expert.or_nan(x.unit()), warp, one_token_warps + warp, contributions);
   __syncthreads();
   if (warp == 0) {
     // Half a warp sums up gate, the other half up.
     const int tile_row = lane % KQM_TILE_ROWS, r = blockIdx.x * KQM_TILE_ROWS + tile_row;
-    const float sum = kqm_row_sum_of<one_token_warps>(part, lane / KQM_TILE_ROWS * one_token_warps, tile_row);
+    const float sum =
+        kqm_row_sum_padded<one_token_warps>(contributions, lane / KQM_TILE_ROWS * one_token_warps, tile_row);
     const float other = __shfl_xor_sync(~0u, sum, KQM_TILE_ROWS);
     if (lane < KQM_TILE_ROWS && r < int(a.gate.rows)) finish_value(a, size_t(blockIdx.y) * a.gate.rows + r, sum, other);
   }
@@ -113,53 +115,56 @@ __global__ void __launch_bounds__(32 * one_token_warps, Pair::at_once) moe_swigl
 // A single token of any number of super-blocks.
 template <class Pair>
 __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_token(kqm_moe_swiglu_args a) {
-  KQM_DYNAMIC_SHARED(double, part);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.gate.cols / KQM_BLOCK;
+  KQM_DYNAMIC_SHARED(double, contributions);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5,
+            super_blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   KqmChoice choice{};
-  const KqmExpert expert = expert_of_block(a, choice);
-  for (int b = warp; b < blocks; b += warps) {
+  const KqmExpert expert = expert_of_cta(a, choice);
+  for (int b = warp; b < super_blocks; b += warps) {
     const KqmOneToken x(a.x + b, lane);
-    Pair::contribute(a, expert, b, x, x.unit(), b, blocks + b, part);
+    Pair::multiply(a, expert, b, x, x.unit(), b, super_blocks + b, contributions);
   }
   __syncthreads();
   const int r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
   if (threadIdx.x < KQM_TILE_ROWS && r < int(a.gate.rows))
     finish_value(a, size_t(blockIdx.y) * a.gate.rows + r,
-                 expert.or_nan(kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x)),
-                 expert.or_nan(kqm_row_sum<1>(part, blocks, blocks, 0, threadIdx.x)));
+                 expert.or_nan(kqm_row_sum<1>(contributions, 0, super_blocks, 0, threadIdx.x)),
+                 expert.or_nan(kqm_row_sum<1>(contributions, super_blocks, super_blocks, 0, threadIdx.x)));
   write_choice(a, choice);
 }
 
-// Many tokens: the pairs of an item, two row tiles a block.
+// Many tokens: the pairs of an item, two row tiles a CTA.
 static_assert(KQM_ITEM_PAIRS == kqm_wide_tokens, "an item is multiplied at once");
 
 template <class Pair>
-__global__ void __launch_bounds__(kqm_wide_threads, Pair::wide_at_once)
-    moe_swiglu_wide(kqm_moe_swiglu_args a, int most_bytes) {
+__global__ void __launch_bounds__(kqm_wide_threads, Pair::many_tokens_at_once)
+    moe_swiglu_many_tokens(kqm_moe_swiglu_args a, int most_bytes) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, blocks = a.gate.cols / KQM_BLOCK;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, super_blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   const KqmItem item = kqm_item(a.groups, blockIdx.y, a.gate.experts, a.tokens * a.top_k);
   if (item.count == 0) return;
-  const bool is_gate = warp < wide_tiles;
-  const int s = is_gate ? warp : warp - wide_tiles, tile = blockIdx.x * wide_tiles + s,
-            place = (s * 32 + lane) * KqmTokenColumns::results;
+  const bool is_gate = warp < many_tokens_tiles;
+  const int s = is_gate ? warp : warp - many_tokens_tiles, tile = blockIdx.x * many_tokens_tiles + s,
+            offset = (s * 32 + lane) * KqmTokenColumns::results;
   // A warp beyond the last tile works on that one, too, and stores nothing.
   const int own_tile = min(tile, int(a.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
-  const auto first = [&](int i) { return i < item.count ? item.readable_pair(i) / a.top_k * blocks : kqm_wide_absent; };
+  const auto first = [&](int i) {
+    return i < item.count ? item.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent;
+  };
   float y[KqmTokenColumns::results];
-  Pair::wide_sums(a, is_gate, item.expert, own_tile, most_bytes, first, shared, y);
-  // The digits are done with: ups take their place.
+  Pair::many_tokens_sums(a, is_gate, item.expert, own_tile, most_bytes, first, shared, y);
+  // The digits are done with: the sums of up take over their memory.
   __syncthreads();
-  if (!is_gate) kqm_shared_store<float4>(shared, place, make_float4(y[0], y[1], y[2], y[3]));
+  if (!is_gate) kqm_shared_store<float4>(shared, offset, make_float4(y[0], y[1], y[2], y[3]));
   __syncthreads();
   if (!is_gate) return;
-  const float4 up4 = kqm_shared_load<float4>(shared, place);
+  const float4 up4 = kqm_shared_load<float4>(shared, offset);
   const float up[KqmTokenColumns::results] = {up4.x, up4.y, up4.z, up4.w};
   KQM_UNROLL
   for (int i = 0; i < KqmTokenColumns::results; i++) {
@@ -173,42 +178,44 @@ __global__ void __launch_bounds__(kqm_wide_threads, Pair::wide_at_once)
 
 template <class Pair>
 kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
-  const unsigned blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
+  const unsigned super_blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
   const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
   if (a.tokens > 1)
-    return KQM_LAUNCH(moe_swiglu_wide<Pair>, dim3(kqm_ceil_div(tiles, unsigned(wide_tiles)), items),
-                      dim3(kqm_wide_threads), kqm_wide_bytes(Pair::most_bytes(a), blocks), stream, a,
+    return KQM_LAUNCH(moe_swiglu_many_tokens<Pair>, dim3(kqm_ceil_div(tiles, unsigned(many_tokens_tiles)), items),
+                      dim3(kqm_wide_threads), kqm_wide_bytes(Pair::most_bytes(a), super_blocks), stream, a,
                       Pair::most_bytes(a));
-  if (blocks <= unsigned(one_token_warps))
-    return KQM_LAUNCH(moe_swiglu_one_token<Pair>, dim3(tiles, items), dim3(32 * blocks),
-                      2 * kqm_part_bytes(one_token_warps, 1), stream, a);
-  const dim3 block(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(1)));
-  return KQM_LAUNCH(moe_swiglu_long_token<Pair>, dim3(tiles, items), block, 2 * kqm_part_bytes(blocks, 1), stream, a);
+  if (super_blocks <= unsigned(one_token_warps))
+    return KQM_LAUNCH(moe_swiglu_one_token<Pair>, dim3(tiles, items), dim3(32 * super_blocks),
+                      2 * kqm_contribution_bytes(one_token_warps, 1), stream, a);
+  const dim3 cta(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(1)));
+  return KQM_LAUNCH(moe_swiglu_long_token<Pair>, dim3(tiles, items), cta, 2 * kqm_contribution_bytes(super_blocks, 1),
+                    stream, a);
 }
 
 // Gate or up alone, for a single token: row sums of an expert's 16 rows a block.
 template <class Tile>
 __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1)
     moe_swiglu_half_of_token(kqm_moe_swiglu_args a, bool is_gate) {
-  KQM_DYNAMIC_SHARED(double, part);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5, blocks = a.gate.cols / KQM_BLOCK;
+  KQM_DYNAMIC_SHARED(double, contributions);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5,
+            super_blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   KqmChoice choice{};
-  const KqmExpert expert = expert_of_block(a, choice);
+  const KqmExpert expert = expert_of_cta(a, choice);
   const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, expert, blockIdx.x),
                 *up = kqm_expert_tile<Tile>(a.up, expert, blockIdx.x);
-  for (int b = warp; b < blocks; b += warps) {
+  for (int b = warp; b < super_blocks; b += warps) {
     Tile tile;
     tile.load(KqmTileInMemory((is_gate ? gate : up) + size_t(b) * Tile::bytes, lane));
-    kqm_contribute_block(tile, a.x + b, b, part);
+    kqm_contribute_packed(tile, KqmOneToken(a.x + b, lane), a.x[b].unit, b, contributions);
   }
   __syncthreads();
   const int r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
   if (threadIdx.x < KQM_TILE_ROWS && r < int(a.gate.rows))
     finish_half(a, is_gate, size_t(blockIdx.y) * a.gate.rows + r,
-                expert.or_nan(kqm_row_sum<1>(part, 0, blocks, 0, threadIdx.x)));
+                expert.or_nan(kqm_row_sum<1>(contributions, 0, super_blocks, 0, threadIdx.x)));
   if (is_gate) write_choice(a, choice);
 }
 
@@ -217,7 +224,7 @@ template <class Tile>
 __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
     moe_swiglu_half_wide(kqm_moe_swiglu_args a, bool is_gate) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
-  const int tile = blockIdx.x * kqm_wide_warps + (threadIdx.x >> 5), blocks = a.gate.cols / KQM_BLOCK;
+  const int tile = blockIdx.x * kqm_wide_warps + (threadIdx.x >> 5), super_blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
@@ -229,8 +236,9 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
                 *up = kqm_expert_tile<Tile>(a.up, item.expert, own_tile);
   float y[KqmTokenColumns::results];
   kqm_wide_sums<Tile>(
-      Tile::bytes, is_gate ? gate : up, blocks, a.x,
-      [&](int i) { return i < item.count ? item.readable_pair(i) / a.top_k * blocks : kqm_wide_absent; }, shared, y);
+      Tile::bytes, is_gate ? gate : up, super_blocks, a.x,
+      [&](int i) { return i < item.count ? item.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent; }, shared,
+      y);
   kqm_wide_store(y, tile, a.gate.rows, item.count, [&](int r, int token, float value) {
     const uint32_t pair = item.pair(token);
     if (pair < item.pairs) finish_half(a, is_gate, size_t(pair) * a.gate.rows + r, item.expert.or_nan(value));
@@ -239,14 +247,14 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
 
 template <class Tile>
 kqm_status launch_half(const kqm_moe_swiglu_args &a, bool is_gate, kqm_stream stream) {
-  const unsigned blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
+  const unsigned super_blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
   const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
   if (a.tokens > 1)
     return KQM_LAUNCH(moe_swiglu_half_wide<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items),
-                      dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, blocks), stream, a, is_gate);
+                      dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, super_blocks), stream, a, is_gate);
   return KQM_LAUNCH(moe_swiglu_half_of_token<Tile>, dim3(tiles, items),
-                    dim3(32 * kqm_even_warps(blocks, KQM_MATVEC_WARPS(1))), kqm_part_bytes(blocks, 1), stream, a,
-                    is_gate);
+                    dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(1))),
+                    kqm_contribution_bytes(super_blocks, 1), stream, a, is_gate);
 }
 
 }  // namespace

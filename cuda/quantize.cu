@@ -1,7 +1,7 @@
 // quantize: f32 activations to block fixed point (common/fixed.cuh).
 //
-// Shapes: x [tokens, cols], out [tokens, cols / 256] blocks of 1,376 bytes: five planes of 256 digits, their sums, the unit.
-// Launch: one warp for a block of 256 activations, eight warps a thread block.
+// Shapes: x [tokens, cols], out [tokens, cols / 256] fixed-point blocks of 1,376 bytes: five planes of 256 digits, their sums, the unit.
+// Launch: one warp for 256 activations, eight warps a CTA.
 // Bound by: bytes, 4 in and 5.4 out for an activation; by latency for a single token.
 #include "common/check.cuh"
 #include "common/fixed.cuh"
@@ -9,15 +9,15 @@
 namespace {
 
 __global__ void __launch_bounds__(256) quantize_kernel(kqm_quantize_args a) {
-  const size_t block = size_t(blockIdx.x) * 8 + (threadIdx.x >> 5), blocks = size_t(a.tokens) * (a.cols / KQM_BLOCK);
+  const size_t index = size_t(blockIdx.x) * 8 + (threadIdx.x >> 5), count = size_t(a.tokens) * (a.cols / KQM_BLOCK);
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
-  if (block >= blocks) return;
-  const float4 *x = reinterpret_cast<const float4 *>(a.x + block * KQM_BLOCK) + 2 * (threadIdx.x & 31);
+  if (index >= count) return;
+  const float4 *x = reinterpret_cast<const float4 *>(a.x + index * KQM_BLOCK) + 2 * (threadIdx.x & 31);
   const float4 x0 = x[0], x1 = x[1];
   const float values[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
-  kqm_quantize_warp(values, a.out + block);
+  kqm_quantize_warp(values, a.out + index);
 }
 
 }  // namespace
@@ -27,8 +27,8 @@ kqm_status kqm_quantize(const kqm_quantize_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr && args->x != nullptr && args->out != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->tokens > 0 && args->cols > 0 && args->cols % KQM_BLOCK == 0, KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->out, 16), KQM_MISALIGNED);
-  const size_t blocks = size_t(args->tokens) * (args->cols / KQM_BLOCK);
-  KQM_REQUIRE(blocks <= 0x7fffffffu, KQM_BAD_SHAPE);
-  return KQM_LAUNCH(quantize_kernel, dim3(unsigned(kqm_ceil_div(blocks, size_t(8)))), dim3(256), 0, stream, *args);
+  const size_t count = size_t(args->tokens) * (args->cols / KQM_BLOCK);
+  KQM_REQUIRE(count <= 0x7fffffffu, KQM_BAD_SHAPE);
+  return KQM_LAUNCH(quantize_kernel, dim3(unsigned(kqm_ceil_div(count, size_t(8)))), dim3(256), 0, stream, *args);
 }
 KQM_ABI_END

@@ -2,7 +2,7 @@
 //
 // Shapes: blocks [rows, cols / 256] of a type of common/types.cuh, tiles [ceil(rows / 16), cols / 256] of 16 blocks' bytes; missing rows
 // of the last tile become zeros.
-// Launch: one thread block for a tile; threads move 2-byte units, since Q6_K blocks are aligned to no more, and bytes of MXFP4's.
+// Launch: one CTA for a tile; threads move 2-byte units, since Q6_K blocks are aligned to no more, and bytes of MXFP4's.
 // Bound by: bytes; runs once, at load time.
 #include "common/types.cuh"
 

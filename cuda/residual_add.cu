@@ -1,7 +1,7 @@
 // residual_add: y = a + b, in f32.
 //
 // Shapes: a, b, y [count]; y may be a or b.
-// Launch: 256 threads a block, one element a thread. Bound by: bytes, 12 an element.
+// Launch: 256 threads a CTA, one element a thread. Bound by: bytes, 12 an element.
 // The forward adds residuals in the kernels that make the products; this is the unfused form.
 #include "common/check.cuh"
 

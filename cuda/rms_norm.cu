@@ -1,8 +1,8 @@
 // rms_norm: y = (x * r) * weight, r = 1 / sqrt(mean(x^2) + eps), as f32, as fixed point, or both.
 //
-// Shapes: x [tokens, cols], weight [cols]; out [tokens, cols], fixed [tokens, cols / 256] blocks.
+// Shapes: x [tokens, cols], weight [cols]; out [tokens, cols], fixed [tokens, cols / 256] fixed-point blocks.
 // Maths: the squares are summed in f64 as a tree whose shape depends on cols alone (common/tree.cuh).
-// Launch: one thread block for a token, one warp for a run of 256 (eight warps at most).
+// Launch: one CTA for a token, one warp for a run of 256 (eight warps at most).
 // Bound by: latency; 8 KB a token at full size.
 #include "common/fixed.cuh"
 #include "common/norm.cuh"
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(256) rms_norm_kernel(kqm_rms_norm_args a) {
     if (lane == 0) run_sum[run] = sum;
   }
   __syncthreads();
-  const float r = kqm_inverse_root(kqm_tree_sum(run_sum, 0, 1, runs), inverse_n, a.eps);
+  const float r = kqm_inverse_root(kqm_tree_sum_shared(run_sum, 0, 1, runs), inverse_n, a.eps);
 
   for (int run = warp; run < runs; run += warps) {
     const bool kept = run == warp;
@@ -37,9 +37,9 @@ __global__ void __launch_bounds__(256) rms_norm_kernel(kqm_rms_norm_args a) {
     const float4 v0 = kept ? w0 : weight[64 * run], v1 = kept ? w1 : weight[64 * run + 1];
     float y[8];
     kqm_scale_eight(x0, x1, v0, v1, r, y);
-    const size_t block = size_t(blockIdx.x) * runs + run;
-    if (a.out) kqm_store_eight(a.out + block * KQM_BLOCK, lane, y);
-    if (a.fixed) kqm_quantize_warp(y, a.fixed + block);
+    const size_t at = size_t(blockIdx.x) * runs + run;
+    if (a.out) kqm_store_eight(a.out + at * KQM_BLOCK, lane, y);
+    if (a.fixed) kqm_quantize_warp(y, a.fixed + at);
   }
 }
 

@@ -4,7 +4,7 @@
 
 // What the files of the kernels define.
 KQM_ABI_BEGIN
-#define KQM_DECLARE(place, name) kqm_status kqm_##name(const kqm_##name##_args *args, kqm_stream stream);
+#define KQM_DECLARE(number, name) kqm_status kqm_##name(const kqm_##name##_args *args, kqm_stream stream);
 KQM_EACH_LAUNCHER(KQM_DECLARE)
 uint64_t kqm_attention_workspace(const kqm_attention_args *args);
 uint32_t kqm_moe_max_items(uint32_t tokens, uint32_t experts, uint32_t top_k);
@@ -42,7 +42,7 @@ const char *status_text(kqm_status status) {
 
 constexpr kqm_kernels make_table() {
   kqm_kernels table{};
-#define KQM_SET(place, name) table.name = kqm_launchers::kqm_##name;
+#define KQM_SET(number, name) table.name = kqm_launchers::kqm_##name;
   KQM_EACH_LAUNCHER(KQM_SET)
   table.attention_workspace = kqm_launchers::kqm_attention_workspace;
   table.moe_max_items = kqm_launchers::kqm_moe_max_items;
@@ -56,7 +56,7 @@ constexpr kqm_kernels kernel_table = make_table();
 }  // namespace
 
 KQM_EXPORTS_BEGIN
-#define KQM_EXPORT(place, name)                                                                       \
+#define KQM_EXPORT(number, name)                                                                      \
   kqm_status kqm_launch_##name(kqm_caller caller, const kqm_##name##_args *args, kqm_stream stream) { \
     KQM_REQUIRE(caller == KQM_CALLER(kqm_##name##_args), KQM_OTHER_ABI);                              \
     return kqm_launchers::kqm_##name(args, stream);                                                   \

@@ -781,7 +781,7 @@ pub struct kqm_argmax_args {
     pub done: *mut u32,
     /// \[optional\] \[1\]: incremented by 1 (the position of the next token in a decode loop)
     pub advance: *mut u32,
-    /// \[optional\] \[history_len\]: out\[0\] is also stored at index \*advance before the increment
+    /// \[optional\] \[history_len\]: at \*advance, before it, out\[0\] or, of no finite value, 2^32 - 1
     pub history: *mut u32,
     pub history_len: u32,
     pub rows: u32,

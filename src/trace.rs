@@ -1,6 +1,6 @@
 //! Intermediate values of a forward: their names, and the sink that receives them.
 //!
-//! The forward is generic over a [`Sink`]. With [`NoTrace`] every tap compiles to nothing.
+//! The forward is generic over a [`Sink`]. With [`NoTrace`] nothing of it is compiled in.
 
 use std::fmt;
 use std::str::FromStr;
@@ -145,7 +145,7 @@ pub struct Record<'a> {
 
 /// Receives intermediate values of a forward.
 pub trait Sink {
-    /// False: the taps compile to nothing.
+    /// False: nothing of the trace is compiled in.
     const ENABLED: bool;
 
     /// Whether [`Sink::record`] is to be called for this stage of this layer. `layer` is `None` for stages outside of

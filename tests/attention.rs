@@ -105,7 +105,7 @@ impl Shape {
         ok(Attention::workspace_bytes(device, self.capacity, self.tokens, self.heads, self.head_dim))
     }
 
-    fn run<D: Device>(&self, device: &D, operands: &Operands, workspace: usize, taps: bool) -> Results {
+    fn run<D: Device>(&self, device: &D, operands: &Operands, workspace: usize, optional: bool) -> Results {
         let (q, start) = (input(device, &operands.q), input(device, &[self.start as u32]));
         let (k_cache, v_cache) = (input(device, &operands.k.bytes()), input(device, &operands.v.bytes()));
         let mut workspace: Output<D, u8> = Output::new(device, workspace);
@@ -113,8 +113,8 @@ impl Shape {
         let mut out = Output::new(device, operands.q.len());
         let mut fixed = Output::new(device, blocks);
         let mut scores = Output::new(device, self.tokens * self.heads * self.capacity);
-        // Without taps the forward needs nothing but the fixed point.
-        let with_out = taps || blocks == 0;
+        // Without optional outputs the forward needs nothing but the fixed point.
+        let with_out = optional || blocks == 0;
         ok(Attention {
             q: Queries::Rotated {
                 q: q.slice(),
@@ -125,7 +125,7 @@ impl Shape {
             cache_kind: self.cache,
             out: out.slice_if(with_out),
             fixed: fixed.slice_if(blocks > 0),
-            scores: scores.slice_if(taps),
+            scores: scores.slice_if(optional),
             workspace: workspace.slice(),
             capacity: self.capacity,
             tokens: self.tokens,
@@ -139,7 +139,7 @@ impl Shape {
         Results {
             out: if with_out { out.read() } else { Vec::new() },
             fixed: fixed.read(),
-            scores: if taps { scores.read() } else { Vec::new() },
+            scores: if optional { scores.read() } else { Vec::new() },
         }
     }
 
@@ -171,9 +171,9 @@ impl Shape {
 
     fn check<D: Device>(&self, device: &D, operands: &Operands) {
         let expected = self.expected(operands);
-        for taps in [true, false] {
-            let got = self.run(device, operands, self.workspace(device), taps);
-            if taps {
+        for optional in [true, false] {
+            let got = self.run(device, operands, self.workspace(device), optional);
+            if optional {
                 assert_bits(&format!("{self:?}, scores"), &got.scores, &expected.scores);
             }
             if !got.out.is_empty() {
@@ -473,8 +473,8 @@ struct Token {
 /// All that the rotation and attention of a token leave.
 struct Rotated {
     q_out: Vec<f32>,
-    /// q_normed, k_normed and k_out; empty without taps.
-    taps: [Vec<f32>; 3],
+    /// q_normed, k_normed and k_out; empty without optional outputs.
+    optional: [Vec<f32>; 3],
     k_cache: Vec<u8>,
     v_cache: Vec<u8>,
     results: Results,
@@ -506,20 +506,20 @@ impl Token {
     }
 
     /// In one launch or in two.
-    fn run<D: Device>(&self, device: &D, fused: bool, with_taps: bool) -> Rotated {
+    fn run<D: Device>(&self, device: &D, fused: bool, with_optional: bool) -> Rotated {
         let shape = &self.shape;
         let (q, k, v) = (input(device, &self.q), input(device, &self.k), input(device, &self.v));
         let weights = self.weights.as_ref().map(|weights| weights.each_ref().map(|weight| input(device, weight)));
         let (table, start) = (input(device, &self.table), input(device, &[shape.start as u32]));
         let mut q_out = Output::new(device, self.q.len());
-        let mut taps = [self.q.len(), self.k.len(), self.k.len()].map(|len| Output::new(device, len));
+        let mut optional = [self.q.len(), self.k.len(), self.k.len()].map(|len| Output::new(device, len));
         let mut k_cache = Output::starting_with(device, &self.k_cache);
         let mut v_cache = Output::starting_with(device, &self.v_cache);
         let mut workspace: Output<D, u8> = Output::new(device, shape.workspace(device));
         let blocks = if shape.row().is_multiple_of(BLOCK) { shape.row() / BLOCK } else { 0 };
         let (mut out, mut fixed) = (Output::new(device, shape.row()), Output::new(device, blocks));
         let mut scores = Output::new(device, shape.heads * shape.capacity);
-        let [q_normed, k_normed, k_out] = taps.each_mut().map(|tap| tap.slice_if(with_taps));
+        let [q_normed, k_normed, k_out] = optional.each_mut().map(|output| output.slice_if(with_optional));
         let rope = Rope {
             q: q.slice(),
             q_out: q_out.slice(),
@@ -544,7 +544,7 @@ impl Token {
         };
         let queries = if fused {
             // Nothing is under way before it: behind qkv or not is the same.
-            Queries::Fused { rope, follows_qkv: with_taps }
+            Queries::Fused { rope, follows_qkv: with_optional }
         } else {
             ok(rope.launch(device));
             Queries::Rotated {
@@ -554,13 +554,13 @@ impl Token {
                 start: start.slice(),
             }
         };
-        let with_out = with_taps || blocks == 0;
+        let with_out = with_optional || blocks == 0;
         ok(Attention {
             q: queries,
             cache_kind: shape.cache,
             out: out.slice_if(with_out),
             fixed: fixed.slice_if(blocks > 0),
-            scores: scores.slice_if(with_taps),
+            scores: scores.slice_if(with_optional),
             workspace: workspace.slice(),
             capacity: shape.capacity,
             tokens: 1,
@@ -573,13 +573,13 @@ impl Token {
         workspace.read();
         Rotated {
             q_out: q_out.read(),
-            taps: if with_taps { taps.map(|tap| tap.read()) } else { Default::default() },
+            optional: if with_optional { optional.map(|output| output.read()) } else { Default::default() },
             k_cache: k_cache.read(),
             v_cache: v_cache.read(),
             results: Results {
                 out: if with_out { out.read() } else { Vec::new() },
                 fixed: fixed.read(),
-                scores: if with_taps { scores.read() } else { Vec::new() },
+                scores: if with_optional { scores.read() } else { Vec::new() },
             },
         }
     }
@@ -604,20 +604,20 @@ impl Token {
         }
         let [k, v] = [&k_cache, &v_cache].map(|bytes| Cache::from_bytes(self.shape.cache, bytes));
         let results = self.shape.expected(&Operands { q: q_out.clone(), k, v });
-        Rotated { q_out, taps: [q_normed, k_normed, k_out], k_cache, v_cache, results }
+        Rotated { q_out, optional: [q_normed, k_normed, k_out], k_cache, v_cache, results }
     }
 
-    fn check<D: Device>(&self, device: &D, what: &str, with_taps: bool) {
+    fn check<D: Device>(&self, device: &D, what: &str, with_optional: bool) {
         let expected = self.expected();
         for fused in [true, false] {
             let what = format!("{what}, {:?}, {}", self.shape, if fused { "one launch" } else { "two launches" });
-            let got = self.run(device, fused, with_taps);
+            let got = self.run(device, fused, with_optional);
             assert_bits(&format!("{what}, q_out"), &got.q_out, &expected.q_out);
             assert_same(&format!("{what}, k_cache"), &got.k_cache, &expected.k_cache);
             assert_same(&format!("{what}, v_cache"), &got.v_cache, &expected.v_cache);
-            if with_taps {
+            if with_optional {
                 for (name, (got, expected)) in
-                    ["q_normed", "k_normed", "k_out"].into_iter().zip(got.taps.iter().zip(&expected.taps))
+                    ["q_normed", "k_normed", "k_out"].into_iter().zip(got.optional.iter().zip(&expected.optional))
                 {
                     assert_bits(&format!("{what}, {name}"), got, expected);
                 }
@@ -632,7 +632,7 @@ impl Token {
 }
 
 /// The fused form gives what `rope` and attention give: at the edges of chunks, for every head_dim, with and without
-/// norms and taps, and leaves the same cache.
+/// norms and optional outputs, and leaves the same cache.
 fn takes_in_the_rotation<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(44);
     // heads, kv_heads, head_dim
@@ -647,9 +647,9 @@ fn takes_in_the_rotation<D: Device>(device: &D, size: Size) {
                 // Up to the last position of the capacity.
                 let capacity = start + 1 + [0, 3, 64][(case + start + kind) % 3];
                 let shape = Shape { tokens: 1, heads, kv_heads, head_dim, start, capacity, cache };
-                for (norm, taps) in [(true, true), (true, false), (false, true)] {
-                    let kind = if norm && taps { Activations::Gaussian } else { Activations::HeavyTailed };
-                    Token::random(&mut random, shape, norm, kind).check(device, "gaussian", taps);
+                for (norm, optional) in [(true, true), (true, false), (false, true)] {
+                    let kind = if norm && optional { Activations::Gaussian } else { Activations::HeavyTailed };
+                    Token::random(&mut random, shape, norm, kind).check(device, "gaussian", optional);
                 }
             }
         }

@@ -207,14 +207,15 @@ fn a_dropped_barrier_in_moe_router() {
 #[test]
 fn a_dropped_barrier_in_the_matvec() {
     let (find, replace) = ("  __syncthreads();\n  if (!finishes) return;", "  if (!finishes) return;");
-    let found = Found::Report(&[Failure::Race], &["kernel kqm_matvec_tile_kernel", "block (", "thread (", "part["]);
+    let found =
+        Found::Report(&[Failure::Race], &["kernel kqm_matvec_tile_kernel", "block (", "thread (", "contributions["]);
     check(q4_k_matvec, "q4_k_matvec.cu", "common/matvec.cuh", find, replace, found);
 }
 
 /// The shuffles between the stores and the loads order nothing.
 #[test]
 fn a_dropped_warp_barrier_in_moe_down() {
-    let (find, replace) = ("  __syncwarp();\n  kqm_contribute_one(tile", "  kqm_contribute_one(tile");
+    let (find, replace) = ("  __syncwarp();\n  kqm_contribute_packed(tile", "  kqm_contribute_packed(tile");
     let words = &["kernel moe_down_one_token_rows", "block (", "thread (", "fixed[", "fixed.cuh:", "tiles.cuh:"];
     check(moe_down, "moe_down.cu", "moe_down.cu", find, replace, Found::Report(&[Failure::Race], words));
 }

@@ -875,8 +875,8 @@ fn quantize(table: &mut Table, kernels: &kqm_kernels) {
     }
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->x, 16)", |a| a.x = shifted(a.x));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->out, 16)", |a| a.out = shifted(a.out));
-    l.refuses(KQM_BAD_SHAPE, "blocks <= 0x7fffffffu", |a| a.tokens = 0x8000_0000);
-    l.launches("blocks <= 0x7fffffffu", |a| (a.tokens, a.x) = (0x7fff_ffff, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "count <= 0x7fffffffu", |a| a.tokens = 0x8000_0000);
+    l.launches("count <= 0x7fffffffu", |a| (a.tokens, a.x) = (0x7fff_ffff, nowhere));
 }
 
 fn repack(table: &mut Table, kernels: &kqm_kernels) {

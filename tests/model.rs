@@ -65,7 +65,7 @@ fn hyperparameters_are_checked() {
         ("qwen3moe.attention.key_length", Value::U32(0), "value_length"),
         ("qwen3moe.attention.layer_norm_rms_epsilon", Value::F32(f32::NAN), "epsilon"),
         ("qwen3moe.rope.freq_base", Value::F32(f32::INFINITY), "RoPE base"),
-        ("qwen3moe.rope.scaling.type", Value::String("yarn"), "\"yarn\" is not supported"),
+        ("qwen3moe.rope.scaling.type", Value::String("longrope"), "\"longrope\" is not supported"),
         ("qwen3moe.block_count", Value::U32(0), "layers"),
     ] {
         let error = refused(&[(key, Some(value))], |_| {});
@@ -234,7 +234,7 @@ fn weights_must_be_finite() {
     });
     let error = load(halves).map(drop).unwrap_err();
     assert!(matches!(&error, Error::Model(text) if text.contains("block 1000 ")), "{error}");
-    let options = LoadOptions { check_blocks: false };
+    let options = LoadOptions { check_blocks: false, ..LoadOptions::default() };
     Model::load(unchecked, Cpu::new(), options, &mut |_, _| {}).unwrap();
 }
 

@@ -39,12 +39,12 @@ enum X<'a> {
 #[derive(Debug)]
 struct Results {
     expert_out: Vec<f32>,
-    /// Empty without the tap.
+    /// Empty unless it is asked for.
     sum: Vec<f32>,
     y: Vec<f32>,
 }
 
-fn run<D: Device>(device: &D, down: &Matrix<D>, operands: Operands<'_>, tokens: usize, tap: bool) -> Results {
+fn run<D: Device>(device: &D, down: &Matrix<D>, operands: Operands<'_>, tokens: usize, optional: bool) -> Results {
     let (top_k, rows) = (operands.indices.len() / tokens, down.rows());
     let (digits, rows_of_x) = match operands.x {
         X::Fixed(x) => (Some(input(device, x)), None),
@@ -64,13 +64,13 @@ fn run<D: Device>(device: &D, down: &Matrix<D>, operands: Operands<'_>, tokens: 
         weights: weights.slice(),
         groups: &groups,
         expert_out: expert_out.slice(),
-        sum: sum.slice_if(tap),
+        sum: sum.slice_if(optional),
         y: y.slice(),
         tokens,
         top_k,
     }
     .launch(device));
-    Results { expert_out: expert_out.read(), sum: if tap { sum.read() } else { Vec::new() }, y: y.read() }
+    Results { expert_out: expert_out.read(), sum: if optional { sum.read() } else { Vec::new() }, y: y.read() }
 }
 
 fn expected(
@@ -116,16 +116,16 @@ impl Token<'_> {
         w: &Weights,
         down: &Matrix<D>,
         tokens: usize,
-        tap: bool,
+        optional: bool,
     ) -> Results {
         let (blocks, digits) = fixed_blocks(self.x);
         let top_k = self.indices.len() / tokens;
         let expected = expected(w, &blocks, self.indices, self.weights, self.residual.to_vec(), top_k);
         let check = |what: &str, x| {
             let (indices, weights, residual) = (self.indices, self.weights, self.residual);
-            let got = run(device, down, Operands { x, indices, weights, residual }, tokens, tap);
+            let got = run(device, down, Operands { x, indices, weights, residual }, tokens, optional);
             assert_bits(&format!("{what}, expert_out"), &got.expert_out, &expected.expert_out);
-            if tap {
+            if optional {
                 assert_bits(&format!("{what}, sum"), &got.sum, &expected.sum);
             }
             assert_bits(what, &got.y, &expected.y);

@@ -82,7 +82,7 @@ impl Shape {
     }
 
     /// Compares the router with a fused norm with the oracle, and with the kernel that norms.
-    fn check_norm<D: Device>(&self, device: &D, what: &str, row: &norm::Row, w: &[f32], tap: bool, choose: bool) {
+    fn check_norm<D: Device>(&self, device: &D, what: &str, row: &norm::Row, w: &[f32], optional: bool, choose: bool) {
         let Shape { cols, experts, top_k, .. } = *self;
         let (what, w_device) = (format!("{self:?}, {what}"), input(device, w));
         let normed = row.normed();
@@ -92,7 +92,7 @@ impl Shape {
         let (mut indices, mut weights) = (Output::new(device, top_k), Output::new(device, top_k));
         let mut done = Output::starting_with(device, &[0_u32]);
         ok(MoeRouter {
-            x: RouterInput::Norm(uploaded.fused(tap), fixed.slice()),
+            x: RouterInput::Norm(uploaded.fused(optional), fixed.slice()),
             w: w_device.slice(),
             logits: logits.slice(),
             choice: choose.then(|| RouterChoice {
@@ -110,7 +110,7 @@ impl Shape {
         assert_bits(&format!("{what}, normed by a launch"), &separate_row.read(), &normed.row);
         assert_blocks(&format!("{what}, fixed by a launch"), &separate_fixed.read(), &normed.digits);
         assert_blocks(&format!("{what}, fixed"), &fixed.read(), &normed.digits);
-        if tap {
+        if optional {
             assert_bits(&format!("{what}, normed"), &uploaded.out.read(), &normed.row);
         } else {
             uploaded.out.assert_untouched(&what);

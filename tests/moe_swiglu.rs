@@ -31,14 +31,14 @@ fn mixes(size: Size) -> Vec<[TensorType; 2]> {
     (0..beside).flat_map(of).collect()
 }
 
-/// gate_out, up_out (empty without taps) and out.
+/// gate_out, up_out (empty unless asked for) and out.
 fn run<D: Device>(
     device: &D,
     [gate, up]: [&Matrix<D>; 2],
     x: &[FixedBlock],
     indices: &[u32],
     tokens: usize,
-    taps: bool,
+    optional: bool,
 ) -> [Vec<f32>; 3] {
     let (top_k, pairs) = (indices.len() / tokens, indices.len());
     let (x, indices) = (input(device, x), input(device, indices));
@@ -51,15 +51,15 @@ fn run<D: Device>(
         x: x.slice(),
         choose: Choose::Made(indices.slice()),
         groups: &groups,
-        gate_out: gate_out.slice_if(taps),
-        up_out: up_out.slice_if(taps),
+        gate_out: gate_out.slice_if(optional),
+        up_out: up_out.slice_if(optional),
         out: out.slice(),
         tokens,
         top_k,
     }
     .launch(device));
     let [gate_out, up_out, out] = outputs;
-    if taps { [gate_out.read(), up_out.read(), out.read()] } else { [Vec::new(), Vec::new(), out.read()] }
+    if optional { [gate_out.read(), up_out.read(), out.read()] } else { [Vec::new(), Vec::new(), out.read()] }
 }
 
 fn expected([gate, up]: [&Weights; 2], x: &[oracle::FixedBlock], indices: &[u32], top_k: usize) -> [Vec<f32>; 3] {
@@ -86,14 +86,14 @@ fn check<D: Device>(
     matrices: [&Matrix<D>; 2],
     x: &[f32],
     indices: &[u32],
-    taps: bool,
+    optional: bool,
 ) -> [Vec<f32>; 3] {
     let tokens = x.len() / w[0].cols;
     let (blocks, digits) = fixed_blocks(x);
-    let got = run(device, matrices, &digits, indices, tokens, taps);
+    let got = run(device, matrices, &digits, indices, tokens, optional);
     let expected = expected(w, &blocks, indices, indices.len() / tokens);
     for (i, value) in ["gate", "up", "out"].into_iter().enumerate() {
-        if taps || i == 2 {
+        if optional || i == 2 {
             let (kinds, ff, cols) = (w.map(|w| w.kind), w[0].rows, w[0].cols);
             assert_bits(&format!("{kinds:?} [{ff}, {cols}], {tokens} tokens, {what}, {value}"), &got[i], &expected[i]);
         }
@@ -128,8 +128,8 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
                 let what = format!("{kinds:?} [{experts}][{ff}, {cols}], {tokens} tokens of {top_k} experts");
                 let x = Activations::rows(&mut random, case + mix + shape, tokens, cols);
                 let indices = moe::choose(&mut random, tokens, experts, top_k);
-                let taps = (case + mix) % 2 == 0;
-                let got = check(device, &what, w.each_ref(), matrices.each_ref(), &x, &indices, taps);
+                let optional = (case + mix) % 2 == 0;
+                let got = check(device, &what, w.each_ref(), matrices.each_ref(), &x, &indices, optional);
                 for (x, out) in x.chunks(cols).zip(got[2].chunks(top_k * ff)) {
                     if has_non_finite(x) {
                         assert_nan(&what, out);

@@ -86,10 +86,10 @@ fn noticed(work: fn(&EmulatedDevice) -> Result<()>, kernel: &str, (find, replace
 #[test]
 fn qkv_that_releases_before_it_waits() {
     let from = "  const typename Tile::Unpacked unpacked(tile, lane);
-  kqm_make_now(unpacked.checksum());
+  kqm_materialize(unpacked.checksum());
   kqm_wait_then_release();";
     let to = "  const typename Tile::Unpacked unpacked(tile, lane);
-  kqm_make_now(unpacked.checksum());
+  kqm_materialize(unpacked.checksum());
   kqm_release_dependents();
   kqm_wait_for_dependencies();";
     let words = &["kernel attention_chunks", "before its wait", "what kernel argmax_kernel wrote"];

@@ -77,7 +77,8 @@ fn model_file(kind: TensorType) -> Arc<Gguf> {
 }
 
 fn load<B: Backend>(gguf: &Arc<Gguf>, backend: B) -> Model<B> {
-    Model::load(gguf.clone(), backend, LoadOptions { check_blocks: false }, &mut |_, _| {}).unwrap()
+    Model::load(gguf.clone(), backend, LoadOptions { check_blocks: false, ..LoadOptions::default() }, &mut |_, _| {})
+        .unwrap()
 }
 
 fn options() -> ContextOptions {

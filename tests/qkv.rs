@@ -208,9 +208,9 @@ fn takes_in_the_norm<D: Device>(device: &D, size: Size) {
                 let row = norm::Row::random(&mut random, kind, cols);
                 let normed = row.normed();
                 let mut uploaded = row.upload(device);
-                let tap = case % 4 < 2;
-                let got = run(device, &matrices, Input::Norm(uploaded.fused(tap)), 1);
-                if tap {
+                let optional = case % 4 < 2;
+                let got = run(device, &matrices, Input::Norm(uploaded.fused(optional)), 1);
+                if optional {
                     assert_bits(&format!("{what}, normed"), &uploaded.out.read(), &normed.row);
                 } else {
                     uploaded.out.assert_untouched(&what);

@@ -93,7 +93,7 @@ fn nan_logits_are_reported_with_the_first_bad_stage() {
         k.data[at..at + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
     });
     let trace = |gguf| {
-        let options = LoadOptions { check_blocks: false };
+        let options = LoadOptions { check_blocks: false, ..LoadOptions::default() };
         let model = Model::load(gguf, Cpu::new(), options, &mut |_, _| {}).unwrap();
         let mut context = model.context(ContextOptions { trace: true, ..common::options() }).unwrap();
         common::recorded(&model, &mut context, &[1, 2, 3]).1

@@ -236,7 +236,7 @@ impl Hook for Card {
 
 fn load_from<B: Backend>(gguf: Arc<Gguf>, backend: B) -> Result<Model<B>> {
     // The check reads all weights, which takes longer than all the rest, and keeps nothing.
-    Model::load(gguf, backend, LoadOptions { check_blocks: false }, &mut |_, _| {})
+    Model::load(gguf, backend, LoadOptions { check_blocks: false, ..LoadOptions::default() }, &mut |_, _| {})
 }
 
 fn load<B: Backend>(backend: B) -> Result<Model<B>> {

@@ -26,7 +26,7 @@ struct Case {
     start: usize,
     capacity: usize,
     norm: bool,
-    taps: bool,
+    optional: bool,
     /// Whether q is overwritten.
     in_place: bool,
     cache: TensorType,
@@ -44,7 +44,7 @@ struct Operands {
     table: Vec<f32>,
 }
 
-/// Everything that the kernel writes. Taps are empty when they are not asked for.
+/// Everything that the kernel writes. Optional outputs are empty when they are not asked for.
 struct Results {
     q: Vec<f32>,
     q_normed: Vec<f32>,
@@ -94,9 +94,9 @@ impl Case {
             k_weight: self.norm.then(|| k_weight.slice()),
             table: table.slice(),
             start: start.slice(),
-            q_normed: q_normed.slice_if(self.taps),
-            k_normed: k_normed.slice_if(self.taps),
-            k_out: k_out.slice_if(self.taps),
+            q_normed: q_normed.slice_if(self.optional),
+            k_normed: k_normed.slice_if(self.optional),
+            k_out: k_out.slice_if(self.optional),
             k_cache: k_cache.slice(),
             v_cache: v_cache.slice(),
             cache_kind: self.cache,
@@ -108,12 +108,12 @@ impl Case {
             eps: self.eps,
         }
         .launch(device));
-        let tap = |output: &Output<D, f32>| if self.taps { output.read() } else { Vec::new() };
+        let read = |output: &Output<D, f32>| if self.optional { output.read() } else { Vec::new() };
         Results {
             q: q_out.read(),
-            q_normed: tap(&q_normed),
-            k_normed: tap(&k_normed),
-            k_out: tap(&k_out),
+            q_normed: read(&q_normed),
+            k_normed: read(&k_normed),
+            k_out: read(&k_out),
             k_cache: k_cache.read(),
             v_cache: v_cache.read(),
         }
@@ -152,7 +152,7 @@ impl Case {
                 v_cache[position * bytes..][..bytes].copy_from_slice(&store(&operands.v[token * kv_row..][..kv_row]));
             }
         }
-        if !self.taps {
+        if !self.optional {
             (q_normed, k_normed, k_out) = (Vec::new(), Vec::new(), Vec::new());
         }
         Results { q, q_normed, k_normed, k_out, k_cache, v_cache }
@@ -189,7 +189,7 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     );
     for (tokens, heads, kv_heads, head_dim, start, capacity) in shapes {
         for cache in [TensorType::F32, TensorType::F16] {
-            for (norm, taps) in [(true, true), (true, false), (false, true), (false, false)] {
+            for (norm, optional) in [(true, true), (true, false), (false, true), (false, false)] {
                 let case = Case {
                     tokens,
                     heads,
@@ -198,7 +198,7 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
                     start,
                     capacity,
                     norm,
-                    taps,
+                    optional,
                     in_place: norm,
                     cache,
                     eps: EPS,
@@ -234,7 +234,7 @@ fn norms_in_one_order<D: Device>(device: &D, _: Size) {
                 start: 1,
                 capacity: 3,
                 norm: true,
-                taps: true,
+                optional: true,
                 in_place: false,
                 cache: TensorType::F32,
                 eps,
@@ -259,7 +259,7 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
                 start: 0,
                 capacity: 4,
                 norm,
-                taps: true,
+                optional: true,
                 in_place: false,
                 cache,
                 eps: EPS,
@@ -308,7 +308,7 @@ fn batch_equals_single_tokens<D: Device>(device: &D, _: Size) {
         start: 60,
         capacity: 69,
         norm: true,
-        taps: true,
+        optional: true,
         in_place: false,
         cache: TensorType::F16,
         eps: EPS,

@@ -151,10 +151,10 @@ impl Tiles {
     }
 }
 
-/// How many tokens a kernel takes at a time: eight when it is a wide one, two when it says so, else the first `Li<N>E` of its mangled name,
+/// How many tokens a kernel takes at a time: eight when it is for many, two when it says so, else the first `Li<N>E` of its mangled name,
 /// if that is one or two, else one.
 fn tokens(name: &str) -> u32 {
-    if name.contains("wide") {
+    if name.contains("many_tokens") {
         return 8;
     }
     if name.contains("two_tokens") {
@@ -529,7 +529,7 @@ fn the_samples_resources_are_parsed() {
 
 #[test]
 fn tokens_are_read_from_names() {
-    assert_eq!(tokens("_Z22kqm_matvec_wide_kernelI10KqmTileQ4KEv15kqm_matvec_args"), 8);
+    assert_eq!(tokens("_Z29kqm_matvec_many_tokens_kernelI10KqmTileQ4KEv15kqm_matvec_args"), 8);
     assert_eq!(tokens("_Z17kqm_matvec_kernelI10KqmTileQ4KLi2ELb0EEv15kqm_matvec_args"), 2);
     assert_eq!(tokens("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv14qkv_two_tokensEv12kqm_qkv_args"), 2);
     assert_eq!(tokens("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv13qkv_one_tokenILb1ELi16EEEv12kqm_qkv_args"), 1);
@@ -537,9 +537,9 @@ fn tokens_are_read_from_names() {
         tokens("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db620moe_swiglu_one_tokenI10KqmTileQ4KS1_EEv"),
         1
     );
-    assert_eq!(kinds("_Z22kqm_matvec_wide_kernelI10KqmTileQ6KEv15kqm_matvec_args"), [TensorType::Q6K]);
+    assert_eq!(kinds("_Z29kqm_matvec_many_tokens_kernelI10KqmTileQ6KEv15kqm_matvec_args"), [TensorType::Q6K]);
     let table = "qkv_two_tokensI12KqmTypeTableIJ10KqmTileQ4K10KqmTileQ6K12KqmTileIQ4XSEEEEv12kqm_qkv_argsNS_5SplitE";
     assert_eq!((tokens(table), kinds(table)), (2, vec![TensorType::Q4K, TensorType::Q6K, TensorType::IQ4XS]));
-    assert_eq!(kinds("qkv_wideI12KqmTypeTableIJ11KqmTileQ8_0EEEEv12kqm_qkv_argsNS_5SplitE"), [TensorType::Q8_0]);
+    assert_eq!(kinds("qkv_many_tokensI12KqmTypeTableIJ11KqmTileQ8_0EEEEv12kqm_qkv_argsNS_5SplitE"), [TensorType::Q8_0]);
     assert_eq!(tokens("_Z5dummyPK5uint4PK5uint2Pfii"), 1);
 }

@@ -97,6 +97,18 @@ fn models_of_every_type_run_on_a_gpu() {
     }
 }
 
+/// Two layers of the largest shape that there is: 64 query heads for 4 KV heads, a hidden width of 4096.
+#[test]
+fn the_largest_shape_runs_on_a_gpu() {
+    if let Some(device) = common::cuda_device() {
+        let path = file("largest", SynthOptions { preset: Preset::Qwen3_235bA22b, layers: Some(2), seed: 7 });
+        // SAFETY: nobody but this test knows the file.
+        let gguf = Arc::new(unsafe { Gguf::map(&path) }.unwrap());
+        common::equals_the_cpu(&gguf, Gpu::new(device), CacheType::F16, &[3, 1, 4, 1, 5], 1);
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
 #[test]
 fn matrices_of_floats_are_refused() {
     let error = of_types(&|_, _| TensorType::F16).map(drop).unwrap_err();

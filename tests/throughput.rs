@@ -36,7 +36,7 @@ fn decode_and_prefill_on_a_gpu_beat_the_figures_to_beat() {
     println!("{card}; built with {}", CUDA_BUILD.unwrap());
     // SAFETY: the file stays as it is while the test runs.
     let gguf = Arc::new(unsafe { Gguf::map(path).unwrap() });
-    let options = LoadOptions { check_blocks: false };
+    let options = LoadOptions { check_blocks: false, ..LoadOptions::default() };
     let model = Model::load(gguf, Gpu::new(device), options, &mut |_, _| {}).unwrap();
     let vocab = model.config().vocab as u32;
     // In no order, so that all experts are used.

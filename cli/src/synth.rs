@@ -8,7 +8,7 @@ use kquant_moe::Result;
 use kquant_moe::model::synth::{self, Mix, SynthOptions};
 
 use super::Outcome;
-use super::output::{Out, Progress, bytes};
+use super::output::{self, Out, Progress, bytes};
 
 /// Writes a model of random weights, in the shape and the types of a real one: for measuring without the real file.
 #[derive(clap::Args)]
@@ -28,6 +28,9 @@ pub struct Args {
     /// Selects one of many models of the same shape
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// Overwrite a file that is there
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -35,7 +38,16 @@ struct Preset(synth::Preset);
 
 impl ValueEnum for Preset {
     fn value_variants<'a>() -> &'a [Self] {
-        const { &[Self(synth::Preset::ALL[0]), Self(synth::Preset::ALL[1])] }
+        const ALL: [Preset; synth::Preset::ALL.len()] = {
+            let mut all = [Preset(synth::Preset::ALL[0]); synth::Preset::ALL.len()];
+            let mut number = 1;
+            while number < all.len() {
+                all[number] = Preset(synth::Preset::ALL[number]);
+                number += 1;
+            }
+            all
+        };
+        &ALL
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
@@ -46,9 +58,10 @@ impl ValueEnum for Preset {
 /// Runs the command.
 pub fn synth(args: &Args, out: &mut Out) -> Result<Outcome> {
     let options = SynthOptions { preset: args.preset.0, layers: args.layers, seed: args.seed };
+    output::check_output(&args.out, args.force, None)?;
     let mut progress = None;
     let len = synth::synth_mix(&args.out, options, &args.types, &mut |done, total| {
-        progress.get_or_insert_with(|| Progress::new("writing", total)).set(done);
+        progress.get_or_insert_with(|| Progress::bytes("writing", total)).set(done);
     })?;
     drop(progress);
     out.line(format_args!("{}: {}", args.out.display(), bytes(len)))?;

@@ -10,7 +10,7 @@ template <int QUADS>
 struct KqmExperts {
   uint32_t key[QUADS][4], expert[QUADS][4];
 
-  // FRESH: the logits were written by other blocks of this kernel, so they are read past L1. Else every block reads them, and
+  // FRESH: the logits were written by other CTAs of this kernel, so they are read past L1. Else every CTA reads them, and
   // L1 keeps them from all asking the same slice of L2.
   template <bool FRESH>
   __device__ __forceinline__ void load(const float *logits, uint32_t experts) {

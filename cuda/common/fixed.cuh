@@ -10,8 +10,8 @@ static_assert(sizeof(kqm_fixed_block) == 1376, "kqm_fixed_block has padding");
 static const int kqm_fixed_sum_low = 8 * KQM_PLANES * 8, kqm_fixed_sum_high = kqm_fixed_sum_low + 2 * KQM_PLANES;
 static const int kqm_fixed_unit = kqm_fixed_sum_high + 2 * KQM_PLANES, kqm_fixed_words = sizeof(kqm_fixed_block) / 4;
 
-// Where a warp's block goes, in words.
-struct KqmGlobalBlock {
+// Where the fixed-point block that a warp makes goes to, word by word.
+struct KqmFixedInMemory {
   kqm_fixed_block *out;
   __device__ __forceinline__ void store(int word, uint32_t value) const {
     reinterpret_cast<uint32_t *>(out)[word] = value;
@@ -20,7 +20,7 @@ struct KqmGlobalBlock {
     *reinterpret_cast<uint2 *>(reinterpret_cast<uint32_t *>(out) + word) = value;
   }
 };
-struct KqmSharedBlock {
+struct KqmFixedInShared {
   KQM_SHARED_ARG(uint32_t) out;
   __device__ __forceinline__ void store(int word, uint32_t value) { out[word] = value; }
   __device__ __forceinline__ void store(int word, uint2 value) { kqm_shared_store<uint2>(out, word, value); }
@@ -28,21 +28,21 @@ struct KqmSharedBlock {
 
 // Stores a plane's sums over the eight sub-blocks, of which four neighbouring lanes have one: four sub-blocks' low digits make a word,
 // and their high digits. The first lane of such sixteen stores, if it `stores` at all.
-template <class Block>
-__device__ __forceinline__ void kqm_store_sums(int sum, int plane, bool stores, Block block) {
+template <class Destination>
+__device__ __forceinline__ void kqm_store_sums(int sum, int plane, bool stores, Destination out) {
   const int sub_block = (threadIdx.x & 31) / 4;
   // sum = low + 256 high with -128 <= low < 128, as two bytes.
   const uint32_t one = uint32_t(sum & 0xff) | uint32_t((sum + 128) & 0xff00);
   const uint32_t two = one | __shfl_xor_sync(~0u, one, 4) << 16, next_two = __shfl_xor_sync(~0u, two, 8);
   if (stores && sub_block % 4 == 0) {
-    block.store(kqm_fixed_sum_low + plane * 2 + sub_block / 4, __byte_perm(two, next_two, 0x6420));
-    block.store(kqm_fixed_sum_high + plane * 2 + sub_block / 4, __byte_perm(two, next_two, 0x7531));
+    out.store(kqm_fixed_sum_low + plane * 2 + sub_block / 4, __byte_perm(two, next_two, 0x6420));
+    out.store(kqm_fixed_sum_high + plane * 2 + sub_block / 4, __byte_perm(two, next_two, 0x7531));
   }
 }
 
 // Makes the digits and sums of 256 activations, lane l bringing 8 l .. 8 l + 7, and returns the unit. All 32 lanes call it.
-template <class Block>
-__device__ __forceinline__ double kqm_fixed_warp(const float (&x)[8], Block block) {
+template <class Destination>
+__device__ __forceinline__ double kqm_fixed_warp(const float (&x)[8], Destination out) {
   const int lane = threadIdx.x & 31;
   float largest = 0.0f;
   bool finite = true;
@@ -56,7 +56,7 @@ __device__ __forceinline__ double kqm_fixed_warp(const float (&x)[8], Block bloc
   for (int step = 16; step; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
   finite = __all_sync(~0u, finite);
 
-  // 2^(e-1) <= largest < 2^e; e = 0 for a block of zeros.
+  // 2^(e-1) <= largest < 2^e; e = 0 for zeros alone.
   int e = 0;
   if (finite && largest > 0.0f) {
     const uint32_t bits = __float_as_uint(largest);
@@ -106,38 +106,39 @@ __device__ __forceinline__ double kqm_fixed_warp(const float (&x)[8], Block bloc
   const int sub_block = lane / 4, piece = lane % 4;
   KQM_UNROLL
   for (int p = 0; p < KQM_PLANES; p++) {
-    block.store((sub_block * KQM_PLANES + p) * 8 + 2 * piece, make_uint2(packed[p][0], packed[p][1]));
+    out.store((sub_block * KQM_PLANES + p) * 8 + 2 * piece, make_uint2(packed[p][0], packed[p][1]));
     sum[p] += __shfl_xor_sync(~0u, sum[p], 1);
     sum[p] += __shfl_xor_sync(~0u, sum[p], 2);
   }
   // Four lanes share a sub-block: lane `piece` stores the sum of plane `piece`, lane 0 that of plane 4, too.
   const int mine = piece == 0 ? sum[0] : piece == 1 ? sum[1] : piece == 2 ? sum[2] : sum[3];
-  kqm_store_sums(mine, piece, true, block);
-  kqm_store_sums(sum[4], 4, piece == 0, block);
+  kqm_store_sums(mine, piece, true, out);
+  kqm_store_sums(sum[4], 4, piece == 0, out);
   // The exponent field of 2^(e - 38).
   return finite ? __longlong_as_double((long long)(e - 38 + 1023) << 52) : __longlong_as_double(0x7ff8000000000000ll);
 }
 
-// The same to global memory, as a whole block; out is 16-byte aligned.
+// Makes a whole fixed-point block in global memory; out is 16-byte aligned.
 __device__ __forceinline__ void kqm_quantize_warp(const float (&x)[8], kqm_fixed_block *out) {
-  const double unit = kqm_fixed_warp(x, KqmGlobalBlock{out});
+  const double unit = kqm_fixed_warp(x, KqmFixedInMemory{out});
   if ((threadIdx.x & 31) == 0) {
     out->unit = unit;
     out->reserved = 0.0;
   }
 }
 
-// A block on its way from memory to a warp's part of shared memory.
-struct KqmBlockOnItsWay {
+// A fixed-point block in registers, between its load from memory and its store to a warp's part of shared memory: while the load is in
+// flight, the warp does something else.
+struct KqmFixedRegisterStage {
   uint4 part[3];
 
-  __device__ __forceinline__ void load(const kqm_fixed_block *block) {
+  __device__ __forceinline__ void load(const kqm_fixed_block *fixed) {
     KQM_UNROLL
     for (int i = 0; i < 3; i++) {
-      if (present(i)) part[i] = reinterpret_cast<const uint4 *>(block)[at(i)];
+      if (present(i)) part[i] = reinterpret_cast<const uint4 *>(fixed)[at(i)];
     }
   }
-  // Once for a place. Every lane of the warp may read the block on return.
+  // Every lane of the warp may read all of it on return; a second call with the same words would race with those reads.
   __device__ __forceinline__ void store(KQM_SHARED_ARG(uint32_t) words) const {
     KQM_UNROLL
     for (int i = 0; i < 3; i++) {

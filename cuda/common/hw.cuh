@@ -66,8 +66,8 @@ __device__ __forceinline__ T kqm_shared_atomic_add(T *array, int index, T value)
 // the last one, and kqm_async_wait<N>() waits for all but the N newest groups of the thread.
 template <class T>
 __device__ __forceinline__ void kqm_async_copy_16(T *array, int index, const void *source) {
-  const uint32_t place = uint32_t(__cvta_generic_to_shared(array + index));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(source) : "memory");
+  const uint32_t address = uint32_t(__cvta_generic_to_shared(array + index));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
 }
 __device__ __forceinline__ void kqm_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int NEWEST>
@@ -93,7 +93,7 @@ __device__ __forceinline__ void kqm_mma_m16n8k32_signed(int32_t (&d)[4], uint32_
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// And with k = 16.
+// d += A B with k = 16 and a signed A: 16 x 16 by 16 x 8. a0 has row g, a1 row g + 8, b0 column g, all at k = 4c .. 4c + 3.
 __device__ __forceinline__ void kqm_mma_m16n8k16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
   asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
@@ -120,17 +120,18 @@ __device__ __forceinline__ uint4 kqm_load_streaming(const uint4 *p) {
   return v;
 }
 
-// A load that stays where it is written: the compiler puts off others until their value is needed, and a late one waits for memory
-// in the end.
-__device__ __forceinline__ double kqm_load_now(const double *p) {
+// A load that is issued where it is written: the compiler may sink any other down to the first use of its value, and then the warp waits
+// for memory there.
+__device__ __forceinline__ double kqm_load_volatile(const double *p) {
   double v;
   asm volatile("ld.volatile.global.f64 %0, [%1];" : "=d"(v) : "l"(p));
   return v;
 }
 
-// Makes what a number was made of here, in registers, and not where it is needed: a pause of no length depends on it, which the
-// compiler can neither leave out nor move.
-__device__ __forceinline__ void kqm_make_now(uint32_t checksum) {
+// Materializes here, in registers, the values that a checksum was made of: without it the compiler sinks their computation down to their
+// first use, behind the wait that it was to fill. A pause of no length depends on the checksum, which the compiler can neither leave out
+// nor move.
+__device__ __forceinline__ void kqm_materialize(uint32_t checksum) {
   if (checksum == 0x9e3779b9u) asm volatile("nanosleep.u32 0;");
 }
 
@@ -139,8 +140,8 @@ __device__ __forceinline__ void kqm_make_now(uint32_t checksum) {
 __device__ __forceinline__ void kqm_keep(float &x) { asm volatile("" : "+f"(x)); }
 __device__ __forceinline__ void kqm_keep(uint32_t &x) { asm volatile("" : "+r"(x)); }
 
-// A barrier of the whole block that its warps may reach at different places in the code. `id` (1 .. 15) says which one it is.
-__device__ __forceinline__ void kqm_meet(int id) { asm volatile("bar.sync %0;" ::"r"(id) : "memory"); }
+// A named barrier (KqmBarrier) of all warps of the CTA, which may reach it at different points of the code.
+__device__ __forceinline__ void kqm_named_barrier(int id) { asm volatile("bar.sync %0;" ::"r"(id) : "memory"); }
 
 // Programmatic dependent launch: a kernel may start while the one before it in the stream still runs. It may read weights
 // at once; everything that earlier kernels write or read waits for kqm_wait_for_dependencies(). Every kernel of the
@@ -204,7 +205,7 @@ inline unsigned kqm_multiprocessors() {
   return unsigned(count);
 }
 
-// Shared memory of a multiprocessor of the current device, of which each block takes 1 KiB for itself: shapes launches, never values.
+// Shared memory of a multiprocessor of the current device, of which each CTA takes 1 KiB for itself: shapes launches, never values.
 inline unsigned kqm_shared_memory() {
   static thread_local int known_device = -1;
   static thread_local int bytes = 0;
@@ -219,7 +220,7 @@ inline unsigned kqm_shared_memory() {
 }
 
 template <class... Parameters, class... Arguments>
-inline kqm_status kqm_launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared,
+inline kqm_status kqm_launch(void (*kernel)(Parameters...), dim3 grid, dim3 cta, size_t dynamic_shared,
                              kqm_stream stream, Arguments... arguments) {
   if (dynamic_shared > 48 * 1024) {
     // More than every card gives: to be asked for.
@@ -232,7 +233,7 @@ inline kqm_status kqm_launch(void (*kernel)(Parameters...), dim3 grid, dim3 bloc
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
-  config.blockDim = block;
+  config.blockDim = cta;
   config.dynamicSmemBytes = dynamic_shared;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
@@ -240,12 +241,19 @@ inline kqm_status kqm_launch(void (*kernel)(Parameters...), dim3 grid, dim3 bloc
   return static_cast<kqm_status>(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
-#define KQM_LAUNCH(kernel, grid, block, dynamic_shared, stream, ...) \
-  kqm_launch(kernel, grid, block, dynamic_shared, stream, __VA_ARGS__)
+#define KQM_LAUNCH(kernel, grid, cta, dynamic_shared, stream, ...) \
+  kqm_launch(kernel, grid, cta, dynamic_shared, stream, __VA_ARGS__)
 
 #endif
 
-// The contract of qkv with attention_chunks, and of attention_chunks with attention_join. A kernel all of whose blocks call this, and none
+// The named barriers of the kernels, each with a number of its own; 0 is that of __syncthreads().
+enum KqmBarrier {
+  kqm_barrier_run_sums = 1,    // the squares of the row's runs are summed (kqm_fused_norm_eight)
+  kqm_barrier_fixed_row = 2,   // the normed row is in shared memory as fixed point (qkv)
+  kqm_barrier_many_tokens = 3  // a step of the frame for many tokens
+};
+
+// The contract of qkv with attention_chunks, and of attention_chunks with attention_join. A kernel all of whose CTAs call this, and none
 // kqm_release_dependents(), promises more than others: its successor starts when everything before the two kernels is complete and visible,
 // whatever the successor itself waits for. So the successor may read, before its own wait, all that this kernel does not write.
 //   attention_chunks behind qkv (`follows_qkv`): the position and the caches, which the kernels of the token before wrote;

@@ -1,4 +1,4 @@
-// What the expert kernels share: their work items, i.e. which expert a thread block works for and on which (token, expert) pairs, and their
+// What the expert kernels share: their work items, i.e. which expert a CTA works for and on which (token, expert) pairs, and their
 // launches.
 #pragma once
 

@@ -13,8 +13,8 @@ __device__ __forceinline__ void kqm_scale_eight(float4 x0, float4 x1, float4 w0,
 }
 
 // The fused norm: a warp for each run of the row calls it, and makes elements 256 run + 8 lane ... of the normed row. All other
-// warps of the block come to kqm_meet(1). run_sum has RUNS places, those behind the row's runs filled with zeros before that. w0 and
-// w1 are the lane's norm weights, which the caller loaded before it waited for its dependencies, and inverse_n is 1 / cols.
+// warps of the CTA come to the barrier kqm_barrier_run_sums. run_sum has RUNS slots, which are padded with zeros behind the row's runs.
+// w0 and w1 are the lane's norm weights, which the caller loaded before it waited for its dependencies, and inverse_n is 1 / cols.
 template <int RUNS>
 __device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm, int run, float4 w0, float4 w1,
                                                      double inverse_n, KQM_SHARED_ARG(double) run_sum, float (&y)[8]) {
@@ -23,8 +23,8 @@ __device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm,
   const float4 x0 = x[0], x1 = x[1];
   const double sum = kqm_tree_warp(kqm_tree_leaves(x0, x1, x0, x1));
   if (lane == 0) run_sum[run] = sum;
-  kqm_meet(1);
-  kqm_scale_eight(x0, x1, w0, w1, kqm_inverse_root(kqm_tree_sum<RUNS>(run_sum, 0, 1), inverse_n, norm.eps), y);
+  kqm_named_barrier(kqm_barrier_run_sums);
+  kqm_scale_eight(x0, x1, w0, w1, kqm_inverse_root(kqm_tree_sum_padded<RUNS>(run_sum, 0, 1), inverse_n, norm.eps), y);
 }
 
 inline kqm_status kqm_check_fused_norm(const kqm_fused_norm &norm, uint32_t tokens, uint32_t cols) {

@@ -1,6 +1,27 @@
-// Attention of many queries: tiles of the rows (a token, a query head) that share a KV head. A block of four warps takes a tile and some
-// of its chunks. A warp holds keys, and then values, of a chunk in registers, read and converted once for all rows of the tile, and
-// goes through the rows: their queries, and then their weights, come from shared memory.
+// Attention of many queries: tiles of the rows (a token, a query head) that share a KV head. A CTA of four warps takes a tile and some
+// of its chunks:
+//
+//   for each chunk:
+//     keys of the chunk to registers                     KqmKeys::load; values follow to shared memory
+//     for each row of the tile that sees the chunk:
+//       score[row][i] = scale * q[row] . k[i]            KqmKeys::multiply_rows
+//     barrier
+//     for each row: scores to weights p, and m and l     kqm_softmax_rows, four rows a warp at a time
+//     barrier
+//     values of the chunk to registers                   KqmValues::load; the next keys follow to shared memory
+//     for each row: o[row] = sum_i p[row][i] v[i]        KqmValues::weigh_rows
+//
+// So a key or value is read and converted once for all rows of a tile, and in the loops over rows only queries and weights come from shared
+// memory, 16 bytes a lane for 16 to 32 fma. Memory of the cache arrives there a phase ahead, asynchronously.
+//
+// Which lane holds what, for head_dim 128:
+//
+//   keys: lane 4 g + k, dimensions 16 g .. 16 g + 15 of eight keys      values: lane 8 p + d, positions 16 p .. 16 p + 15
+//     key 4 i + k of its 32, i = 0..7 in an order of its own               dimensions 16 i + 2 d and the next, i = 0..3 likewise
+//
+// The orders differ from lane to lane (index, dimension), so that at each step of the exchange between lanes a lane keeps the first half of
+// its sums and gives away the second one. The compiler would turn a choice between two registers into selections, one for each sum, and
+// these two loops are bound by issue slots.
 // Bound by: issue slots. A row and chunk of 64 positions x 128 dimensions are 512 fma of a warp and about 200 instructions more, of which
 // 56 are additions of the trees, 26 exchanges between lanes, 16 loads of queries and weights, and 50 the softmax.
 #pragma once
@@ -12,12 +33,12 @@
 
 static const int kqm_tile_warps = 4, kqm_tile_threads = 32 * kqm_tile_warps;
 
-// How a block shares out its work for a head dimension.
-template <bool HALF, int DIM>
+// How a CTA shares out its work for a head dimension.
+template <bool F16, int DIM>
 struct KqmQueryTile {
   static const int chunk = KQM_ATTENTION_CHUNK;
-  // Blocks at once on a multiprocessor, at most: three of them find registers for the dimensions that models have most. Where shared memory
-  // has no room for three, code has the registers of two.
+  // CTAs at once on a multiprocessor, at most: there are registers for three of them with the dimensions that models have most. Where
+  // shared memory does not hold three, code has the registers of two.
   static const int at_once = DIM == 128 ? 3 : 2;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
   static const int resident = 2;
@@ -27,13 +48,13 @@ struct KqmQueryTile {
   // Scores: eight lanes share a key, each with a chain of the dimensions, and four such groups have `lane_keys` each. Warps that do not
   // have keys of their own share out the rows.
   static const int segment = DIM / 8, lane_keys = segment > 16 ? 4 : 8;
-  static const int key_blocks = chunk / (4 * lane_keys), key_parts = kqm_tile_warps / key_blocks;
+  static const int key_sets = chunk / (4 * lane_keys), key_parts = kqm_tile_warps / key_sets;
   // Values: a warp has 64 dimensions, a lane 8 of them and 16 positions.
   static const int slabs = DIM / 64, value_parts = slabs > 2 ? 1 : kqm_tile_warps / slabs;
   // Units of 16 bytes of a position's keys or values.
-  static const int units = DIM * (HALF ? 2 : 4) / 16;
+  static const int units = DIM * (F16 ? 2 : 4) / 16;
   // Shared memory, in words: a chunk's keys or values as they are in the cache, then for each row of the tile its query, in the order of
-  // kqm_query_place, its scores, in that of kqm_weight_place, where its partial results begin, in elements of `o`, and its position.
+  // kqm_query_offset, its scores, in that of kqm_weight_offset, where its partial results begin, in elements of `o`, and its position.
   static const int cached = chunk * units * 4, row_words = DIM + chunk + 2;
   __host__ __device__ static constexpr int bytes(int rows) { return 4 * (cached + rows * row_words); }
 };
@@ -48,26 +69,26 @@ __device__ __forceinline__ void kqm_keep_all(float (&x)[M][N]) {
 }
 
 // Element i of 16 bytes of the cache.
-template <bool HALF>
+template <bool F16>
 __device__ __forceinline__ float kqm_cached(const uint4 &stored, int i) {
   const uint32_t words[4] = {stored.x, stored.y, stored.z, stored.w};
-  return HALF ? kqm_half_to_float(uint16_t(words[i / 2 % 4] >> (16 * (i % 2)))) : __uint_as_float(words[i % 4]);
+  return F16 ? kqm_half_to_float(uint16_t(words[i / 2 % 4] >> (16 * (i % 2)))) : __uint_as_float(words[i % 4]);
 }
 
-// Where a chunk's position lies among the scores of a row. Four lanes each read a quarter of them, four at a time, and what they read
+// The offset of a chunk's position among the scores of a row. Four lanes each read a quarter of them, four at a time, and what they read
 // together is together.
-__device__ __forceinline__ int kqm_weight_place(int position) {
+__device__ __forceinline__ int kqm_weight_offset(int position) {
   return (position % 16 / 4 * 4 + position / 16) * 4 + position % 4;
 }
 
 // Brings the keys or values of a chunk, which begins at element `from` of the cache, to shared memory; positions from `present` on are zeros.
-// KEYS: places are exchanged so that lanes that read together, two segments of four neighbouring keys, find no bank conflicts.
-template <bool HALF, int DIM, bool KEYS>
+// KEYS: units are exchanged so that lanes that read together, two segments of four neighbouring keys, find no bank conflicts.
+template <bool F16, int DIM, bool KEYS>
 struct KqmCachedChunk {
-  typedef KqmQueryTile<HALF, DIM> Tile;
+  typedef KqmQueryTile<F16, DIM> Tile;
 
-  // The place, in words, of a unit.
-  __device__ __forceinline__ static int place(int position, int unit) {
+  // The offset, in words, of a unit.
+  __device__ __forceinline__ static int offset(int position, int unit) {
     const int lane_units = Tile::units / 8;
     const int exchange =
         KEYS ? (position & 3) << 1 ^ (lane_units % 2 == 0 ? unit / (lane_units > 0 ? lane_units : 1) & 1 : 0) : 0;
@@ -75,11 +96,11 @@ struct KqmCachedChunk {
   }
   __device__ __forceinline__ static void fetch(KQM_SHARED_ARG(float) shared, const void *cache, size_t from,
                                                uint32_t stride, int present) {
-    const uint8_t *source = static_cast<const uint8_t *>(cache) + from * (HALF ? 2 : 4);
-    const int row = int(stride) * (HALF ? 2 : 4), step = kqm_tile_threads / Tile::units;
+    const uint8_t *source = static_cast<const uint8_t *>(cache) + from * (F16 ? 2 : 4);
+    const int row = int(stride) * (F16 ? 2 : 4), step = kqm_tile_threads / Tile::units;
     if (step % 4 == 0 && kqm_tile_threads % Tile::units == 0) {
       // A thread has the same unit of every step-th position.
-      int position = int(threadIdx.x) / Tile::units, to = place(position, int(threadIdx.x) % Tile::units);
+      int position = int(threadIdx.x) / Tile::units, to = offset(position, int(threadIdx.x) % Tile::units);
       source += position * row + int(threadIdx.x) % Tile::units * 16;
       KQM_LOOP
       for (; position < Tile::chunk; position += step, to += step * Tile::units * 4, source += step * row)
@@ -88,7 +109,7 @@ struct KqmCachedChunk {
       KQM_LOOP
       for (int i = threadIdx.x; i < Tile::chunk * Tile::units; i += kqm_tile_threads) {
         const int position = i / Tile::units, unit = i % Tile::units;
-        fetch_unit(shared, place(position, unit), source + position * row + 16 * unit, position < present);
+        fetch_unit(shared, offset(position, unit), source + position * row + 16 * unit, position < present);
       }
     }
     kqm_async_commit();
@@ -104,37 +125,104 @@ struct KqmCachedChunk {
   }
 };
 
+// The rows of a CTA's tile: row r is token r / group of the tile, and query head r % group of the KV head. What a row has in shared memory
+// (KqmQueryTile) begins at these words.
+template <bool F16, int DIM>
+struct KqmTileRows {
+  typedef KqmQueryTile<F16, DIM> Tile;
+  KQM_SHARED_ARG(float) shared;
+  int queries, scores, partial_offsets, positions;
+  int count;
+  uint32_t group, kv_head, first_token, start, last_position;
+
+  // `tokens` tokens from `of_call` on, of which the first one is token `of_launch` of the launch; shared memory holds `most` rows.
+  __device__ __forceinline__ KqmTileRows(const kqm_attention_args &a, KQM_SHARED_ARG(float) memory, int most,
+                                         uint32_t heads, uint32_t of_call, uint32_t tokens)
+      : shared(memory),
+        queries(Tile::cached),
+        scores(queries + most * DIM),
+        partial_offsets(scores + most * Tile::chunk),
+        positions(partial_offsets + most),
+        count(int(tokens * heads)),
+        group(heads),
+        kv_head(blockIdx.x),
+        first_token(of_call),
+        start(min(__ldcg(a.start), a.capacity) + of_call),
+        last_position(a.capacity - 1) {}
+
+  // A token past the capacity is at its last position.
+  __device__ __forceinline__ uint32_t position_of(uint32_t token) const { return min(start + token, last_position); }
+  // The row among those of q.
+  __device__ __forceinline__ size_t in_q(const kqm_attention_args &a, int row) const {
+    return size_t(first_token + row / group) * a.heads + kv_head * group + row % group;
+  }
+  // In the loop over chunks positions come from shared memory, to leave registers alone.
+  __device__ __forceinline__ uint32_t position_at(int row) const {
+    return kqm_shared_load<uint32_t>(shared, positions + row);
+  }
+  __device__ __forceinline__ uint32_t partial_at(int row) const {
+    return kqm_shared_load<uint32_t>(shared, partial_offsets + row);
+  }
+  // Positions of the chunk that begins at `begin` which a row sees.
+  __device__ __forceinline__ int visible(int row, uint32_t begin) const {
+    return min(int(position_at(row) - begin) + 1, Tile::chunk);
+  }
+
+  // The optional scores of positions that a row does not see: the CTAs of the tile share them.
+  __device__ __forceinline__ void mask_scores(const kqm_attention_args &a) const {
+    for (int row = 0; row < count; row++) {
+      float *trace = a.scores + in_q(a, row) * a.capacity;
+      for (uint32_t at = position_of(row / group) + 1 + blockIdx.y * kqm_tile_threads + threadIdx.x; at < a.capacity;
+           at += gridDim.y * kqm_tile_threads)
+        trace[at] = kqm_minus_infinity();
+    }
+  }
+  // Positions, offsets among the partial results of a launch that begins at token `launch_token`, and queries to shared memory.
+  __device__ __forceinline__ void fetch(const kqm_attention_args &a, uint32_t launch_token, uint32_t chunks) {
+    for (int row = threadIdx.x; row < count; row += kqm_tile_threads) {
+      kqm_shared_store<uint32_t>(shared, partial_offsets + row,
+                                 (uint32_t(in_q(a, row)) - launch_token * a.heads) * chunks * DIM);
+      kqm_shared_store<uint32_t>(shared, positions + row, position_of(row / group));
+    }
+    for (int i = threadIdx.x; i < count * (DIM / 4); i += kqm_tile_threads) {
+      const int row = i / (DIM / 4), d = i % (DIM / 4) * 4;
+      kqm_async_copy_16(shared, queries + row * DIM + kqm_query_offset<DIM>(d), a.q + in_q(a, row) * DIM + d);
+    }
+    kqm_async_commit();
+  }
+};
+
 // A warp's keys of a chunk. Lane 4 g + k has dimensions g S .. g S + S - 1 of eight keys, or four. The sums over those dimensions are then
 // exchanged until each lane has the whole sum of one key: at each step a lane keeps the first half of its sums and gives away the
 // second one. So that this needs no selection, lanes hold their keys in different orders.
-template <bool HALF, int DIM>
+template <bool F16, int DIM>
 struct KqmKeys {
-  typedef KqmQueryTile<HALF, DIM> Tile;
+  typedef KqmQueryTile<F16, DIM> Tile;
   float key[Tile::lane_keys][Tile::segment];
 
   // The key, of the chunk, of the lane's sum i.
-  __device__ __forceinline__ static int index(int block, int i) {
+  __device__ __forceinline__ static int index(int set, int i) {
     const int lane = threadIdx.x & 31, bits = Tile::lane_keys == 8 ? lane >> 2 : lane >> 2 & 3;
     const int order = Tile::lane_keys == 8 ? (bits & 1) << 2 | (bits & 2) | bits >> 2 : (bits & 1) << 1 | bits >> 1;
-    return (block * Tile::lane_keys + (i ^ order)) * 4 + (lane & 3);
+    return (set * Tile::lane_keys + (i ^ order)) * 4 + (lane & 3);
   }
-  __device__ __forceinline__ void load(KQM_SHARED_ARG(float) shared, int block) {
-    const int g = (threadIdx.x & 31) >> 2, lane_units = Tile::units / 8, of_unit = HALF ? 8 : 4;
+  __device__ __forceinline__ void load(KQM_SHARED_ARG(float) shared, int set) {
+    const int g = (threadIdx.x & 31) >> 2, lane_units = Tile::units / 8, of_unit = F16 ? 8 : 4;
     KQM_UNROLL
     for (int i = 0; i < Tile::lane_keys; i++) {
       KQM_UNROLL
       for (int u = 0; u < lane_units; u++) {
-        const int place = KqmCachedChunk<HALF, DIM, true>::place(index(block, i), g * lane_units + u);
-        const uint4 stored = kqm_shared_load<uint4>(shared, place);
+        const int offset = KqmCachedChunk<F16, DIM, true>::offset(index(set, i), g * lane_units + u);
+        const uint4 stored = kqm_shared_load<uint4>(shared, offset);
         KQM_UNROLL
-        for (int d = 0; d < of_unit; d++) key[i][u * of_unit + d] = kqm_cached<HALF>(stored, d);
+        for (int d = 0; d < of_unit; d++) key[i][u * of_unit + d] = kqm_cached<F16>(stored, d);
       }
     }
     kqm_keep_all(key);
   }
-  // Where a lane reads a query, from the query's own place on.
+  // Where a lane reads a query, from the query's own offset on.
   __device__ __forceinline__ static int query_part() { return (threadIdx.x & 31) / 4 * 4; }
-  // The product of key index(block, 0) and the query of which the lane's part begins at `query`.
+  // The product of key index(set, 0) and the query of which the lane's part begins at `query`.
   __device__ __forceinline__ float dot(KQM_SHARED_ARG(float) shared, uint32_t query) const {
     float sum[Tile::lane_keys];
     KQM_UNROLL
@@ -157,12 +245,28 @@ struct KqmKeys {
     }
     return sum[0];
   }
+  // The scaled scores of the warp's share of the rows from `first_row` on, to shared memory.
+  __device__ __forceinline__ void multiply_rows(const KqmTileRows<F16, DIM> &rows, int set, int first_row,
+                                                float scale) const {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, first = first_row + warp / Tile::key_sets;
+    const bool keeps = Tile::lane_keys == 8 || lane < 16;
+    uint32_t query = rows.queries + first * DIM + query_part(),
+             score = rows.scores + first * Tile::chunk + kqm_weight_offset(index(set, 0));
+    KQM_LOOP
+    for (int row = first; row < rows.count; row += Tile::key_parts) {
+      // Whole addresses, to which loads add constants.
+      kqm_keep(query), kqm_keep(score);
+      const float s = __fmul_rn(dot(rows.shared, query), scale);
+      if (keeps) rows.shared[score] = s;
+      query += Tile::key_parts * DIM, score += Tile::key_parts * Tile::chunk;
+    }
+  }
 };
 
 // A warp's values of a chunk, 64 dimensions of them. Lane 8 p + d has positions 16 p .. 16 p + 15, two chains, of dimensions 2 d and 2 d + 1
 // of each 16; again in different orders, so that the exchange between the four lanes that share dimensions needs no selection. In the
 // end a lane has the whole sums of two neighbouring dimensions.
-template <bool HALF, int DIM>
+template <bool F16, int DIM>
 struct KqmValues {
   static const int positions = 16, pairs = 4;
   float value[positions][2 * pairs];
@@ -174,19 +278,19 @@ struct KqmValues {
   }
   __device__ __forceinline__ static int first_position() { return (threadIdx.x & 31) / 8 * positions; }
   __device__ __forceinline__ void load(KQM_SHARED_ARG(float) shared, int slab) {
-    typedef KqmCachedChunk<HALF, DIM, false> Chunk;
+    typedef KqmCachedChunk<F16, DIM, false> Chunk;
     KQM_UNROLL
     for (int i = 0; i < pairs; i++) {
       const int first = slab * 64 + dimension(i);
       KQM_UNROLL
       for (int n = 0; n < positions; n++) {
-        const int place = Chunk::place(first_position() + n, 0) + (HALF ? first / 2 : first);
-        if (HALF) {
-          const uint32_t stored = kqm_shared_load<uint32_t>(shared, place);
+        const int offset = Chunk::offset(first_position() + n, 0) + (F16 ? first / 2 : first);
+        if (F16) {
+          const uint32_t stored = kqm_shared_load<uint32_t>(shared, offset);
           value[n][2 * i] = kqm_half_to_float(uint16_t(stored)),
                        value[n][2 * i + 1] = kqm_half_to_float(uint16_t(stored >> 16));
         } else {
-          const float2 stored = kqm_shared_load<float2>(shared, place);
+          const float2 stored = kqm_shared_load<float2>(shared, offset);
           value[n][2 * i] = stored.x, value[n][2 * i + 1] = stored.y;
         }
       }
@@ -204,7 +308,7 @@ struct KqmValues {
     }
     return found;
   }
-  // Where a lane reads a row's weights, from the row's own place on.
+  // Where a lane reads a row's weights, from the row's own offset on.
   __device__ __forceinline__ static int weight_part() { return (threadIdx.x & 31) / 8 * 4; }
   // The sums, over the chunk's positions, of the weights, of which the lane's part begins at `weights`, times the values of dimensions
   // dimension(0) and the next one. EXACT: the values from position `visible` on count as zeros. Else they are multiplied with their
@@ -235,16 +339,27 @@ struct KqmValues {
     return make_float2(total[0], total[1]);
   }
 
+  // The weighted sums of the rows first, first + Tile::value_parts, ... below `count`, to the partial results; `o` is where the lane's
+  // dimensions of the chunk are in those of offset 0.
+  template <bool EXACT>
+  __device__ __forceinline__ void weigh_rows(const KqmTileRows<F16, DIM> &rows, int first, int count, uint32_t begin,
+                                             float *o) const {
+    typedef KqmQueryTile<F16, DIM> Tile;
+    uint32_t weights = rows.scores + first * Tile::chunk + weight_part();
+    KQM_LOOP
+    for (int row = first; row < count; row += Tile::value_parts) {
+      kqm_keep(weights);
+      *reinterpret_cast<float2 *>(o + rows.partial_at(row)) =
+          sum<EXACT>(rows.shared, weights, EXACT ? rows.visible(row, begin) : Tile::chunk);
+      weights += Tile::value_parts * Tile::chunk;
+    }
+  }
+
  private:
   template <bool EXACT>
   __device__ __forceinline__ float of(int n, int d, int count) const {
     return EXACT && n >= count ? 0.0f : value[n][d];
   }
-};
-
-template <bool EXACT>
-struct KqmExact {
-  static const bool yes = EXACT;
 };
 
 // The softmax of four rows' chunk by a warp: a row to eight lanes, of which each has eight neighbouring positions. Scores become weights.
@@ -256,8 +371,8 @@ struct KqmChunkSoftmax {
   // `scores`: where the row's scores are. Of a row that is not `own` nothing is kept.
   __device__ __forceinline__ KqmChunkSoftmax(KQM_SHARED_ARG(float) shared, int scores, int visible, bool own,
                                              float *trace) {
-    const int first = (threadIdx.x & 7) * 8, place = scores + kqm_weight_place(first);
-    const float4 low = kqm_shared_load<float4>(shared, place), high = kqm_shared_load<float4>(shared, place + 16);
+    const int first = (threadIdx.x & 7) * 8, offset = scores + kqm_weight_offset(first);
+    const float4 low = kqm_shared_load<float4>(shared, offset), high = kqm_shared_load<float4>(shared, offset + 16);
     float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
     if (trace && own) {
       KQM_UNROLL
@@ -271,15 +386,15 @@ struct KqmChunkSoftmax {
                        kqm_max_or_nan(kqm_max_or_nan(x[4], x[5]), kqm_max_or_nan(x[6], x[7])));
     KQM_UNROLL
     for (int step = 1; step < 8; step *= 2) m = kqm_max_or_nan(m, __shfl_xor_sync(~0u, m, step));
-    bool near = true;
+    bool normal = true;
     KQM_UNROLL
     for (int i = 0; i < 8; i++) {
       x[i] = !MASKED || first + i < visible ? __fsub_rn(x[i], m) : 0.0f;
-      near = near && x[i] >= kqm_exp_near;
+      normal = normal && x[i] >= kqm_exp_normal_least;
     }
-    if (__builtin_expect(near, 1)) {
+    if (__builtin_expect(normal, 1)) {
       KQM_UNROLL
-      for (int i = 0; i < 8; i++) x[i] = kqm_exp_of_near(x[i]);
+      for (int i = 0; i < 8; i++) x[i] = kqm_exp_normal(x[i]);
     } else {
       KQM_UNROLL
       for (int i = 0; i < 8; i++) x[i] = kqm_exp(x[i]);
@@ -291,66 +406,66 @@ struct KqmChunkSoftmax {
     // Lanes whose row is another's have read its scores before they become weights: shuffles order no memory.
     __syncwarp();
     if (own) {
-      kqm_shared_store<float4>(shared, place, make_float4(x[0], x[1], x[2], x[3]));
-      kqm_shared_store<float4>(shared, place + 16, make_float4(x[4], x[5], x[6], x[7]));
+      kqm_shared_store<float4>(shared, offset, make_float4(x[0], x[1], x[2], x[3]));
+      kqm_shared_store<float4>(shared, offset + 16, make_float4(x[4], x[5], x[6], x[7]));
     }
   }
 };
 
-// Partial results of `tokens` tokens from `first_token` on, in tiles of `tile_tokens`; `group` query heads share a KV head. Blocks: KV heads,
+// The softmax of the rows from `first_row` on: four rows a warp at a time. Their maxima and sums go to the partial results of chunk `index`.
+template <bool F16, int DIM>
+__device__ __forceinline__ void kqm_softmax_rows(const kqm_attention_args &a, const KqmPartials &ws,
+                                                 const KqmTileRows<F16, DIM> &rows, int first_row, bool masked,
+                                                 uint32_t index) {
+  const int chunk = KQM_ATTENTION_CHUNK, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  const uint32_t begin = index * chunk;
+  KQM_LOOP
+  for (int first = first_row + 4 * warp; first < rows.count; first += 4 * kqm_tile_warps) {
+    const int row = first + (lane >> 3), at = row < rows.count ? row : first;
+    const bool own = row < rows.count;
+    const int visible = rows.visible(at, begin);
+    float *const trace = a.scores ? a.scores + rows.in_q(a, at) * a.capacity + begin : nullptr;
+    float m;
+    double l;
+    if (!masked) {
+      const KqmChunkSoftmax<false> softmax(rows.shared, rows.scores + at * chunk, visible, own, trace);
+      m = softmax.m, l = softmax.l;
+    } else {
+      const KqmChunkSoftmax<true> softmax(rows.shared, rows.scores + at * chunk, visible, own, trace);
+      m = softmax.m, l = softmax.l;
+    }
+    const uint32_t at_row = rows.partial_at(at) / DIM + index;
+    if (own && (lane & 7) == 0) ws.m[at_row] = m, ws.l[at_row] = l;
+  }
+}
+
+// Partial results of `tokens` tokens from `first_token` on, in tiles of `tile_tokens`; `group` query heads share a KV head. CTAs: KV heads,
 // parts of the chunks, tiles.
-template <bool HALF, int DIM>
-__global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::resident))
+template <bool F16, int DIM>
+__global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<F16, DIM>::resident))
     attention_tiles(kqm_attention_args a, KqmPartials ws, uint32_t first_token, uint32_t tokens, uint32_t tile_tokens,
                     uint32_t group) {
-  typedef KqmQueryTile<HALF, DIM> Tile;
-  typedef KqmCachedChunk<HALF, DIM, true> KeyChunk;
-  typedef KqmCachedChunk<HALF, DIM, false> ValueChunk;
-  const int chunk = Tile::chunk, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  const uint32_t kv_head = blockIdx.x, part = blockIdx.y, parts = gridDim.y;
+  typedef KqmQueryTile<F16, DIM> Tile;
+  typedef KqmCachedChunk<F16, DIM, true> KeyChunk;
+  typedef KqmCachedChunk<F16, DIM, false> ValueChunk;
+  const int chunk = Tile::chunk, warp = threadIdx.x >> 5;
+  const uint32_t part = blockIdx.y, parts = gridDim.y;
   KQM_DYNAMIC_SHARED(float, shared);
-  const int most_rows = int(tile_tokens * group), queries = Tile::cached, scores = queries + most_rows * DIM;
-  const int places = scores + most_rows * chunk, positions = places + most_rows;
   // The last tiles have the most chunks and come first.
   const uint32_t tile_first = (gridDim.z - 1 - blockIdx.z) * tile_tokens,
                  tile_count = min(tile_tokens, tokens - tile_first);
-  const int rows = int(tile_count * group);
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   kqm_release_dependents();
-  // A token past the capacity is at its last position.
-  const uint32_t start = min(__ldcg(a.start), a.capacity) + first_token + tile_first;
-  const auto position_of = [&](uint32_t token) { return min(start + token, a.capacity - 1); };
-  // In the loop over chunks positions come from shared memory, to leave registers alone.
-  const auto partial_at = [&](int row) { return kqm_shared_load<uint32_t>(shared, places + row); };
-  const auto position_at = [&](int row) { return kqm_shared_load<uint32_t>(shared, positions + row); };
-  const auto visible_to = [&](int row, uint32_t begin) { return min(int(position_at(row) - begin) + 1, chunk); };
-  const auto token_row = [&](int row) {
-    return size_t(first_token + tile_first + row / group) * a.heads + kv_head * group + row % group;
-  };
-  if (a.scores) {
-    for (int row = 0; row < rows; row++) {
-      float *trace = a.scores + token_row(row) * a.capacity;
-      for (uint32_t at = position_of(row / group) + 1 + part * kqm_tile_threads + threadIdx.x; at < a.capacity;
-           at += parts * kqm_tile_threads)
-        trace[at] = kqm_minus_infinity();
-    }
-  }
-  if (part * chunk > position_of(tile_count - 1)) return;
+  KqmTileRows<F16, DIM> rows(a, shared, int(tile_tokens * group), group, first_token + tile_first, tile_count);
+  if (a.scores) rows.mask_scores(a);
+  if (part * chunk > rows.position_of(tile_count - 1)) return;
 
   const uint32_t stride = a.kv_heads * DIM, chunks = (a.capacity + chunk - 1) / chunk;
-  const auto first_element = [&](uint32_t index) { return size_t(index * chunk) * stride + kv_head * DIM; };
+  const auto first_element = [&](uint32_t index) { return size_t(index * chunk) * stride + rows.kv_head * DIM; };
   KeyChunk::fetch(shared, a.k_cache, first_element(part), stride,
-                  min(int(position_of(tile_count - 1) - part * chunk) + 1, chunk));
-  for (int row = threadIdx.x; row < rows; row += kqm_tile_threads) {
-    kqm_shared_store<uint32_t>(shared, places + row, (uint32_t(token_row(row)) - first_token * a.heads) * chunks * DIM);
-    kqm_shared_store<uint32_t>(shared, positions + row, position_of(row / group));
-  }
-  for (int i = threadIdx.x; i < rows * (DIM / 4); i += kqm_tile_threads) {
-    const int row = i / (DIM / 4), d = i % (DIM / 4) * 4;
-    kqm_async_copy_16(shared, queries + row * DIM + kqm_query_place<DIM>(d), a.q + token_row(row) * DIM + d);
-  }
-  kqm_async_commit();
+                  min(int(rows.position_of(tile_count - 1) - part * chunk) + 1, chunk));
+  rows.fetch(a, first_token, chunks);
 
   uint32_t index = part;
   KQM_LOOP
@@ -360,80 +475,66 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<HALF, DIM>::re
     // Keys and queries are there, and the weights of the chunk before are done with.
     __syncthreads();
     // Rows before the first one do not see the chunk. Where not all see all of it, some are masked.
-    const uint32_t first_position = position_at(0);
+    const uint32_t first_position = rows.position_at(0);
     const int first_row = begin > first_position ? int((begin - first_position) * group) : 0;
-    const int least_visible = visible_to(first_row, begin);
+    const int least_visible = rows.visible(first_row, begin);
     {
-      KqmKeys<HALF, DIM> keys;
-      const int block = warp % Tile::key_blocks, own_key = kqm_weight_place(keys.index(block, 0));
-      const bool keeps = Tile::lane_keys == 8 || lane < 16;
-      keys.load(shared, block);
+      KqmKeys<F16, DIM> keys;
+      const int set = warp % Tile::key_sets;
+      keys.load(shared, set);
       __syncthreads();
-      ValueChunk::fetch(shared, a.v_cache, first_element(index), stride, visible_to(rows - 1, begin));
-      const int first = first_row + warp / Tile::key_blocks;
-      uint32_t query = queries + first * DIM + keys.query_part(), score = scores + first * chunk + own_key;
-      KQM_LOOP
-      for (int row = first; row < rows; row += Tile::key_parts) {
-        // Whole addresses, to which loads add constants.
-        kqm_keep(query), kqm_keep(score);
-        const float s = __fmul_rn(keys.dot(shared, query), a.scale);
-        if (keeps) shared[score] = s;
-        query += Tile::key_parts * DIM, score += Tile::key_parts * chunk;
-      }
+      ValueChunk::fetch(shared, a.v_cache, first_element(index), stride, rows.visible(rows.count - 1, begin));
+      keys.multiply_rows(rows, set, first_row, a.scale);
     }
     __syncthreads();
 
-    KQM_LOOP
-    for (int first = first_row + 4 * warp; first < rows; first += 4 * kqm_tile_warps) {
-      const int row = first + (lane >> 3), at = row < rows ? row : first;
-      const bool own = row < rows;
-      const int visible = visible_to(at, begin);
-      float *const trace = a.scores ? a.scores + token_row(at) * a.capacity + begin : nullptr;
-      float m;
-      double l;
-      if (least_visible == chunk) {
-        const KqmChunkSoftmax<false> softmax(shared, scores + at * chunk, visible, own, trace);
-        m = softmax.m, l = softmax.l;
-      } else {
-        const KqmChunkSoftmax<true> softmax(shared, scores + at * chunk, visible, own, trace);
-        m = softmax.m, l = softmax.l;
-      }
-      const uint32_t place = partial_at(at) / DIM + index;
-      if (own && (lane & 7) == 0) ws.m[place] = m, ws.l[place] = l;
-    }
+    kqm_softmax_rows(a, ws, rows, first_row, least_visible < chunk, index);
     kqm_async_wait<0>();
     __syncthreads();
 
     // Of three slabs a warp has none: it loads one, so that registers never hold nothing, and leaves it at that.
     const int slab = warp % Tile::slabs, value_part = warp / Tile::slabs;
-    const int value_rows = value_part < Tile::value_parts ? rows : 0;
-    KqmValues<HALF, DIM> values;
+    const int value_rows = value_part < Tile::value_parts ? rows.count : 0;
+    KqmValues<F16, DIM> values;
     values.load(shared, slab);
     __syncthreads();
     const uint32_t next = index + parts;
-    more = next * chunk <= position_at(rows - 1);
-    if (more) KeyChunk::fetch(shared, a.k_cache, first_element(next), stride, visible_to(rows - 1, next * chunk));
+    more = next * chunk <= rows.position_at(rows.count - 1);
+    if (more)
+      KeyChunk::fetch(shared, a.k_cache, first_element(next), stride, rows.visible(rows.count - 1, next * chunk));
     float *const o = ws.o + index * DIM + slab * 64 + values.dimension(0);
-    const auto sum_rows = [&](auto exact) {
-      const int first = first_row + value_part;
-      uint32_t weights = scores + first * chunk + values.weight_part();
-      KQM_LOOP
-      for (int row = first; row < value_rows; row += Tile::value_parts) {
-        kqm_keep(weights);
-        *reinterpret_cast<float2 *>(o + partial_at(row)) = values.template sum<decltype(exact)::yes>(
-            shared, weights, decltype(exact)::yes ? visible_to(row, begin) : chunk);
-        weights += Tile::value_parts * chunk;
-      }
-    };
     if (__builtin_expect(__any_sync(~0u, least_visible < chunk && values.not_finite(least_visible)), 0))
-      sum_rows(KqmExact<true>());
+      values.template weigh_rows<true>(rows, first_row + value_part, value_rows, begin, o);
     else
-      sum_rows(KqmExact<false>());
+      values.template weigh_rows<false>(rows, first_row + value_part, value_rows, begin, o);
+  }
+}
+
+// The largest of `count` numbers, by a warp; a NaN when there is one.
+__device__ __forceinline__ float kqm_largest_of(const float *m, int count) {
+  float most = kqm_minus_infinity();
+  for (int c = threadIdx.x & 31; c < count; c += 32) most = kqm_max_or_nan(most, m[c]);
+  KQM_UNROLL
+  for (int step = 16; step; step /= 2) most = kqm_max_or_nan(most, __shfl_xor_sync(~0u, most, step));
+  return most;
+}
+
+// The trees over the chains of the weights of a head, and of two outputs, into the first ones.
+__device__ __forceinline__ void kqm_add_chains(double (&l)[kqm_attention_chains],
+                                               double (&y)[kqm_attention_chains][2]) {
+  KQM_UNROLL
+  for (int step = 1; step < kqm_attention_chains; step *= 2) {
+    KQM_UNROLL
+    for (int g = 0; g < kqm_attention_chains; g += 2 * step) {
+      l[g] = l[g] + l[g + step];
+      KQM_UNROLL
+      for (int i = 0; i < 2; i++) y[g][i] = y[g][i] + y[g + step][i];
+    }
   }
 }
 
 // Joins the chunks of `tokens` tokens from `first_token` on. 128 threads have 256 outputs of a token, two neighbours each and all eight
-// chains of those; a block has two tokens.
+// chains of those; a CTA has two tokens.
 static const int kqm_join_tokens = 2, kqm_token_threads = 128, kqm_join_threads = kqm_token_threads * kqm_join_tokens;
 __global__ void __launch_bounds__(kqm_join_threads, 2)
     attention_join_tokens(kqm_attention_args a, KqmPartials ws, uint32_t first_token, uint32_t tokens) {
@@ -446,12 +547,7 @@ __global__ void __launch_bounds__(kqm_join_threads, 2)
   KQM_SHARED(float, result, kqm_join_tokens *KQM_BLOCK);
   const int token = threadIdx.x / kqm_token_threads, thread = threadIdx.x % kqm_token_threads, warp = thread >> 5,
             lane = threadIdx.x & 31;
-  const int dim = a.head_dim, outputs = int(a.heads) * dim, first_output = int(blockIdx.x) * KQM_BLOCK;
-  const bool active = first_output + 2 * thread < outputs;
-  const int output = active ? first_output + 2 * thread : first_output;
-  const int first_head = first_output / dim,
-            heads = (min(first_output + KQM_BLOCK, outputs) - 1) / dim - first_head + 1;
-  const int own_head = output / dim - first_head;
+  const KqmJoinedOutputs outputs(a, 2 * thread);
   // A token too many repeats the last one, and nothing of it is stored.
   const uint32_t own_token = blockIdx.y * kqm_join_tokens + token,
                  last_token = min((blockIdx.y + 1) * kqm_join_tokens, tokens) - 1;
@@ -467,33 +563,30 @@ __global__ void __launch_bounds__(kqm_join_threads, 2)
     return int(min(start + first_token + token, a.capacity - 1) / chunk) + 1;
   };
   const int used = used_by(within), most_used = used_by(last_token);
-  const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(within) * a.heads + first_head;
-  const float *const o = ws.o + (first_row + own_head) * chunks * dim + output % dim;
+  const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(within) * a.heads + outputs.first_head;
+  const float *const o = ws.o + (first_row + outputs.own_head) * chunks * outputs.dim + outputs.own % outputs.dim;
   float2 value[ahead];
   const auto fetch = [&](int begin) {
-    const float *from = o + begin * dim;
+    const float *from = o + begin * outputs.dim;
     const int count = used - begin;
     KQM_UNROLL
-    for (int i = 0; i < ahead; i++, from += dim) {
+    for (int i = 0; i < ahead; i++, from += outputs.dim) {
       if (i < count) value[i] = *reinterpret_cast<const float2 *>(from);
     }
   };
   fetch(0);
 
-  // A warp makes the factors of its head, a thread the sum of the weights in one chain of a head.
+  // Phase 1: the largest score of each head. A warp makes the factors of its head, a thread the sum of the weights in one chain of a head.
   const float *const m = ws.m + (first_row + warp) * chunks;
   const double *const l = ws.l + (first_row + warp) * chunks;
-  const int own_factors = (token * most_heads + warp) * batch, head_factors = (token * most_heads + own_head) * batch;
-  float most = kqm_minus_infinity();
-  if (warp < heads) {
-    for (int c = lane; c < used; c += 32) most = kqm_max_or_nan(most, m[c]);
-    KQM_UNROLL
-    for (int step = 16; step; step /= 2) most = kqm_max_or_nan(most, __shfl_xor_sync(~0u, most, step));
-  }
+  const int own_factors = (token * most_heads + warp) * batch,
+            head_factors = (token * most_heads + outputs.own_head) * batch;
+  const float most = warp < outputs.heads ? kqm_largest_of(m, used) : kqm_minus_infinity();
+  // Phase 2: the chains, a batch of chunks at a time.
   double sum[chains][2] = {}, total = 0.0;
   for (int begin = 0; begin < most_used; begin += batch) {
     __syncthreads();
-    if (warp < heads) {
+    if (warp < outputs.heads) {
       for (int c = lane; c < batch && begin + c < used; c += 32) {
         factor[own_factors + c] = double(kqm_exp(__fsub_rn(m[begin + c], most)));
         weight[own_factors + c] = l[begin + c];
@@ -501,7 +594,7 @@ __global__ void __launch_bounds__(kqm_join_threads, 2)
     }
     __syncthreads();
     const int count = min(used - begin, batch);
-    if (thread < heads * chains) {
+    if (thread < outputs.heads * chains) {
       const int first = (token * most_heads + thread / chains) * batch;
       for (int c = thread % chains; c < count; c += chains)
         total = fma(double(weight[first + c]), double(factor[first + c]), total);
@@ -518,34 +611,24 @@ __global__ void __launch_bounds__(kqm_join_threads, 2)
       fetch(begin + first + ahead);
     }
   }
-  if (thread < heads * chains) totals[token * most_heads * chains + thread] = total;
+  if (thread < outputs.heads * chains) totals[token * most_heads * chains + thread] = total;
   __syncthreads();
+  // Phase 3: the trees over the chains.
   double l_sum[chains];
   KQM_UNROLL
-  for (int g = 0; g < chains; g++) l_sum[g] = totals[(token * most_heads + own_head) * chains + g];
-  KQM_UNROLL
-  for (int step = 1; step < chains; step *= 2) {
-    KQM_UNROLL
-    for (int g = 0; g < chains; g += 2 * step) {
-      l_sum[g] = l_sum[g] + l_sum[g + step];
-      KQM_UNROLL
-      for (int i = 0; i < 2; i++) sum[g][i] = sum[g][i] + sum[g + step][i];
-    }
-  }
+  for (int g = 0; g < chains; g++) l_sum[g] = totals[(token * most_heads + outputs.own_head) * chains + g];
+  kqm_add_chains(l_sum, sum);
   const double inverse = __ddiv_rn(1.0, l_sum[0]);
   KQM_UNROLL
   for (int i = 0; i < 2; i++) {
     // A token past the capacity gives NaN.
     const float own = past ? __uint_as_float(0x7fc00000u) : kqm_canonical(float(sum[0][i] * inverse));
-    const float y = active ? own : 0.0f;
-    if (a.out && active && stored) a.out[size_t(t) * outputs + output + i] = y;
+    const float y = outputs.active ? own : 0.0f;
+    if (a.out && outputs.active && stored) a.out[size_t(t) * outputs.all + outputs.own + i] = y;
     result[token * KQM_BLOCK + 2 * thread + i] = y;
   }
   if (!a.fixed) return;
   __syncthreads();
   if (warp != 0 || !stored) return;
-  const int first = token * KQM_BLOCK + 8 * lane;
-  const float4 x0 = kqm_shared_load<float4>(result, first), x1 = kqm_shared_load<float4>(result, first + 4);
-  const float x[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
-  kqm_quantize_warp(x, a.fixed + size_t(t) * (outputs / KQM_BLOCK) + blockIdx.x);
+  kqm_quantize_joined(result, token * KQM_BLOCK, a.fixed + size_t(t) * (outputs.all / KQM_BLOCK) + blockIdx.x);
 }

@@ -36,7 +36,7 @@ struct KqmHeadRow {
   }
 };
 
-// The lane's part of a head. Values that reach the cache or a tap unchanged are stored as they are but for NaNs.
+// The lane's part of a head. Values that reach the cache or an optional output unchanged are stored as they are but for NaNs.
 __device__ __forceinline__ void kqm_load_head(const kqm_rope_args &a, const KqmHeadRow &row, int lane, float (&x)[8]) {
   if (8 * lane < int(a.head_dim)) kqm_load_eight((row.is_q ? a.q : row.is_v ? a.v : a.k) + row.at, lane, x);
 }
@@ -54,8 +54,8 @@ __device__ __forceinline__ void kqm_load_head_weight(const kqm_rope_args &a, con
 // and give NaN.
 template <int LANES>
 __device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, int dim, const KqmHeadRow &row, int lane,
-                                              uint32_t position, bool taps, double inverse_n, const float (&weight)[8],
-                                              KQM_SHARED_ARG(float) exchange, float (&x)[8]) {
+                                              uint32_t position, bool optional_outputs, double inverse_n,
+                                              const float (&weight)[8], KQM_SHARED_ARG(float) exchange, float (&x)[8]) {
   const int half = dim / 2;
   const bool active = 8 * lane < dim, fits = position < a.capacity;
   const float nan = __uint_as_float(0x7fc00000u);
@@ -85,7 +85,7 @@ __device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, int dim, c
     for (int i = 0; i < 8; i++) y[i] = kqm_canonical(__fmul_rn(__fmul_rn(x[i], r), weight[i]));
   }
   float *normed = row.is_q ? a.q_normed : a.k_normed;
-  if (taps && normed && active && !row.is_v) kqm_store_eight(normed + row.at, lane, y);
+  if (optional_outputs && normed && active && !row.is_v) kqm_store_eight(normed + row.at, lane, y);
 
   // The other half of a pair is in another lane.
   if (active) {

@@ -1,16 +1,38 @@
 // Quantized weights on tensor cores: one warp multiplies a tile of 16 rows x one super-block (256 weights) by the five
 // digit planes of one, two or eight tokens, exactly, and gives its lanes the f64 contributions of rows and tokens.
 //
+//   for each sub-block j of the super-block:
+//     t[row, column] = sum_k w[row][j][k] * digit[column][j][k]          one mma of 16 rows, 8 columns, 32 or 16 k; s32
+//     sum[row, column] += scale[row][j] * t[row, column]                 s32
+//   T[row, token] = sum_p 256^p sum[row, column of (token, plane p)]     s64: the columns are joined
+//   M[row, token] likewise, of min[row][j] and the digits' sums over j   where a type has mins
+//   v[row, token] = d[row] T[row, token] - dmin[row] M[row, token]       f64, what docs/arithmetic.md calls v
+//
 // A type's own part is in types/: its tiles' layout, how a lane gets fragments, scales and factors from one. What tiles of all types have in
 // common is here.
 //
-// The eight columns of a product are used in one of two ways:
+// Which lane holds what of a product (lane = 4 r + c, r = 0..7, c = 0..3), as the instruction has it:
 //
-//   one or two tokens: a product each, whose columns are the token's planes (5 to 7 repeat 4). Lane 4 r + c receives planes 2 c and
-//   2 c + 1 for both rows. Neighbours exchange halves, and lane c = 0 ends with all of row r, lane c = 1 with all of row r + 8.
+//   A, weights                     B, digits                     D, sums
+//     k      4c..      16 + 4c..     column  r                     column   2c       2c + 1
+//   row r      a0      a2            k 4c..       b0             row r      d[0]     d[1]
+//   row r + 8  a1      a3            k 16 + 4c..  b1             row r + 8  d[2]     d[3]
 //
-//   eight tokens: five products, one a plane, whose columns are the tokens. Lane 4 r + c receives every plane of tokens 2 c and
-//   2 c + 1 for both rows: nothing is left to exchange.
+// A product does not depend on the order of its k, so that of a lane is the one that its loads give: bytes 8c..8c + 7 of a sub-block of 32
+// instead of 4c.. and 16 + 4c.., for weights and digits alike.
+//
+// The eight columns are used in one of two ways:
+//
+//   one or two tokens (KqmPlaneColumns): a product each, whose columns are the token's planes, 0 to 4 and three times 4 again.
+//
+//     lane           4r              4r + 1          4r + 2          4r + 3
+//     from D         planes 0, 1     planes 2, 3     plane 4         plane 4        of rows r and r + 8
+//     after join     row r           row r + 8       -               -              all planes
+//
+//     Lanes 4r and 4r + 1 exchange the row that the other one keeps; 4r + 2 and 4r + 3 send plane 4 of row r and of row r + 8.
+//
+//   eight tokens (KqmTokenColumns): five products, one a plane, whose columns are the tokens. A lane has every plane of tokens 2c and
+//   2c + 1 for both rows: nothing is left to exchange.
 #pragma once
 
 #include "fixed.cuh"
@@ -49,7 +71,7 @@ struct KqmPlaneColumns {
   __device__ __forceinline__ static void join(const int32_t (&d)[products][4], int lane, long long (&sum)[results]) {
     join_pairs<long long>(d, lane, sum);
   }
-  // The same where a plane's sums are at most 2^22: two planes fit into 32 bits.
+  // join() where a plane's sums are at most 2^22: two planes fit into 32 bits.
   __device__ __forceinline__ static void join_small(const int32_t (&d)[products][4], int lane,
                                                     long long (&sum)[results]) {
     join_pairs<int>(d, lane, sum);
@@ -68,7 +90,7 @@ struct KqmPlaneColumns {
       sum[i] = (odd ? 65536ll * kept + received : kept + 65536ll * received) + top(d[i], lane);
     }
   }
-  // Plane 4, in its place, for lanes c = 0 and c = 1: lane c = 2 sends that of row r, and lane c = 3, whose columns repeat it, that of
+  // Plane 4, times 256^4, for lanes c = 0 and c = 1: lane c = 2 sends that of row r, and lane c = 3, whose columns repeat it, that of
   // row r + 8.
   __device__ __forceinline__ static long long top(const int32_t (&d)[4], int lane) {
     return 4294967296ll * __shfl_xor_sync(~0u, lane & 1 ? d[2] : d[0], 2);
@@ -102,38 +124,38 @@ struct KqmTokenColumns {
 // One token from memory. Columns 5 to 7 repeat plane 4.
 struct KqmOneToken {
   typedef KqmPlaneColumns<1> Columns;
-  const kqm_fixed_block *block;
+  const kqm_fixed_block *fixed;
   int plane, c;
 
   __device__ __forceinline__ KqmOneToken(const kqm_fixed_block *of_token, int lane)
-      : block(of_token), plane(min(lane >> 2, KQM_PLANES - 1)), c(lane & 3) {}
+      : fixed(of_token), plane(min(lane >> 2, KQM_PLANES - 1)), c(lane & 3) {}
 
   // Digits 8 c .. 8 c + 7 of 32-weight sub-block j: the order of k inside a sub-block is free, as long as weights and
   // activations agree.
   __device__ __forceinline__ uint2 eight(int, int j) const {
-    return *reinterpret_cast<const uint2 *>(&block->digit[j][plane][8 * c]);
+    return *reinterpret_cast<const uint2 *>(&fixed->digit[j][plane][8 * c]);
   }
   // Digits 4 c .. 4 c + 3 of 16-weight sub-block j.
   __device__ __forceinline__ uint32_t four(int, int j) const {
-    return *reinterpret_cast<const uint32_t *>(&block->digit[j / 2][plane][16 * (j % 2) + 4 * c]);
+    return *reinterpret_cast<const uint32_t *>(&fixed->digit[j / 2][plane][16 * (j % 2) + 4 * c]);
   }
   // Sums of the plane's digits over sub-blocks 4 c .. 4 c + 3, as k = 4 c .. 4 c + 3 of a 16-deep product whose weights are zero from
   // c = 2 on: there any sums will do.
   __device__ __forceinline__ uint32_t sum_low(int) const {
-    return *reinterpret_cast<const uint32_t *>(&block->sum_low[plane][4 * (c & 1)]);
+    return *reinterpret_cast<const uint32_t *>(&fixed->sum_low[plane][4 * (c & 1)]);
   }
   __device__ __forceinline__ uint32_t sum_high(int) const {
-    return *reinterpret_cast<const uint32_t *>(&block->sum_high[plane][4 * (c & 1)]);
+    return *reinterpret_cast<const uint32_t *>(&fixed->sum_high[plane][4 * (c & 1)]);
   }
-  __device__ __forceinline__ double unit() const { return block->unit; }
+  __device__ __forceinline__ double unit() const { return fixed->unit; }
 };
 
-// A block in shared memory: plane p of the digits and sums, for lanes c of each four.
+// A fixed-point block in shared memory: plane p of the digits and sums, for lanes c of each four.
 struct KqmSharedPlanes {
   KQM_SHARED_ARG(uint32_t) words;  // kqm_fixed_words of them
   int c;
 
-  __device__ __forceinline__ KqmSharedPlanes(KQM_SHARED_ARG(uint32_t) block, int lane) : words(block), c(lane & 3) {}
+  __device__ __forceinline__ KqmSharedPlanes(KQM_SHARED_ARG(uint32_t) fixed, int lane) : words(fixed), c(lane & 3) {}
 
   __device__ __forceinline__ uint2 eight(int p, int j) const {
     return kqm_shared_load<uint2>(words, (j * KQM_PLANES + p) * 8 + 2 * c);
@@ -152,8 +174,8 @@ struct KqmSharedToken {
   KqmSharedPlanes planes;
   int plane;
 
-  __device__ __forceinline__ KqmSharedToken(KQM_SHARED_ARG(uint32_t) block, int lane)
-      : planes(block, lane), plane(min(lane >> 2, KQM_PLANES - 1)) {}
+  __device__ __forceinline__ KqmSharedToken(KQM_SHARED_ARG(uint32_t) fixed, int lane)
+      : planes(fixed, lane), plane(min(lane >> 2, KQM_PLANES - 1)) {}
 
   __device__ __forceinline__ uint2 eight(int, int j) const { return planes.eight(plane, j); }
   __device__ __forceinline__ uint32_t four(int, int j) const { return planes.four(plane, j); }
@@ -210,15 +232,15 @@ struct KqmCachedFours {
   __device__ __forceinline__ uint32_t four(int, int j) const { return digits[j]; }
 };
 
-// Tile layout: a permutation of the bytes of 16 rows' blocks such that every lane's fragments are whole 16-byte words and a warp reads 512
-// contiguous bytes at a time. Lane 4 r + c (r = 0..8, c = 0..4) works on rows r and r + 8. A tile has the fields of its blocks one after
+// Tile layout: a permutation of the bytes of 16 rows' blocks (here "block" is one of a GGUF file) such that every lane's
+// fragments are whole 16-byte words and a warp reads 512 contiguous bytes at a time. Lane 4 r + c (r = 0..8, c = 0..4) works on rows r and r + 8. A tile has the fields of its blocks one after
 // the other, each of all 16 rows; a matrix is [row tiles][super-blocks] tiles; a stack of experts is [experts] of those.
 //
 // A field of BYTES bytes at byte AT of a block, of which every lane has a part: [BYTES / 32 chunks][32 lanes][rows r and r + 8][8]. A
 // chunk is 32 bytes of the block, in runs of RUN bytes for lanes c = 0..4 in turn: lane c has bytes 8 c .. 8 c + 7 of it (RUN = 8), or
 // 4 c .. 4 c + 3 and 16 + 4 c .. 16 + 4 c + 3 (RUN = 4), and so on for 2 and 1.
 //
-// A field may be in pieces of PIECE bytes, which start every STRIDE bytes: where eight blocks of a file are one of a tile, one of each.
+// A field may be in pieces of PIECE bytes, which start every STRIDE bytes: where eight super_blocks of a file are one of a tile, one of each.
 template <int AT, int BYTES, int RUN, int PIECE = BYTES, int STRIDE = 0>
 struct KqmLaneField {
   static const int bytes = BYTES, unit = (AT | PIECE | STRIDE | RUN) % 2 ? 1 : 2;
@@ -300,7 +322,7 @@ struct KqmTileInMemory {
     return kqm_load_streaming(reinterpret_cast<const uint4 *>(from) + i);
   }
 };
-// The same of a tile in shared memory.
+// A tile in shared memory.
 struct KqmTileInShared {
   KQM_SHARED_ARG(uint32_t) tile;
   int lane;
@@ -351,16 +373,16 @@ __device__ __forceinline__ void kqm_mma_of_32(int32_t (&d)[4], const uint32_t (&
 // Half of a tile's sub-blocks, ready for products: four of 32 weights. Scales gives the integer scale of sub-block j, which takes in
 // whatever factor the fragments have.
 template <class Scales, bool SIGNED = false, class Order = KqmInEights>
-struct KqmHalfOf32 {
+struct KqmHalfTileOf32 {
   static const int sub_blocks = 4;
   uint32_t a[4][4];  // fragments by sub-block
   Scales scale0, scale8;
 
-  __device__ __forceinline__ KqmHalfOf32() {}
-  __device__ __forceinline__ KqmHalfOf32(const Scales &of_row0, const Scales &of_row8)
+  __device__ __forceinline__ KqmHalfTileOf32() {}
+  __device__ __forceinline__ KqmHalfTileOf32(const Scales &of_row0, const Scales &of_row8)
       : scale0(of_row0), scale8(of_row8) {}
 
-  // Depends on every member (kqm_make_now).
+  // Depends on every member (kqm_materialize).
   __device__ __forceinline__ uint32_t checksum() const {
     uint32_t sum = scale0.checksum() + scale8.checksum();
     KQM_UNROLL
@@ -394,7 +416,7 @@ struct KqmHalfOf32 {
 // The same of a type whose scales times quants fit into bytes: fragments are those products, and nothing is left to multiply behind
 // the tensor cores.
 template <bool SIGNED>
-struct KqmHalfOfProducts {
+struct KqmHalfTileOfProducts {
   static const int sub_blocks = 4;
   uint32_t a[4][4];
 
@@ -418,14 +440,14 @@ struct KqmHalfOfProducts {
   }
 };
 
-// As KqmHalfOf32, of eight sub-blocks of 16 weights with a sign.
+// As KqmHalfTileOf32, of eight sub-blocks of 16 weights with a sign.
 template <class Scales>
-struct KqmHalfOf16 {
+struct KqmHalfTileOf16 {
   static const int sub_blocks = 8;
   uint32_t a[8][2];
   Scales scale0, scale8;
 
-  __device__ __forceinline__ KqmHalfOf16(const Scales &of_row0, const Scales &of_row8)
+  __device__ __forceinline__ KqmHalfTileOf16(const Scales &of_row0, const Scales &of_row8)
       : scale0(of_row0), scale8(of_row8) {}
 
   __device__ __forceinline__ uint32_t checksum() const {
@@ -478,21 +500,21 @@ struct KqmLateTile {
 //   Layout                   a KqmTileLayout of its blocks, for repack
 //   weight(block, k)         weight k of a block as it stands in a file, for embedding
 //   load(source)             from a KqmTileInMemory or KqmTileInShared to registers
-//   Half(tile, h)            a KqmHalfOf32, KqmHalfOfProducts or KqmHalfOf16 of half h of the registers
+//   Half(tile, h)            a KqmHalfTileOf32, KqmHalfTileOfProducts or KqmHalfTileOf16 of half h of the registers
 //   Factors(tile, lane)      what is not by halves; finish(x, sum, lane, v) makes v of the halves' sums
 //   Cached                   a token's activations in registers
-//   swiglu_at_once           blocks of moe_swiglu_one_token at once on a multiprocessor, which limits the registers for two tiles a warp
+//   swiglu_at_once           CTAs of moe_swiglu_one_token at once on a multiprocessor, which limits the registers for two tiles a warp
 //
 // LATE: a tile stays as it was loaded until it is multiplied, where all that can be made of it would take more registers than there are.
 template <class Tile, bool LATE = false>
 struct KqmSuperBlocks {
   // All that can be made of a tile before there are activations.
   struct Early {
-    typename Tile::Half half[2];
+    typename Tile::HalfTile half[2];
     typename Tile::Factors factors;
 
     __device__ __forceinline__ Early(const Tile &tile, int lane)
-        : half{typename Tile::Half(tile, 0), typename Tile::Half(tile, 1)}, factors(tile, lane) {}
+        : half{typename Tile::HalfTile(tile, 0), typename Tile::HalfTile(tile, 1)}, factors(tile, lane) {}
 
     __device__ __forceinline__ uint32_t checksum() const {
       return half[0].checksum() + half[1].checksum() + factors.checksum();
@@ -503,7 +525,7 @@ struct KqmSuperBlocks {
                                              double (&v)[Activations::Columns::results]) const {
       int32_t sum[Activations::Columns::products][4] = {};
       half[0].multiply(x, 0, sum);
-      half[1].multiply(x, Tile::Half::sub_blocks, sum);
+      half[1].multiply(x, Tile::HalfTile::sub_blocks, sum);
       factors.finish(x, sum, lane, v);
     }
   };
@@ -517,7 +539,7 @@ struct KqmSuperBlocks {
     const Tile &tile = static_cast<const Tile &>(*this);
     int32_t sum[Activations::Columns::products][4] = {};
     KQM_LOOP
-    for (int h = 0; h < 2; h++) typename Tile::Half(tile, h).multiply(x, Tile::Half::sub_blocks * h, sum);
+    for (int h = 0; h < 2; h++) typename Tile::HalfTile(tile, h).multiply(x, Tile::HalfTile::sub_blocks * h, sum);
     typename Tile::Factors(tile, lane).finish(x, sum, lane, v);
   }
 };

@@ -40,41 +40,45 @@ __device__ __forceinline__ double kqm_tree_lanes(double x) {
 }
 __device__ __forceinline__ double kqm_tree_warp(double x) { return kqm_tree_lanes<32>(x); }
 
-// Balanced trees of neighbours over groups of 16 numbers that come one after the other, N of them side by side: what the tree_sum of
-// docs/arithmetic.md adds up.
+// Numbers of a group of tree_sum (docs/arithmetic.md): a balanced tree of neighbours. Groups are added up one after the other.
+static const int kqm_tree_group = 16, kqm_tree_levels = 4;
+static_assert(1 << kqm_tree_levels == kqm_tree_group, "a level for each power of two");
+
+// The groups of N sums side by side, whose numbers come one after the other. It counts like a binary counter: a number is added to the
+// pending sum of as many numbers as it stands for, and the carry goes on to the next level.
 template <int N>
-struct KqmGroups {
+struct KqmTreeGroups {
   // Sums of 1, 2, 4 and 8 neighbours, where the bit of how many numbers there were is set.
-  double waiting[4][N] = {};
+  double pending[kqm_tree_levels][N] = {};
 
   // `count` numbers were before these. Whether they complete a group.
   __device__ __forceinline__ bool add(double (&x)[N], int count) {
-    place<0>(x, count);
-    return count % 16 == 15;
+    carry<0>(x, count);
+    return count % kqm_tree_group == kqm_tree_group - 1;
   }
   // The group that has just been completed.
-  __device__ __forceinline__ double group(int i) const { return waiting[0][i]; }
-  // The `count` % 16 numbers behind the last one, filled up with zeros: those are only added to something.
-  __device__ __forceinline__ double rest(int i, int count) const {
+  __device__ __forceinline__ double group(int i) const { return pending[0][i]; }
+  // The `count` % 16 numbers behind the last group, padded with zeros: those are only added to something.
+  __device__ __forceinline__ double tail(int i, int count) const {
     double sum = 0.0;
     KQM_UNROLL
-    for (int level = 0; level < 4; level++) {
-      if (count >> level & 1) sum = sum + waiting[level][i];
+    for (int level = 0; level < kqm_tree_levels; level++) {
+      if (count >> level & 1) sum = sum + pending[level][i];
     }
     return sum;
   }
 
  private:
   template <int LEVEL>
-  __device__ __forceinline__ void place(double (&x)[N], int count) {
-    const int level = LEVEL < 4 ? LEVEL : 0;
-    if (LEVEL < 4 && (count >> LEVEL & 1)) {
+  __device__ __forceinline__ void carry(double (&x)[N], int count) {
+    const int level = LEVEL < kqm_tree_levels ? LEVEL : 0;
+    if (LEVEL < kqm_tree_levels && (count >> LEVEL & 1)) {
       KQM_UNROLL
-      for (int i = 0; i < N; i++) x[i] = x[i] + waiting[level][i];
-      place < LEVEL<4 ? LEVEL + 1 : 4>(x, count);
+      for (int i = 0; i < N; i++) x[i] = x[i] + pending[level][i];
+      carry < LEVEL<kqm_tree_levels ? LEVEL + 1 : kqm_tree_levels>(x, count);
     } else {
       KQM_UNROLL
-      for (int i = 0; i < N; i++) waiting[level][i] = x[i];
+      for (int i = 0; i < N; i++) pending[level][i] = x[i];
     }
   }
 };
@@ -82,26 +86,27 @@ struct KqmGroups {
 // The tree_sum of number(0) .. number(count - 1).
 template <class Number>
 __device__ __forceinline__ double kqm_tree_sum(Number number, int count) {
-  KqmGroups<1> groups;
+  KqmTreeGroups<1> groups;
   double sum = 0.0;
   KQM_LOOP
   for (int i = 0; i < count; i++) {
     double x[1] = {number(i)};
     if (groups.add(x, i)) sum = sum + groups.group(0);
   }
-  return sum + groups.rest(0, count);
+  return sum + groups.tail(0, count);
 }
 
-// The same of any number of them in shared memory, at first, first + stride, ....
-__device__ __forceinline__ double kqm_tree_sum(KQM_SHARED_ARG(double) numbers, int first, int stride, int count) {
+// The tree_sum of `count` numbers in shared memory, at first, first + stride, ....
+__device__ __forceinline__ double kqm_tree_sum_shared(KQM_SHARED_ARG(double) numbers, int first, int stride,
+                                                      int count) {
   return kqm_tree_sum([&](int i) { return double(numbers[first + i * stride]); }, count);
 }
 
-// The same of N of them; N a power of two of at most 16. Whoever has fewer fills up with zeros: then code
-// that is executed once is short and straight.
+// The tree_sum of at most N numbers in shared memory, padded with zeros (kqm_zero_pad): N, a power of two, is known to the compiler, so
+// that code which runs once is short and without branches.
 template <int N>
-__device__ __forceinline__ double kqm_tree_sum(KQM_SHARED_ARG(double) numbers, int first, int stride) {
-  static_assert(N <= 16 && (N & (N - 1)) == 0, "one group");
+__device__ __forceinline__ double kqm_tree_sum_padded(KQM_SHARED_ARG(double) numbers, int first, int stride) {
+  static_assert(N <= kqm_tree_group && (N & (N - 1)) == 0, "one group");
   double x[N];
   KQM_UNROLL
   for (int i = 0; i < N; i++) x[i] = numbers[first + i * stride];
@@ -113,8 +118,8 @@ __device__ __forceinline__ double kqm_tree_sum(KQM_SHARED_ARG(double) numbers, i
   return 0.0 + x[0];
 }
 
-// Zeros from `used` to `size`; all threads of the block call it, and a barrier comes before the zeros are read.
-__device__ __forceinline__ void kqm_fill_up(KQM_SHARED_ARG(double) numbers, int used, int size) {
+// Zeros from `used` to `size`; all threads of the CTA call it, and a barrier comes before the zeros are read.
+__device__ __forceinline__ void kqm_zero_pad(KQM_SHARED_ARG(double) numbers, int used, int size) {
   KQM_LOOP
   for (int i = used + int(threadIdx.x); i < size; i += int(blockDim.x)) numbers[i] = 0.0;
 }

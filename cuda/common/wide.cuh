@@ -35,7 +35,7 @@ __device__ __forceinline__ void kqm_wide_sums(int most_bytes, const uint8_t *dat
   const int block_parts = kqm_fixed_words / 4, tile_parts = Tile::bytes / 16,
             weights = kqm_wide_weights + 2 * warp * (most_bytes / 4);
   if (threadIdx.x < kqm_wide_tokens) shared[kqm_wide_table + threadIdx.x] = first(int(threadIdx.x));
-  kqm_meet(3);
+  kqm_named_barrier(kqm_barrier_many_tokens);
   // Sixteen threads copy a token's block, a warp its tile, 16 bytes at a time.
   const int copiers = kqm_wide_threads / kqm_wide_tokens, own_token = threadIdx.x / copiers,
             own_part = threadIdx.x % copiers;
@@ -69,13 +69,13 @@ __device__ __forceinline__ void kqm_wide_sums(int most_bytes, const uint8_t *dat
     KQM_UNROLL
     for (int i = 0; i < Columns::results; i++) kqm_shared_store<double>(shared, sum_at(i), 0.0);
   }
-  KqmGroups<Columns::results> groups;
+  KqmTreeGroups<Columns::results> groups;
   fetch(0);
   KQM_LOOP
   for (int b = 0; b < blocks; b++) {
     kqm_async_wait<0>();
     // Everybody's part of this super-block is there, and everybody is done with the one before, whose place the next one takes.
-    kqm_meet(3);
+    kqm_named_barrier(kqm_barrier_many_tokens);
     if (b + 1 < blocks) fetch(b + 1);
     Tile tile;
     tile.load(KqmTileInShared(kqm_shared_offset(shared, weights + (b & 1) * (Tile::bytes / 4)), lane));
@@ -98,7 +98,7 @@ __device__ __forceinline__ void kqm_wide_sums(int most_bytes, const uint8_t *dat
     const double sum = blocks > 16    ? kqm_shared_load<double>(shared, sum_at(i))
                        : blocks == 16 ? 0.0 + groups.group(i)
                                       : 0.0;
-    y[i] = kqm_canonical(float(sum + groups.rest(i, blocks)));
+    y[i] = kqm_canonical(float(sum + groups.tail(i, blocks)));
   }
 }
 

@@ -15,7 +15,7 @@ namespace kqm_emulation {
 namespace {
 
 // The last launch that may be running when the thread does what it does now; null when all are complete.
-const earlier_launch *unsettled(const thread_state &self, uint32_t number) {
+const earlier_launch *may_still_run(const thread_state &self, uint32_t number) {
   const dependences &state = self.device->dependence;
   const size_t count = state.earlier.size() - (self.waited && !state.earlier.empty());
   const uint32_t from = self.waited ? state.from_wait : state.from_start;
@@ -26,7 +26,7 @@ const earlier_launch *unsettled(const thread_state &self, uint32_t number) {
   return nullptr;
 }
 
-void settle(thread_state &thread) { thread.settled = !unsettled(thread, 0); }
+void update_earlier_complete(thread_state &thread) { thread.earlier_complete = !may_still_run(thread, 0); }
 
 // "after its wait" is for chains in which a kernel does not wait.
 const char *when(const thread_state &self) {
@@ -56,7 +56,7 @@ void check_read(const void *address, size_t bytes, const place &where) {
   const size_t offset = at - reinterpret_cast<uintptr_t>(buffer->begin);
   for (size_t i = offset; i < offset + bytes && i < buffer->bytes; i++) {
     if (buffer->launch[i] == 0 || buffer->launch[i] == self->device->dependence.number) continue;
-    if (const earlier_launch *const writer = unsettled(*self, buffer->launch[i]))
+    if (const earlier_launch *const writer = may_still_run(*self, buffer->launch[i]))
       fail_dependence(self, where, std::string("reads ") + when(*self) + " what kernel " + writer->kernel + " wrote, which may still run (" +
                                       describe_address(at) + ")");
   }
@@ -67,8 +67,8 @@ void note_write(const void *address, size_t bytes, const void *code) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(address);
   const written *const buffer = buffer_at(at);
   if (!buffer) return;
-  if (__builtin_expect(!self->settled, 0)) {
-    const earlier_launch *const other = unsettled(*self, 0);
+  if (__builtin_expect(!self->earlier_complete, 0)) {
+    const earlier_launch *const other = may_still_run(*self, 0);
     fail_dependence(self, {code, nullptr, 0}, std::string("writes ") + when(*self) + ", while kernel " + other->kernel + " may still run (" +
                                     describe_address(at) + ")");
   }
@@ -79,9 +79,9 @@ void note_write(const void *address, size_t bytes, const void *code) {
 
 } // namespace
 
-void note_settled(thread_state &thread) {
+void dependence_begin_thread(thread_state &thread) {
   thread.waited = false;
-  settle(thread);
+  update_earlier_complete(thread);
 }
 
 void dependence_begin_launch(engine &device) {
@@ -125,14 +125,14 @@ void dependence_share(thread_state *const *threads, uint32_t count) {
   for (uint32_t i = 0; i < count; i++) {
     if (threads[i]->waited) continue;
     threads[i]->waited = true;
-    settle(*threads[i]);
+    update_earlier_complete(*threads[i]);
   }
 }
 
 void wait_for_dependencies() {
   thread_state *const self = running();
   self->device->dependence.waited = self->waited = true;
-  settle(*self);
+  update_earlier_complete(*self);
 }
 
 void release_dependents() {
@@ -141,7 +141,7 @@ void release_dependents() {
 }
 
 void check_global_read(const void *address, size_t bytes, const char *file, int line) {
-  if (!running()->settled) check_read(address, bytes, {nullptr, file, line});
+  if (!running()->earlier_complete) check_read(address, bytes, {nullptr, file, line});
 }
 
 } // namespace kqm_emulation
@@ -152,7 +152,7 @@ using namespace kqm_emulation;
 #define KQM_HERE __builtin_return_address(0)
 #define KQM_ON_READ(address, bytes)                                                                                     \
   do {                                                                                                                 \
-    if (__builtin_expect(current && !current->settled, 0)) check_read(address, bytes, {KQM_HERE, nullptr, 0});                \
+    if (__builtin_expect(current && !current->earlier_complete, 0)) check_read(address, bytes, {KQM_HERE, nullptr, 0});                \
   } while (0)
 #define KQM_ON_WRITE(address, bytes)                                                                                    \
   do {                                                                                                                 \

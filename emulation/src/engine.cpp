@@ -282,7 +282,7 @@ void run_block(engine &device, uint64_t number) {
     thread.thread_index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
     thread.file = nullptr;
     thread.waits = {};
-    note_settled(thread);
+    dependence_begin_thread(thread);
     thread.copy_groups = 0;
     thread.copies.clear();
     fiber_restart(thread.own, thread_begins);

@@ -159,7 +159,7 @@ void dependence_begin_launch(engine &device);
 void dependence_end_launch(engine &device);
 // What threads that have met know of the launches before: if one of them has waited for those, all have.
 void dependence_share(thread_state *const *threads, uint32_t count);
-void note_settled(thread_state &thread);
+void dependence_begin_thread(thread_state &thread);
 // A read of global memory by the running thread that the compiler does not see.
 void check_global_read(const void *address, size_t bytes, const char *file, int line);
 

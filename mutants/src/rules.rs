@@ -46,7 +46,7 @@ pub const RULES: [(&str, &str); 22] = [
 ];
 
 /// Calls without an effect on values: they place loads and touch caches, and code without them is as right.
-const ONLY_SPEED: [&str; 3] = ["kqm_touch_arguments", "kqm_make_now", "KQM_UNROLL"];
+const ONLY_SPEED: [&str; 3] = ["kqm_touch_arguments", "kqm_materialize", "KQM_UNROLL"];
 /// What a statement that is neither a declaration nor an expression begins with.
 const KEYWORDS: [&str; 30] = [
     "return",
@@ -708,7 +708,7 @@ impl Code<'_> {
 /// The rule that drops calls of a function.
 fn dropped_by(function: &str) -> Option<&'static str> {
     Some(match function {
-        "__syncthreads" | "kqm_meet" => "barrier",
+        "__syncthreads" | "kqm_named_barrier" => "barrier",
         "__syncwarp" => "syncwarp",
         "__threadfence" | "__threadfence_block" | "kqm_async_commit" | "kqm_async_wait" => "fence",
         "kqm_wait_for_dependencies" => "dependent",
@@ -821,7 +821,11 @@ mod tests {
     #[test]
     fn dropped_calls() {
         check("barrier", "{ a(); __syncthreads(); b(); }", &["{ a(); ; b(); }"]);
-        check("barrier", "{ kqm_meet(1); } inline void __syncthreads() {}", &["{ ; } inline void __syncthreads() {}"]);
+        check(
+            "barrier",
+            "{ kqm_named_barrier(1); } inline void __syncthreads() {}",
+            &["{ ; } inline void __syncthreads() {}"],
+        );
         check("syncwarp", "{ __syncwarp(); }", &["{ ; }"]);
         check(
             "fence",

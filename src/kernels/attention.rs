@@ -12,7 +12,7 @@ pub struct Attention<'a> {
     pub out: Option<SliceMut<'a, f32>>,
     /// `[tokens, heads * head_dim / 256]`.
     pub fixed: Option<SliceMut<'a, FixedBlock>>,
-    /// Tap `[tokens, heads, capacity]`: scaled scores, minus infinity where masked.
+    /// Optional output `[tokens, heads, capacity]`: scaled scores, minus infinity where masked.
     pub scores: Option<SliceMut<'a, f32>>,
     /// At least [`Attention::workspace_bytes`].
     pub workspace: SliceMut<'a, u8>,

@@ -16,7 +16,7 @@ pub struct MoeDown<'a, D: Device> {
     pub groups: &'a Groups<D>,
     /// `[pairs, rows]`: every expert's product.
     pub expert_out: SliceMut<'a, f32>,
-    /// Tap `[tokens, rows]`: the weighted sum before the residual.
+    /// Optional output `[tokens, rows]`: the weighted sum before the residual.
     pub sum: Option<SliceMut<'a, f32>>,
     /// `[tokens, rows]`: the residual stream.
     pub y: SliceMut<'a, f32>,

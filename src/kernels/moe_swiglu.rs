@@ -14,9 +14,9 @@ pub struct MoeSwiglu<'a, D: Device> {
     pub choose: Choose<'a>,
     /// Results of [`MoeGroup`] for the same indices; not read for a single token.
     pub groups: &'a Groups<D>,
-    /// Tap `[pairs, ff]`.
+    /// Optional output `[pairs, ff]`.
     pub gate_out: Option<SliceMut<'a, f32>>,
-    /// Tap `[pairs, ff]`.
+    /// Optional output `[pairs, ff]`.
     pub up_out: Option<SliceMut<'a, f32>>,
     /// `[pairs, ff]`, pair = token * top_k + rank.
     pub out: SliceMut<'a, f32>,

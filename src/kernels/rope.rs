@@ -21,11 +21,11 @@ pub struct Rope<'a> {
     /// `[1]`: position of the first token. Tokens at positions that are not below `capacity` give NaN and are not
     /// written.
     pub start: Slice<'a, u32>,
-    /// Tap `[tokens, heads, head_dim]`: q after RMSNorm.
+    /// Optional output `[tokens, heads, head_dim]`: q after RMSNorm.
     pub q_normed: Option<SliceMut<'a, f32>>,
-    /// Tap `[tokens, kv_heads, head_dim]`: k after RMSNorm.
+    /// Optional output `[tokens, kv_heads, head_dim]`: k after RMSNorm.
     pub k_normed: Option<SliceMut<'a, f32>>,
-    /// Tap `[tokens, kv_heads, head_dim]`: k after RoPE, before it is rounded to the cache's type.
+    /// Optional output `[tokens, kv_heads, head_dim]`: k after RoPE, before it is rounded to the cache's type.
     pub k_out: Option<SliceMut<'a, f32>>,
     /// `[capacity, kv_heads, head_dim]`, as bytes.
     pub k_cache: SliceMut<'a, u8>,
@@ -76,14 +76,14 @@ impl Rope<'_> {
         if let Some(weight) = &self.k_weight {
             at_least(device, NAME, "k_weight", weight.place(), &[self.head_dim])?;
         }
-        if let Some(tap) = &self.q_normed {
-            at_least(device, NAME, "q_normed", tap.place(), &q_shape)?;
+        if let Some(out) = &self.q_normed {
+            at_least(device, NAME, "q_normed", out.place(), &q_shape)?;
         }
-        if let Some(tap) = &self.k_normed {
-            at_least(device, NAME, "k_normed", tap.place(), &kv_shape)?;
+        if let Some(out) = &self.k_normed {
+            at_least(device, NAME, "k_normed", out.place(), &kv_shape)?;
         }
-        if let Some(tap) = &self.k_out {
-            at_least(device, NAME, "k_out", tap.place(), &kv_shape)?;
+        if let Some(out) = &self.k_out {
+            at_least(device, NAME, "k_out", out.place(), &kv_shape)?;
         }
         Ok(sys::kqm_rope_args {
             q: self.q.as_ptr(),

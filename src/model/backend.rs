@@ -5,11 +5,14 @@
 //! use, buffers may be larger. Every operation's arithmetic is defined in `docs/arithmetic.md`, so all backends give
 //! the same bits.
 //!
-//! Optional outputs ("taps") expose values that a fused kernel would otherwise keep in registers. The same kernel runs
+//! Optional outputs expose values that a fused kernel would otherwise keep in registers. The same kernel runs
 //! with and without them.
 
 use super::weights::Tensor;
 use crate::Result;
+
+/// In place of a token that was chosen from logits whose largest is not finite: it names nothing.
+pub const NO_CHOICE: u32 = u32::MAX;
 
 /// Element type of a KV cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,7 +62,7 @@ pub struct NormQkv<'a, B: Backend> {
     pub weight: &'a B::Floats,
     /// RMSNorm epsilon.
     pub eps: f32,
-    /// Tap: the normed rows, `[tokens, cols]`.
+    /// Optional output: the normed rows, `[tokens, cols]`.
     pub normed: Option<&'a mut B::Floats>,
     /// Room for the normed rows as fixed point, `[tokens, cols / 256]` blocks.
     pub fixed: &'a mut B::Fixed,
@@ -90,17 +93,17 @@ pub struct Attention<'a, B: Backend> {
     pub eps: f32,
     /// q after RMSNorm and RoPE, `[tokens, heads, head_dim]`.
     pub rotated: &'a mut B::Floats,
-    /// Tap: q after RMSNorm.
+    /// Optional output: q after RMSNorm.
     pub q_normed: Option<&'a mut B::Floats>,
-    /// Tap: k after RMSNorm.
+    /// Optional output: k after RMSNorm.
     pub k_normed: Option<&'a mut B::Floats>,
-    /// Tap: k after RoPE, before it is rounded to the cache's type.
+    /// Optional output: k after RoPE, before it is rounded to the cache's type.
     pub k_out: Option<&'a mut B::Floats>,
     /// Output as fixed point, `[tokens, heads * head_dim / 256]` blocks.
     pub fixed: &'a mut B::Fixed,
-    /// Tap: output as f32, `[tokens, heads, head_dim]`.
+    /// Optional output: output as f32, `[tokens, heads, head_dim]`.
     pub out: Option<&'a mut B::Floats>,
-    /// Tap: scaled scores, `[tokens, heads, capacity]`, minus infinity where masked.
+    /// Optional output: scaled scores, `[tokens, heads, capacity]`, minus infinity where masked.
     pub scores: Option<&'a mut B::Floats>,
 }
 
@@ -130,9 +133,9 @@ pub struct Swiglu<'a, B: Backend> {
     pub x: &'a B::Fixed,
     /// `[pairs, ff]`, pair = token * top_k + rank.
     pub out: &'a mut B::Floats,
-    /// Tap: `[pairs, ff]`.
+    /// Optional output: `[pairs, ff]`.
     pub gate_out: Option<&'a mut B::Floats>,
-    /// Tap: `[pairs, ff]`.
+    /// Optional output: `[pairs, ff]`.
     pub up_out: Option<&'a mut B::Floats>,
 }
 
@@ -148,7 +151,7 @@ pub struct Down<'a, B: Backend> {
     pub hidden: &'a mut B::Floats,
     /// Every expert's product, `[pairs, rows]`.
     pub expert_out: &'a mut B::Floats,
-    /// Tap: the weighted sum before the residual, `[tokens, rows]`.
+    /// Optional output: the weighted sum before the residual, `[tokens, rows]`.
     pub sum: Option<&'a mut B::Floats>,
 }
 
@@ -238,7 +241,7 @@ pub trait Backend: Sized + Send {
     ) -> Result<()>;
     /// `y = w x`.
     fn matvec(&self, w: &Self::Matrix, x: &Self::Fixed, tokens: usize, y: &mut Self::Floats) -> Result<()>;
-    /// `hidden += w x`; the tap `product` gets `w x`.
+    /// `hidden += w x`; the optional output `product` gets `w x`.
     fn matvec_add(
         &self,
         w: &Self::Matrix,
@@ -259,7 +262,8 @@ pub trait Backend: Sized + Send {
     /// Takes the largest of `vocab` logits as the next input: one token, at the next position. The token is kept under the
     /// position whose logits it comes from.
     fn feed_back(&self, logits: &Self::Floats, vocab: usize, input: &mut Self::Input) -> Result<()>;
-    /// The tokens that [`Backend::feed_back`] chose at `count` positions from `from` on.
+    /// The tokens that [`Backend::feed_back`] chose at `count` positions from `from` on; [`NO_CHOICE`] where the largest logit is
+    /// not finite.
     fn read_choices(&self, input: &Self::Input, from: usize, count: usize) -> Result<Vec<u32>>;
     /// Records the operations that `enqueue` asks for, without doing them; they must have been done once before. `None`: the
     /// backend cannot.

@@ -23,7 +23,7 @@ pub(super) fn forward<B: Backend, S: Sink>(
     let config = model.config();
     let weights = model.weights();
     let State { input, hidden, normed, normed_fixed, q, rotated, k, v, attn_fixed, .. } = state;
-    let State { routing, swiglu, swiglu_fixed, expert_out, cache, rope_table, taps, .. } = state;
+    let State { routing, swiglu, swiglu_fixed, expert_out, cache, rope_table, traced, .. } = state;
     let eps = config.rms_eps;
     let token = [config.hidden];
     let q_heads = [config.heads, config.head_dim];
@@ -64,23 +64,23 @@ pub(super) fn forward<B: Backend, S: Sink>(
             heads: config.heads,
             eps,
             rotated,
-            q_normed: tracer.tap(Stage::QNorm, &mut taps.q_normed),
-            k_normed: tracer.tap(Stage::KNorm, &mut taps.k_normed),
-            k_out: tracer.tap(Stage::KRope, &mut taps.k_rope),
+            q_normed: tracer.output(Stage::QNorm, &mut traced.q_normed),
+            k_normed: tracer.output(Stage::KNorm, &mut traced.k_normed),
+            k_out: tracer.output(Stage::KRope, &mut traced.k_rope),
             fixed: attn_fixed,
-            out: tracer.tap(Stage::AttnOut, &mut taps.attn_out),
-            scores: tracer.tap(Stage::AttnScores, &mut taps.attn_scores),
+            out: tracer.output(Stage::AttnOut, &mut traced.attn_out),
+            scores: tracer.output(Stage::AttnScores, &mut traced.attn_scores),
         };
         backend.attention(operands, input, tokens, cache, number)?;
-        tracer.floats(backend, Stage::QNorm, taps.q_normed.as_ref(), &q_heads)?;
-        tracer.floats(backend, Stage::KNorm, taps.k_normed.as_ref(), &kv_heads)?;
+        tracer.floats(backend, Stage::QNorm, traced.q_normed.as_ref(), &q_heads)?;
+        tracer.floats(backend, Stage::KNorm, traced.k_normed.as_ref(), &kv_heads)?;
         tracer.floats(backend, Stage::QRope, Some(rotated), &q_heads)?;
-        tracer.floats(backend, Stage::KRope, taps.k_rope.as_ref(), &kv_heads)?;
-        tracer.scores(backend, taps.attn_scores.as_ref(), config.heads)?;
-        tracer.floats(backend, Stage::AttnOut, taps.attn_out.as_ref(), &q_heads)?;
-        let product = tracer.tap(Stage::AttnProj, &mut taps.attn_proj);
+        tracer.floats(backend, Stage::KRope, traced.k_rope.as_ref(), &kv_heads)?;
+        tracer.scores(backend, traced.attn_scores.as_ref(), config.heads)?;
+        tracer.floats(backend, Stage::AttnOut, traced.attn_out.as_ref(), &q_heads)?;
+        let product = tracer.output(Stage::AttnProj, &mut traced.attn_proj);
         backend.matvec_add(&layer.attn_output, attn_fixed, tokens, hidden, product)?;
-        tracer.floats(backend, Stage::AttnProj, taps.attn_proj.as_ref(), &token)?;
+        tracer.floats(backend, Stage::AttnProj, traced.attn_proj.as_ref(), &token)?;
         tracer.floats(backend, Stage::AttnResidual, Some(hidden), &token)?;
 
         // experts, p = top_k(softmax(W rms_norm(hidden)))
@@ -96,15 +96,15 @@ pub(super) fn forward<B: Backend, S: Sink>(
             up: &layer.up,
             x: normed_fixed,
             out: swiglu,
-            gate_out: tracer.tap(Stage::MoeExpertGate, &mut taps.expert_gate),
-            up_out: tracer.tap(Stage::MoeExpertUp, &mut taps.expert_up),
+            gate_out: tracer.output(Stage::MoeExpertGate, &mut traced.expert_gate),
+            up_out: tracer.output(Stage::MoeExpertUp, &mut traced.expert_up),
         };
         backend.moe_swiglu(operands, routing, tokens)?;
         // The choice may have been made there.
         tracer.values(Stage::MoeRouter, &[config.top_k], || backend.read_weights(routing, tokens))?;
         tracer.values(Stage::MoeRouterIndices, &[config.top_k], || backend.read_indices(routing, tokens))?;
-        tracer.floats(backend, Stage::MoeExpertGate, taps.expert_gate.as_ref(), &expert)?;
-        tracer.floats(backend, Stage::MoeExpertUp, taps.expert_up.as_ref(), &expert)?;
+        tracer.floats(backend, Stage::MoeExpertGate, traced.expert_gate.as_ref(), &expert)?;
+        tracer.floats(backend, Stage::MoeExpertUp, traced.expert_up.as_ref(), &expert)?;
         tracer.floats(backend, Stage::MoeExpertSwiglu, Some(swiglu), &expert)?;
         let operands = Down {
             down: &layer.down,
@@ -112,11 +112,11 @@ pub(super) fn forward<B: Backend, S: Sink>(
             fixed: swiglu_fixed,
             hidden,
             expert_out,
-            sum: tracer.tap(Stage::MoeFfnOut, &mut taps.ffn_out),
+            sum: tracer.output(Stage::MoeFfnOut, &mut traced.ffn_out),
         };
         backend.moe_down(operands, routing, tokens)?;
         tracer.floats(backend, Stage::MoeExpertOut, Some(expert_out), &[config.top_k, config.hidden])?;
-        tracer.floats(backend, Stage::MoeFfnOut, taps.ffn_out.as_ref(), &token)?;
+        tracer.floats(backend, Stage::MoeFfnOut, traced.ffn_out.as_ref(), &token)?;
         tracer.floats(backend, Stage::FfnResidual, Some(hidden), &token)?;
     }
     tracer.layer = None;
@@ -140,7 +140,7 @@ pub(super) fn head<B: Backend, S: Sink>(
         backend.copy_rows(hidden, rows.start, rows.len(), config.hidden, output)?;
         output
     };
-    let out = tracer.tap(Stage::OutputNorm, output_normed);
+    let out = tracer.output(Stage::OutputNorm, output_normed);
     backend.rms_norm(rows_hidden, &weights.output_norm, config.rms_eps, rows.len(), out, Some(output_fixed))?;
     tracer.floats(backend, Stage::OutputNorm, output_normed.as_ref(), &[config.hidden])?;
     backend.matvec(&weights.output, output_fixed, rows.len(), logits)?;
@@ -167,8 +167,8 @@ impl<S: Sink> Tracer<'_, S> {
         S::ENABLED && (self.last || self.sink.positions() == Positions::All) && self.sink.wants(stage, self.layer)
     }
 
-    /// The buffer of a tap, if its stage is wanted.
-    fn tap<'b, T>(&self, stage: Stage, buffer: &'b mut Option<T>) -> Option<&'b mut T> {
+    /// The buffer of an optional output, if its stage is wanted.
+    fn output<'b, T>(&self, stage: Stage, buffer: &'b mut Option<T>) -> Option<&'b mut T> {
         if self.wants(stage) { buffer.as_mut() } else { None }
     }
 

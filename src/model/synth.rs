@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use rayon::prelude::*;
 
-use super::config::{ARCHITECTURE, Config};
+use super::config::{ARCHITECTURE, Config, RopeScaling};
 use crate::blocks::{BLOCK, TensorType, Weights, bytes, with_weights};
 use crate::gguf::Header;
 use crate::{Error, Result};
@@ -40,17 +40,20 @@ pub enum Preset {
     Tiny,
     /// Qwen3-Coder-30B-A3B: 48 layers, 128 experts, hidden width 2048; 18.6 GB.
     Qwen3_30bA3b,
+    /// Qwen3-235B-A22B: 94 layers, 128 experts, hidden width 4096; 142 GB.
+    Qwen3_235bA22b,
 }
 
 impl Preset {
     /// Every preset.
-    pub const ALL: [Self; 2] = [Self::Tiny, Self::Qwen3_30bA3b];
+    pub const ALL: [Self; 3] = [Self::Tiny, Self::Qwen3_30bA3b, Self::Qwen3_235bA22b];
 
     /// Its name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tiny => "tiny",
             Self::Qwen3_30bA3b => "qwen3-30b-a3b",
+            Self::Qwen3_235bA22b => "qwen3-235b-a22b",
         }
     }
 
@@ -70,6 +73,7 @@ impl Preset {
                 context_length: 4096,
                 rms_eps: 1e-6,
                 rope_base: 1e6,
+                rope_scaling: RopeScaling::None,
             },
             Self::Qwen3_30bA3b => Config {
                 layers: 48,
@@ -84,6 +88,22 @@ impl Preset {
                 context_length: 262_144,
                 rms_eps: 1e-6,
                 rope_base: 1e7,
+                rope_scaling: RopeScaling::None,
+            },
+            Self::Qwen3_235bA22b => Config {
+                layers: 94,
+                hidden: 4096,
+                heads: 64,
+                kv_heads: 4,
+                head_dim: 128,
+                experts: 128,
+                top_k: 8,
+                expert_ff: 1536,
+                vocab: 151_936,
+                context_length: 40_960,
+                rms_eps: 1e-6,
+                rope_base: 1e6,
+                rope_scaling: RopeScaling::None,
             },
         }
     }
@@ -448,8 +468,20 @@ mod tests {
             context_length: 262_144,
             rms_eps: 1e-6,
             rope_base: 1e7,
+            rope_scaling: RopeScaling::None,
         };
         assert_eq!("qwen3-30b-a3b".parse::<Preset>().unwrap().config(), expected);
+        // And of Qwen3-235B-A22B.
+        let expected = Config {
+            layers: 94,
+            hidden: 4096,
+            heads: 64,
+            expert_ff: 1536,
+            context_length: 40_960,
+            rope_base: 1e6,
+            ..expected
+        };
+        assert_eq!("qwen3-235b-a22b".parse::<Preset>().unwrap().config(), expected);
     }
 
     #[test]

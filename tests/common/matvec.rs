@@ -45,7 +45,7 @@ impl<'a, D: Device> Case<'a, D> {
     }
 
     /// Compares what the kernel makes of the activations with the oracle, and returns it.
-    fn check(&self, what: &str, x: &Fixed, residual: Option<&[f32]>, tap: bool) -> Vec<f32> {
+    fn check(&self, what: &str, x: &Fixed, residual: Option<&[f32]>, optional: bool) -> Vec<f32> {
         let (kind, rows, cols) = (self.w.kind, self.w.rows, self.w.cols);
         let tokens = x.0.len() / (cols / BLOCK);
         let what = format!("{kind:?} [{rows}, {cols}], {tokens} tokens, {what}");
@@ -60,12 +60,12 @@ impl<'a, D: Device> Case<'a, D> {
             x: digits.slice(),
             y: y.slice(),
             add: residual.is_some(),
-            product: product.slice_if(tap),
+            product: product.slice_if(optional),
             tokens,
         };
         ok(launch(kind, operands, self.device));
         let products = oracle(kind, &self.w, &x.0);
-        if tap {
+        if optional {
             assert_bits(&format!("{what}, product"), &product.read(), &products);
         }
         let sum = match residual {

@@ -64,7 +64,7 @@ impl Row {
     }
 }
 
-/// A row on a device, and room for the tap.
+/// A row on a device, and a buffer for the normed one.
 pub struct UploadedRow<D: Device> {
     pub x: Buffer<D, f32>,
     pub weight: Buffer<D, f32>,
@@ -73,9 +73,9 @@ pub struct UploadedRow<D: Device> {
 }
 
 impl<D: Device> UploadedRow<D> {
-    /// The operand, with or without the tap.
-    pub fn fused(&mut self, tap: bool) -> FusedNorm<'_> {
-        FusedNorm { x: self.x.slice(), weight: self.weight.slice(), eps: self.eps, out: self.out.slice_if(tap) }
+    /// The operand, with or without its optional output.
+    pub fn fused(&mut self, optional: bool) -> FusedNorm<'_> {
+        FusedNorm { x: self.x.slice(), weight: self.weight.slice(), eps: self.eps, out: self.out.slice_if(optional) }
     }
 
     /// What the kernel of its own makes of it, as floats and as fixed point.

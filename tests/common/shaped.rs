@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kquant_moe::blocks::TensorType::{self, F32, Q4K, Q6K};
 use kquant_moe::gguf::{Gguf, Header};
-use kquant_moe::model::Config;
+use kquant_moe::model::{Config, RopeScaling};
 
 use super::random::Random;
 
@@ -22,6 +22,7 @@ pub const UNEVEN: Config = Config {
     context_length: 160,
     rms_eps: 1e-5,
     rope_base: 1e4,
+    rope_scaling: RopeScaling::None,
 };
 
 /// A shape that is quickly computed.

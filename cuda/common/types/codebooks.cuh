@@ -99,7 +99,7 @@ __device__ __forceinline__ uint2 kqm_pairs(uint32_t nibbles) {
 
 // Half of a tile's sub-blocks of 16, in eights: four times 32 weights with a sign, of which lanes c = 0 and c = 1 have the first 16 and the
 // others the second 16. A product for each 16 has zeros in the place of the others.
-struct KqmHalfOfPairs {
+struct KqmHalfTileOfPairs {
   static const int sub_blocks = 4;
   uint32_t a[4][4];
   // Scales of the first and of the second 16, as bytes, of row r and of row r + 8.

@@ -53,8 +53,8 @@ struct KqmTileIQ1M : KqmSuperBlocks<KqmTileIQ1M, true> {
   }
 
   // Over a tile |sum| <= 256 * 15 * 9 * 128 < 2^23.
-  struct Half : KqmHalfOfPairs {
-    __device__ __forceinline__ Half(const KqmTileIQ1M &tile, int h) {
+  struct HalfTile : KqmHalfTileOfPairs {
+    __device__ __forceinline__ HalfTile(const KqmTileIQ1M &tile, int h) {
       const int c = threadIdx.x & 3;
       const uint32_t entries0 = h ? tile.entries.y : tile.entries.x, entries8 = h ? tile.entries.w : tile.entries.z;
       const uint2 high0 = h ? make_uint2(tile.high0.z, tile.high0.w) : make_uint2(tile.high0.x, tile.high0.y),

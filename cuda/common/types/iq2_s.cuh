@@ -50,8 +50,8 @@ struct KqmTileIQ2S : KqmSuperBlocks<KqmTileIQ2S, true> {
   }
 
   // Over a tile |sum| <= 256 * 31 * 43 * 128 < 2^26.
-  struct Half : KqmHalfOfPairs {
-    __device__ __forceinline__ Half(const KqmTileIQ2S &tile, int h) {
+  struct HalfTile : KqmHalfTileOfPairs {
+    __device__ __forceinline__ HalfTile(const KqmTileIQ2S &tile, int h) {
       const int c = threadIdx.x & 3;
       const uint32_t entries0 = h ? tile.entries.y : tile.entries.x, entries8 = h ? tile.entries.w : tile.entries.z;
       const uint32_t signs0 = h ? tile.signs.y : tile.signs.x, signs8 = h ? tile.signs.w : tile.signs.z;

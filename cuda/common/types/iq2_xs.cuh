@@ -43,8 +43,8 @@ struct KqmTileIQ2XS : KqmSuperBlocks<KqmTileIQ2XS, true> {
   }
 
   // Over a tile |sum| <= 256 * 31 * 43 * 128 < 2^26.
-  struct Half : KqmHalfOfPairs {
-    __device__ __forceinline__ Half(const KqmTileIQ2XS &tile, int h) {
+  struct HalfTile : KqmHalfTileOfPairs {
+    __device__ __forceinline__ HalfTile(const KqmTileIQ2XS &tile, int h) {
       const uint4 q = h ? tile.q[1] : tile.q[0];
       scales0 = kqm_pairs(h ? tile.scales0.y : tile.scales0.x),
       scales8 = kqm_pairs(h ? tile.scales8.y : tile.scales8.x);

@@ -42,8 +42,8 @@ struct KqmTileIQ2XXS : KqmSuperBlocks<KqmTileIQ2XXS, true> {
   }
 
   // Over a tile |sum| <= 8 * 31 * 43 * 128 * 32 < 2^26.
-  struct Half : KqmHalfOf32<KqmByteScales, true> {
-    __device__ __forceinline__ Half(const KqmTileIQ2XXS &tile, int h) {
+  struct HalfTile : KqmHalfTileOf32<KqmByteScales, true> {
+    __device__ __forceinline__ HalfTile(const KqmTileIQ2XXS &tile, int h) {
       const int lane = threadIdx.x & 31, c = lane & 3;
       const uint32_t entries0 = h ? tile.entries.y : tile.entries.x, entries8 = h ? tile.entries.w : tile.entries.z;
       scale0.bytes = scale8.bytes = 0;

@@ -54,8 +54,8 @@ struct KqmTileIQ3S : KqmSuperBlocks<KqmTileIQ3S, true> {
   }
 
   // Over a tile |sum| <= 8 * 31 * 15 * 128 * 32 < 2^24.
-  struct Half : KqmHalfOf32<KqmByteScales, true> {
-    __device__ __forceinline__ Half(const KqmTileIQ3S &tile, int h) {
+  struct HalfTile : KqmHalfTileOf32<KqmByteScales, true> {
+    __device__ __forceinline__ HalfTile(const KqmTileIQ3S &tile, int h) {
       const int c = threadIdx.x & 3;
       const uint4 q = h ? tile.q[1] : tile.q[0];
       const uint32_t signs0 = h ? tile.signs.y : tile.signs.x, signs8 = h ? tile.signs.w : tile.signs.z;

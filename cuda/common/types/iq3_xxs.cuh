@@ -43,8 +43,8 @@ struct KqmTileIQ3XXS : KqmSuperBlocks<KqmTileIQ3XXS, true> {
   }
 
   // Over a tile |sum| <= 8 * 31 * 62 * 128 * 32 < 2^26.
-  struct Half : KqmHalfOf32<KqmByteScales, true> {
-    __device__ __forceinline__ Half(const KqmTileIQ3XXS &tile, int h) {
+  struct HalfTile : KqmHalfTileOf32<KqmByteScales, true> {
+    __device__ __forceinline__ HalfTile(const KqmTileIQ3XXS &tile, int h) {
       const int lane = threadIdx.x & 31, c = lane & 3;
       const uint4 q = h ? tile.q[1] : tile.q[0];
       scale0.bytes = scale8.bytes = 0;

@@ -52,9 +52,9 @@ struct KqmTileIQ4XS : KqmSuperBlocks<KqmTileIQ4XS> {
   };
 
   // Over a tile |sum| <= 8 * 32 * 127 * 128 * 32 < 2^27.
-  struct Half : KqmHalfOf32<Scales, true, KqmInFours> {
-    __device__ __forceinline__ Half(const KqmTileIQ4XS &tile, int h)
-        : KqmHalfOf32<Scales, true, KqmInFours>(Scales(tile.head0, h), Scales(tile.head8, h)) {
+  struct HalfTile : KqmHalfTileOf32<Scales, true, KqmInFours> {
+    __device__ __forceinline__ HalfTile(const KqmTileIQ4XS &tile, int h)
+        : KqmHalfTileOf32<Scales, true, KqmInFours>(Scales(tile.head0, h), Scales(tile.head8, h)) {
       const uint4 qs[2] = {h ? tile.q[2] : tile.q[0], h ? tile.q[3] : tile.q[1]};
       KQM_UNROLL
       for (int j = 0; j < 4; j++) {

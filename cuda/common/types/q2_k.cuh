@@ -45,8 +45,8 @@ struct KqmTileQ2K : KqmSuperBlocks<KqmTileQ2K> {
   }
 
   // Fragments are sc * q, at most 45. Over a tile |sum| <= 256 * 45 * 128 < 2^21.
-  struct Half : KqmHalfOfProducts<false> {
-    __device__ __forceinline__ Half(const KqmTileQ2K &tile, int h) {
+  struct HalfTile : KqmHalfTileOfProducts<false> {
+    __device__ __forceinline__ HalfTile(const KqmTileQ2K &tile, int h) {
       const uint4 qs = h ? tile.q[1] : tile.q[0];
       const uint32_t scale0 = h ? tile.scales0.y : tile.scales0.x, scale8 = h ? tile.scales8.y : tile.scales8.x;
       KQM_UNROLL

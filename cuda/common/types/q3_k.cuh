@@ -54,8 +54,8 @@ struct KqmTileQ3K : KqmSuperBlocks<KqmTileQ3K> {
 
   // Fragments are (sc - 32) * (4 - q), which fit into signed bytes as those with the other sign would not: -128 .. 124. Over a tile
   // |sum| <= 256 * 128 * 128 = 2^22.
-  struct Half : KqmHalfOfProducts<true> {
-    __device__ __forceinline__ Half(const KqmTileQ3K &tile, int h) {
+  struct HalfTile : KqmHalfTileOfProducts<true> {
+    __device__ __forceinline__ HalfTile(const KqmTileQ3K &tile, int h) {
       const uint4 qs = h ? tile.q[1] : tile.q[0];
       const uint2 scale0 = scales(tile.scales0, h, tile.second), scale8 = scales(tile.scales8, h, tile.second);
       // The third bits of this half's sub-blocks, in the low four bits of each byte; what is above them is not looked at.

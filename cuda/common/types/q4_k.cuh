@@ -47,9 +47,9 @@ struct KqmTileQ4K : KqmSuperBlocks<KqmTileQ4K> {
 
   // Low nibbles are q, high nibbles stay where they are, as 16 q; low ones are multiplied by 16 times their scale. So the sums are 16 times
   // too large: over a tile |sum| <= 8 * 16 * 63 * 15 * 128 * 32 < 2^29.
-  struct Half : KqmHalfOf32<Scales> {
-    __device__ __forceinline__ Half(const KqmTileQ4K &tile, int h)
-        : KqmHalfOf32<Scales>(Scales(kqm_packed_scales(tile.head0, h)), Scales(kqm_packed_scales(tile.head8, h))) {
+  struct HalfTile : KqmHalfTileOf32<Scales> {
+    __device__ __forceinline__ HalfTile(const KqmTileQ4K &tile, int h)
+        : KqmHalfTileOf32<Scales>(Scales(kqm_packed_scales(tile.head0, h)), Scales(kqm_packed_scales(tile.head8, h))) {
       const uint4 qs[2] = {h ? tile.q[2] : tile.q[0], h ? tile.q[3] : tile.q[1]};
       KQM_UNROLL
       for (int j = 0; j < 4; j++) {

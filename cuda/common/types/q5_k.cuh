@@ -47,9 +47,9 @@ struct KqmTileQ5K : KqmSuperBlocks<KqmTileQ5K> {
   };
 
   // Over a tile |sum| <= 8 * 63 * 31 * 128 * 32 < 2^26.
-  struct Half : KqmHalfOf32<Scales> {
-    __device__ __forceinline__ Half(const KqmTileQ5K &tile, int h)
-        : KqmHalfOf32<Scales>(Scales(kqm_packed_scales(tile.head0, h)), Scales(kqm_packed_scales(tile.head8, h))) {
+  struct HalfTile : KqmHalfTileOf32<Scales> {
+    __device__ __forceinline__ HalfTile(const KqmTileQ5K &tile, int h)
+        : KqmHalfTileOf32<Scales>(Scales(kqm_packed_scales(tile.head0, h)), Scales(kqm_packed_scales(tile.head8, h))) {
       const uint4 qs[2] = {h ? tile.q[2] : tile.q[0], h ? tile.q[3] : tile.q[1]};
       // The fifth bits of this half's sub-blocks, in the low four bits of each byte; what is above them is not looked at.
       const int down = 4 * h;

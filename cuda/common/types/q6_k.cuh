@@ -55,9 +55,9 @@ struct KqmTileQ6K : KqmSuperBlocks<KqmTileQ6K> {
 
   // Fragments are 4 (q - 32): the factor 4 saves a subtraction a byte and is taken from d. Over a tile
   // |sum| <= 16 * 128 * 16 * 128 * 128 = 2^29.
-  struct Half : KqmHalfOf16<Scales> {
-    __device__ __forceinline__ Half(const KqmTileQ6K &tile, int h)
-        : KqmHalfOf16<Scales>(Scales(tile.scale0, h), Scales(tile.scale8, h)) {
+  struct HalfTile : KqmHalfTileOf16<Scales> {
+    __device__ __forceinline__ HalfTile(const KqmTileQ6K &tile, int h)
+        : KqmHalfTileOf16<Scales>(Scales(tile.scale0, h), Scales(tile.scale8, h)) {
       const uint4 lows[2] = {h ? tile.ql[2] : tile.ql[0], h ? tile.ql[3] : tile.ql[1]},
                   high = h ? tile.qh[1] : tile.qh[0];
       KQM_UNROLL

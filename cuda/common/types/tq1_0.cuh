@@ -54,8 +54,8 @@ struct KqmTileTQ1_0 : KqmSuperBlocks<KqmTileTQ1_0> {
   }
 
   // Fragments are q - 1. Over a tile |sum| <= 256 * 128 = 2^15.
-  struct Half : KqmHalfOfProducts<true> {
-    __device__ __forceinline__ Half(const KqmTileTQ1_0 &tile, int h) {
+  struct HalfTile : KqmHalfTileOfProducts<true> {
+    __device__ __forceinline__ HalfTile(const KqmTileTQ1_0 &tile, int h) {
       const int c = threadIdx.x & 3;
       KQM_UNROLL
       for (int j = 0; j < 4; j++) {

@@ -34,8 +34,8 @@ struct KqmTileTQ2_0 : KqmSuperBlocks<KqmTileTQ2_0> {
   }
 
   // Fragments are q - 1. Over a tile |sum| <= 256 * 2 * 128 = 2^16.
-  struct Half : KqmHalfOfProducts<true> {
-    __device__ __forceinline__ Half(const KqmTileTQ2_0 &tile, int h) {
+  struct HalfTile : KqmHalfTileOfProducts<true> {
+    __device__ __forceinline__ HalfTile(const KqmTileTQ2_0 &tile, int h) {
       const uint4 q = h ? tile.q[1] : tile.q[0];
       KQM_UNROLL
       for (int j = 0; j < 4; j++) {

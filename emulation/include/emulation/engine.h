@@ -42,7 +42,7 @@ struct thread_view {
   uint3 thread_index;
   const grid_view *grid;
   // Whether every launch before this one is complete for all that this thread knows: it may touch all memory.
-  bool settled;
+  bool earlier_complete;
 };
 
 // The thread that runs. __thread rather than thread_local, which would ask at each access whether to initialise it.
@@ -76,7 +76,7 @@ static inline void __syncthreads(KQM_EMULATION_HERE) {
   kqm_emulation::barrier(kqm_emulation::barrier_kind::plain, false, file, line);
 }
 // Threads may come from different places: its number is the place.
-static inline void kqm_meet(int id) { kqm_emulation::barrier(kqm_emulation::barrier_kind::plain, false, "kqm_meet", id); }
+static inline void kqm_named_barrier(int id) { kqm_emulation::barrier(kqm_emulation::barrier_kind::plain, false, "kqm_named_barrier", id); }
 static inline int __syncthreads_or(int predicate, KQM_EMULATION_HERE) {
   return kqm_emulation::barrier(kqm_emulation::barrier_kind::any, predicate != 0, file, line);
 }

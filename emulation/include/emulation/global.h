@@ -72,7 +72,7 @@ static inline uint4 kqm_load_streaming(const uint4 *pointer, KQM_EMULATION_HERE)
   return kqm_emulation::load(pointer, file, line);
 }
 
-static inline double kqm_load_now(const double *pointer, KQM_EMULATION_HERE) {
+static inline double kqm_load_volatile(const double *pointer, KQM_EMULATION_HERE) {
   return kqm_emulation::load(pointer, file, line);
 }
 
@@ -80,7 +80,7 @@ static inline double kqm_load_now(const double *pointer, KQM_EMULATION_HERE) {
 static inline void kqm_wait_for_dependencies() { kqm_emulation::wait_for_dependencies(); }
 static inline void kqm_release_dependents() { kqm_emulation::release_dependents(); }
 // Arguments are always at hand, and nothing is put off: nothing to do.
-static inline void kqm_make_now(uint32_t) {}
+static inline void kqm_materialize(uint32_t) {}
 template <class T>
 static inline void kqm_keep(T &) {}
 template <class Arguments>
