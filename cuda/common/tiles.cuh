@@ -477,22 +477,6 @@ struct KqmHalfTileOf16 {
   }
 };
 
-// A tile as it was loaded, in the place of what others make of theirs before there are activations.
-template <class Tile>
-struct KqmLateTile {
-  Tile tile;
-
-  __device__ __forceinline__ KqmLateTile(const Tile &of_tile, int) : tile(of_tile) {}
-  // There is nothing to be made.
-  __device__ __forceinline__ uint32_t checksum() const { return 0; }
-
-  template <class Activations>
-  __device__ __forceinline__ void multiply(const Activations &x, int lane,
-                                           double (&v)[Activations::Columns::results]) const {
-    tile.multiply(x, lane, v);
-  }
-};
-
 // The family of super-blocks of 256 weights with integer scales: the products of all sub-blocks add up to one integer for each plane, which
 // a type's Factors turn into v of docs/arithmetic.md. Tile is the type's own structure, derived from this one:
 //
@@ -529,7 +513,23 @@ struct KqmSuperBlocks {
       factors.finish(x, sum, lane, v);
     }
   };
-  typedef std::conditional_t<LATE, KqmLateTile<Tile>, Early> Unpacked;
+  // The tile as it was loaded. Activations may be in registers: all indices are constants.
+  struct Late {
+    Tile tile;
+
+    __device__ __forceinline__ Late(const Tile &of_tile, int) : tile(of_tile) {}
+    __device__ __forceinline__ uint32_t checksum() const { return 0; }
+
+    template <class Activations>
+    __device__ __forceinline__ void multiply(const Activations &x, int lane,
+                                             double (&v)[Activations::Columns::results]) const {
+      int32_t sum[Activations::Columns::products][4] = {};
+      KQM_UNROLL
+      for (int h = 0; h < 2; h++) typename Tile::HalfTile(tile, h).multiply(x, Tile::HalfTile::sub_blocks * h, sum);
+      typename Tile::Factors(tile, lane).finish(x, sum, lane, v);
+    }
+  };
+  typedef std::conditional_t<LATE, Late, Early> Unpacked;
 
   // The product without keeping what is unpacked, one half after the other: the products of both at once want more registers than there
   // are.

@@ -189,6 +189,22 @@ struct KqmJoinBlocks<Tile, KqmTokenColumns> {
   }
 };
 
+// A tile as it was loaded, in the place of what others make of theirs before there are activations.
+template <class Tile>
+struct KqmLateTile {
+  Tile tile;
+
+  __device__ __forceinline__ KqmLateTile(const Tile &of_tile, int) : tile(of_tile) {}
+  // There is nothing to be made.
+  __device__ __forceinline__ uint32_t checksum() const { return 0; }
+
+  template <class Activations>
+  __device__ __forceinline__ void multiply(const Activations &x, int lane,
+                                           double (&v)[Activations::Columns::results]) const {
+    tile.multiply(x, lane, v);
+  }
+};
+
 // What the frames of products ask of a tile. It stays as it was loaded until it is multiplied.
 template <class Tile>
 struct KqmBlocksOf32 {
