@@ -49,8 +49,9 @@ const int many_tokens_tiles =
     kqm_wide_warps / 2;  // row tiles of a CTA for many tokens: half of its warps have gate, the others up
 
 // Gate and up of one type.
-template <class Tile>
+template <class Type>
 struct Same {
+  typedef Type Tile;
   // CTAs of moe_swiglu_one_token at once on a multiprocessor. At full size three of them take all of a token's tiles at once.
   static const int at_once = Tile::swiglu_at_once, many_tokens_at_once = kqm_wide_at_once;
 
@@ -136,8 +137,87 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
   write_choice(a, choice);
 }
 
-// Many tokens: the pairs of an item, two row tiles a CTA.
-static_assert(KQM_ITEM_PAIRS == kqm_wide_tokens, "an item is multiplied at once");
+#if KQM_WARPGROUPS
+// Many pairs of each expert: of a warpgroup's four warps two have row tiles of gate, and two the same of up, which they hand over.
+struct Problem {
+  const kqm_moe_swiglu_args &a;
+  KqmWarpgroups plan;
+  int tiles, row_blocks, items;
+
+  typedef KqmItemWork Work;
+  __device__ __forceinline__ Problem(const kqm_moe_swiglu_args &of, const KqmWarpgroups &layout, int at_most)
+      : a(of),
+        plan(layout),
+        tiles(int(of.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS),
+        row_blocks(kqm_group_row_blocks(layout, 2 * tiles)),
+        items(min(int(*of.groups.count), at_most)) {}
+  __device__ __forceinline__ KqmShare share() const { return kqm_whole_share(); }
+  __device__ __forceinline__ int works() const { return row_blocks * items; }
+  __device__ __forceinline__ Work work(int i) const {
+    const KqmItem item = kqm_item(a.groups, i / row_blocks, a.gate.experts, a.tokens * a.top_k);
+    return Work{item, i % row_blocks, item.count};
+  }
+  __device__ __forceinline__ const kqm_fixed_block *x() const { return a.x; }
+  __device__ __forceinline__ uint32_t first(const Work &work, int token) const {
+    return work.tokens > 0 ? work.item.readable_pair(token) / a.top_k * plan.super_blocks : 0;
+  }
+  __device__ __forceinline__ static bool is_gate(int slot) { return slot % 4 < 2; }
+  __device__ __forceinline__ int row_tile(const Work &work, int slot) const {
+    return (work.row_block * plan.groups + slot / 4) * 2 + slot % 2;
+  }
+  // A warp beyond the last tile works on that one, too, and stores nothing.
+  template <class Tile>
+  __device__ __forceinline__ const uint8_t *tile(const Work &work, int slot) const {
+    const int own = min(row_tile(work, slot), tiles - 1);
+    const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, work.item.expert, own),
+                  *up = kqm_expert_tile<Tile>(a.up, work.item.expert, own);
+    return is_gate(slot) ? gate : up;
+  }
+  // Two warps have the gates and the ups of the same rows and tokens. Each hands half of its own over and finishes the other half.
+  template <int TOKENS>
+  __device__ __forceinline__ void finish(const KqmWarpgroups &, int i, int slot, uint32_t turn,
+                                         const float (&y)[TOKENS / 2], KQM_SHARED_ARG(uint32_t) shared) const {
+    const int group = slot / 4, lane = threadIdx.x & 31, half = TOKENS / 4;
+    const bool gate_is_own = is_gate(slot);
+    KQM_UNROLL
+    for (int k = 0; k < half; k++)
+      kqm_shared_store<float>(shared, plan.waiting(slot, lane, 0, k), gate_is_own ? y[half + k] : y[k]);
+    kqm_barrier_arrive(shared, plan.written(group));
+    const Work work = this->work(i);
+    kqm_barrier_wait(shared, plan.written(group), turn);
+    KQM_UNROLL
+    for (int k = 0; k < half; k++) {
+      const float own = gate_is_own ? y[k] : y[half + k],
+                  other = kqm_shared_load<float>(shared, plan.waiting(slot ^ 2, lane, 0, k));
+      const int octet = k / 4 + (gate_is_own ? 0 : half / 4);
+      const int r = row_tile(work, slot) * KQM_TILE_ROWS + KqmTokenColumns::row(k % 4, lane),
+                token = 8 * octet + KqmTokenColumns::token(k % 4, lane);
+      if (r >= int(a.gate.rows) || token >= work.tokens) continue;
+      const uint32_t pair = work.item.pair(token);
+      if (pair < work.item.pairs)
+        finish_value(a, size_t(pair) * a.gate.rows + r, work.item.expert.or_nan(gate_is_own ? own : other),
+                     work.item.expert.or_nan(gate_is_own ? other : own));
+    }
+    // What was handed over has been read before the next work's tree begins.
+    kqm_barrier_arrive(shared, plan.read(group));
+    kqm_barrier_wait(shared, plan.read(group), turn);
+  }
+};
+#endif
+
+template <class Tile>
+__global__ void __launch_bounds__(kqm_groups_threads, 1)
+    moe_swiglu_groups(kqm_moe_swiglu_args a, KqmWarpgroups plan, int most_items) {
+#if KQM_WARPGROUPS
+  KQM_DYNAMIC_SHARED(uint32_t, shared);
+  kqm_release_dependents();
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  kqm_warpgroup_cta<Tile>(plan, Problem(a, plan, most_items), shared);
+#endif
+}
+
+// Many tokens otherwise: the pairs of an item, eight at a time, two row tiles a CTA.
 
 template <class Pair>
 __global__ void __launch_bounds__(kqm_wide_threads, Pair::many_tokens_at_once)
@@ -154,25 +234,31 @@ __global__ void __launch_bounds__(kqm_wide_threads, Pair::many_tokens_at_once)
             offset = (s * 32 + lane) * KqmTokenColumns::results;
   // A warp beyond the last tile works on that one, too, and stores nothing.
   const int own_tile = min(tile, int(a.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
-  const auto first = [&](int i) {
-    return i < item.count ? item.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent;
-  };
-  float y[KqmTokenColumns::results];
-  Pair::many_tokens_sums(a, is_gate, item.expert, own_tile, most_bytes, first, shared, y);
-  // The digits are done with: the sums of up take over their memory.
-  __syncthreads();
-  if (!is_gate) kqm_shared_store<float4>(shared, offset, make_float4(y[0], y[1], y[2], y[3]));
-  __syncthreads();
-  if (!is_gate) return;
-  const float4 up4 = kqm_shared_load<float4>(shared, offset);
-  const float up[KqmTokenColumns::results] = {up4.x, up4.y, up4.z, up4.w};
-  KQM_UNROLL
-  for (int i = 0; i < KqmTokenColumns::results; i++) {
-    const int r = tile * KQM_TILE_ROWS + KqmTokenColumns::row(i, lane), token = KqmTokenColumns::token(i, lane);
-    if (r >= int(a.gate.rows) || token >= item.count) continue;
-    const uint32_t pair = item.pair(token);
-    if (pair < item.pairs)
-      finish_value(a, size_t(pair) * a.gate.rows + r, item.expert.or_nan(y[i]), item.expert.or_nan(up[i]));
+  KQM_LOOP
+  for (int part = 0; part * kqm_wide_tokens < item.count; part++) {
+    const KqmItem some = kqm_item_part(item, part, kqm_wide_tokens);
+    const auto first = [&](int i) {
+      return i < some.count ? some.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent;
+    };
+    float y[KqmTokenColumns::results];
+    Pair::many_tokens_sums(a, is_gate, item.expert, own_tile, most_bytes, first, shared, y);
+    // The digits are done with: the sums of up take over their memory.
+    __syncthreads();
+    if (!is_gate) kqm_shared_store<float4>(shared, offset, make_float4(y[0], y[1], y[2], y[3]));
+    __syncthreads();
+    if (is_gate) {
+      const float4 up4 = kqm_shared_load<float4>(shared, offset);
+      const float up[KqmTokenColumns::results] = {up4.x, up4.y, up4.z, up4.w};
+      KQM_UNROLL
+      for (int i = 0; i < KqmTokenColumns::results; i++) {
+        const int r = tile * KQM_TILE_ROWS + KqmTokenColumns::row(i, lane), token = KqmTokenColumns::token(i, lane);
+        if (r >= int(a.gate.rows) || token >= some.count) continue;
+        const uint32_t pair = some.pair(token);
+        if (pair < item.pairs)
+          finish_value(a, size_t(pair) * a.gate.rows + r, item.expert.or_nan(y[i]), item.expert.or_nan(up[i]));
+      }
+    }
+    __syncthreads();
   }
 }
 
@@ -180,6 +266,12 @@ template <class Pair>
 kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
   const unsigned super_blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
   const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
+  if constexpr (KqmWarpgroupTypes::is_here<typename Pair::Tile>) {
+    const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
+    if (a.tokens > 1 && plan.groups > 0 && kqm_items_for_groups(a.tokens, a.gate.experts, a.top_k))
+      return KQM_LAUNCH_WARPGROUPS(moe_swiglu_groups<typename Pair::Tile>, dim3(kqm_multiprocessors()), plan.block(),
+                                   plan.bytes(), stream, a, plan, int(items));
+  }
   if (a.tokens > 1)
     return KQM_LAUNCH(moe_swiglu_many_tokens<Pair>, dim3(kqm_ceil_div(tiles, unsigned(many_tokens_tiles)), items),
                       dim3(kqm_wide_threads), kqm_wide_bytes(Pair::most_bytes(a), super_blocks), stream, a,
@@ -234,15 +326,20 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
   const int own_tile = min(tile, int(a.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
   const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, item.expert, own_tile),
                 *up = kqm_expert_tile<Tile>(a.up, item.expert, own_tile);
-  float y[KqmTokenColumns::results];
-  kqm_wide_sums<Tile>(
-      Tile::bytes, is_gate ? gate : up, super_blocks, a.x,
-      [&](int i) { return i < item.count ? item.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent; }, shared,
-      y);
-  kqm_wide_store(y, tile, a.gate.rows, item.count, [&](int r, int token, float value) {
-    const uint32_t pair = item.pair(token);
-    if (pair < item.pairs) finish_half(a, is_gate, size_t(pair) * a.gate.rows + r, item.expert.or_nan(value));
-  });
+  KQM_LOOP
+  for (int part = 0; part * kqm_wide_tokens < item.count; part++) {
+    const KqmItem some = kqm_item_part(item, part, kqm_wide_tokens);
+    if (part > 0) __syncthreads();
+    float y[KqmTokenColumns::results];
+    kqm_wide_sums<Tile>(
+        Tile::bytes, is_gate ? gate : up, super_blocks, a.x,
+        [&](int i) { return i < some.count ? some.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent; },
+        shared, y);
+    kqm_wide_store(y, tile, a.gate.rows, some.count, [&](int r, int token, float value) {
+      const uint32_t pair = some.pair(token);
+      if (pair < item.pairs) finish_half(a, is_gate, size_t(pair) * a.gate.rows + r, item.expert.or_nan(value));
+    });
+  }
 }
 
 template <class Tile>

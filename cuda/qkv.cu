@@ -205,6 +205,51 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) qkv_many_t
   Types::choose(work.w.type, [&](auto type) { multiply_many_tokens<KqmTileOf<decltype(type)>>(a, work, shared); });
 }
 
+// The CTAs of each matrix: those of the multiprocessors in proportion to its work items, and at least one.
+struct Shares {
+  int first[3], count[3];
+};
+unsigned count_works(const kqm_qkv_args &a, const KqmWarpgroups &plan, unsigned (&works)[3]) {
+  unsigned all = 0;
+  for (int i = 0; i < 3; i++) all += works[i] = a.w[i].rows ? kqm_group_works(plan, a.w[i].rows, a.tokens) : 0;
+  return all;
+}
+Shares share_out(const unsigned (&works)[3], unsigned all) {
+  Shares shares{};
+  for (int i = 0, first = 0; i < 3; first += shares.count[i++]) {
+    const unsigned count = unsigned(uint64_t(kqm_multiprocessors()) * works[i] / all);
+    shares.first[i] = first;
+    shares.count[i] = int(std::min(works[i], std::max(count, 1u)));
+  }
+  return shares;
+}
+
+__global__ void __launch_bounds__(kqm_groups_threads, 1) qkv_groups(kqm_qkv_args a, KqmWarpgroups plan, Shares shares) {
+#if KQM_WARPGROUPS
+  KQM_DYNAMIC_SHARED(uint32_t, shared);
+  kqm_touch_arguments(a);
+  kqm_wait_then_release();
+  const int block = int(blockIdx.x);
+  // Constant indices keep the arguments in constant memory.
+  const int i = block >= shares.first[2] ? 2 : block >= shares.first[1] ? 1 : 0;
+  kqm_matvec_args one{};
+  one.w = i == 2 ? a.w[2] : i == 1 ? a.w[1] : a.w[0];
+  one.y = i == 2 ? a.y[2] : i == 1 ? a.y[1] : a.y[0];
+  one.x = a.x;
+  one.tokens = a.tokens;
+  const int first = i == 2   ? shares.first[2]
+                    : i == 1 ? shares.first[1]
+                             : 0,
+            count = i == 2   ? shares.count[2]
+                    : i == 1 ? shares.count[1]
+                             : shares.count[0];
+  KqmWarpgroupTypes::choose(one.w.type, [&](auto type) {
+    kqm_warpgroup_cta<KqmTileOf<decltype(type)>>(plan, KqmMatvecProblem(one, plan, KqmShare{block - first, count}),
+                                                 shared);
+  });
+#endif
+}
+
 // Matrices of types of one table. One of a single type, which few files have here, has fewer kernels.
 template <class Types>
 kqm_status launch(const kqm_qkv_args &a, unsigned cols, unsigned groups, kqm_stream stream) {
@@ -279,6 +324,15 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
   // Of qkv_many_tokens; the other kernels take their tokens at once.
   const unsigned groups = args->tokens == 2 ? 1 : kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens));
   KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
+  const KqmWarpgroups plan = kqm_plan_warpgroups(cols / KQM_BLOCK);
+  if (has_all<KqmWarpgroupTypes>(*args) && plan.groups > 0) {
+    unsigned works[3];
+    const unsigned all = count_works(*args, plan, works);
+    const Shares shares = share_out(works, all);
+    if (kqm_works_for_groups(all, args->tokens))
+      return KQM_LAUNCH_WARPGROUPS(qkv_groups, dim3(shares.first[2] + shares.count[2]), plan.block(), plan.bytes(),
+                                   stream, *args, plan, shares);
+  }
   if (has_all<KqmUsualTypes>(*args)) return launch<KqmUsualTypes>(*args, cols, groups, stream);
   if (has_all<KqmMixedTypes>(*args)) return launch<KqmMixedTypes>(*args, cols, groups, stream);
   // A launch for all matrices of a type.

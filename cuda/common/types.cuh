@@ -87,6 +87,9 @@ typedef KqmTypeTable<KqmTileQ4K, KqmTileQ5K, KqmTileQ6K, KqmTileQ8_0, KqmTileQ2K
 typedef KqmTypeTable<KqmTileQ4K, KqmTileQ5K, KqmTileQ6K> KqmUsualTypes;
 typedef KqmTypeTable<KqmTileQ4K, KqmTileQ5K, KqmTileQ6K, KqmTileQ2K, KqmTileQ3K, KqmTileIQ4XS> KqmMixedTypes;
 
+// Types of which warpgroups multiply many tokens (common/warpgroups.cuh): those of which files have most of their weights.
+typedef KqmTypeTable<KqmTileQ4K, KqmTileQ5K, KqmTileQ6K, KqmTileIQ4XS> KqmWarpgroupTypes;
+
 // The smallest of these tables that has a type, or one of that type alone.
 template <class Tile>
 using KqmTableWith =
