@@ -487,7 +487,9 @@ fn compiler(toolkit: &Toolkit, archs: &Archs, cuda_dir: &Path) -> Result<Vec<OsS
         .flags(["-fmad=false", "-DKQM_FMAD_FALSE", "-prec-div=true", "-prec-sqrt=true", "-ftz=false"])
         .flags(["-Xcompiler", "-ffp-contract=off"])
         // Line numbers for profilers; they cost no instructions.
-        .flag("-lineinfo");
+        .flag("-lineinfo")
+        // There are many kernels, and they are much alike.
+        .flag("--compress-mode=size");
     for arch in &archs.code {
         build.flag("-gencode").flag(format!("arch=compute_{arch},code=sm_{arch}"));
     }

@@ -252,12 +252,12 @@ __global__ void __launch_bounds__(kqm_groups_threads, 1) qkv_groups(kqm_qkv_args
 #endif
 }
 
-// Matrices of types of one table.
+// Matrices of types of one table. One of a single type, which few files have here, has fewer kernels.
 template <class Types>
 kqm_status launch(const kqm_qkv_args &a, unsigned cols, unsigned groups, kqm_stream stream) {
   const unsigned super_blocks = cols / KQM_BLOCK;
   const bool norm = a.norm.x != nullptr, one_token = a.tokens == 1 && super_blocks <= unsigned(most_super_blocks);
-  const bool many_tokens = a.tokens != 2 && !one_token;
+  const bool many_tokens = !one_token && (a.tokens != 2 || Types::count == 1);
   const unsigned norm_warps = norm ? super_blocks : 0, most = norm ? Warps<true>::most : Warps<false>::most;
   const unsigned tiles = many_tokens ? unsigned(kqm_wide_warps)
                          : one_token ? std::min(3u, (most - norm_warps) / super_blocks)
@@ -277,19 +277,23 @@ kqm_status launch(const kqm_qkv_args &a, unsigned cols, unsigned groups, kqm_str
   if (one_token) {
     const dim3 cta(32 * (tiles * super_blocks + norm_warps));
     const double inverse_cols = 1.0 / double(cols);
-    const bool few = super_blocks <= 8;
+    const bool few = super_blocks <= 8 && Types::count > 1;
     const size_t shared = kqm_contribution_bytes(tiles * (few ? 8 : most_super_blocks), 1);
-    if (norm && few)
-      return KQM_LAUNCH((qkv_one_token<Types, true, 8>), all, cta, shared, stream, a, split, inverse_cols);
+    if constexpr (Types::count > 1) {
+      if (norm && few)
+        return KQM_LAUNCH((qkv_one_token<Types, true, 8>), all, cta, shared, stream, a, split, inverse_cols);
+      if (few) return KQM_LAUNCH((qkv_one_token<Types, false, 8>), all, cta, shared, stream, a, split, inverse_cols);
+    }
     if (norm)
       return KQM_LAUNCH((qkv_one_token<Types, true, most_super_blocks>), all, cta, shared, stream, a, split,
                         inverse_cols);
-    if (few) return KQM_LAUNCH((qkv_one_token<Types, false, 8>), all, cta, shared, stream, a, split, inverse_cols);
     return KQM_LAUNCH((qkv_one_token<Types, false, most_super_blocks>), all, cta, shared, stream, a, split,
                       inverse_cols);
   }
-  return KQM_LAUNCH(qkv_two_tokens<Types>, all, dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(2))),
-                    kqm_contribution_bytes(super_blocks, 2), stream, a, split);
+  if constexpr (Types::count > 1)
+    return KQM_LAUNCH(qkv_two_tokens<Types>, all, dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(2))),
+                      kqm_contribution_bytes(super_blocks, 2), stream, a, split);
+  return KQM_UNSUPPORTED_TYPE;
 }
 
 // Whether a table has the types of all matrices.

@@ -166,7 +166,7 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
     );
     let tokens = size.shapes(&[1, 2, 3, 8, 9, 17], &[70]);
     for (shape, (rows, cols, experts, top_k)) in shapes.into_iter().enumerate() {
-        for &kind in TensorType::MATRICES {
+        for kind in size.kinds(shape, 4) {
             let w = Weights::random(&mut random, kind, experts, rows, cols);
             let down = w.upload(device);
             for (case, &tokens) in tokens.iter().enumerate() {
@@ -267,10 +267,10 @@ fn sums_in_one_order<D: Device>(device: &D, _: Size) {
 }
 
 /// NaNs in all operands, none of them the one that is stored.
-fn stores_one_nan<D: Device>(device: &D, _: Size) {
+fn stores_one_nan<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(282);
-    for (blocks, top_k) in [(2, 3), (5, 9), (17, 2), (33, 2)] {
-        for &kind in TensorType::MATRICES {
+    for (case, (blocks, top_k)) in [(2, 3), (5, 9), (17, 2), (33, 2)].into_iter().enumerate() {
+        for kind in size.kinds(case, 4) {
             let (rows, cols, experts) = (20, blocks * BLOCK, top_k + 1);
             let sound = Weights::random(&mut random, kind, experts, rows, cols);
             let mut spoilt = sound.clone();
@@ -346,10 +346,9 @@ fn absent_experts_give_nan<D: Device>(device: &D, size: Size) {
 /// Grouped by expert, a token gets what it gets alone.
 fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(29);
-    for (rows, cols, experts, top_k, tokens) in
-        size.shapes(&[(40, 768, 6, 3, 20), (17, 4352, 4, 2, 9)], &[(2048, 768, 128, 8, 64)])
-    {
-        for &kind in TensorType::MATRICES {
+    let shapes = size.shapes(&[(40, 768, 6, 3, 20), (17, 4352, 4, 2, 9)], &[(2048, 768, 128, 8, 64)]);
+    for (shape, (rows, cols, experts, top_k, tokens)) in shapes.into_iter().enumerate() {
+        for kind in size.kinds(shape, 2) {
             let down = Weights::random(&mut random, kind, experts, rows, cols).upload(device);
             let indices = moe::choose(&mut random, tokens, experts, top_k);
             let (_, x) = fixed_blocks(&Activations::rows(&mut random, 0, tokens * top_k, cols));
@@ -442,8 +441,8 @@ fn quantizes_rows<D: Device>(device: &D, size: Size) {
         ],
         &[(2048, 768, 128, 8)],
     );
-    for (rows, cols, experts, top_k) in shapes {
-        for &kind in TensorType::MATRICES {
+    for (shape, (rows, cols, experts, top_k)) in shapes.into_iter().enumerate() {
+        for kind in size.kinds(shape, 4) {
             let w = Weights::random(&mut random, kind, experts, rows, cols);
             let down = w.upload(device);
             for case in 0..Activations::ALL.len() {

@@ -597,14 +597,16 @@ struct KqmHalfTileOf16 {
 //                            halves' sums
 //   Cached                   a token's activations in registers
 //   swiglu_at_once           CTAs of moe_swiglu_one_token at once on a multiprocessor, which limits the registers for two tiles a warp
-template <class Tile>
+//
+// LATE: a tile stays as it was loaded until it is multiplied, where all that can be made of it would take more registers than there are.
+template <class Tile, bool LATE = false>
 struct KqmSuperBlocks {
   // All that can be made of a tile before there are activations.
-  struct Unpacked {
+  struct Early {
     typename Tile::HalfTile half[2];
     typename Tile::Factors factors;
 
-    __device__ __forceinline__ Unpacked(const Tile &tile, int lane)
+    __device__ __forceinline__ Early(const Tile &tile, int lane)
         : half{typename Tile::HalfTile(tile, 0), typename Tile::HalfTile(tile, 1)}, factors(tile, lane) {}
 
     __device__ __forceinline__ uint32_t checksum() const {
@@ -620,6 +622,23 @@ struct KqmSuperBlocks {
       factors.finish(x, sum, lane, v);
     }
   };
+  // The tile as it was loaded. Activations may be in registers: all indices are constants.
+  struct Late {
+    Tile tile;
+
+    __device__ __forceinline__ Late(const Tile &of_tile, int) : tile(of_tile) {}
+    __device__ __forceinline__ uint32_t checksum() const { return 0; }
+
+    template <class Activations>
+    __device__ __forceinline__ void multiply(const Activations &x, int lane,
+                                             double (&v)[Activations::Columns::results]) const {
+      int32_t sum[Activations::Columns::products][4] = {};
+      KQM_UNROLL
+      for (int h = 0; h < 2; h++) typename Tile::HalfTile(tile, h).multiply(x, Tile::HalfTile::sub_blocks * h, sum);
+      typename Tile::Factors(tile, lane).finish(x, sum, lane, v);
+    }
+  };
+  typedef std::conditional_t<LATE, Late, Early> Unpacked;
 
   // The product without keeping what is unpacked, one half after the other: the products of both at once want more registers than there
   // are.

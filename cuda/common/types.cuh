@@ -36,6 +36,8 @@ using KqmTileOf = typename Type::Tile;
 
 template <class... Tiles>
 struct KqmTypeTable {
+  static const int count = sizeof...(Tiles);
+
   template <class Tile>
   static constexpr bool is_here = (std::is_same_v<Tile, Tiles> || ...);
 

@@ -16,12 +16,6 @@ struct KqmFactors {
     KQM_UNROLL
     for (int i = 0; i < WORDS; i++) words[i] = tile.word_of_rows(first, (2 * row + half) * WORDS + i);
   }
-  __device__ __forceinline__ uint32_t checksum() const {
-    uint32_t sum = 0;
-    KQM_UNROLL
-    for (int i = 0; i < WORDS; i++) sum += words[i];
-    return sum;
-  }
   // Of the lane's block i (0 .. 3).
   __device__ __forceinline__ uint32_t of(int i) const { return part(words[word(i)], i); }
   // Of block i of half h, of row r and of row r + 8 of the lane.
@@ -102,6 +96,8 @@ struct KqmJoinBlocks<Tile, KqmPlaneColumns<TOKENS>> {
     }
     KQM_UNROLL
     for (int i = 0; i < 4; i++) {
+      // Keeps loads for later blocks, and their registers, behind it.
+      if (Tile::MINS) __syncwarp();
       uint32_t first[4], second[4];
       tile.fragments(0, i, lane, first);
       tile.fragments(1, i, lane, second);
@@ -193,28 +189,26 @@ struct KqmJoinBlocks<Tile, KqmTokenColumns> {
   }
 };
 
-__device__ __forceinline__ uint32_t kqm_checksum(const uint4 (&words)[4]) {
-  uint32_t sum = 0;
-  KQM_UNROLL
-  for (int i = 0; i < 4; i++) sum += words[i].x + words[i].y + words[i].z + words[i].w;
-  return sum;
-}
+// A tile as it was loaded, in the place of what others make of theirs before there are activations.
+template <class Tile>
+struct KqmLateTile {
+  Tile tile;
+
+  __device__ __forceinline__ KqmLateTile(const Tile &of_tile, int) : tile(of_tile) {}
+  // There is nothing to be made.
+  __device__ __forceinline__ uint32_t checksum() const { return 0; }
+
+  template <class Activations>
+  __device__ __forceinline__ void multiply(const Activations &x, int lane,
+                                           double (&v)[Activations::Columns::results]) const {
+    tile.multiply(x, lane, v);
+  }
+};
 
 // What the frames of products ask of a tile. It stays as it was loaded until it is multiplied.
 template <class Tile>
 struct KqmBlocksOf32 {
-  struct Unpacked {
-    Tile tile;
-
-    __device__ __forceinline__ Unpacked(const Tile &of_tile, int) : tile(of_tile) {}
-    __device__ __forceinline__ uint32_t checksum() const { return tile.checksum(); }
-
-    template <class Activations>
-    __device__ __forceinline__ void multiply(const Activations &x, int lane,
-                                             double (&v)[Activations::Columns::results]) const {
-      tile.multiply(x, lane, v);
-    }
-  };
+  typedef KqmLateTile<Tile> Unpacked;
 
   template <class Activations>
   __device__ __forceinline__ void multiply(const Activations &x, int lane,
@@ -241,7 +235,6 @@ struct KqmNibblesOf32 : KqmBlocksOf32<Tile> {
     for (int i = 0; i < 4; i++) q[i] = tile.of_lane(Layout::template first<0>, i);
     factors.load(tile, Layout::template first<1>);
   }
-  __device__ __forceinline__ uint32_t checksum() const { return kqm_checksum(q) + factors.checksum(); }
 
   // The nibble of weight k.
   __device__ __forceinline__ static int nibble(const Block &block, int k) {
@@ -276,9 +269,6 @@ struct KqmFiveBitsOf32 : KqmBlocksOf32<Tile> {
     for (int i = 0; i < 4; i++) q[i] = tile.of_lane(Layout::template first<0>, i);
     fifth = tile.of_lane(Layout::template first<1>, 0);
     factors.load(tile, Layout::template first<2>);
-  }
-  __device__ __forceinline__ uint32_t checksum() const {
-    return kqm_checksum(q) + fifth.x + fifth.y + fifth.z + fifth.w + factors.checksum();
   }
 
   // The five bits of weight k.

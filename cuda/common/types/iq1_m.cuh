@@ -12,7 +12,7 @@ struct KqmBlockIQ1M {
 };
 static_assert(sizeof(KqmBlockIQ1M) == 56, "block_iq1_m");
 
-struct KqmTileIQ1M : KqmSuperBlocks<KqmTileIQ1M> {
+struct KqmTileIQ1M : KqmSuperBlocks<KqmTileIQ1M, true> {
   typedef KqmBlockIQ1M Block;
   typedef KqmTileLayout<KqmLaneField<0, 32, 1>, KqmRowField<32, 16>, KqmRowField<48, 8>> Layout;
   typedef KqmCachedEights Cached;

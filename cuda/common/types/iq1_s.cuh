@@ -13,7 +13,7 @@ struct KqmBlockIQ1S {
 };
 static_assert(sizeof(KqmBlockIQ1S) == 50, "block_iq1_s");
 
-struct KqmTileIQ1S : KqmSuperBlocks<KqmTileIQ1S> {
+struct KqmTileIQ1S : KqmSuperBlocks<KqmTileIQ1S, true> {
   typedef KqmBlockIQ1S Block;
   typedef KqmTileLayout<KqmLaneField<2, 32, 1>, KqmRowField<34, 16>, KqmRowField<0, 2>> Layout;
   typedef KqmCachedEights Cached;

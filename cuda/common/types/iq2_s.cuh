@@ -13,7 +13,7 @@ struct KqmBlockIQ2S {
 };
 static_assert(sizeof(KqmBlockIQ2S) == 82, "block_iq2_s");
 
-struct KqmTileIQ2S : KqmSuperBlocks<KqmTileIQ2S> {
+struct KqmTileIQ2S : KqmSuperBlocks<KqmTileIQ2S, true> {
   typedef KqmBlockIQ2S Block;
   typedef KqmTileLayout<KqmLaneField<2, 32, 1>, KqmLaneField<34, 32, 1>, KqmRowField<66, 8>, KqmRowField<74, 8>,
                         KqmRowField<0, 2>>

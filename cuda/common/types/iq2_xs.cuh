@@ -11,7 +11,7 @@ struct KqmBlockIQ2XS {
 };
 static_assert(sizeof(KqmBlockIQ2XS) == 74, "block_iq2_xs");
 
-struct KqmTileIQ2XS : KqmSuperBlocks<KqmTileIQ2XS> {
+struct KqmTileIQ2XS : KqmSuperBlocks<KqmTileIQ2XS, true> {
   typedef KqmBlockIQ2XS Block;
   typedef KqmTileLayout<KqmLaneField<2, 64, 2>, KqmRowField<66, 8>, KqmRowField<0, 2>> Layout;
   typedef KqmCachedEights Cached;

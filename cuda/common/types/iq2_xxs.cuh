@@ -12,7 +12,7 @@ struct KqmBlockIQ2XXS {
 };
 static_assert(sizeof(KqmBlockIQ2XXS) == 66, "block_iq2_xxs");
 
-struct KqmTileIQ2XXS : KqmSuperBlocks<KqmTileIQ2XXS> {
+struct KqmTileIQ2XXS : KqmSuperBlocks<KqmTileIQ2XXS, true> {
   typedef KqmBlockIQ2XXS Block;
   typedef KqmTileLayout<KqmLaneField<2, 32, 1, 4, 8>, KqmLaneField<6, 32, 8, 4, 8>, KqmRowField<0, 2>> Layout;
   typedef KqmCachedEights Cached;

@@ -13,7 +13,7 @@ struct KqmBlockIQ3S {
 };
 static_assert(sizeof(KqmBlockIQ3S) == 110, "block_iq3_s");
 
-struct KqmTileIQ3S : KqmSuperBlocks<KqmTileIQ3S> {
+struct KqmTileIQ3S : KqmSuperBlocks<KqmTileIQ3S, true> {
   typedef KqmBlockIQ3S Block;
   typedef KqmTileLayout<KqmLaneField<2, 64, 2>, KqmRowField<66, 8>, KqmLaneField<74, 32, 1>, KqmRowField<106, 4>,
                         KqmRowField<0, 2>>

@@ -12,7 +12,7 @@ struct KqmBlockIQ3XXS {
 };
 static_assert(sizeof(KqmBlockIQ3XXS) == 98, "block_iq3_xxs");
 
-struct KqmTileIQ3XXS : KqmSuperBlocks<KqmTileIQ3XXS> {
+struct KqmTileIQ3XXS : KqmSuperBlocks<KqmTileIQ3XXS, true> {
   typedef KqmBlockIQ3XXS Block;
   typedef KqmTileLayout<KqmLaneField<2, 64, 2>, KqmLaneField<66, 32, 8>, KqmRowField<0, 2>> Layout;
   typedef KqmCachedEights Cached;

@@ -33,9 +33,6 @@ struct KqmTileQ8_0 : KqmBlocksOf32<KqmTileQ8_0> {
     for (int j = 0; j < 8; j++) q[j / 4][j % 4] = tile.of_lane(Layout::first<0>, j);
     factors.load(tile, Layout::first<1>);
   }
-  __device__ __forceinline__ uint32_t checksum() const {
-    return kqm_checksum(q[0]) + kqm_checksum(q[1]) + factors.checksum();
-  }
 
   __device__ __forceinline__ void fragments(int h, int i, int, uint32_t (&a)[4]) const {
     const uint4 first = q[0][i], second = q[1][i], w = h ? second : first;
