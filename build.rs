@@ -26,8 +26,9 @@ use std::{
 
 /// The first release that compiles for sm_120, one of the default targets.
 const OLDEST_NVCC: Version = Version(12, 8);
-/// Ada and consumer Blackwell: the cards the kernels are tuned for.
-const DEFAULT_ARCHS: [u32; 2] = [89, 120];
+/// Ada, Hopper with its warpgroups, and consumer Blackwell: the cards the kernels are tuned for.
+const DEFAULT_ARCHS: [Arch; 3] =
+    [Arch { number: 89, specific: false }, Arch { number: 90, specific: true }, Arch { number: 120, specific: false }];
 /// `mma.m16n8k32` with s8 operands exists from here on.
 const OLDEST_ARCH: u32 = 80;
 /// Every variable that changes what is compiled or with what.
@@ -48,6 +49,9 @@ const VARIABLES: [&str; 14] = [
     "LIBCLANG_PATH",
 ];
 
+#[path = "build/nvcc.rs"]
+mod nvcc;
+
 type Result<T> = std::result::Result<T, String>;
 
 fn main() {
@@ -56,6 +60,7 @@ fn main() {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build/nvcc.rs");
 
     let cuda_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("cuda");
     if let Err(text) = run(&cuda_dir) {
@@ -85,7 +90,8 @@ fn run(cuda_dir: &Path) -> Result<()> {
     };
     // For dependents (`links`): DEP_KQUANT_MOE_INCLUDE and DEP_KQUANT_MOE_ARCHS, empty without CUDA.
     println!("cargo::metadata=include={}", cuda_dir.display());
-    println!("cargo::metadata=archs={}", built.as_ref().map_or("", |b| &b.archs));
+    let archs = built.as_ref().map_or(Vec::new(), |b| b.archs.code.iter().map(Arch::to_string).collect());
+    println!("cargo::metadata=archs={}", archs.join(","));
     // For tests/sass.rs.
     println!("cargo::rustc-env=KQUANT_MOE_CUDA_LIB={}", built.as_ref().map_or("", |b| &b.library));
     println!("cargo::rustc-env=KQUANT_MOE_CUDA_BIN={}", built.as_ref().map_or("", |b| &b.bin));
@@ -99,12 +105,15 @@ fn run(cuda_dir: &Path) -> Result<()> {
 /// to nobody, so the reason has to be in the program.
 fn write_constant(built: std::result::Result<&Built, &String>) -> Result<()> {
     let value = match built {
-        Ok(built) => format!(
-            "Ok(CudaBuild {{ nvcc: {:?}, targets: &[{}], ptx: {} }})",
-            built.version.to_string(),
-            built.archs,
-            built.ptx
-        ),
+        Ok(built) => {
+            let target = |arch: &Arch| format!("Target {{ capability: {}, specific: {} }}", arch.number, arch.specific);
+            format!(
+                "Ok(CudaBuild {{ nvcc: {:?}, targets: &[{}], ptx: {} }})",
+                built.version.to_string(),
+                built.archs.code.iter().map(target).collect::<Vec<_>>().join(", "),
+                built.archs.ptx
+            )
+        }
         Err(reason) => format!("Err({reason:?})"),
     };
     let text = format!(
@@ -151,6 +160,8 @@ impl std::fmt::Display for Version {
 
 /// A usable `nvcc` and the directory of its static CUDA runtime.
 struct Toolkit {
+    /// What runs `nvcc` where something is compiled, such as `ccache`.
+    launcher: Vec<OsString>,
     nvcc: PathBuf,
     version: Version,
     lib: PathBuf,
@@ -169,8 +180,8 @@ fn find_toolkit() -> Result<std::result::Result<Toolkit, String>> {
     let os = env::var("CARGO_CFG_TARGET_OS").unwrap();
     let mut rejected = Vec::new();
     if os == "linux" {
-        for nvcc in candidates(&mut rejected)? {
-            match Toolkit::probe(&nvcc)? {
+        for (launcher, nvcc) in candidates(&mut rejected)? {
+            match Toolkit::probe(launcher, &nvcc)? {
                 Ok(toolkit) => return Ok(Ok(toolkit)),
                 Err(reason) => rejected.push(reason),
             }
@@ -199,12 +210,11 @@ fn find_toolkit() -> Result<std::result::Result<Toolkit, String>> {
     Ok(Err(reasons))
 }
 
-/// Every `nvcc` there is, in the order of preference. Where one was said to be and is not goes to `rejected`.
-fn candidates(rejected: &mut Vec<String>) -> Result<Vec<PathBuf>> {
-    if let Some(nvcc) = variable("NVCC") {
+/// Every `nvcc` there is, with what runs it, in the order of preference. Where one was said to be and is not goes to `rejected`.
+fn candidates(rejected: &mut Vec<String>) -> Result<Vec<(Vec<OsString>, PathBuf)>> {
+    if let Some(named) = variable("NVCC") {
         // Whoever names an nvcc does not want another one.
-        let path = find_in_path(&nvcc).ok_or_else(|| format!("NVCC is {nvcc}, which does not exist"))?;
-        return Ok(vec![path]);
+        return Ok(vec![nvcc::split(&named, find_in_path)?]);
     }
     let mut found = Vec::new();
     for name in ["CUDA_HOME", "CUDA_PATH"] {
@@ -220,7 +230,7 @@ fn candidates(rejected: &mut Vec<String>) -> Result<Vec<PathBuf>> {
     found.push(PathBuf::from("/usr/local/cuda/bin/nvcc"));
     found.extend(pip_toolkits());
     found.retain(|nvcc| nvcc.is_file());
-    Ok(found)
+    Ok(found.into_iter().map(|nvcc| (Vec::new(), nvcc)).collect())
 }
 
 /// `program` itself when it has a directory part, else the first file of that name in `PATH`.
@@ -267,7 +277,7 @@ fn subdirectories(dir: &Path, prefix: &str) -> impl Iterator<Item = PathBuf> + u
 impl Toolkit {
     /// The outer error is an `nvcc` that runs and fails, which always ends the build; the inner one says why an `nvcc`
     /// that works is of no use.
-    fn probe(nvcc: &Path) -> Result<std::result::Result<Self, String>> {
+    fn probe(launcher: Vec<OsString>, nvcc: &Path) -> Result<std::result::Result<Self, String>> {
         let text = output_of(nvcc, &["--version"])?;
         let version =
             parse_version(&text).ok_or_else(|| format!("{} --version names no release:\n{text}", nvcc.display()))?;
@@ -289,39 +299,45 @@ impl Toolkit {
             return Ok(Err(format!("{} has no libcudart_static.a beside it", nvcc.display())));
         };
         let lib = lib.canonicalize().unwrap_or(lib);
-        Ok(Ok(Self { nvcc: nvcc.to_owned(), version, lib }))
+        Ok(Ok(Self { launcher, nvcc: nvcc.to_owned(), version, lib }))
     }
 
     /// The targets to compile for, each known to this `nvcc`.
-    fn archs(&self) -> Result<Vec<u32>> {
-        let mut archs = DEFAULT_ARCHS.to_vec();
+    fn archs(&self) -> Result<Archs> {
+        // Without a list also PTX for cards that are older than those that the kernels are tuned for.
+        let (mut code, mut ptx) = (DEFAULT_ARCHS.to_vec(), OLDEST_ARCH);
         if let Some(list) = variable("KQUANT_MOE_CUDA_ARCHS") {
             let wrong = |item: &str| {
                 format!(
                     "KQUANT_MOE_CUDA_ARCHS is \"{list}\", and \"{item}\" is not a compute capability from {OLDEST_ARCH} \
-                     on; it must look like 89,90,120"
+                     on; it must look like 89,90a,120"
                 )
             };
-            archs = list
+            code = list
                 .split(',')
                 .map(str::trim)
-                .map(|item| item.parse().ok().filter(|&arch| arch >= OLDEST_ARCH).ok_or_else(|| wrong(item)))
+                .map(|item| Arch::parse(item).ok_or_else(|| wrong(item)))
                 .collect::<Result<_>>()?;
-            archs.sort_unstable();
-            archs.dedup();
+            code.sort_unstable();
+            code.dedup();
+            ptx = code[0].number;
+        }
+        // A card takes whichever of two codes its driver likes, and only one has warpgroups.
+        if let Some(arch) = code.windows(2).find(|pair| pair[0].number == pair[1].number) {
+            return Err(format!("KQUANT_MOE_CUDA_ARCHS names {} and {}: one of them is enough", arch[0], arch[1]));
         }
         let known = output_of(&self.nvcc, &["--list-gpu-code"])?;
-        for arch in &archs {
-            if !known.split_whitespace().any(|code| code == format!("sm_{arch}")) {
+        for arch in &code {
+            if !known.split_whitespace().any(|code| code == format!("sm_{}", arch.number)) {
                 return Err(format!(
                     "{} (CUDA {}) does not compile for sm_{arch}; {}. Use that, or set KQUANT_MOE_CUDA_ARCHS.",
                     self.nvcc.display(),
                     self.version,
-                    toolkit_for(*arch)
+                    toolkit_for(arch.number)
                 ));
             }
         }
-        Ok(archs)
+        Ok(Archs { code, ptx })
     }
 }
 
@@ -346,11 +362,43 @@ fn parse_version(text: &str) -> Option<Version> {
     Some(Version(major.parse().ok()?, minor.parse().ok()?))
 }
 
+/// A target: a compute capability, or the variant of one with what only its cards have, such as 90a.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Arch {
+    number: u32,
+    specific: bool,
+}
+
+impl Arch {
+    /// The one whose instructions for warpgroups the kernels use.
+    const HOPPER: Self = Self { number: 90, specific: true };
+
+    fn parse(text: &str) -> Option<Self> {
+        let (number, specific) = match text.strip_suffix('a') {
+            Some(number) => (number, true),
+            None => (text, false),
+        };
+        let number = number.parse().ok().filter(|&number| number >= if specific { 90 } else { OLDEST_ARCH })?;
+        Some(Self { number, specific })
+    }
+}
+
+impl std::fmt::Display for Arch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.number, if self.specific { "a" } else { "" })
+    }
+}
+
+/// What to compile for: machine code, and the PTX from which drivers compile for later cards.
+struct Archs {
+    code: Vec<Arch>,
+    ptx: u32,
+}
+
 /// What was built, as text for the crate and its dependents.
 struct Built {
     version: Version,
-    archs: String,
-    ptx: u32,
+    archs: Archs,
     library: String,
     bin: String,
 }
@@ -408,15 +456,14 @@ fn compile(toolkit: &Toolkit, files: &[PathBuf], cuda_dir: &Path) -> Result<Buil
 
     Ok(Built {
         version: toolkit.version,
-        archs: archs.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
-        ptx: archs[0],
+        archs,
         library: out_dir.join("libkquant_moe_cuda.a").display().to_string(),
         bin: toolkit.nvcc.parent().unwrap_or(Path::new("")).display().to_string(),
     })
 }
 
 /// The command that compiles a kernel, less the file names. `cc` contributes the host compiler and its flags.
-fn compiler(toolkit: &Toolkit, archs: &[u32], cuda_dir: &Path) -> Result<Vec<OsString>> {
+fn compiler(toolkit: &Toolkit, archs: &Archs, cuda_dir: &Path) -> Result<Vec<OsString>> {
     // Of all places `cc` looks in for nvcc, the one that precedes the others.
     let name = format!("NVCC_{}", env::var("TARGET").unwrap());
     // SAFETY: no other thread has been started.
@@ -440,18 +487,24 @@ fn compiler(toolkit: &Toolkit, archs: &[u32], cuda_dir: &Path) -> Result<Vec<OsS
         .flags(["-fmad=false", "-DKQM_FMAD_FALSE", "-prec-div=true", "-prec-sqrt=true", "-ftz=false"])
         .flags(["-Xcompiler", "-ffp-contract=off"])
         // Line numbers for profilers; they cost no instructions.
-        .flag("-lineinfo");
-    for arch in archs {
+        .flag("-lineinfo")
+        // There are many kernels, and they are much alike.
+        .flag("--compress-mode=size");
+    for arch in &archs.code {
         build.flag("-gencode").flag(format!("arch=compute_{arch},code=sm_{arch}"));
     }
-    // PTX of the lowest one, from which the driver compiles for any later card.
-    build.flag("-gencode").flag(format!("arch=compute_{0},code=compute_{0}", archs[0]));
+    // PTX, from which the driver compiles for any later card.
+    build.flag("-gencode").flag(format!("arch=compute_{0},code=compute_{0}", archs.ptx));
+    if archs.code.contains(&Arch::HOPPER) {
+        // Launchers choose kernels for warpgroups on the cards that have this code.
+        build.flag("-DKQM_HAS_SM_90A");
+    }
     if variable("KQUANT_MOE_WERROR").as_deref() == Some("1") {
         build.flags(["-Werror", "all-warnings", "-Xcompiler", "-Werror"]);
     }
     let tool = build.try_get_compiler().map_err(|e| e.to_string())?;
-    let args = tool.args().iter().cloned();
-    Ok([toolkit.nvcc.clone().into_os_string()].into_iter().chain(args).collect())
+    let args = nvcc::quoted(tool.args().iter().cloned());
+    Ok(toolkit.launcher.iter().cloned().chain([toolkit.nvcc.clone().into_os_string()]).chain(args).collect())
 }
 
 /// Compiles one kernel, unless its object is already that of the same command, headers and source.

@@ -1,4 +1,5 @@
-// argmax: out[r] = index of the largest x[r, .], ties to the lower index; a NaN counts as largest.
+// argmax: out[r] = index of the largest x[r, .], ties to the lower index; a NaN counts as largest. In a history of choices, a
+// largest value that is not finite gives 2^32 - 1.
 //
 // Shapes: x [rows, cols]. `partial` and `done` are zero before and after.
 // Maths: the value's order key in the high and the complemented index in the low half of 64 bits: the largest such number is
@@ -46,7 +47,9 @@ __global__ void __launch_bounds__(threads) argmax_kernel(kqm_argmax_args a) {
   a.out[row] = index;
   if (row == 0 && a.advance) {
     const uint32_t at = *a.advance;
-    if (a.history && at < a.history_len) a.history[at] = index;
+    // What was chosen among values of which the largest is not finite is told from a choice; the decode loop goes on with it.
+    const float largest = kqm_ordered_by(uint32_t(best >> 32));
+    if (a.history && at < a.history_len) a.history[at] = largest - largest == 0.0f ? index : 0xffffffffu;
     *a.advance = at + 1;
   }
 }

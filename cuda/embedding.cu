@@ -23,7 +23,11 @@ __global__ void __launch_bounds__(KQM_BLOCK) embedding_kernel(kqm_embedding_args
     } else {
       KqmBlockTypes::choose(a.type, [&](auto type) {
         typedef KqmTileOf<decltype(type)> Tile;
-        value = Tile::weight(static_cast<const typename Tile::Block *>(a.table)[at], k);
+        // Blocks of a type have 256 weights or, eight of them in the place of one, 32.
+        const int in_tile = Tile::Layout::block_bytes / int(sizeof(typename Tile::Block)),
+                  of_block = KQM_BLOCK / in_tile;
+        value =
+            Tile::weight(static_cast<const typename Tile::Block *>(a.table)[at * in_tile + k / of_block], k % of_block);
       });
     }
   }

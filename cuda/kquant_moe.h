@@ -92,7 +92,7 @@ typedef uint64_t kqm_caller;
 /* Cache positions that attention reduces in f32 before it continues in f64. */
 #define KQM_ATTENTION_CHUNK 64
 /* Most (token, expert) pairs of one expert that one work item of the expert kernels covers. */
-#define KQM_ITEM_PAIRS 8
+#define KQM_ITEM_PAIRS 32
 
 /* exp (docs/arithmetic.md): constants rounded to f32, shared with the oracle through the bindings. */
 #define KQM_EXP_LOG2E 1.4426950216293335
@@ -128,7 +128,8 @@ typedef struct kqm_matrix {
 /* The (token, expert) pairs of a batch, grouped by expert. Pair p = token * top_k + rank. */
 typedef struct kqm_groups {
   uint32_t *order; /* [pairs] pair numbers, ascending by (expert, pair) */
-  uint32_t *items; /* [max_items][3] work items: expert, first position in order, pairs (1..KQM_ITEM_PAIRS) */
+  uint32_t *items; /* [max_items][3] work items: expert, first position in order, pairs (1..KQM_ITEM_PAIRS); those of more than
+                      half of KQM_ITEM_PAIRS come first, each part by expert */
   uint32_t *count; /* [1] items in use; the remaining ones are not read */
 } kqm_groups;
 
@@ -336,7 +337,7 @@ typedef struct kqm_argmax_args {
   uint64_t *partial; /* [rows] zero before the first call; the launcher leaves it zero */
   uint32_t *done;    /* [rows] zero before the first call; the launcher leaves it zero */
   uint32_t *advance; /* [optional] [1]: incremented by 1 (the position of the next token in a decode loop) */
-  uint32_t *history; /* [optional] [history_len]: out[0] is also stored at index *advance before the increment */
+  uint32_t *history; /* [optional] [history_len]: at *advance, before it, out[0] or, of no finite value, 2^32 - 1 */
   uint32_t history_len;
   uint32_t rows;
   uint32_t cols;

@@ -152,8 +152,64 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) moe_down_long_tok
         expert.or_nan(kqm_row_sum<1>(contributions, 0, super_blocks, 0, threadIdx.x));
 }
 
-// Many tokens: the pairs of an item.
-static_assert(KQM_ITEM_PAIRS == kqm_wide_tokens, "an item is multiplied at once");
+#if KQM_WARPGROUPS
+// Many pairs of each expert.
+struct Problem {
+  const kqm_moe_down_args &a;
+  KqmWarpgroups plan;
+  int tiles, row_blocks, items;
+
+  typedef KqmItemWork Work;
+  __device__ __forceinline__ Problem(const kqm_moe_down_args &of, const KqmWarpgroups &layout, int at_most)
+      : a(of),
+        plan(layout),
+        tiles(int(of.down.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS),
+        row_blocks(kqm_group_row_blocks(layout, tiles)),
+        items(min(int(*of.groups.count), at_most)) {}
+  __device__ __forceinline__ KqmShare share() const { return kqm_whole_share(); }
+  __device__ __forceinline__ int works() const { return row_blocks * items; }
+  __device__ __forceinline__ Work work(int i) const {
+    const KqmItem item = kqm_item(a.groups, i / row_blocks, a.down.experts, a.tokens * a.top_k);
+    return Work{item, i % row_blocks, item.count};
+  }
+  __device__ __forceinline__ const kqm_fixed_block *x() const { return a.x; }
+  __device__ __forceinline__ uint32_t first(const Work &work, int token) const {
+    return work.tokens > 0 ? work.item.readable_pair(token) * plan.super_blocks : 0;
+  }
+  __device__ __forceinline__ int row_tile(const Work &work, int slot) const {
+    return work.row_block * plan.groups * kqm_group_warps + slot;
+  }
+  template <class Tile>
+  __device__ __forceinline__ const uint8_t *tile(const Work &work, int slot) const {
+    return kqm_expert_tile<Tile>(a.down, work.item.expert, min(row_tile(work, slot), tiles - 1));
+  }
+  template <int TOKENS>
+  __device__ __forceinline__ void finish(const KqmWarpgroups &, int i, int slot, uint32_t, const float (&y)[TOKENS / 2],
+                                         KQM_SHARED_ARG(uint32_t)) const {
+    const Work work = this->work(i);
+    kqm_group_store<TOKENS>(y, row_tile(work, slot), a.down.rows, work.tokens, [&](int r, int token, float value) {
+      const uint32_t pair = work.item.pair(token);
+      if (pair < work.item.pairs) a.expert_out[size_t(pair) * a.down.rows + r] = work.item.expert.or_nan(value);
+    });
+  }
+};
+#endif
+
+template <class Tile>
+__global__ void __launch_bounds__(kqm_groups_threads, 1)
+    moe_down_groups(kqm_moe_down_args a, KqmWarpgroups plan, int most_items) {
+#if KQM_WARPGROUPS
+  KQM_DYNAMIC_SHARED(uint32_t, shared);
+  kqm_release_dependents();
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  kqm_warpgroup_cta<Tile>(plan, Problem(a, plan, most_items), shared);
+#else
+  kqm_no_warpgroups();
+#endif
+}
+
+// Many tokens otherwise: the pairs of an item, eight at a time.
 
 template <class Tile>
 __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_down_many_tokens(kqm_moe_down_args a) {
@@ -166,14 +222,19 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_down_m
   if (item.count == 0) return;
   // A warp beyond the last tile works on that one, too, and stores nothing.
   const int own_tile = min(tile, int(a.down.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
-  float y[KqmTokenColumns::results];
-  kqm_wide_sums<Tile>(
-      Tile::bytes, kqm_expert_tile<Tile>(a.down, item.expert, own_tile), super_blocks, a.x,
-      [&](int i) { return i < item.count ? item.readable_pair(i) * super_blocks : kqm_wide_absent; }, shared, y);
-  kqm_wide_store(y, tile, a.down.rows, item.count, [&](int r, int token, float value) {
-    const uint32_t pair = item.pair(token);
-    if (pair < item.pairs) a.expert_out[size_t(pair) * a.down.rows + r] = item.expert.or_nan(value);
-  });
+  KQM_LOOP
+  for (int part = 0; part * kqm_wide_tokens < item.count; part++) {
+    const KqmItem some = kqm_item_part(item, part, kqm_wide_tokens);
+    if (part > 0) __syncthreads();
+    float y[KqmTokenColumns::results];
+    kqm_wide_sums<Tile>(
+        Tile::bytes, kqm_expert_tile<Tile>(a.down, item.expert, own_tile), super_blocks, a.x,
+        [&](int i) { return i < some.count ? some.readable_pair(i) * super_blocks : kqm_wide_absent; }, shared, y);
+    kqm_wide_store(y, tile, a.down.rows, some.count, [&](int r, int token, float value) {
+      const uint32_t pair = some.pair(token);
+      if (pair < item.pairs) a.expert_out[size_t(pair) * a.down.rows + r] = item.expert.or_nan(value);
+    });
+  }
 }
 
 __global__ void __launch_bounds__(256) moe_down_sum(kqm_moe_down_args a) {
@@ -208,10 +269,19 @@ kqm_status launch(const kqm_moe_down_args &a, kqm_stream stream) {
   if (a.tokens == 1 && one_token_shared + KQM_MAX_TOP_K * KQM_TILE_ROWS * sizeof(double) <= max_shared)
     return KQM_LAUNCH((moe_down_one_token<Tile, false>), dim3(tiles), one_token_cta, shared, stream, a);
   const unsigned items = kqm_launch_items(a.tokens, a.down.experts, a.top_k);
-  if (a.tokens > 1)
+  bool multiplied = false;
+  if constexpr (KqmWarpgroupTypes::is_here<Tile>) {
+    const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
+    if (a.tokens > 1 && plan.groups > 0 && kqm_items_for_groups(a.tokens, a.down.experts, a.top_k)) {
+      KQM_TRY(KQM_LAUNCH_WARPGROUPS(moe_down_groups<Tile>, dim3(kqm_multiprocessors()), plan.block(), plan.bytes(),
+                                    stream, a, plan, int(items)));
+      multiplied = true;
+    }
+  }
+  if (!multiplied && a.tokens > 1)
     KQM_TRY(KQM_LAUNCH(moe_down_many_tokens<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items),
                        dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, super_blocks), stream, a));
-  else
+  else if (!multiplied)
     KQM_TRY(KQM_LAUNCH(moe_down_long_token<Tile>, dim3(tiles, items),
                        dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(1))),
                        kqm_contribution_bytes(super_blocks, 1), stream, a));

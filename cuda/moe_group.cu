@@ -1,5 +1,6 @@
 // moe_group: the (token, expert) pairs of a batch in ascending (expert, pair) order, cut into work items of at most
-// KQM_ITEM_PAIRS pairs of one expert. Indices of experts that do not exist all count as the one behind the last, for which the
+// KQM_ITEM_PAIRS pairs of one expert: first the large ones, of more than half as many, then the small ones, each by expert. Whoever hands
+// them out in turn ends with the short ones. Indices of experts that do not exist all count as the one behind the last, for which the
 // kernels that take the items write NaN.
 //
 // Shapes: indices [tokens, top_k]; order [pairs], items [max_items][3], count [1].
@@ -12,14 +13,23 @@ namespace {
 
 const int threads = 256;
 
+// Items of an expert with so many pairs.
+__device__ __forceinline__ uint32_t large_items(uint32_t pairs) {
+  return pairs / KQM_ITEM_PAIRS + (pairs % KQM_ITEM_PAIRS > KQM_ITEM_PAIRS / 2);
+}
+__device__ __forceinline__ uint32_t small_items(uint32_t pairs) {
+  return (pairs + KQM_ITEM_PAIRS - 1) / KQM_ITEM_PAIRS - large_items(pairs);
+}
+
 __global__ void __launch_bounds__(threads) moe_group_kernel(kqm_moe_group_args a) {
   KQM_SHARED(uint32_t, pairs_of, KQM_MAX_EXPERTS + 1);
-  KQM_SHARED(uint32_t, before, 3);  // pairs and items of the experts before this one, items of all
+  // Pairs, large and small items of the experts before this one; large and small items of all.
+  KQM_SHARED(uint32_t, before, 5);
   KQM_SHARED(uint32_t, found, threads);
   const uint32_t expert = blockIdx.x, pairs = a.tokens * a.top_k;
   const auto expert_of = [&](uint32_t p) { return min(a.indices[p], a.experts); };
   for (uint32_t e = threadIdx.x; e <= a.experts; e += threads) pairs_of[e] = 0;
-  if (threadIdx.x < 3) before[threadIdx.x] = 0;
+  if (threadIdx.x < 5) before[threadIdx.x] = 0;
   kqm_release_dependents();
   kqm_wait_for_dependencies();
   __syncthreads();
@@ -31,18 +41,21 @@ __global__ void __launch_bounds__(threads) moe_group_kernel(kqm_moe_group_args a
   found[threadIdx.x] = own;
   __syncthreads();
   for (uint32_t e = threadIdx.x; e <= a.experts; e += threads) {
-    const uint32_t n = pairs_of[e], items = (n + KQM_ITEM_PAIRS - 1) / KQM_ITEM_PAIRS;
+    const uint32_t n = pairs_of[e], large = large_items(n), small = small_items(n);
     if (e < expert) {
       kqm_shared_atomic_add<uint32_t>(before, 0, n);
-      kqm_shared_atomic_add<uint32_t>(before, 1, items);
+      kqm_shared_atomic_add<uint32_t>(before, 1, large);
+      kqm_shared_atomic_add<uint32_t>(before, 2, small);
     }
-    kqm_shared_atomic_add<uint32_t>(before, 2, items);
+    kqm_shared_atomic_add<uint32_t>(before, 3, large);
+    kqm_shared_atomic_add<uint32_t>(before, 4, small);
   }
   __syncthreads();
-  if (expert == 0 && threadIdx.x == 0) *a.groups.count = before[2];
-  const uint32_t first = before[0], count = pairs_of[expert];
+  if (expert == 0 && threadIdx.x == 0) *a.groups.count = before[3] + before[4];
+  const uint32_t first = before[0], count = pairs_of[expert], large = large_items(count);
   for (uint32_t i = threadIdx.x; i * KQM_ITEM_PAIRS < count; i += threads) {
-    uint32_t *item = a.groups.items + size_t(3) * (before[1] + i);
+    // An expert has one small item at most, its last one.
+    uint32_t *item = a.groups.items + size_t(3) * (i < large ? before[1] + i : before[3] + before[2]);
     item[0] = expert;
     item[1] = first + i * KQM_ITEM_PAIRS;
     item[2] = min(count - i * KQM_ITEM_PAIRS, uint32_t(KQM_ITEM_PAIRS));

@@ -5,8 +5,8 @@
 // For a single token the kernel can choose the experts itself, from the router's logits.
 // Launch: one token: a CTA for 16 rows of one expert; moe_swiglu_one_token, for up to eight super-blocks, is without loops. More
 // tokens: a CTA for 32 rows of a work item, i.e. of up to eight pairs of one expert, so that its weights are read once for all of
-// them (common/wide.cuh); half of its warps have gate, the others up. Gate and up of one type, as files have them, have kernels of their
-// own for each type; all pairs of two types share three that choose by type inside.
+// them (common/wide.cuh); half of its warps have gate, the others up. Gate and up of one type, as files have them, are one launch; of two
+// types they are a launch each, and the first one's results wait in `out` for the second one.
 // Bound by: the weights' bytes for few tokens. At full size a token reads 14 MB in 384 CTAs.
 #include "common/choose.cuh"
 #include "common/items.cuh"
@@ -22,6 +22,14 @@ __device__ __forceinline__ void finish_value(const kqm_moe_swiglu_args &a, size_
   if (a.gate_out) a.gate_out[at] = gate;
   if (a.up_out) a.up_out[at] = up;
   a.out[at] = kqm_canonical(__fmul_rn(kqm_silu(gate), up));
+}
+
+// One of the two row sums: that of gate waits in `out`.
+__device__ __forceinline__ void finish_half(const kqm_moe_swiglu_args &a, bool is_gate, size_t at, float value) {
+  if (is_gate)
+    a.out[at] = value;
+  else
+    finish_value(a, at, a.out[at], value);
 }
 
 // The expert of a single token's CTA: chosen by every warp for itself, down to the rank of its CTA.
@@ -41,8 +49,9 @@ const int many_tokens_tiles =
     kqm_wide_warps / 2;  // row tiles of a CTA for many tokens: half of its warps have gate, the others up
 
 // Gate and up of one type.
-template <class Tile>
+template <class Type>
 struct Same {
+  typedef Type Tile;
   // CTAs of moe_swiglu_one_token at once on a multiprocessor. At full size three of them take all of a token's tiles at once.
   static const int at_once = Tile::swiglu_at_once, many_tokens_at_once = kqm_wide_at_once;
 
@@ -69,53 +78,6 @@ struct Same {
                                                           float (&y)[KqmTokenColumns::results]) {
     const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, expert, tile), *up = kqm_expert_tile<Tile>(a.up, expert, tile);
     kqm_wide_sums<Tile>(Tile::bytes, is_gate ? gate : up, a.gate.cols / KQM_BLOCK, a.x, first, shared, y);
-  }
-};
-
-// Gate and up of any two types, one after the other: the code of a type is there once.
-struct Mixed {
-  // What is there for every type takes more registers than three CTAs of many tokens leave on sm_120.
-  static const int at_once = 2, many_tokens_at_once = 2;
-
-  static int most_bytes(const kqm_moe_swiglu_args &a) {
-    return std::max(KqmBlockTypes::tile_bytes(a.gate.type), KqmBlockTypes::tile_bytes(a.up.type));
-  }
-
-  template <class Activations>
-  __device__ __forceinline__ static void multiply(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b,
-                                                  const Activations &x, double unit, int gate_slot, int up_slot,
-                                                  KQM_SHARED_ARG(double) contributions) {
-    const int lane = threadIdx.x & 31;
-    KQM_LOOP
-    for (int i = 0; i < 2; i++) {
-      const kqm_matrix w = of(a, i == 0);
-      KqmBlockTypes::choose(w.type, [&](auto type) {
-        typedef KqmTileOf<decltype(type)> Tile;
-        Tile tile;
-        tile.load(KqmTileInMemory(kqm_expert_tile<Tile>(w, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
-        kqm_contribute_packed(tile, x, unit, i == 0 ? gate_slot : up_slot, contributions);
-      });
-    }
-  }
-
-  template <class First>
-  __device__ __forceinline__ static void many_tokens_sums(const kqm_moe_swiglu_args &a, bool is_gate,
-                                                          const KqmExpert &expert, int tile, int most_bytes,
-                                                          First first, KQM_SHARED_ARG(uint32_t) shared,
-                                                          float (&y)[KqmTokenColumns::results]) {
-    const kqm_matrix w = of(a, is_gate);
-    KqmBlockTypes::choose(w.type, [&](auto type) {
-      typedef KqmTileOf<decltype(type)> Tile;
-      kqm_wide_sums<Tile>(most_bytes, kqm_expert_tile<Tile>(w, expert, tile), w.cols / KQM_BLOCK, a.x, first, shared,
-                          y);
-    });
-  }
-
- private:
-  // Gate or up, of the same shape. Constant indices keep the arguments in constant memory.
-  __device__ __forceinline__ static kqm_matrix of(const kqm_moe_swiglu_args &a, bool is_gate) {
-    return kqm_matrix{is_gate ? a.gate.tiles : a.up.tiles, is_gate ? a.gate.type : a.up.type, a.gate.rows, a.gate.cols,
-                      a.gate.experts};
   }
 };
 
@@ -175,8 +137,89 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
   write_choice(a, choice);
 }
 
-// Many tokens: the pairs of an item, two row tiles a CTA.
-static_assert(KQM_ITEM_PAIRS == kqm_wide_tokens, "an item is multiplied at once");
+#if KQM_WARPGROUPS
+// Many pairs of each expert: of a warpgroup's four warps two have row tiles of gate, and two the same of up, which they hand over.
+struct Problem {
+  const kqm_moe_swiglu_args &a;
+  KqmWarpgroups plan;
+  int tiles, row_blocks, items;
+
+  typedef KqmItemWork Work;
+  __device__ __forceinline__ Problem(const kqm_moe_swiglu_args &of, const KqmWarpgroups &layout, int at_most)
+      : a(of),
+        plan(layout),
+        tiles(int(of.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS),
+        row_blocks(kqm_group_row_blocks(layout, 2 * tiles)),
+        items(min(int(*of.groups.count), at_most)) {}
+  __device__ __forceinline__ KqmShare share() const { return kqm_whole_share(); }
+  __device__ __forceinline__ int works() const { return row_blocks * items; }
+  __device__ __forceinline__ Work work(int i) const {
+    const KqmItem item = kqm_item(a.groups, i / row_blocks, a.gate.experts, a.tokens * a.top_k);
+    return Work{item, i % row_blocks, item.count};
+  }
+  __device__ __forceinline__ const kqm_fixed_block *x() const { return a.x; }
+  __device__ __forceinline__ uint32_t first(const Work &work, int token) const {
+    return work.tokens > 0 ? work.item.readable_pair(token) / a.top_k * plan.super_blocks : 0;
+  }
+  __device__ __forceinline__ static bool is_gate(int slot) { return slot % 4 < 2; }
+  __device__ __forceinline__ int row_tile(const Work &work, int slot) const {
+    return (work.row_block * plan.groups + slot / 4) * 2 + slot % 2;
+  }
+  // A warp beyond the last tile works on that one, too, and stores nothing.
+  template <class Tile>
+  __device__ __forceinline__ const uint8_t *tile(const Work &work, int slot) const {
+    const int own = min(row_tile(work, slot), tiles - 1);
+    const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, work.item.expert, own),
+                  *up = kqm_expert_tile<Tile>(a.up, work.item.expert, own);
+    return is_gate(slot) ? gate : up;
+  }
+  // Two warps have the gates and the ups of the same rows and tokens. Each hands half of its own over and finishes the other half.
+  template <int TOKENS>
+  __device__ __forceinline__ void finish(const KqmWarpgroups &, int i, int slot, uint32_t turn,
+                                         const float (&y)[TOKENS / 2], KQM_SHARED_ARG(uint32_t) shared) const {
+    const int group = slot / 4, lane = threadIdx.x & 31, half = TOKENS / 4;
+    const bool gate_is_own = is_gate(slot);
+    KQM_UNROLL
+    for (int k = 0; k < half; k++)
+      kqm_shared_store<float>(shared, plan.waiting(slot, lane, 0, k), gate_is_own ? y[half + k] : y[k]);
+    kqm_barrier_arrive(shared, plan.written(group));
+    const Work work = this->work(i);
+    kqm_barrier_wait(shared, plan.written(group), turn);
+    KQM_UNROLL
+    for (int k = 0; k < half; k++) {
+      const float own = gate_is_own ? y[k] : y[half + k],
+                  other = kqm_shared_load<float>(shared, plan.waiting(slot ^ 2, lane, 0, k));
+      const int octet = k / 4 + (gate_is_own ? 0 : half / 4);
+      const int r = row_tile(work, slot) * KQM_TILE_ROWS + KqmTokenColumns::row(k % 4, lane),
+                token = 8 * octet + KqmTokenColumns::token(k % 4, lane);
+      if (r >= int(a.gate.rows) || token >= work.tokens) continue;
+      const uint32_t pair = work.item.pair(token);
+      if (pair < work.item.pairs)
+        finish_value(a, size_t(pair) * a.gate.rows + r, work.item.expert.or_nan(gate_is_own ? own : other),
+                     work.item.expert.or_nan(gate_is_own ? other : own));
+    }
+    // What was handed over has been read before the next work's tree begins.
+    kqm_barrier_arrive(shared, plan.read(group));
+    kqm_barrier_wait(shared, plan.read(group), turn);
+  }
+};
+#endif
+
+template <class Tile>
+__global__ void __launch_bounds__(kqm_groups_threads, 1)
+    moe_swiglu_groups(kqm_moe_swiglu_args a, KqmWarpgroups plan, int most_items) {
+#if KQM_WARPGROUPS
+  KQM_DYNAMIC_SHARED(uint32_t, shared);
+  kqm_release_dependents();
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  kqm_warpgroup_cta<Tile>(plan, Problem(a, plan, most_items), shared);
+#else
+  kqm_no_warpgroups();
+#endif
+}
+
+// Many tokens otherwise: the pairs of an item, eight at a time, two row tiles a CTA.
 
 template <class Pair>
 __global__ void __launch_bounds__(kqm_wide_threads, Pair::many_tokens_at_once)
@@ -193,25 +236,31 @@ __global__ void __launch_bounds__(kqm_wide_threads, Pair::many_tokens_at_once)
             offset = (s * 32 + lane) * KqmTokenColumns::results;
   // A warp beyond the last tile works on that one, too, and stores nothing.
   const int own_tile = min(tile, int(a.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
-  const auto first = [&](int i) {
-    return i < item.count ? item.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent;
-  };
-  float y[KqmTokenColumns::results];
-  Pair::many_tokens_sums(a, is_gate, item.expert, own_tile, most_bytes, first, shared, y);
-  // The digits are done with: the sums of up take over their memory.
-  __syncthreads();
-  if (!is_gate) kqm_shared_store<float4>(shared, offset, make_float4(y[0], y[1], y[2], y[3]));
-  __syncthreads();
-  if (!is_gate) return;
-  const float4 up4 = kqm_shared_load<float4>(shared, offset);
-  const float up[KqmTokenColumns::results] = {up4.x, up4.y, up4.z, up4.w};
-  KQM_UNROLL
-  for (int i = 0; i < KqmTokenColumns::results; i++) {
-    const int r = tile * KQM_TILE_ROWS + KqmTokenColumns::row(i, lane), token = KqmTokenColumns::token(i, lane);
-    if (r >= int(a.gate.rows) || token >= item.count) continue;
-    const uint32_t pair = item.pair(token);
-    if (pair < item.pairs)
-      finish_value(a, size_t(pair) * a.gate.rows + r, item.expert.or_nan(y[i]), item.expert.or_nan(up[i]));
+  KQM_LOOP
+  for (int part = 0; part * kqm_wide_tokens < item.count; part++) {
+    const KqmItem some = kqm_item_part(item, part, kqm_wide_tokens);
+    const auto first = [&](int i) {
+      return i < some.count ? some.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent;
+    };
+    float y[KqmTokenColumns::results];
+    Pair::many_tokens_sums(a, is_gate, item.expert, own_tile, most_bytes, first, shared, y);
+    // The digits are done with: the sums of up take over their memory.
+    __syncthreads();
+    if (!is_gate) kqm_shared_store<float4>(shared, offset, make_float4(y[0], y[1], y[2], y[3]));
+    __syncthreads();
+    if (is_gate) {
+      const float4 up4 = kqm_shared_load<float4>(shared, offset);
+      const float up[KqmTokenColumns::results] = {up4.x, up4.y, up4.z, up4.w};
+      KQM_UNROLL
+      for (int i = 0; i < KqmTokenColumns::results; i++) {
+        const int r = tile * KQM_TILE_ROWS + KqmTokenColumns::row(i, lane), token = KqmTokenColumns::token(i, lane);
+        if (r >= int(a.gate.rows) || token >= some.count) continue;
+        const uint32_t pair = some.pair(token);
+        if (pair < item.pairs)
+          finish_value(a, size_t(pair) * a.gate.rows + r, item.expert.or_nan(y[i]), item.expert.or_nan(up[i]));
+      }
+    }
+    __syncthreads();
   }
 }
 
@@ -219,6 +268,12 @@ template <class Pair>
 kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
   const unsigned super_blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
   const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
+  if constexpr (KqmWarpgroupTypes::is_here<typename Pair::Tile>) {
+    const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
+    if (a.tokens > 1 && plan.groups > 0 && kqm_items_for_groups(a.tokens, a.gate.experts, a.top_k))
+      return KQM_LAUNCH_WARPGROUPS(moe_swiglu_groups<typename Pair::Tile>, dim3(kqm_multiprocessors()), plan.block(),
+                                   plan.bytes(), stream, a, plan, int(items));
+  }
   if (a.tokens > 1)
     return KQM_LAUNCH(moe_swiglu_many_tokens<Pair>, dim3(kqm_ceil_div(tiles, unsigned(many_tokens_tiles)), items),
                       dim3(kqm_wide_threads), kqm_wide_bytes(Pair::most_bytes(a), super_blocks), stream, a,
@@ -229,6 +284,76 @@ kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
   const dim3 cta(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(1)));
   return KQM_LAUNCH(moe_swiglu_long_token<Pair>, dim3(tiles, items), cta, 2 * kqm_contribution_bytes(super_blocks, 1),
                     stream, a);
+}
+
+// Gate or up alone, for a single token: row sums of an expert's 16 rows a block.
+template <class Tile>
+__global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1)
+    moe_swiglu_half_of_token(kqm_moe_swiglu_args a, bool is_gate) {
+  KQM_DYNAMIC_SHARED(double, contributions);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5,
+            super_blocks = a.gate.cols / KQM_BLOCK;
+  kqm_release_dependents();
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  KqmChoice choice{};
+  const KqmExpert expert = expert_of_cta(a, choice);
+  const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, expert, blockIdx.x),
+                *up = kqm_expert_tile<Tile>(a.up, expert, blockIdx.x);
+  for (int b = warp; b < super_blocks; b += warps) {
+    Tile tile;
+    tile.load(KqmTileInMemory((is_gate ? gate : up) + size_t(b) * Tile::bytes, lane));
+    kqm_contribute_packed(tile, KqmOneToken(a.x + b, lane), a.x[b].unit, b, contributions);
+  }
+  __syncthreads();
+  const int r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
+  if (threadIdx.x < KQM_TILE_ROWS && r < int(a.gate.rows))
+    finish_half(a, is_gate, size_t(blockIdx.y) * a.gate.rows + r,
+                expert.or_nan(kqm_row_sum<1>(contributions, 0, super_blocks, 0, threadIdx.x)));
+  if (is_gate) write_choice(a, choice);
+}
+
+// The same for the pairs of an item, a row tile a warp.
+template <class Tile>
+__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
+    moe_swiglu_half_wide(kqm_moe_swiglu_args a, bool is_gate) {
+  KQM_DYNAMIC_SHARED(uint32_t, shared);
+  const int tile = blockIdx.x * kqm_wide_warps + (threadIdx.x >> 5), super_blocks = a.gate.cols / KQM_BLOCK;
+  kqm_release_dependents();
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  const KqmItem item = kqm_item(a.groups, blockIdx.y, a.gate.experts, a.tokens * a.top_k);
+  if (item.count == 0) return;
+  // A warp beyond the last tile works on that one, too, and stores nothing.
+  const int own_tile = min(tile, int(a.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
+  const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, item.expert, own_tile),
+                *up = kqm_expert_tile<Tile>(a.up, item.expert, own_tile);
+  KQM_LOOP
+  for (int part = 0; part * kqm_wide_tokens < item.count; part++) {
+    const KqmItem some = kqm_item_part(item, part, kqm_wide_tokens);
+    if (part > 0) __syncthreads();
+    float y[KqmTokenColumns::results];
+    kqm_wide_sums<Tile>(
+        Tile::bytes, is_gate ? gate : up, super_blocks, a.x,
+        [&](int i) { return i < some.count ? some.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent; },
+        shared, y);
+    kqm_wide_store(y, tile, a.gate.rows, some.count, [&](int r, int token, float value) {
+      const uint32_t pair = some.pair(token);
+      if (pair < item.pairs) finish_half(a, is_gate, size_t(pair) * a.gate.rows + r, item.expert.or_nan(value));
+    });
+  }
+}
+
+template <class Tile>
+kqm_status launch_half(const kqm_moe_swiglu_args &a, bool is_gate, kqm_stream stream) {
+  const unsigned super_blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
+  const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
+  if (a.tokens > 1)
+    return KQM_LAUNCH(moe_swiglu_half_wide<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items),
+                      dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, super_blocks), stream, a, is_gate);
+  return KQM_LAUNCH(moe_swiglu_half_of_token<Tile>, dim3(tiles, items),
+                    dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(1))),
+                    kqm_contribution_bytes(super_blocks, 1), stream, a, is_gate);
 }
 
 }  // namespace
@@ -246,7 +371,15 @@ kqm_status kqm_moe_swiglu(const kqm_moe_swiglu_args *args, kqm_stream stream) {
   KQM_REQUIRE(!args->logits || args->weights, KQM_NULL_POINTER);
   KQM_REQUIRE(!args->logits || args->tokens == 1, KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->logits, 16), KQM_MISALIGNED);
-  if (args->gate.type != args->up.type) return launch<Mixed>(*args, stream);
+  if (args->gate.type != args->up.type) {
+    for (const bool is_gate : {true, false}) {
+      const kqm_status status = KqmBlockTypes::launch(is_gate ? args->gate.type : args->up.type, [&](auto type) {
+        return launch_half<KqmTileOf<decltype(type)>>(*args, is_gate, stream);
+      });
+      if (status != KQM_OK) return status;
+    }
+    return KQM_OK;
+  }
   return KqmBlockTypes::launch(args->gate.type,
                                [&](auto type) { return launch<Same<KqmTileOf<decltype(type)>>>(*args, stream); });
 }

@@ -22,6 +22,7 @@
 // Launch: qkv_one_token takes up to three row tiles of any matrix a CTA, so that at full size all CTAs run at once: one warp for
 // each super-block of a tile, and as many that norm and quantize a super-block of the row for all of them. qkv_two_tokens takes one
 // row tile a CTA, one warp for a super-block (8 warps at most); qkv_many_tokens is for more tokens and longer rows (common/wide.cuh).
+// Matrices of types that no table of types has together (common/types.cuh) are a launch for each type.
 // Bound by: the weights' bytes; one launch instead of three keeps more of them in flight.
 #include "common/matvec.cuh"
 #include "common/norm.cuh"
@@ -124,7 +125,7 @@ struct Warps {
 };
 
 // SUPER_BLOCKS: slots for a row's super-blocks; a row that has fewer pads them with zeros.
-template <bool NORM, int SUPER_BLOCKS>
+template <class Types, bool NORM, int SUPER_BLOCKS>
 __global__ void __launch_bounds__(32 * Warps<NORM>::most, 1)
     qkv_one_token(kqm_qkv_args a, Split split, double inverse_cols) {
   KQM_DYNAMIC_SHARED(double, contributions);
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(32 * Warps<NORM>::most, 1)
     norm<SUPER_BLOCKS>(a, warp - split.tiles * super_blocks, inverse_cols, run_sum, fixed);
   } else {
     const int s = (warp >= super_blocks) + (warp >= 2 * super_blocks), b = warp - s * super_blocks;
-    KqmBlockTypes::choose(work.w.type, [&](auto type) {
+    Types::choose(work.w.type, [&](auto type) {
       multiply<KqmTileOf<decltype(type)>, NORM, SUPER_BLOCKS>(a, work, s, b, fixed, contributions);
     });
   }
@@ -169,11 +170,11 @@ __device__ __forceinline__ void multiply_two(const kqm_qkv_args &a, const Work &
   }
 }
 
+template <class Types>
 __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(2), 1) qkv_two_tokens(kqm_qkv_args a, Split split) {
   KQM_DYNAMIC_SHARED(double, contributions);
   const Work work(a, split);
-  KqmBlockTypes::choose(work.w.type,
-                        [&](auto type) { multiply_two<KqmTileOf<decltype(type)>>(a, work, contributions); });
+  Types::choose(work.w.type, [&](auto type) { multiply_two<KqmTileOf<decltype(type)>>(a, work, contributions); });
   __syncthreads();
   const int token = threadIdx.x / KQM_TILE_ROWS, tile_row = threadIdx.x % KQM_TILE_ROWS;
   if (token < 2)
@@ -195,13 +196,113 @@ __device__ __forceinline__ void multiply_many_tokens(const kqm_qkv_args &a, cons
                  [&](int r, int token, float value) { work.store(r, first + token, value); });
 }
 
+template <class Types>
 __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) qkv_many_tokens(kqm_qkv_args a, Split split) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const Work work(a, split);
   kqm_touch_arguments(a);
   kqm_wait_then_release();
-  KqmBlockTypes::choose(work.w.type,
-                        [&](auto type) { multiply_many_tokens<KqmTileOf<decltype(type)>>(a, work, shared); });
+  Types::choose(work.w.type, [&](auto type) { multiply_many_tokens<KqmTileOf<decltype(type)>>(a, work, shared); });
+}
+
+// The CTAs of each matrix: those of the multiprocessors in proportion to its work items, and at least one.
+struct Shares {
+  int first[3], count[3];
+};
+unsigned count_works(const kqm_qkv_args &a, const KqmWarpgroups &plan, unsigned (&works)[3]) {
+  unsigned all = 0;
+  for (int i = 0; i < 3; i++) all += works[i] = a.w[i].rows ? kqm_group_works(plan, a.w[i].rows, a.tokens) : 0;
+  return all;
+}
+Shares share_out(const unsigned (&works)[3], unsigned all) {
+  Shares shares{};
+  for (int i = 0, first = 0; i < 3; first += shares.count[i++]) {
+    const unsigned count = unsigned(uint64_t(kqm_multiprocessors()) * works[i] / all);
+    shares.first[i] = first;
+    shares.count[i] = int(std::min(works[i], std::max(count, 1u)));
+  }
+  return shares;
+}
+
+__global__ void __launch_bounds__(kqm_groups_threads, 1) qkv_groups(kqm_qkv_args a, KqmWarpgroups plan, Shares shares) {
+#if KQM_WARPGROUPS
+  KQM_DYNAMIC_SHARED(uint32_t, shared);
+  kqm_touch_arguments(a);
+  kqm_wait_then_release();
+  const int block = int(blockIdx.x);
+  // Constant indices keep the arguments in constant memory.
+  const int i = block >= shares.first[2] ? 2 : block >= shares.first[1] ? 1 : 0;
+  kqm_matvec_args one{};
+  one.w = i == 2 ? a.w[2] : i == 1 ? a.w[1] : a.w[0];
+  one.y = i == 2 ? a.y[2] : i == 1 ? a.y[1] : a.y[0];
+  one.x = a.x;
+  one.tokens = a.tokens;
+  const int first = i == 2   ? shares.first[2]
+                    : i == 1 ? shares.first[1]
+                             : 0,
+            count = i == 2   ? shares.count[2]
+                    : i == 1 ? shares.count[1]
+                             : shares.count[0];
+  KqmWarpgroupTypes::choose(one.w.type, [&](auto type) {
+    kqm_warpgroup_cta<KqmTileOf<decltype(type)>>(plan, KqmMatvecProblem(one, plan, KqmShare{block - first, count}),
+                                                 shared);
+  });
+#else
+  kqm_no_warpgroups();
+#endif
+}
+
+// Matrices of types of one table. One of a single type, which few files have here, has fewer kernels.
+template <class Types>
+kqm_status launch(const kqm_qkv_args &a, unsigned cols, unsigned groups, kqm_stream stream) {
+  const unsigned super_blocks = cols / KQM_BLOCK;
+  const bool norm = a.norm.x != nullptr, one_token = a.tokens == 1 && super_blocks <= unsigned(most_super_blocks);
+  const bool many_tokens = !one_token && (a.tokens != 2 || Types::count == 1);
+  const unsigned norm_warps = norm ? super_blocks : 0, most = norm ? Warps<true>::most : Warps<false>::most;
+  const unsigned tiles = many_tokens ? unsigned(kqm_wide_warps)
+                         : one_token ? std::min(3u, (most - norm_warps) / super_blocks)
+                                     : 1;
+  unsigned grid[3];
+  int most_bytes = 0;
+  for (int i = 0; i < 3; i++) {
+    grid[i] = kqm_ceil_div(a.w[i].rows, tiles * KQM_TILE_ROWS);
+    if (a.w[i].rows) most_bytes = std::max(most_bytes, Types::tile_bytes(a.w[i].type));
+  }
+  const Split split{int(tiles), {grid[0], grid[0] + grid[1]}};
+  const dim3 all(grid[0] + grid[1] + grid[2], groups);
+  if (many_tokens) {
+    const size_t shared = kqm_wide_bytes(most_bytes, super_blocks);
+    return KQM_LAUNCH(qkv_many_tokens<Types>, all, dim3(kqm_wide_threads), shared, stream, a, split);
+  }
+  if (one_token) {
+    const dim3 cta(32 * (tiles * super_blocks + norm_warps));
+    const double inverse_cols = 1.0 / double(cols);
+    const bool few = super_blocks <= 8 && Types::count > 1;
+    const size_t shared = kqm_contribution_bytes(tiles * (few ? 8 : most_super_blocks), 1);
+    if constexpr (Types::count > 1) {
+      if (norm && few)
+        return KQM_LAUNCH((qkv_one_token<Types, true, 8>), all, cta, shared, stream, a, split, inverse_cols);
+      if (few) return KQM_LAUNCH((qkv_one_token<Types, false, 8>), all, cta, shared, stream, a, split, inverse_cols);
+    }
+    if (norm)
+      return KQM_LAUNCH((qkv_one_token<Types, true, most_super_blocks>), all, cta, shared, stream, a, split,
+                        inverse_cols);
+    return KQM_LAUNCH((qkv_one_token<Types, false, most_super_blocks>), all, cta, shared, stream, a, split,
+                      inverse_cols);
+  }
+  if constexpr (Types::count > 1)
+    return KQM_LAUNCH(qkv_two_tokens<Types>, all, dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(2))),
+                      kqm_contribution_bytes(super_blocks, 2), stream, a, split);
+  return KQM_UNSUPPORTED_TYPE;
+}
+
+// Whether a table has the types of all matrices.
+template <class Types>
+bool has_all(const kqm_qkv_args &a) {
+  for (const kqm_matrix &w : a.w) {
+    if (w.rows && !Types::has(w.type)) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -222,40 +323,36 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
   }
   KQM_REQUIRE(cols > 0, KQM_BAD_SHAPE);
   if (args->norm.x) KQM_TRY(kqm_check_fused_norm(args->norm, args->tokens, cols));
-  const unsigned super_blocks = cols / KQM_BLOCK;
-  const bool norm = args->norm.x != nullptr,
-             one_token = args->tokens == 1 && super_blocks <= unsigned(most_super_blocks);
-  const bool many_tokens = args->tokens != 2 && !one_token;
-  const unsigned groups = many_tokens ? kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens)) : 1;
+  // Of qkv_many_tokens; the other kernels take their tokens at once.
+  const unsigned groups = args->tokens == 2 ? 1 : kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens));
   KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
-  const unsigned norm_warps = norm ? super_blocks : 0, most = norm ? Warps<true>::most : Warps<false>::most;
-  const unsigned tiles = many_tokens ? unsigned(kqm_wide_warps)
-                         : one_token ? std::min(3u, (most - norm_warps) / super_blocks)
-                                     : 1;
-  unsigned grid[3];
-  int most_bytes = 0;
-  for (int i = 0; i < 3; i++) {
-    grid[i] = kqm_ceil_div(args->w[i].rows, tiles * KQM_TILE_ROWS);
-    if (args->w[i].rows) most_bytes = std::max(most_bytes, KqmBlockTypes::tile_bytes(args->w[i].type));
+  const KqmWarpgroups plan = kqm_plan_warpgroups(cols / KQM_BLOCK);
+  if (has_all<KqmWarpgroupTypes>(*args) && plan.groups > 0) {
+    unsigned works[3];
+    const unsigned all = count_works(*args, plan, works);
+    const Shares shares = share_out(works, all);
+    if (kqm_works_for_groups(all, args->tokens))
+      return KQM_LAUNCH_WARPGROUPS(qkv_groups, dim3(shares.first[2] + shares.count[2]), plan.block(), plan.bytes(),
+                                   stream, *args, plan, shares);
   }
-  const Split split{int(tiles), {grid[0], grid[0] + grid[1]}};
-  const dim3 all(grid[0] + grid[1] + grid[2], groups);
-  if (many_tokens) {
-    const size_t shared = kqm_wide_bytes(most_bytes, super_blocks);
-    return KQM_LAUNCH(qkv_many_tokens, all, dim3(kqm_wide_threads), shared, stream, *args, split);
+  if (has_all<KqmUsualTypes>(*args)) return launch<KqmUsualTypes>(*args, cols, groups, stream);
+  if (has_all<KqmMixedTypes>(*args)) return launch<KqmMixedTypes>(*args, cols, groups, stream);
+  // A launch for all matrices of a type.
+  kqm_qkv_args rest = *args;
+  for (const kqm_matrix &first : args->w) {
+    kqm_qkv_args of_type = rest;
+    bool any = false;
+    for (int i = 0; i < 3; i++) {
+      const bool same = rest.w[i].rows && first.rows && rest.w[i].type == first.type;
+      (same ? rest : of_type).w[i].rows = 0;
+      any = any || same;
+    }
+    if (!any) continue;
+    const kqm_status status = KqmBlockTypes::launch(first.type, [&](auto type) {
+      return launch<KqmTableWith<KqmTileOf<decltype(type)>>>(of_type, cols, groups, stream);
+    });
+    if (status != KQM_OK) return status;
   }
-  if (one_token) {
-    const dim3 cta(32 * (tiles * super_blocks + norm_warps));
-    const double inverse_cols = 1.0 / double(cols);
-    const bool few = super_blocks <= 8;
-    const size_t shared = kqm_contribution_bytes(tiles * (few ? 8 : most_super_blocks), 1);
-    if (norm && few) return KQM_LAUNCH((qkv_one_token<true, 8>), all, cta, shared, stream, *args, split, inverse_cols);
-    if (norm)
-      return KQM_LAUNCH((qkv_one_token<true, most_super_blocks>), all, cta, shared, stream, *args, split, inverse_cols);
-    if (few) return KQM_LAUNCH((qkv_one_token<false, 8>), all, cta, shared, stream, *args, split, inverse_cols);
-    return KQM_LAUNCH((qkv_one_token<false, most_super_blocks>), all, cta, shared, stream, *args, split, inverse_cols);
-  }
-  return KQM_LAUNCH(qkv_two_tokens, all, dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(2))),
-                    kqm_contribution_bytes(super_blocks, 2), stream, *args, split);
+  return KQM_OK;
 }
 KQM_ABI_END

@@ -2,7 +2,7 @@
 //
 // Shapes: blocks [rows, cols / 256] of a type of common/types.cuh, tiles [ceil(rows / 16), cols / 256] of 16 blocks' bytes; missing rows
 // of the last tile become zeros.
-// Launch: one CTA for a tile; threads move 2-byte units, since Q6_K blocks are aligned to no more.
+// Launch: one CTA for a tile; threads move 2-byte units, since Q6_K blocks are aligned to no more, and bytes of MXFP4's.
 // Bound by: bytes; runs once, at load time.
 #include "common/types.cuh"
 
@@ -16,13 +16,16 @@ __global__ void __launch_bounds__(threads) repack_kernel(kqm_repack_args a) {
   const uint32_t blocks = a.cols / KQM_BLOCK, b = blockIdx.x % blocks, tile = blockIdx.x / blocks;
   KqmBlockTypes::choose(a.type, [&](auto type) {
     typedef typename KqmTileOf<decltype(type)>::Layout Layout;
-    const uint16_t *source = static_cast<const uint16_t *>(a.blocks);
-    uint16_t *out = static_cast<uint16_t *>(a.tiles) + size_t(blockIdx.x) * (Layout::bytes / 2);
-    for (int u = threadIdx.x; u < Layout::bytes / 2; u += threads) {
+    typedef typename Layout::Unit Unit;
+    const int units = Layout::bytes / int(sizeof(Unit));
+    const Unit *source = static_cast<const Unit *>(a.blocks);
+    Unit *out = static_cast<Unit *>(a.tiles) + size_t(blockIdx.x) * units;
+    for (int u = threadIdx.x; u < units; u += threads) {
       int row = 0, of_block = 0;
-      Layout::source(2 * u, row, of_block);
+      Layout::source(int(sizeof(Unit)) * u, row, of_block);
       const uint32_t r = tile * KQM_TILE_ROWS + row;
-      out[u] = r < a.rows ? source[((size_t(r) * blocks + b) * Layout::block_bytes + of_block) / 2] : uint16_t(0);
+      const size_t from = (size_t(r) * blocks + b) * Layout::block_bytes + of_block;
+      out[u] = r < a.rows ? source[from / sizeof(Unit)] : Unit(0);
     }
   });
 }

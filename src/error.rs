@@ -68,6 +68,17 @@ pub enum Error {
         /// Positions that the cache has.
         capacity: usize,
     },
+    /// A forward gave values that are NaN or infinite, from which nothing follows.
+    #[error(
+        "the values at position {position} are not finite{}",
+        .point.map_or_else(String::new, |point| format!(", first those of {point}"))
+    )]
+    NotFinite {
+        /// The first position that has such values.
+        position: usize,
+        /// The first stage of its forward that has them, and the layer; known where the context can trace.
+        point: Option<crate::diff::Point>,
+    },
     /// An argument does not fit the operation.
     #[error("{0}")]
     Invalid(String),

@@ -1,4 +1,4 @@
-//! Hand-written CUDA kernels for Mixture-of-Experts models in GGUF K-quants, a CPU oracle for every kernel, and the
+//! Hand-written CUDA kernels for Mixture-of-Experts models in GGUF's quantized types, a CPU oracle for every kernel, and the
 //! Qwen3-MoE forward composed from them. The GPU result equals the CPU oracle bit for bit, at every layer, for every batch
 //! size.
 //!

@@ -41,7 +41,7 @@ pub const KQM_TILE_ROWS: u32 = 16;
 pub const KQM_MAX_EXPERTS: u32 = 512;
 pub const KQM_MAX_TOP_K: u32 = 32;
 pub const KQM_ATTENTION_CHUNK: u32 = 64;
-pub const KQM_ITEM_PAIRS: u32 = 8;
+pub const KQM_ITEM_PAIRS: u32 = 32;
 pub const KQM_EXP_LOG2E: f64 = 1.4426950216293335;
 pub const KQM_EXP_LN2_HIGH: f64 = 0.693145751953125;
 pub const KQM_EXP_LN2_LOW: f64 = 0.000001428606765330187;
@@ -781,7 +781,7 @@ pub struct kqm_argmax_args {
     pub done: *mut u32,
     /// \[optional\] \[1\]: incremented by 1 (the position of the next token in a decode loop)
     pub advance: *mut u32,
-    /// \[optional\] \[history_len\]: out\[0\] is also stored at index \*advance before the increment
+    /// \[optional\] \[history_len\]: at \*advance, before it, out\[0\] or, of no finite value, 2^32 - 1
     pub history: *mut u32,
     pub history_len: u32,
     pub rows: u32,

@@ -98,17 +98,30 @@ fn prefers_the_first_of_equals<D: Device>(device: &D, _: Size) {
     check(device, "ties", &x, rows.len());
 }
 
-/// Tokens go to the history at the position, until it is full; the position always advances.
+/// Tokens go to the history at the position, until it is full; the position always advances. A token whose value is not finite
+/// has a number in the history that names nothing.
 fn feeds_the_decode_loop<D: Device>(device: &D, _: Size) {
     let (rows, cols) = (2, 5000);
     let mut random = Random::new(15);
     let mut position = Output::starting_with(device, &[2_u32]);
-    let mut history = Output::starting_with(device, &[7_u32; 4]);
-    let mut expected = vec![7_u32; 4];
+    let mut history = Output::starting_with(device, &[7_u32; 12]);
+    let mut expected = vec![7_u32; 12];
     let mut partial = Output::starting_with(device, &[0_u64; 2]);
     let mut done = Output::starting_with(device, &[0_u32; 2]);
-    for step in 2..6 {
-        let x = random.gaussians(rows * cols);
+    for step in 2..14 {
+        let mut x = random.gaussians(rows * cols);
+        match step {
+            4 => x[4321] = f32::NAN,
+            5 => x[4321] = f32::from_bits(0xffc0_0001),
+            6 => x[17] = f32::INFINITY,
+            7 => x[..cols].fill(f32::NEG_INFINITY),
+            // Finite ones, and what is not finite besides the largest or in another row.
+            8 => x[17] = f32::MAX,
+            9 => x[..cols].fill(-f32::MAX),
+            10 => x[17] = f32::NEG_INFINITY,
+            11 => x[cols] = f32::NAN,
+            _ => {}
+        }
         let x_device = input(device, &x);
         let mut out = Output::new(device, rows);
         let feed = Some(DecodeLoop::new(position.slice(), history.slice()));
@@ -116,7 +129,7 @@ fn feeds_the_decode_loop<D: Device>(device: &D, _: Size) {
         ok(Argmax::new(x_device.slice(), out.slice(), partial, done, [rows, cols]).feed(feed).launch(device));
         let tokens: Vec<u32> = x.chunks(cols).map(argmax).collect();
         if step < expected.len() {
-            expected[step] = tokens[0];
+            expected[step] = if (4..8).contains(&step) { u32::MAX } else { tokens[0] };
         }
         assert_same("tokens", &out.read(), &tokens);
         assert_same("position", &position.read(), &[step as u32 + 1]);

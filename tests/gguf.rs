@@ -16,6 +16,8 @@ mod malformed;
 mod model;
 #[path = "gguf/properties.rs"]
 mod properties;
+#[path = "gguf/split.rs"]
+mod split;
 #[path = "gguf/writing.rs"]
 mod writing;
 
@@ -206,4 +208,34 @@ fn every_broken_file_is_refused_with_its_reason() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What some converters write once for each layer.
+#[test]
+fn arrays_of_one_value_are_that_value() {
+    let mut header = kquant_moe::gguf::Header::new("arrays");
+    header.set("equal", &[7_u32, 7, 7]).unwrap();
+    header.set("one", &[7_u32]).unwrap();
+    header.set("first", &[8_u32, 7, 7]).unwrap();
+    header.set("last", &[7_u32, 7, 8]).unwrap();
+    header.set("none", &Vec::<u32>::new()).unwrap();
+    header.set("negative", &[-7_i32, -7]).unwrap();
+    header.set("texts", &["7", "7"]).unwrap();
+    header.set("plain", &7_u32).unwrap();
+    let gguf = Gguf::from_vec("arrays", header.begin(Vec::new()).unwrap().finish().unwrap()).unwrap();
+    for key in ["equal", "one", "plain"] {
+        assert_eq!(gguf.get_one::<u32>(key).unwrap(), Some(7), "{key}");
+    }
+    assert_eq!(gguf.get_one::<u32>("missing").unwrap(), None);
+    assert_eq!(gguf.get_one::<&str>("texts").unwrap(), Some("7"));
+    let source = |key: &str| match gguf.get_one::<u32>(key) {
+        Err(Error::Gguf { source, .. }) => source,
+        other => panic!("{key}: {other:?}"),
+    };
+    for key in ["first", "last", "none"] {
+        assert_eq!(source(key), GgufError::Varies { key: key.into(), expected: "u32" });
+    }
+    for (key, found) in [("negative", "array of i32"), ("texts", "array of string")] {
+        assert_eq!(source(key), GgufError::WrongType { key: key.into(), expected: "u32", found: found.into() });
+    }
 }

@@ -52,7 +52,7 @@ impl Table {
     /// The tiles of `experts` matrices of one row of `cols` weights.
     fn matrix(&self, type_: u32, experts: u32, cols: u32) -> kqm_matrix {
         let kind = TensorType::MATRICES.iter().find(|&&kind| kind as u32 == type_).unwrap();
-        let tiles = self.zeros::<u8>((experts * (cols / KQM_BLOCK)) as usize * 16 * kind.block_bytes());
+        let tiles = self.zeros::<u8>(experts as usize * 16 * kind.bytes_of(cols as usize));
         kqm_matrix { tiles: tiles.cast(), type_, rows: 1, cols, experts }
     }
 }
@@ -527,15 +527,15 @@ fn pairs<A: Copy>(
     }
     let items = "kqm_launch_items(tokens, experts, top_k) <= 65535";
     launcher.refuses_in(FILE, KQM_BAD_SHAPE, items, |a| {
-        experts(a, 8);
-        *parts(a).3 = 8;
-        // 65,527 full items, and 9 that are not full.
-        tokens(a, 65527);
+        experts(a, 32);
+        *parts(a).3 = 32;
+        // 65,503 full items, and 33 that are not full.
+        tokens(a, 65503);
     });
     launcher.launches_in(FILE, items, |a| {
-        experts(a, 8);
-        *parts(a).3 = 8;
-        tokens(a, 65526);
+        experts(a, 32);
+        *parts(a).3 = 32;
+        tokens(a, 65502);
         unreadable(a);
     });
 }

@@ -9,7 +9,14 @@ use kquant_moe::device::Device;
 use kquant_moe::kernels::matvec_kernel;
 use kquant_moe::{oracle, sys};
 
-on_devices!(every_type_equals_the_oracle, batch_equals_single_tokens, one_launcher_takes_every_type);
+on_devices!(
+    every_type_equals_the_oracle,
+    takes_many_tokens,
+    sums_in_one_order,
+    stores_one_nan,
+    batch_equals_single_tokens,
+    one_launcher_takes_every_type
+);
 
 /// Types that have no kernel of another name, which would have a test of its own.
 fn own_types() -> impl Iterator<Item = TensorType> {
@@ -17,7 +24,21 @@ fn own_types() -> impl Iterator<Item = TensorType> {
 }
 
 fn every_type_equals_the_oracle<D: Device>(device: &D, size: Size) {
-    own_types().for_each(|kind| matvec::equals_the_oracle(device, size, kind));
+    matvec::equals_the_oracle(device, size, TensorType::Q5K);
+    own_types().for_each(|kind| matvec::equals_the_oracle_in_short(device, size, kind));
+}
+
+fn takes_many_tokens<D: Device>(device: &D, size: Size) {
+    [TensorType::Q5K, TensorType::IQ4XS].into_iter().for_each(|kind| matvec::takes_many_tokens(device, size, kind));
+}
+
+/// One type of each family: the sums over super-blocks know nothing of types.
+fn sums_in_one_order<D: Device>(device: &D, size: Size) {
+    [TensorType::Q5K, TensorType::Q8_0].into_iter().for_each(|kind| matvec::sums_in_one_order(device, size, kind));
+}
+
+fn stores_one_nan<D: Device>(device: &D, size: Size) {
+    own_types().for_each(|kind| matvec::stores_one_nan(device, size, kind));
 }
 
 fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {

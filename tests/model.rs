@@ -65,7 +65,7 @@ fn hyperparameters_are_checked() {
         ("qwen3moe.attention.key_length", Value::U32(0), "value_length"),
         ("qwen3moe.attention.layer_norm_rms_epsilon", Value::F32(f32::NAN), "epsilon"),
         ("qwen3moe.rope.freq_base", Value::F32(f32::INFINITY), "RoPE base"),
-        ("qwen3moe.rope.scaling.type", Value::String("yarn"), "\"yarn\" is not supported"),
+        ("qwen3moe.rope.scaling.type", Value::String("longrope"), "\"longrope\" is not supported"),
         ("qwen3moe.block_count", Value::U32(0), "layers"),
     ] {
         let error = refused(&[(key, Some(value))], |_| {});
@@ -91,12 +91,12 @@ fn tensors_must_be_there_with_their_shape_and_type() {
 
     let error = refused(&[], |tensors| {
         let gate = tensor(tensors, "blk.3.ffn_gate_exps.weight");
-        // The same number of blocks, of 110 bytes.
-        gate.kind = GgmlType::from_number(11).unwrap();
-        gate.data.resize(gate.data.len() / 144 * 110, 0);
+        // The same number of blocks, of 292 bytes.
+        gate.kind = GgmlType::from_number(15).unwrap();
+        gate.data.resize(gate.data.len() / 144 * 292, 0);
     });
     let Error::UnsupportedType { tensor: name, found, .. } = &error else { panic!("{error}") };
-    assert_eq!((name.as_str(), found.as_str()), ("blk.3.ffn_gate_exps.weight", "Q3_K"));
+    assert_eq!((name.as_str(), found.as_str()), ("blk.3.ffn_gate_exps.weight", "Q8_K"));
 
     let error = refused(&[], |tensors| {
         tensors.push(Tensor {

@@ -7,6 +7,8 @@ mod common;
 use common::pins::{self, Pin};
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType};
+use kquant_moe::model::rope_table::rope_table;
+use kquant_moe::model::{RopeScaling, Yarn};
 use kquant_moe::oracle::attention::{self, Head};
 use kquant_moe::oracle::exp::{exp, silu};
 use kquant_moe::oracle::moe_swiglu::swiglu;
@@ -94,6 +96,30 @@ fn rotations_fuse_the_first_product() {
     let table: Vec<f32> = cos.into_iter().zip(sin).flat_map(|(cos, sin)| [cos, sin]).collect();
     oracle::rope::rotate(&mut x, &table);
     assert_bits("rotated", &x, &[y0, y1].concat());
+}
+
+/// With and without scaling, at several positions: what `rope.scaling.*` of a file says.
+#[test]
+fn tables_of_rotations_have_their_bits() {
+    for pin in pins::list("rope_tables") {
+        let float = |field: &str| pin.float(field) as f32;
+        let scaling = match pin.text("type") {
+            "none" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor: float("factor") },
+            "yarn" => RopeScaling::Yarn(Yarn {
+                factor: float("factor"),
+                original_context: pin.number("original_context"),
+                beta_fast: float("beta_fast"),
+                beta_slow: float("beta_slow"),
+                attn_factor: float("attn_factor"),
+            }),
+            other => panic!("{other}"),
+        };
+        let (dim, positions) = (pin.number("head_dim"), pin.numbers("positions"));
+        let table = rope_table(positions.iter().max().unwrap() + 1, dim, float("base"), scaling);
+        let rows: Vec<f32> = positions.iter().flat_map(|&at| table[at * dim..][..dim].to_vec()).collect();
+        assert_bits(&format!("{scaling:?}"), &rows, &pin.values("rows"));
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! RMSNorm, RoPE, embedding, argmax and tree sums against plain f64.
 
 use kquant_moe::blocks::{SuperBlock, TensorType};
+use kquant_moe::model::RopeScaling;
 use kquant_moe::model::rope_table::rope_table;
 use kquant_moe::oracle::argmax::argmax;
 use kquant_moe::oracle::embedding::{Table, embedding};
@@ -63,7 +64,7 @@ fn rms_norm_is_close_to_f64() {
 fn rope_turns_pairs_half_a_head_apart() {
     let mut random = Random::new(3);
     let (heads, dim, base) = (3, 128, 1e6);
-    let table = rope_table(300, dim, base);
+    let table = rope_table(300, dim, base, RopeScaling::None);
     let weight = random.normals(dim);
     for position in [0, 1, 299] {
         let x = random.normals(heads * dim);

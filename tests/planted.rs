@@ -13,6 +13,7 @@ use common::random::Random;
 use common::{Recorded, compared, cuda_device, emulated_device};
 use half::f16;
 use kquant_moe::Error;
+use kquant_moe::blocks::Factor;
 use kquant_moe::blocks::TensorType::{self, Q4K, Q6K};
 use kquant_moe::device::Device;
 use kquant_moe::diff::{Point, Report, Verdict};
@@ -43,8 +44,12 @@ const MATRICES: [(&str, Stage); 7] = [
 ];
 
 /// Where a block has its factors, of two bytes each. The first one is that of the scales.
-fn factors(kind: TensorType) -> &'static [usize] {
-    kind.factors()
+fn factors(kind: TensorType) -> Vec<usize> {
+    let place = |&factor: &Factor| match factor {
+        Factor::Half(at) => at,
+        other => unreachable!("{other:?}"),
+    };
+    kind.factors().iter().map(place).collect()
 }
 
 /// A small model whose matrices are all of one type. Read as the other type their bytes are finite weights, too, so

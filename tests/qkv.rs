@@ -12,6 +12,7 @@ use kquant_moe::{oracle, sys};
 on_devices!(
     equals_the_oracle,
     takes_any_number_of_tokens,
+    takes_many_tokens,
     sums_in_one_order,
     stores_one_nan,
     batch_equals_single_tokens,
@@ -95,6 +96,23 @@ fn takes_any_number_of_tokens<D: Device>(device: &D, _: Size) {
     }
 }
 
+/// So many tokens that warpgroups multiply them, where there are any: a type each, matrices of one CTA and of several, and one that is left
+/// out.
+fn takes_many_tokens<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(82);
+    for (case, (rows, blocks)) in
+        [([65, 17, 2], 2), ([200, 33, 193], 1), ([16, 100, 40], 5), ([20, 250, 1], 3)].into_iter().enumerate()
+    {
+        for kinds in [[Q4K, Q4K, Q6K], [Q5K, IQ4XS, Q6K], [Q6K, Q4K, Q5K]] {
+            let w = [0, 1, 2].map(|i| Weights::random(&mut random, kinds[i], 1, rows[i], blocks * BLOCK));
+            let matrices = w.each_ref().map(|w| w.upload(device));
+            let tokens = [64, 65, 81, 96][case];
+            let x = Activations::rows(&mut random, case, tokens, blocks * BLOCK);
+            check(device, "many tokens", &w, &matrices, &x);
+        }
+    }
+}
+
 /// On each of the launcher's paths: sums over super-blocks whose order shows, and super-blocks in which all but a rounding error cancels.
 fn sums_in_one_order<D: Device>(device: &D, _: Size) {
     let mut random = Random::new(81);
@@ -129,7 +147,7 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
     for blocks in [2, 9, 17] {
         let rows = [20, 17, 3];
         let mut w = [0, 1, 2].map(|i| Weights::random(&mut random, [Q4K, Q6K, Q4K][i], 1, rows[i], blocks * BLOCK));
-        w.iter_mut().for_each(Weights::spoil);
+        w.iter_mut().for_each(|w| assert!(w.spoil()));
         let matrices = w.each_ref().map(|w| w.upload(device));
         for tokens in [1, 2, 3] {
             let mut x = random.gaussians(tokens * blocks * BLOCK);

@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use super::Outcome;
 use super::backend::{Choice, Kv};
-use super::input::{OptionalModel, Source};
+use super::input::{ModelArgs, Source};
 use super::kernels::Kernels;
 use super::machine;
-use super::output::{Out, bytes};
+use super::output::{Out, Progress, bytes};
 
 /// Bytes that are copied to measure the card's bandwidth.
 const COPY_BYTES: usize = 1 << 30;
@@ -24,7 +24,7 @@ const COPY_BYTES: usize = 1 << 30;
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    model: OptionalModel,
+    model: ModelArgs,
     /// Tokens to decode in each run
     #[arg(long, value_name = "N", default_value_t = 128)]
     tokens: usize,
@@ -241,23 +241,31 @@ impl Measure<'_> {
     ) -> Result<(Measured, Model<B>, Context<B>)> {
         let (model, mut context) = self.source.load_with_context(backend, self.options)?;
         let mut measured = Measured::default();
+        // Both kinds of runs, one more of each, and the way to the depth.
+        let progress = Progress::count("measuring", 2 * self.args.runs + 3);
         if self.args.prefill > 0 {
             let tokens = self.tokens(self.args.prefill);
             self.prefill(&model, &mut context, &tokens)?;
+            progress.step();
             for _ in 0..self.args.runs {
                 measured.prefill.push(self.prefill(&model, &mut context, &tokens)?);
+                progress.step();
             }
         }
         context.reset();
         if self.args.depth > 0 {
             context.forward(&model, &self.tokens(self.args.depth), Logits::None)?;
         }
+        progress.set(self.args.runs as u64 + 2);
         self.decode(&model, &mut context, &mark)?;
+        progress.step();
         for _ in 0..self.args.runs {
             let (seconds, on_device) = self.decode(&model, &mut context, &mark)?;
             measured.decode.push(seconds);
             measured.decode_on_device.extend(on_device);
+            progress.step();
         }
+        drop(progress);
         Ok((measured, model, context))
     }
 
@@ -291,9 +299,9 @@ mod tests {
 
     #[test]
     fn tokens_to_measure_with_are_of_all_the_vocabulary() {
-        let source = Source::open(None).unwrap();
+        let source = Source::built_in().unwrap();
         let args = Args {
-            model: OptionalModel::default(),
+            model: ModelArgs::default(),
             tokens: 1,
             runs: 1,
             depth: 0,

@@ -54,7 +54,10 @@ pub fn diff(args: &Args, out: &mut Out) -> Result<Outcome> {
     if args.json {
         out.json(&json_report(&report))?;
     } else {
-        table(&report.rows, out)?;
+        // Of traces that are equal there is nothing to say of each stage.
+        if report.compared() < report.rows.len() || report.first_difference().is_some() {
+            table(&report.rows, out)?;
+        }
         out.line(conclusion(&report))?;
     }
     Ok(if report.first_divergence().is_some() { Outcome::Failed } else { Outcome::Ok })
@@ -137,6 +140,7 @@ pub fn conclusion(report: &Report) -> String {
     let inexact = inexact
         .map_or(String::new(), |(point, row)| format!("; the first whose bits differ is {point} ({})", row.verdict));
     match diverges {
+        None if missing.is_empty() && inexact.is_empty() => format!("{count} stages compared, all bits are equal"),
         None => format!("{count} stages compared, all agree{missing}{inexact}"),
         Some((point, row)) => {
             let verdict = row.verdict;

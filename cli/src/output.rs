@@ -3,12 +3,19 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kquant_moe::gguf::Gguf;
 use kquant_moe::{Error, Result};
 
-/// Files below this load too fast for a progress bar.
-const PROGRESS_BYTES: u64 = 256 << 20;
+/// Work that is done before this shows no progress.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Time between two looks of a bar at the clock.
+const TICK: Duration = Duration::from_millis(250);
 
 /// Standard output. When its reader is gone, what comes is dropped: a command whose result is also an exit code goes on to
 /// that, and others ask [`Out::is_closed`].
@@ -30,10 +37,15 @@ impl Out {
 
     /// Writes text and makes it visible.
     pub fn text(&mut self, text: impl Display) -> Result<()> {
+        self.raw(text.to_string().as_bytes())
+    }
+
+    /// Writes bytes as they are.
+    pub fn raw(&mut self, bytes: &[u8]) -> Result<()> {
         if self.closed {
             return Ok(());
         }
-        match write!(self.stdout, "{text}").and_then(|()| self.stdout.flush()) {
+        match self.stdout.write_all(bytes).and_then(|()| self.stdout.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 self.closed = true;
                 Ok(())
@@ -68,29 +80,100 @@ pub fn report(kind: &str, message: &dyn Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// A progress bar on standard error over `total` bytes: for large files, when a person looks.
-pub struct Progress(ProgressBar);
+/// A line on standard error that is no error: what is said about a result, which alone is on standard output.
+pub fn note(line: impl Display) {
+    // There is nowhere left to say that this failed.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Refuses to overwrite a file that is there, unless it is `force`d, and the model that is read in any case.
+pub fn check_output(path: &Path, force: bool, model: Option<&Gguf>) -> Result<()> {
+    let same = |part: &Path| part.canonicalize().is_ok_and(|part| path.canonicalize().is_ok_and(|path| path == part));
+    if model.is_some_and(|model| model.paths().any(same)) {
+        return Err(Error::Invalid(format!("{}: the file is the model that is read", path.display())));
+    }
+    if !force && path.exists() {
+        return Err(Error::Invalid(format!("{}: the file exists; --force overwrites it", path.display())));
+    }
+    Ok(())
+}
+
+/// A progress bar on standard error, when a person looks, and once the work takes longer than two seconds.
+pub struct Progress {
+    bar: ProgressBar,
+    waiting: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+}
 
 impl Progress {
-    /// A bar that says what is `doing`.
-    pub fn new(doing: &'static str, total: u64) -> Self {
-        if total < PROGRESS_BYTES || !io::stderr().is_terminal() {
-            return Self(ProgressBar::hidden());
-        }
-        let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self(ProgressBar::new(total).with_style(style).with_message(doing))
+    /// A bar over `total` bytes that says what is `doing`.
+    pub fn bytes(doing: &'static str, total: u64) -> Self {
+        Self::stderr(doing, total, "{decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}")
     }
 
-    /// Sets the bytes done.
+    /// A bar over `total` of something that is counted.
+    pub fn count(doing: &'static str, total: usize) -> Self {
+        Self::stderr(doing, total as u64, "{pos}/{len} {elapsed}")
+    }
+
+    fn stderr(doing: &'static str, total: u64, figures: &str) -> Self {
+        let target = io::stderr().is_terminal().then_some(ProgressDrawTarget::stderr);
+        Self::new(doing, total, figures, PATIENCE, target)
+    }
+
+    /// The bar is drawn to the target, if there is one, when `patience` has passed.
+    fn new(
+        doing: &'static str,
+        total: u64,
+        figures: &str,
+        patience: Duration,
+        target: Option<impl FnOnce() -> ProgressDrawTarget + Send + 'static>,
+    ) -> Self {
+        let style = ProgressStyle::with_template(&format!("{{msg}} [{{wide_bar}}] {figures}"));
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden())
+            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+            .with_message(doing);
+        let waiting = target.and_then(|target| {
+            let (done, bar) = (Arc::new(AtomicBool::new(false)), bar.clone());
+            let began = Instant::now();
+            let seen = done.clone();
+            let wait = move || {
+                while !seen.load(Ordering::Acquire) {
+                    match patience.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
+                        Some(left) => thread::park_timeout(left),
+                        None => {
+                            bar.set_draw_target(target());
+                            // Work of which nothing is heard for long goes on, too.
+                            bar.enable_steady_tick(TICK);
+                            return;
+                        }
+                    }
+                }
+            };
+            Some((done, thread::Builder::new().spawn(wait).ok()?))
+        });
+        Self { bar, waiting }
+    }
+
+    /// Sets what is done.
     pub fn set(&self, done: u64) {
-        self.0.set_position(done);
+        self.bar.set_position(done);
+    }
+
+    /// One more is done.
+    pub fn step(&self) {
+        self.bar.inc(1);
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        if let Some((done, thread)) = self.waiting.take() {
+            done.store(true, Ordering::Release);
+            thread.thread().unpark();
+            // It cannot have panicked, and nothing would follow from it.
+            let _ = thread.join();
+        }
+        self.bar.finish_and_clear();
     }
 }
 
@@ -107,6 +190,55 @@ pub fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use indicatif::InMemoryTerm;
+
+    /// What a bar shows, and what is left of it.
+    fn shown(patience: Duration, work: impl FnOnce(&Progress)) -> (String, String) {
+        let term = InMemoryTerm::new(3, 80);
+        let target = term.clone();
+        let target = move || ProgressDrawTarget::term_like(Box::new(target));
+        let progress = Progress::new("testing", 4, "{pos}/{len}", patience, Some(target));
+        work(&progress);
+        let during = term.contents();
+        drop(progress);
+        (during, term.contents())
+    }
+
+    #[test]
+    fn progress_shows_when_it_takes_long() {
+        let long = |progress: &Progress| {
+            progress.step();
+            thread::sleep(Duration::from_millis(600));
+            progress.set(3);
+            thread::sleep(Duration::from_millis(600));
+        };
+        let (during, after) = shown(Duration::from_millis(50), long);
+        assert!(during.starts_with("testing [") && during.ends_with("3/4"), "{during:?}");
+        assert_eq!(after, "");
+        let began = Instant::now();
+        assert_eq!(shown(Duration::from_secs(60), |progress| progress.step()).0, "");
+        assert!(began.elapsed() < Duration::from_secs(30), "nobody waits for a bar");
+    }
+
+    #[test]
+    fn files_that_are_there_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let [old, new] = ["old", "new"].map(|name| dir.path().join(name));
+        std::fs::write(&old, "").unwrap();
+        assert!(check_output(&new, false, None).is_ok() && check_output(&old, true, None).is_ok());
+        assert!(check_output(&old, false, None).unwrap_err().to_string().contains("--force"));
+        let model = dir.path().join("model.gguf");
+        std::fs::write(&model, include_bytes!("../model/tiny-qwen3moe-q4_k_m.gguf")).unwrap();
+        let gguf = Gguf::read(&model).unwrap();
+        // By any name.
+        let other = dir.path().join("sub");
+        std::fs::create_dir(&other).unwrap();
+        for name in [model.clone(), other.join("../model.gguf")] {
+            let error = check_output(&name, true, Some(&gguf)).unwrap_err().to_string();
+            assert!(error.contains("the model that is read"), "{error}");
+        }
+        assert!(check_output(&old, true, Some(&gguf)).is_ok() && check_output(&new, false, Some(&gguf)).is_ok());
+    }
 
     #[test]
     fn bytes_have_the_unit_that_fits() {

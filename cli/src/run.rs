@@ -1,16 +1,19 @@
-//! `run`: greedy generation.
+//! `run`: text that goes on, or answers.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use kquant_moe::Result;
 use kquant_moe::device::CudaDevice;
 use kquant_moe::model::{Backend, Context, ContextOptions, Logits, Model};
+use kquant_moe::oracle::sample::Sampling;
+use kquant_moe::{Error, Result};
 
 use super::Outcome;
 use super::backend::{self, Choice, Job, Kv};
-use super::input::{OptionalModel, Prompt, Source, Start};
-use super::output::Out;
+use super::chat::{self, ChatArgs};
+use super::input::{ModelArgs, Piped, Prompt, Source, Start};
+use super::output::{self, Out};
+use super::sampling::{self, SamplingArgs};
 use super::tokenizer::{Decoder, Tokenizer};
 
 const PROMPT: &str = "fn main() {\n";
@@ -19,51 +22,64 @@ const TOKENS: usize = 64;
 /// The CPU computes larger models too slowly for a check that nobody asked for.
 const PARITY_BYTES: u64 = 1 << 30;
 
-/// Generates text greedily: always the most probable token. Writes the prompt and what follows it, as text or, when the
-/// file has no tokenizer, as token ids; then the speed, and whether CPU and GPU agree.
-#[derive(clap::Args, Default)]
+/// Generates text. Writes the prompt and what follows it to standard output, as text or, when the file has no tokenizer, as token
+/// ids; the speed, and whether CPU and GPU agree, to standard error.
+#[derive(clap::Args, Clone, Default)]
 pub struct Args {
     #[command(flatten)]
-    model: OptionalModel,
+    pub model: ModelArgs,
     #[command(flatten)]
-    prompt: Prompt,
-    /// Tokens to generate at most [default: 64]
-    #[arg(short, long = "count", value_name = "N")]
-    n: Option<usize>,
+    pub prompt: Prompt,
+    /// Tokens to generate at most [default: 64, and for an answer of --chat as many as fit]
+    #[arg(short, value_name = "N", alias = "count")]
+    pub n: Option<usize>,
     /// Where to compute
     #[arg(long, value_enum, default_value_t)]
-    backend: Choice,
+    pub backend: Choice,
     /// Element type of the KV cache
     #[arg(long, value_enum, default_value_t)]
-    kv: Kv,
-    /// Positions to make room for; as many as are needed when it is not given
+    pub kv: Kv,
+    /// Positions to make room for [default: as many as are needed; for --chat 4096, or all that the model has]
     #[arg(long, value_name = "POSITIONS")]
-    context: Option<usize>,
+    pub context: Option<usize>,
     /// Write only what is generated
     #[arg(short, long)]
-    quiet: bool,
+    pub quiet: bool,
+    #[command(flatten)]
+    pub chat: ChatArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
 }
 
 /// Runs the command.
 pub fn run(args: &Args, out: &mut Out) -> Result<Outcome> {
+    if args.chat.chat {
+        return chat::chat(args, out);
+    }
+    let sampling = args.sampling.sampling()?;
     let source = args.model.open()?;
-    let Start { tokens: prompt, tokenizer } = args.prompt.resolve(&source, PROMPT)?;
-    let count = args.n.unwrap_or(TOKENS);
-    // The last token is not appended.
-    let capacity = source.capacity(prompt.len().saturating_add(count.saturating_sub(1)), args.context)?;
+    let Start { tokens: prompt, tokenizer } = args.prompt.resolve(&source, PROMPT, Piped::Prompt)?;
+    let (count, capacity) = lengths(&source, prompt.len(), args.n, args.context)?;
     let options = ContextOptions::default().capacity(capacity).cache(args.kv.cache_type());
+    let ends = source.ends()?;
     let device = args.backend.device()?;
 
-    let mut writer =
-        Writer { tokenizer: tokenizer.as_ref(), decoder: Decoder::default(), first: true, quiet: args.quiet, out };
+    let mut writer = Writer {
+        tokenizer: tokenizer.as_ref(),
+        decoder: Decoder::default(),
+        first: true,
+        quiet: args.quiet,
+        ends,
+        out,
+    };
     let compare = device.is_some() && source.gguf.file_len() <= PARITY_BYTES && !args.quiet;
-    let job = Generate { source: &source, prompt: &prompt, count, options, compare, writer: &mut writer };
+    let job = Generate { source: &source, prompt: &prompt, count, options, compare, sampling, writer: &mut writer };
     let generated = backend::run(device.as_ref(), job)?;
     writer.finish()?;
     if args.quiet || out.is_closed() {
         return Ok(Outcome::Ok);
     }
-    out.line(generated.speed(prompt.len()))?;
+    output::note(generated.speed(prompt.len()));
     let (parity, outcome) = match (&device, &generated.logits) {
         (None, _) => match backend::open_device() {
             Ok(_) => ("parity: not compared with the GPU (--backend cpu)".to_owned(), Outcome::Ok),
@@ -72,8 +88,25 @@ pub fn run(args: &Args, out: &mut Out) -> Result<Outcome> {
         (Some(_), None) => ("parity: not compared with the CPU (large model; `verify` does)".to_owned(), Outcome::Ok),
         (Some(_), Some(logits)) => parity(&source, &prompt, &generated.tokens, options, logits)?,
     };
-    out.line(parity)?;
+    output::note(parity);
     Ok(outcome)
+}
+
+/// Tokens to generate, and positions of the context for them. What nobody asked for is no more than fits.
+fn lengths(source: &Source, prompt: usize, n: Option<usize>, context: Option<usize>) -> Result<(usize, usize)> {
+    // The last token is not appended.
+    let needed = |count: usize| prompt.saturating_add(count.saturating_sub(1));
+    match n {
+        Some(count) => match source.capacity(needed(count), context) {
+            Ok(capacity) => Ok((count, capacity)),
+            Err(error) => Err(Error::Invalid(format!("-n {count} after a prompt of {prompt} tokens: {error}"))),
+        },
+        None => {
+            let most = context.unwrap_or(source.config.context_length).min(source.config.context_length);
+            let count = TOKENS.min((most + 1).saturating_sub(prompt)).max(1);
+            Ok((count, source.capacity(needed(count), context)?))
+        }
+    }
 }
 
 /// Compares the GPU's logits of the generated tokens with the CPU's.
@@ -108,6 +141,8 @@ struct Writer<'a> {
     first: bool,
     /// Whether the prompt is left out.
     quiet: bool,
+    /// Tokens that end the text, and are not written.
+    ends: Vec<u32>,
     out: &'a mut Out,
 }
 
@@ -131,9 +166,11 @@ impl Writer<'_> {
 
     /// Writes a token; breaks at the one that ends the text, and when nobody reads any more.
     fn push(&mut self, token: u32) -> Result<ControlFlow<()>> {
+        if self.ends.contains(&token) {
+            return Ok(ControlFlow::Break(()));
+        }
         match self.tokenizer {
             None => self.id(token)?,
-            Some(tokenizer) if tokenizer.end() == Some(token) => return Ok(ControlFlow::Break(())),
             Some(tokenizer) => {
                 let text = self.decoder.push(tokenizer, token);
                 self.out.text(text)?;
@@ -154,6 +191,7 @@ struct Generate<'a, 'b> {
     count: usize,
     options: ContextOptions,
     compare: bool,
+    sampling: Option<Sampling>,
     writer: &'a mut Writer<'b>,
 }
 
@@ -173,7 +211,8 @@ impl Generated {
         let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
         let prefill = rate(prompt, self.prefill_seconds);
         let decode = match self.tokens.len() {
-            0 | 1 => "no token decoded".to_owned(),
+            0 => "no token generated (-n 0)".to_owned(),
+            1 => "one token generated".to_owned(),
             count => format!("{:.1} tokens/s over {count} tokens", rate(count - 1, self.decode_seconds)),
         };
         format!("{backend} ({device}): {decode}, prompt of {prompt} at {prefill:.1} tokens/s")
@@ -189,15 +228,21 @@ impl Job for Generate<'_, '_> {
         self.writer.prompt(self.prompt)?;
         let start = Instant::now();
         let (mut first, mut last) = (None, start);
-        let mut failed = None;
-        let tokens = context.generate(&model, self.prompt, self.count, |token| {
+        let (mut failed, mut seen) = (None, self.prompt.to_vec());
+        let each = |token| {
             last = Instant::now();
             first.get_or_insert(last);
+            seen.push(token);
             self.writer.push(token).unwrap_or_else(|error| {
                 failed = Some(error);
                 ControlFlow::Break(())
             })
-        })?;
+        };
+        let rest = self.source.prefill(&model, &mut context, self.prompt);
+        let tokens = rest
+            .and_then(|rest| sampling::generate(&model, &mut context, rest, self.count, self.sampling.as_ref(), each));
+        // Steps are computed several at a time: the token that shows it may not have been seen.
+        let tokens = tokens.map_err(|error| self.source.located(&model, &seen, self.options, error))?;
         if let Some(error) = failed {
             return Err(error);
         }
@@ -261,7 +306,7 @@ mod tests {
     /// Logits that are equal pass, and one bit, one row, or all of them make the run fail.
     #[test]
     fn parity_is_of_all_bits_of_all_tokens() {
-        let source = Source::open(None).unwrap();
+        let source = Source::built_in().unwrap();
         let vocab = source.config.vocab;
         let (prompt, options) = ([766, 306, 598], ContextOptions::default().capacity(8));
         let (model, mut context) = source.load_with_context(kquant_moe::model::cpu::Cpu::new(), options).unwrap();
@@ -293,6 +338,34 @@ mod tests {
     }
 
     #[test]
+    fn as_many_tokens_as_fit_and_no_more_than_are_asked_for() {
+        let source = Source::built_in().unwrap();
+        let most = source.config.context_length;
+        for (prompt, n, context, expected) in [
+            (5, None, None, Some((64, 68))),
+            (5, None, Some(100), Some((64, 100))),
+            (5, None, Some(8), Some((4, 8))),
+            (5, None, Some(5), Some((1, 5))),
+            (5, None, Some(4), None),
+            (most, None, None, Some((1, most))),
+            (most - 1, None, None, Some((2, most))),
+            (most + 1, None, None, None),
+            (5, Some(0), None, Some((0, 5))),
+            (5, Some(1), None, Some((1, 5))),
+            (5, Some(4), Some(8), Some((4, 8))),
+            (5, Some(5), Some(8), None),
+            (5, Some(usize::MAX), None, None),
+        ] {
+            let found = lengths(&source, prompt, n, context);
+            assert_eq!(found.as_ref().ok().copied(), expected, "{prompt}, {n:?}, {context:?}");
+            if let (Err(error), Some(n)) = (found, n) {
+                let error = error.to_string();
+                assert!(error.starts_with(&format!("-n {n} ")) && error.contains("context overflow"), "{error}");
+            }
+        }
+    }
+
+    #[test]
     fn speeds_are_of_the_tokens_between_the_first_and_the_last() {
         let generated = |count| Generated {
             tokens: vec![1; count],
@@ -305,8 +378,9 @@ mod tests {
         let text = generated(9).speed(10);
         assert!(text.contains("4.0 tokens/s over 9 tokens") && text.contains("10 at 20.0 tokens/s"), "{text}");
         assert!(generated(2).speed(10).contains("0.5 tokens/s over 2 tokens"));
-        for count in [0, 1] {
-            assert!(!generated(count).speed(10).contains("over"), "{count}");
+        for (count, text) in [(0, "-n 0"), (1, "one token")] {
+            let speed = generated(count).speed(10);
+            assert!(!speed.contains("over") && speed.contains(text), "{speed}");
         }
         assert!(Generated { decode_seconds: 0.0, ..generated(9) }.speed(10).contains(" 0.0 tokens/s over"));
     }

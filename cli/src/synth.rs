@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use kquant_moe::Result;
-use kquant_moe::model::synth::{self, SynthOptions};
+use kquant_moe::model::synth::{self, Mix, SynthOptions};
 
 use super::Outcome;
-use super::output::{Out, Progress, bytes};
+use super::output::{self, Out, Progress, bytes};
 
 /// Writes a model of random weights, in the shape and the types of a real one: for measuring without the real file.
 #[derive(clap::Args)]
@@ -22,9 +22,15 @@ pub struct Args {
     /// Layers, when they are to be other than the preset's
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
+    /// The types of matrices: a mix, a type for all, or types for parts (`q5_k_m`, `q8_0`, `q6_k,experts=iq4_xs,down=q5_k`)
+    #[arg(long, value_name = "TYPES", default_value = "q4_k_m")]
+    types: Mix,
     /// Selects one of many models of the same shape
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// Overwrite a file that is there
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -32,7 +38,16 @@ struct Preset(synth::Preset);
 
 impl ValueEnum for Preset {
     fn value_variants<'a>() -> &'a [Self] {
-        const { &[Self(synth::Preset::ALL[0]), Self(synth::Preset::ALL[1])] }
+        const ALL: [Preset; synth::Preset::ALL.len()] = {
+            let mut all = [Preset(synth::Preset::ALL[0]); synth::Preset::ALL.len()];
+            let mut number = 1;
+            while number < all.len() {
+                all[number] = Preset(synth::Preset::ALL[number]);
+                number += 1;
+            }
+            all
+        };
+        &ALL
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
@@ -43,9 +58,10 @@ impl ValueEnum for Preset {
 /// Runs the command.
 pub fn synth(args: &Args, out: &mut Out) -> Result<Outcome> {
     let options = SynthOptions::new(args.preset.0, args.seed).layers(args.layers);
+    output::check_output(&args.out, args.force, None)?;
     let mut progress = None;
-    let len = synth::synth(&args.out, options, &mut |done, total| {
-        progress.get_or_insert_with(|| Progress::new("writing", total)).set(done);
+    let len = synth::synth_mix(&args.out, options, &args.types, &mut |done, total| {
+        progress.get_or_insert_with(|| Progress::bytes("writing", total)).set(done);
     })?;
     drop(progress);
     out.line(format_args!("{}: {}", args.out.display(), bytes(len)))?;

@@ -2,33 +2,82 @@
 
 use kquant_moe::gguf::{Gguf, Quoted};
 use kquant_moe::{Error, Result};
+use regex::Regex;
+use tokenizers::decoders::byte_level::ByteLevel as Bytes;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
+use tokenizers::tokenizer::pattern::Pattern;
+use tokenizers::{AddedToken, Offsets, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior, TokenizerImpl};
 
 /// How Qwen2 splits text before BPE: contractions, words with the one sign in front of them, single digits, runs of
-/// signs, line breaks, other white space.
-const QWEN2_SPLIT: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*",
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-);
+/// signs, line breaks, other white space. Of white space in front of something else the last character belongs to what follows,
+/// which [`Qwen2`] sees to: with `\s+(?!\S)` in the expression itself a matcher goes back through the whole run, and gives up when
+/// it is long.
+const QWEN2_SPLIT: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 
 /// `tokenizer.ggml.token_type` of tokens that steer the model and stand for no text.
 const CONTROL: i32 = 3;
 /// `tokenizer.ggml.token_type` of tokens that are split off before BPE, but are text.
 const USER_DEFINED: i32 = 4;
 
+/// Splits text as Qwen2 does, and writes its bytes as characters.
+struct Qwen2 {
+    split: Regex,
+    bytes: ByteLevel,
+}
+
+impl Qwen2 {
+    fn new() -> Result<Self> {
+        let split = Regex::new(QWEN2_SPLIT).map_err(|error| Error::Model(format!("tokenizer: {error}")))?;
+        Ok(Self { split, bytes: ByteLevel::new(false, false, false) })
+    }
+}
+
+impl Pattern for &Qwen2 {
+    fn find_matches(&self, text: &str) -> tokenizers::Result<Vec<(Offsets, bool)>> {
+        let mut found = Vec::new();
+        let mut start = 0;
+        while let Some(piece) = self.split.find_at(text, start) {
+            let mut end = piece.end();
+            // Only the last alternative ends in white space other than a line break.
+            let last =
+                piece.as_str().chars().next_back().filter(|last| last.is_whitespace() && !"\r\n".contains(*last));
+            if let Some(last) = last
+                && end < text.len()
+                && piece.len() > last.len_utf8()
+            {
+                end -= last.len_utf8();
+            }
+            found.push(((piece.start(), end), true));
+            start = end;
+        }
+        Ok(found)
+    }
+}
+
+impl PreTokenizer for Qwen2 {
+    fn pre_tokenize(&self, text: &mut PreTokenizedString) -> tokenizers::Result<()> {
+        text.split(|_, piece| piece.split(self, SplitDelimiterBehavior::Isolated))?;
+        self.bytes.pre_tokenize(text)
+    }
+}
+
 /// Text to tokens and back.
 pub struct Tokenizer {
-    encoder: tokenizers::Tokenizer,
-    /// The bytes that each token stands for; none for control tokens.
-    bytes: Vec<Vec<u8>>,
+    encoder: TokenizerImpl<BPE, NFC, Qwen2, Bytes, Bytes>,
+    /// What each token stands for.
+    tokens: Vec<Token>,
     /// Put in front of every prompt.
     begin: Option<u32>,
-    end: Option<u32>,
+}
+
+/// What a token stands for.
+struct Token {
+    bytes: Vec<u8>,
+    /// Steers the model: the bytes are a name, not text.
+    control: bool,
 }
 
 impl Tokenizer {
@@ -74,10 +123,8 @@ impl Tokenizer {
         });
         let merges = merges.collect::<Result<Vec<_>>>()?;
         let bpe = BPE::builder().vocab_and_merges(words, merges).build();
-        let mut encoder = tokenizers::Tokenizer::new(bpe.map_err(failed)?);
-        let split = Split::new(SplitPattern::Regex(QWEN2_SPLIT.into()), SplitDelimiterBehavior::Isolated, false);
-        let bytes = ByteLevel::new(false, false, false);
-        encoder.with_pre_tokenizer(Some(Sequence::new(vec![split.map_err(failed)?.into(), bytes.into()])));
+        let mut encoder = TokenizerImpl::new(bpe.map_err(failed)?);
+        encoder.with_pre_tokenizer(Some(Qwen2::new()?));
         encoder.with_normalizer(Some(NFC));
         let added = |wanted: i32| {
             let chosen = ids().filter(move |&(_, index, token)| kind(index) == wanted && !token.is_empty());
@@ -89,30 +136,38 @@ impl Tokenizer {
         encoder.add_tokens(&added(USER_DEFINED));
 
         let from_chars = |token: &str| token.chars().map(char_byte).collect::<Option<Vec<u8>>>();
-        let bytes = ids().map(|(_, index, token)| match kind(index) {
-            CONTROL => Vec::new(),
-            USER_DEFINED => token.into(),
-            _ => from_chars(token).unwrap_or_else(|| token.into()),
+        let tokens = ids().map(|(_, index, token)| match kind(index) {
+            CONTROL => Token { bytes: token.into(), control: true },
+            USER_DEFINED => Token { bytes: token.into(), control: false },
+            _ => Token { bytes: from_chars(token).unwrap_or_else(|| token.into()), control: false },
         });
         let begins = gguf.get::<bool>("tokenizer.ggml.add_bos_token")?.unwrap_or(false);
         let begin = if begins { Some(gguf.u32("tokenizer.ggml.bos_token_id")?) } else { None };
-        Ok(Some(Self { encoder, bytes: bytes.collect(), begin, end: gguf.get("tokenizer.ggml.eos_token_id")? }))
+        if let Some(begin) = begin.filter(|&begin| begin as usize >= vocab) {
+            let message = format!("tokenizer.ggml.bos_token_id: token {begin} is not in the vocabulary of {vocab}");
+            return Err(Error::Model(message));
+        }
+        Ok(Some(Self { tokens: tokens.collect(), encoder, begin }))
     }
 
-    /// The tokens of a text.
+    /// The tokens of a prompt.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.encoder.encode_fast(text, false).map_err(failed)?;
-        Ok(self.begin.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+        Ok(self.begin.into_iter().chain(self.encode_part(text)?).collect())
     }
 
-    /// The bytes that a token stands for: none for control tokens and for ids that the vocabulary does not have.
+    /// The tokens of a text, without what every prompt begins with.
+    pub fn encode_part(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.encoder.encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
+    }
+
+    /// The bytes that a token stands for in a text: none for control tokens and for ids that the vocabulary does not have.
     fn bytes(&self, token: u32) -> &[u8] {
-        self.bytes.get(token as usize).map_or(&[], Vec::as_slice)
+        self.tokens.get(token as usize).filter(|token| !token.control).map_or(&[], |token| &token.bytes)
     }
 
-    /// The token that ends a text.
-    pub fn end(&self) -> Option<u32> {
-        self.end
+    /// The same, with the names of control tokens.
+    pub fn spelled(&self, token: u32) -> &[u8] {
+        self.tokens.get(token as usize).map_or(&[], |token| &token.bytes)
     }
 }
 
@@ -155,7 +210,8 @@ impl Decoder {
         self.bytes(tokenizer.bytes(token))
     }
 
-    fn bytes(&mut self, bytes: &[u8]) -> String {
+    /// The text that more bytes complete.
+    pub fn bytes(&mut self, bytes: &[u8]) -> String {
         self.held.extend_from_slice(bytes);
         let mut text = String::new();
         let mut rest = self.held.as_slice();
@@ -223,6 +279,80 @@ mod tests {
         }
     }
 
+    /// Runs of equal ids.
+    fn runs(ids: &[u32]) -> Vec<(u32, usize)> {
+        ids.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).collect()
+    }
+
+    /// What Hugging Face's tokenizer gives for the vocabulary and merges of the test model: `tokenizers` 0.22.1 for Python, with
+    /// the expression of Qwen2 as it is published.
+    #[test]
+    fn very_long_runs_of_white_space_have_the_published_tokens() {
+        let tokenizer = tiny();
+        let encoded = |text: String| runs(&tokenizer.encode(&text).unwrap());
+        let of = |unit: &str, count: usize| unit.repeat(count);
+        assert_eq!(encoded(of(" ", 1_200_000)), [(996, 75_000)]);
+        assert_eq!(encoded(of(" ", 1_200_000) + "fn x"), [(996, 74_998), (1658, 1), (312, 1), (552, 1)]);
+        let expected = [(64, 1), (996, 93_750), (220, 1), (198, 1), (220, 1), (309, 1)];
+        assert_eq!(encoded(format!("a{}\n  b", of(" ", 1_500_001))), expected);
+        assert_eq!(encoded(of("\n", 1_100_000) + "x"), [(1633, 550_000), (87, 1)]);
+        assert_eq!(encoded(of("\t", 1_000_003) + "z"), [(1222, 500_001), (197, 1), (89, 1)]);
+        let mixed = tokenizer.encode(&(of(" \n", 600_000) + "q")).unwrap();
+        assert!(mixed.chunks(2).take(600_000).all(|pair| pair == [220, 198]) && mixed[1_200_000..] == [80]);
+        let mut wide = encoded(of("x", 10) + &of("\u{3000}", 1_001) + "y");
+        assert_eq!(wide[..3], [(1299, 5), (159, 1), (222, 2)]);
+        assert_eq!(wide.pop(), Some((88, 1)));
+        assert_eq!(wide.len(), 1 + 2 * 1_001);
+    }
+
+    /// From the same tokenizer.
+    #[test]
+    fn text_is_split_where_it_is_published_to_be() {
+        let tokenizer = tiny();
+        for (text, expected) in [
+            ("it'S 'ſ x'ſ y", &[285, 6, 50, 862, 129, 123, 552, 6, 129, 123, 549][..]),
+            ("I'LL we'Re 'd", &[40, 6, 43, 43, 797, 6, 1113, 862, 67]),
+            (
+                "x\u{85}\u{85}y \u{200b} z\u{a0}\u{a0}w",
+                &[87, 126, 227, 126, 227, 88, 220, 158, 222, 233, 638, 126, 254, 126, 254, 86],
+            ),
+            (
+                "  \u{2003}\u{2003}\r\n\r\n  a1²½Ⅷ \u{345}x e\u{301} अनुच्छेद ①",
+                &[
+                    256, 158, 222, 225, 158, 222, 225, 201, 198, 201, 198, 220, 275, 16, 126, 110, 126, 121, 158, 227,
+                    100, 220, 137, 227, 87, 220, 127, 102, 220, 156, 97, 227, 156, 97, 101, 156, 98, 223, 156, 97, 248,
+                    156, 98, 235, 156, 97, 249, 156, 98, 229, 156, 97, 99, 220, 158, 239, 254,
+                ],
+            ),
+        ] {
+            assert_eq!(tokenizer.encode(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    /// Pieces follow each other, whatever the text.
+    #[test]
+    fn pieces_are_all_of_the_text() {
+        let qwen2 = Qwen2::new().unwrap();
+        let pieces = |text: &str| -> Vec<String> {
+            let found = (&qwen2).find_matches(text).unwrap();
+            assert!(found.iter().all(|piece| piece.1));
+            found.iter().map(|&((start, end), _)| text[start..end].to_owned()).collect()
+        };
+        for (text, expected) in [
+            ("", &[][..]),
+            (
+                "fn  main() {\n\n   x12 'tis}\n  ",
+                &["fn", " ", " main", "()", " {\n\n", "  ", " x", "1", "2", " '", "tis", "}\n", "  "],
+            ),
+            ("a   b", &["a", "  ", " b"]),
+            ("a \t1", &["a", " ", "\t", "1"]),
+            ("  \n  \n b", &["  \n  \n", " b"]),
+            ("\u{3000}\u{3000}.", &["\u{3000}", "\u{3000}", "."]),
+        ] {
+            assert_eq!(pieces(text), expected, "{text:?}");
+        }
+    }
+
     #[test]
     fn any_text_comes_back() {
         let tokenizer = tiny();
@@ -236,13 +366,14 @@ mod tests {
     #[test]
     fn control_tokens_are_recognised_and_give_no_text() {
         let tokenizer = tiny();
-        let end = tokenizer.end().unwrap();
-        assert_eq!(end, 2046);
+        let end = 2046;
         let ids = tokenizer.encode("a<|endoftext|>b").unwrap();
         assert_eq!(ids.len(), 3);
         assert_eq!(ids[1], end);
         assert_eq!(tokenizer.decode(&ids), "ab");
-        assert_eq!(tokenizer.decode(&[u32::MAX]), "");
+        assert_eq!((tokenizer.decode(&[u32::MAX]), tokenizer.spelled(u32::MAX)), (String::new(), &b""[..]));
+        let spelled = ids.iter().flat_map(|&id| tokenizer.spelled(id).to_vec()).collect::<Vec<_>>();
+        assert_eq!(spelled, b"a<|endoftext|>b");
     }
 
     #[test]
@@ -323,9 +454,8 @@ mod tests {
         assert_eq!(begun, [&[7], &plain[..]].concat());
         assert_eq!(encoded(changed(&[(add, None)])).unwrap(), plain);
         assert!(encoded(changed(&[(add, Some(&begins(true))), (token, None)])).is_err());
-        let end =
-            Tokenizer::from_gguf(&changed(&[("tokenizer.ggml.eos_token_id", None)]), 2048).unwrap().unwrap().end();
-        assert_eq!(end, None);
+        let outside = |header: &mut Header, key: &str| header.set(key, &2048_u32).unwrap();
+        assert!(encoded(changed(&[(add, Some(&begins(true))), (token, Some(&outside))])).is_err());
     }
 
     #[test]

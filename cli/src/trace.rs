@@ -11,7 +11,6 @@ use kquant_moe::model::{Backend, ContextOptions, Logits};
 use kquant_moe::trace::{Data, Positions, Record, Select, Selection, Stage};
 use kquant_moe::{Error, Result};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::Outcome;
 use super::backend::{self, Job};
@@ -56,12 +55,12 @@ enum Rows {
 pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
     let began = Instant::now();
     let sequence = &args.sequence;
-    let (source, tokens) = (sequence.open()?, sequence.tokens());
+    let (source, tokens) = sequence.open()?;
     let layers = source.config.layers;
     if let Some(&layer) = args.layers.iter().flatten().find(|&&layer| layer >= layers) {
         return Err(Error::Invalid(format!("--layers: there is no layer {layer} (layers: {layers})")));
     }
-    let options = sequence.options(&source, true)?.max_batch(BATCH);
+    let options = sequence.options(&source, &tokens, true)?.max_batch(BATCH);
     let device = sequence.backend.device()?;
     empty_dir(&args.out)?;
     let (positions, rows) = match args.positions {
@@ -70,7 +69,7 @@ pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
     };
     let selection = Selection::default().stages(args.stages.clone()).layers(args.layers.clone()).positions(positions);
     let files = Files { dir: &args.out, rows, positions: tokens.len(), memory: None, written: BTreeMap::new() };
-    let traced = backend::run(device.as_ref(), Trace { source: &source, tokens, options, selection, files })?;
+    let traced = backend::run(device.as_ref(), Trace { source: &source, tokens: &tokens, options, selection, files })?;
 
     let stages = traced.written.iter().map(|(point, (shape, dtype))| {
         json!({
@@ -81,7 +80,7 @@ pub fn trace(args: &Args, out: &mut Out) -> Result<Outcome> {
             "shape": shape,
         })
     });
-    let sha256 = sha256(&sequence.model)?;
+    let sha256 = source.sha256()?;
     let [load, trace, total] = [traced.load, traced.trace, began.elapsed()].map(|time| time.as_secs_f64());
     let manifest = json!({
         "crate": format!("kquant-moe {}", machine::VERSION),
@@ -116,27 +115,6 @@ fn empty_dir(dir: &Path) -> Result<()> {
         None => Ok(()),
         Some(_) => Err(Error::Invalid(format!("{}: the directory is not empty", dir.display()))),
     }
-}
-
-fn sha256(path: &Path) -> Result<String> {
-    let hash = || {
-        let mut file = fs::File::open(path)?;
-        let progress = Progress::new("hashing", file.metadata()?.len());
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        let mut done = 0;
-        loop {
-            let len = std::io::Read::read(&mut file, &mut buffer)?;
-            if len == 0 {
-                return Ok(hasher.finalize());
-            }
-            hasher.update(&buffer[..len]);
-            done += len as u64;
-            progress.set(done);
-        }
-    };
-    let hash = hash().map_err(|source| io_error(path, source))?;
-    Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The files of a trace. Values are written as they come, so that a trace may be larger than memory.
@@ -219,9 +197,12 @@ impl Job for Trace<'_> {
             Positions::Last => (Logits::Last, self.tokens.len()),
         };
         let mut sink = Select::new(self.selection, |record: Record<'_>| self.files.record(record));
+        let progress = Progress::count("tracing", self.tokens.len());
         for tokens in self.tokens.chunks(call) {
             context.trace(&model, tokens, logits, &mut sink)?;
+            progress.set(context.position() as u64);
         }
+        drop(progress);
         let memory = self.files.memory.take().map(Peak::bytes);
         Ok(Traced { written: self.files.written, load: loaded - began, trace: loaded.elapsed(), memory })
     }
@@ -230,25 +211,6 @@ impl Job for Trace<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The examples of FIPS 180-4, and files that are longer than what is read at a time.
-    #[test]
-    fn hashes_are_those_of_the_standard() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("file");
-        for (bytes, expected) in [
-            (Vec::new(), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
-            (b"abc".to_vec(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
-            (vec![b'a'; 1_000_000], "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"),
-            (vec![0; (2 << 20) + 1], HASH_OF_ZEROS),
-        ] {
-            fs::write(&file, &bytes).unwrap();
-            assert_eq!(sha256(&file).unwrap(), expected, "{} bytes", bytes.len());
-        }
-    }
-
-    /// 2 MiB of zeros, and one more, as `sha256sum` has it.
-    const HASH_OF_ZEROS: &str = "e9a099c75ef837c28bc91683bee127e463fa0ee10c11fd816f8d2d428c0d610e";
 
     #[test]
     fn scores_are_as_wide_as_the_last_token_sees() {

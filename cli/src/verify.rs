@@ -5,15 +5,15 @@ use std::fmt;
 use kquant_moe::device::{CudaDevice, Device as _};
 use kquant_moe::diff::{Array, Point, Report, Values};
 use kquant_moe::model::{Backend, Context, ContextOptions, Logits, Model};
-use kquant_moe::trace::{Record, Select, Selection, Stage};
+use kquant_moe::trace::{NoTrace, Record, Select, Selection, Stage};
 use kquant_moe::{Error, Result};
 use serde_json::{Value, json};
 
 use super::Outcome;
 use super::backend::{self, Job, Kv};
 use super::capture::Capture;
-use super::input::{DEFAULT_TEXT, OptionalModel, Prompt, Source};
-use super::output::Out;
+use super::input::{DEFAULT_TEXT, ModelArgs, Piped, Prompt, Source};
+use super::output::{Out, Progress};
 use super::{diff, machine};
 
 /// Weights of a token's experts may sum to this much less or more than 1.
@@ -30,7 +30,7 @@ const MIN_COSINE: f64 = 0.99;
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    model: OptionalModel,
+    model: ModelArgs,
     #[command(flatten)]
     prompt: Prompt,
     /// Fail when there is no CUDA device
@@ -47,7 +47,7 @@ pub struct Args {
 /// Runs the command.
 pub fn verify(args: &Args, out: &mut Out) -> Result<Outcome> {
     let source = args.model.open()?;
-    let tokens = args.prompt.resolve(&source, DEFAULT_TEXT)?.tokens;
+    let tokens = args.prompt.resolve(&source, DEFAULT_TEXT, Piped::Ignored)?.tokens;
     let capacity = source.capacity(tokens.len(), None)?;
     let options = ContextOptions::default().capacity(capacity).cache(args.kv.cache_type());
     let gather = || Gather { source: &source, tokens: &tokens, options };
@@ -62,6 +62,7 @@ pub fn verify(args: &Args, out: &mut Out) -> Result<Outcome> {
         Clauses { cpu: &cpu, gpu: gpu.as_ref(), no_gpu, require_cuda: args.require_cuda, vocab: source.config.vocab };
     let Findings { clauses, outcome, report } = clauses.findings();
 
+    let (summary, clauses_skipped) = summary(&clauses);
     if args.json {
         let clauses = clauses.iter().map(Clause::json);
         out.json(&json!({
@@ -73,6 +74,7 @@ pub fn verify(args: &Args, out: &mut Out) -> Result<Outcome> {
             "cuda_build": machine::cuda_build(),
             "crate": format!("kquant-moe {}", machine::VERSION),
             "passed": outcome == Outcome::Ok,
+            "skipped": clauses_skipped,
             "clauses": clauses.collect::<Vec<_>>(),
             "diff": report.as_ref().map(|(_, report)| diff::json_report(report)),
         }))?;
@@ -96,7 +98,23 @@ pub fn verify(args: &Args, out: &mut Out) -> Result<Outcome> {
         let rows: Vec<_> = report.rows.into_iter().filter(|(point, _)| Some(point.layer) == inexact).collect();
         diff::table(&rows, out)?;
     }
+    out.line(format_args!("\n{summary}"))?;
     Ok(outcome)
+}
+
+/// What the clauses come to, in one line, and how many of them were skipped.
+fn summary(clauses: &[Clause]) -> (String, usize) {
+    let count = |wanted: fn(&State) -> bool| clauses.iter().filter(|clause| wanted(&clause.state)).count();
+    let (passed, failed) =
+        (count(|state| matches!(state, State::Pass)), count(|state| matches!(state, State::Fail(_))));
+    let (all, skipped) = (clauses.len(), clauses.len() - passed - failed);
+    let without = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+    let text = match (failed, skipped) {
+        (0, 0) => format!("passed: all {all} clauses"),
+        (0, _) => format!("passed in part: {passed} of {all} clauses{without}"),
+        _ => format!("FAILED: {failed} of {all} clauses, {passed} passed{without}"),
+    };
+    (text, skipped)
 }
 
 /// Writes one line for each layer: how many stages are equal in bits.
@@ -190,13 +208,20 @@ impl Job for Gather<'_> {
         let (model, mut plain) = self.source.load_with_context(backend, self.options)?;
         let mut traced = model.context(self.options.trace(true))?;
         let one_by_one: Vec<&[u32]> = tokens.chunks(1).collect();
+        let progress = Progress::count(if device.is_some() { "checking the GPU" } else { "checking the CPU" }, 5);
 
         let prefill = capture(&model, &mut traced, &[tokens])?;
+        progress.step();
         // Large models have gigabytes of values: only what differs is kept.
         let unstable = first_difference(&prefill, &capture(&model, &mut traced, &[tokens])?, &|_| true);
+        progress.step();
         let decode = capture(&model, &mut traced, &one_by_one)?;
+        progress.step();
         let decode = first_difference(&prefill, &decode, &|_| true).is_some().then_some(decode);
-        let untraced = [untraced(&model, &mut plain, &[tokens])?, untraced(&model, &mut plain, &one_by_one)?];
+        let whole = untraced(&model, &mut plain, &[tokens])?;
+        progress.step();
+        let untraced = [whole, untraced(&model, &mut plain, &one_by_one)?];
+        drop(progress);
         let memory = device.map(|device| device.memory()).transpose()?;
         Ok(Evidence {
             backend: name,
@@ -226,7 +251,8 @@ fn untraced<B: Backend>(model: &Model<B>, context: &mut Context<B>, calls: &[&[u
     let mut logits = Vec::new();
     context.reset();
     for call in calls {
-        logits.extend(context.forward(model, call, Logits::All)?);
+        // Values that are not finite are a clause of their own.
+        logits.extend(context.trace(model, call, Logits::All, &mut NoTrace)?);
     }
     Ok(logits)
 }
@@ -502,6 +528,22 @@ mod tests {
         }
     }
 
+    /// Who reads the last line alone knows whether something was left out.
+    #[test]
+    fn the_summary_says_what_was_skipped() {
+        let clause = |state| Clause { name: "", about: About::Other, state };
+        let of = |passed: usize, failed: usize, skipped: usize| {
+            let passed = (0..passed).map(|_| clause(State::Pass));
+            let failed = (0..failed).map(|_| clause(State::Fail(String::new())));
+            let skipped = (0..skipped).map(|_| clause(State::Skipped(String::new())));
+            summary(&passed.chain(failed).chain(skipped).collect::<Vec<_>>())
+        };
+        assert_eq!(of(10, 0, 0), ("passed: all 10 clauses".into(), 0));
+        assert_eq!(of(4, 0, 6), ("passed in part: 4 of 10 clauses, 6 skipped".into(), 6));
+        assert_eq!(of(8, 2, 0), ("FAILED: 2 of 10 clauses, 8 passed".into(), 0));
+        assert_eq!(of(3, 1, 6), ("FAILED: 1 of 10 clauses, 3 passed, 6 skipped".into(), 6));
+    }
+
     #[test]
     fn each_fault_fails_its_clause() {
         let cpu = evidence("cpu");
@@ -553,7 +595,7 @@ mod tests {
     /// report names. The tokens are computed as `verify` computes them; `cuda`: the faulty backend stands for the GPU next to a
     /// sound CPU, or else for the CPU where there is no GPU.
     fn found(fault: Fault, cuda: bool) -> (Vec<&'static str>, Outcome, Option<String>) {
-        let source = Source::open(None).unwrap();
+        let source = Source::built_in().unwrap();
         let tokens = [766, 306, 598, 284, 280];
         let options = ContextOptions::default().capacity(tokens.len());
         let gather = |fault, name| {

@@ -101,7 +101,7 @@ fn malformed_files_end_in_one_line_soon_and_small() {
     // Sound, but no model.
     let file = path(&dir, "valid.gguf");
     fs::write(&file, malformed::valid()).unwrap();
-    worst.fails(&["info", &file], &["valid.gguf", "qwen3moe"]);
+    worst.fails(&["run", &file], &["valid.gguf", "qwen3moe"]);
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn large_metadata_is_refused_soon_and_small() {
         out.write_all(&BYTES.to_le_bytes())?;
         (0..BYTES / 4).try_for_each(|_| out.write_all(b"\x1b[m\n"))
     });
-    worst.fails(&["info", &file], &["not supported", "qwen3moe"]);
+    worst.fails(&["run", &file], &["not supported", "qwen3moe"]);
 
     // As many keys as there may be, the longest that fit.
     let file = write("keys.gguf", 65_536, &|out| {

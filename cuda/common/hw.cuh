@@ -69,6 +69,12 @@ __device__ __forceinline__ void kqm_async_copy_16(T *array, int index, const voi
   const uint32_t address = uint32_t(__cvta_generic_to_shared(array + index));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
 }
+// The same of four bytes.
+template <class T>
+__device__ __forceinline__ void kqm_async_copy_4(T *array, int index, const void *source) {
+  const uint32_t place = uint32_t(__cvta_generic_to_shared(array + index));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(place), "l"(source) : "memory");
+}
 __device__ __forceinline__ void kqm_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int NEWEST>
 __device__ __forceinline__ void kqm_async_wait() {
@@ -85,12 +91,152 @@ __device__ __forceinline__ void kqm_mma_m16n8k32(int32_t (&d)[4], uint32_t a0, u
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The same with a signed A.
+__device__ __forceinline__ void kqm_mma_m16n8k32_signed(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                                        uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 // d += A B with k = 16 and a signed A: 16 x 16 by 16 x 8. a0 has row g, a1 row g + 8, b0 column g, all at k = 4c .. 4c + 3.
 __device__ __forceinline__ void kqm_mma_m16n8k16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
   asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a0), "r"(a1), "r"(b0));
 }
+
+// D += A B in f64, 8 x 4 by 4 x 8: lane 4 g + c holds row g of A at k = c, column g of B at k = c, row g of D at columns 2 c and 2 c + 1. The
+// order of its sums is the card's own: only for numbers whose sums are exact in any.
+__device__ __forceinline__ void kqm_mma_f64(double (&d)[2], double a, double b) {
+  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%2}, {%3}, {%0,%1};"
+      : "+d"(d[0]), "+d"(d[1])
+      : "d"(a), "d"(b));
+}
+
+// Barriers that warps arrive at without waiting and wait for without arriving (PTX's mbarrier): eight bytes of shared memory at elements
+// index .. of an array, whose phases each complete when `warps` warps have arrived. One thread makes all that a CTA has and calls
+// kqm_barriers_made(); the CTA's own barrier comes before their use.
+template <class T>
+__device__ __forceinline__ void kqm_barrier_make(T *array, int index, uint32_t warps) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(uint32_t(__cvta_generic_to_shared(array + index))), "r"(warps)
+               : "memory");
+}
+__device__ __forceinline__ void kqm_barriers_made() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+// A warp arrives: what its lanes did before comes before what follows a wait for the phase. All lanes call it.
+template <class T>
+__device__ __forceinline__ void kqm_barrier_arrive(T *array, int index) {
+  __syncwarp();
+  if ((threadIdx.x & 31) == 0)
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(
+                     uint32_t(__cvta_generic_to_shared(array + index)))
+                 : "memory");
+}
+// Waits until the phase of that parity is complete; phases count from 0.
+template <class T>
+__device__ __forceinline__ void kqm_barrier_wait(T *array, int index, uint32_t parity) {
+  asm volatile(
+      "{ .reg .pred done; AGAIN: mbarrier.try_wait.parity.shared.b64 done, [%0], %1; @done bra DONE; bra AGAIN; DONE: "
+      "}" ::"r"(uint32_t(__cvta_generic_to_shared(array + index))),
+      "r"(parity)
+      : "memory");
+}
+
+// Products of a warpgroup (wgmma), which only code for sm_90a has: KQM_WARPGROUPS says whether this is it.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define KQM_WARPGROUPS 1
+#else
+#define KQM_WARPGROUPS 0
+#endif
+// What a kernel for warpgroups is where there are none: launchers never launch it there.
+__device__ __forceinline__ void kqm_no_warpgroups() { asm volatile("trap;"); }
+#if KQM_WARPGROUPS
+// Asynchronous copies of the thread that it has waited for are visible to products of whoever waits for a barrier that it arrives at.
+__device__ __forceinline__ void kqm_async_copies_for_products() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// D += A B on 8-bit integers, 64 x 32 by 32 x N, or D = A B unless it `adds`; all four warps of a group together. Warp w of them has rows
+// 16 w .. 16 w + 15 of A and D: in registers, as kqm_mma_m16n8k32 has them (d[4 o + i] of columns 8 o .. 8 o + 7). A is without a sign unless
+// SIGNED; B, with one, is in shared memory: [N / 8][half of k][column % 8][16 bytes], from element `index` of the array on.
+// Begin, products, commit, wait: the registers of a product are free, and its D can be read, after a wait for its group.
+template <int N, bool SIGNED>
+struct KqmWarpgroupMma;
+#define KQM_D8(d, i)                                                                                          \
+  "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), \
+      "+r"(d[i + 7])
+#define KQM_WARPGROUP_MMA_16(is_signed, type)                                                                    \
+  template <>                                                                                                    \
+  struct KqmWarpgroupMma<16, is_signed> {                                                                        \
+    __device__ __forceinline__ static void call(int32_t (&d)[8], const uint32_t (&a)[4], uint64_t b, int adds) { \
+      asm volatile("{ .reg .pred p; setp.ne.b32 p, %13, 0; wgmma.mma_async.sync.aligned.m64n16k32.s32." type     \
+                   ".s8 "                                                                                        \
+                   "{%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, p; }"                                       \
+                   : KQM_D8(d, 0)                                                                                \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds));                             \
+    }                                                                                                            \
+  };
+#define KQM_WARPGROUP_MMA_32(is_signed, type)                                                                     \
+  template <>                                                                                                     \
+  struct KqmWarpgroupMma<32, is_signed> {                                                                         \
+    __device__ __forceinline__ static void call(int32_t (&d)[16], const uint32_t (&a)[4], uint64_t b, int adds) { \
+      asm volatile("{ .reg .pred p; setp.ne.b32 p, %21, 0; wgmma.mma_async.sync.aligned.m64n32k32.s32." type      \
+                   ".s8 "                                                                                         \
+                   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, p; }"        \
+                   : KQM_D8(d, 0), KQM_D8(d, 8)                                                                   \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds));                              \
+    }                                                                                                             \
+  };
+KQM_WARPGROUP_MMA_16(false, "u8")
+KQM_WARPGROUP_MMA_16(true, "s8")
+KQM_WARPGROUP_MMA_32(false, "u8")
+KQM_WARPGROUP_MMA_32(true, "s8")
+#undef KQM_WARPGROUP_MMA_32
+#undef KQM_WARPGROUP_MMA_16
+#undef KQM_D8
+// Where B is: words from a place in shared memory on. It is a descriptor of a matrix without a swizzle, core matrices of eight rows x 16
+// bytes, the next one in k 128 bytes on, the next one in N 256. Addresses in it count 16 bytes, so what is a multiple of that is added
+// to the descriptor itself: one instruction, where making it anew takes four that depend on each other, between any two products.
+struct KqmWarpgroupOperand {
+  uint32_t low;
+
+  template <class T>
+  __device__ __forceinline__ KqmWarpgroupOperand(const T *array, int index)
+      // The same in all lanes, which the compiler has to be shown for it to stay in one register of the warp.
+      : low(__shfl_sync(~0u, uint32_t(__cvta_generic_to_shared(array + index)) >> 4 | uint32_t(128 >> 4) << 16, 0)) {}
+  template <int N, bool SIGNED>
+  __device__ __forceinline__ void multiply(int32_t (&d)[N / 2], const uint32_t (&a)[4], int words, bool adds) const {
+    KqmWarpgroupMma<N, SIGNED>::call(d, a, uint64_t(low + uint32_t(words / 4)) | uint64_t(256 >> 4) << 32, adds);
+  }
+};
+__device__ __forceinline__ void kqm_warpgroup_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void kqm_warpgroup_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int NEWEST>
+__device__ __forceinline__ void kqm_warpgroup_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(NEWEST) : "memory");
+}
+// Results that have been waited for: the compiler reads their registers only behind this.
+template <int N>
+__device__ __forceinline__ void kqm_warpgroup_results(int32_t (&d)[N]) {
+  KQM_UNROLL
+  for (int i = 0; i < N; i++) asm volatile("" : "+r"(d[i])::"memory");
+}
+// Gives registers back, and takes them: all warps of a group together.
+template <int REGISTERS>
+__device__ __forceinline__ void kqm_give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+template <int REGISTERS>
+__device__ __forceinline__ void kqm_take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+#endif
 
 // The largest and the smallest of a number over the warp.
 __device__ __forceinline__ uint32_t kqm_reduce_max(uint32_t x) { return __reduce_max_sync(~0u, x); }
@@ -211,6 +357,28 @@ inline unsigned kqm_shared_memory() {
   return unsigned(bytes);
 }
 
+// Shared memory that a CTA may have on a device that multiplies by warpgroups and for which this build has the code; 0 for any other.
+inline unsigned kqm_warpgroup_shared_memory() {
+#if defined(KQM_HAS_SM_90A)
+  static thread_local int known_device = -1;
+  static thread_local int bytes = 0;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (device != known_device) {
+    int major = 0, minor = 0, most = 0;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+      return 0;
+    known_device = device;
+    bytes = major == 9 && minor == 0 ? most : 0;
+  }
+  return unsigned(bytes);
+#else
+  return 0;
+#endif
+}
+
 template <class... Parameters, class... Arguments>
 inline kqm_status kqm_launch(void (*kernel)(Parameters...), dim3 grid, dim3 cta, size_t dynamic_shared,
                              kqm_stream stream, Arguments... arguments) {
@@ -235,6 +403,8 @@ inline kqm_status kqm_launch(void (*kernel)(Parameters...), dim3 grid, dim3 cta,
 
 #define KQM_LAUNCH(kernel, grid, cta, dynamic_shared, stream, ...) \
   kqm_launch(kernel, grid, cta, dynamic_shared, stream, __VA_ARGS__)
+// The same of a kernel whose CTA has up to kqm_warpgroup_shared_memory().
+#define KQM_LAUNCH_WARPGROUPS KQM_LAUNCH
 
 #endif
 

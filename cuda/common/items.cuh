@@ -40,6 +40,22 @@ __device__ __forceinline__ KqmItem kqm_item(const kqm_groups &groups, uint32_t i
   return KqmItem{KqmExpert(item[0], experts), groups.order + first, pairs, int(count)};
 }
 
+// Part `part` of an item: `most` of its pairs at most.
+__device__ __forceinline__ KqmItem kqm_item_part(const KqmItem &item, int part, int most) {
+  return KqmItem{item.expert, item.order + part * most, item.pairs, max(0, min(item.count - part * most, most))};
+}
+static_assert(KQM_ITEM_PAIRS == kqm_group_tokens, "warpgroups multiply an item at once");
+
+// Items for the frame of warpgroups: work items are row blocks x items.
+struct KqmItemWork {
+  KqmItem item;
+  int row_block, tokens;
+};
+// Whether a batch gives its experts enough pairs each that this frame is the faster one.
+inline bool kqm_items_for_groups(uint32_t tokens, uint32_t experts, uint32_t top_k) {
+  return uint64_t(tokens) * top_k >= uint64_t(experts) * kqm_group_least_pairs;
+}
+
 // Items that a launch has to cover: of a single token, its experts.
 inline uint32_t kqm_launch_items(uint32_t tokens, uint32_t experts, uint32_t top_k) {
   return tokens == 1 ? top_k : kqm_moe_max_items(tokens, experts, top_k);

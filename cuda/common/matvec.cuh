@@ -30,6 +30,7 @@
 #include "fixed.cuh"
 #include "tree.cuh"
 #include "types.cuh"
+#include "warpgroups.cuh"
 #include "wide.cuh"
 
 // Most warps of a CTA that takes `tokens` at a time: two need more registers than sixteen warps leave.
@@ -172,6 +173,70 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(TOKENS) * 32, 1) kqm_matvec_k
       });
 }
 
+#if KQM_WARPGROUPS
+// A matrix and many tokens for the frame of warpgroups: work items are row super_blocks x groups of 32 tokens.
+struct KqmMatvecProblem {
+  const kqm_matvec_args &a;
+  int tiles, row_blocks;
+  KqmWarpgroups plan;
+  KqmShare own_share;
+
+  struct Work {
+    int row_block, first_token, tokens;
+  };
+  __device__ __forceinline__ KqmMatvecProblem(const kqm_matvec_args &of, const KqmWarpgroups &layout, KqmShare share)
+      : a(of),
+        tiles(int(of.w.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS),
+        row_blocks(kqm_group_row_blocks(layout, tiles)),
+        plan(layout),
+        own_share(share) {}
+  __device__ __forceinline__ KqmShare share() const { return own_share; }
+  __device__ __forceinline__ int works() const {
+    return row_blocks * int((a.tokens + kqm_group_tokens - 1) / kqm_group_tokens);
+  }
+  __device__ __forceinline__ Work work(int i) const {
+    const int first = i / row_blocks * kqm_group_tokens;
+    return Work{i % row_blocks, first, min(kqm_group_tokens, int(a.tokens) - first)};
+  }
+  __device__ __forceinline__ const kqm_fixed_block *x() const { return a.x; }
+  __device__ __forceinline__ uint32_t first(const Work &work, int token) const {
+    return uint32_t((work.first_token + token) * plan.super_blocks);
+  }
+  __device__ __forceinline__ int row_tile(const Work &work, int slot) const {
+    return work.row_block * plan.groups * kqm_group_warps + slot;
+  }
+  // A warp beyond the last tile works on that one, too, and stores nothing.
+  template <class Tile>
+  __device__ __forceinline__ const uint8_t *tile(const Work &work, int slot) const {
+    return static_cast<const uint8_t *>(a.w.tiles) +
+           size_t(min(row_tile(work, slot), tiles - 1)) * plan.super_blocks * Tile::bytes;
+  }
+  template <int TOKENS>
+  __device__ __forceinline__ void finish(const KqmWarpgroups &, int i, int slot, uint32_t, const float (&y)[TOKENS / 2],
+                                         KQM_SHARED_ARG(uint32_t)) const {
+    const Work work = this->work(i);
+    kqm_group_store<TOKENS>(y, row_tile(work, slot), a.w.rows, work.tokens, [&](int r, int token, float value) {
+      const size_t at = size_t(work.first_token + token) * a.w.rows + r;
+      kqm_matvec_store(a, at, value, a.residual ? a.residual[at] : 0.0f);
+    });
+  }
+};
+#endif
+
+template <class Tile>
+__global__ void __launch_bounds__(kqm_groups_threads, 1)
+    kqm_matvec_groups_kernel(kqm_matvec_args a, KqmWarpgroups plan) {
+#if KQM_WARPGROUPS
+  KQM_DYNAMIC_SHARED(uint32_t, shared);
+  kqm_release_dependents();
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  kqm_warpgroup_cta<Tile>(plan, KqmMatvecProblem(a, plan, kqm_whole_share()), shared);
+#else
+  kqm_no_warpgroups();
+#endif
+}
+
 // For any number of tokens: grid (row tiles / kqm_wide_warps, groups of eight tokens).
 template <class Tile>
 __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) kqm_matvec_many_tokens_kernel(kqm_matvec_args a) {
@@ -231,9 +296,16 @@ inline kqm_status kqm_matvec_of_type(const kqm_matvec_args *args, kqm_stream str
   KQM_REQUIRE(args->x != nullptr && args->y != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(kqm_aligned(args->x, 16), KQM_MISALIGNED);
   const unsigned super_blocks = args->w.cols / KQM_BLOCK, tiles = kqm_ceil_div(args->w.rows, uint32_t(KQM_TILE_ROWS));
+  const unsigned groups = kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens));
+  KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
+  if constexpr (KqmWarpgroupTypes::is_here<Tile>) {
+    const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
+    const unsigned works = plan.groups > 0 ? kqm_group_works(plan, args->w.rows, args->tokens) : 0;
+    if (kqm_works_for_groups(works, args->tokens))
+      return KQM_LAUNCH_WARPGROUPS(kqm_matvec_groups_kernel<Tile>, dim3(std::min(works, kqm_multiprocessors())),
+                                   plan.block(), plan.bytes(), stream, *args, plan);
+  }
   if (args->tokens > 2) {
-    const unsigned groups = kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens));
-    KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
     return KQM_LAUNCH(kqm_matvec_many_tokens_kernel<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), groups),
                       dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, super_blocks), stream, *args);
   }

@@ -293,6 +293,7 @@ void run_block(engine &device, uint64_t number) {
     warp.open_count = 0;
     warp.ready = 0;
     warp.clock.tick = warp.clock.full = 0;
+    memset(warp.clock.seen, 0, sizeof warp.clock.seen);
     if (warp.clock.partial) memset(warp.clock.known, 0, sizeof warp.clock.known);
     warp.clock.partial = false;
     make_ready(device, warp, warp.present);
@@ -516,12 +517,10 @@ int32_t run(const launch_request &request) {
                         request.grid.z, request.block.x, request.block.y, request.block.z);
     return device.status = INVALID_CONFIGURATION;
   }
-  // The most that a block may have on sm_89 and sm_120.
-  constexpr size_t MOST_SHARED_BYTES = 99 << 10;
-  if (request.dynamic_shared_bytes > MOST_SHARED_BYTES) {
+  if (request.dynamic_shared_bytes > request.most_shared_bytes) {
     device.error = "kernel " + device.kernel + place +
                    text("%zu bytes of dynamic shared memory, and a block has at most %zu", request.dynamic_shared_bytes,
-                        MOST_SHARED_BYTES);
+                        request.most_shared_bytes);
     return device.status = BAD_LAUNCH;
   }
   if (device.records) {

@@ -17,6 +17,19 @@ struct warp_clock {
   uint32_t full = 0; // tick of the last barrier of all lanes
   bool partial = false; // some barrier was of some lanes only: `known` has content
   uint32_t known[32][32] = {};
+  // What the warp has learned of others by waiting for arrival barriers: what warp w did at ticks below seen[w] comes before what this one
+  // does now.
+  uint32_t seen[32] = {};
+};
+
+// A barrier that warps arrive at without waiting, and wait for without arriving (PTX's mbarrier).
+struct arrival_barrier {
+  uint32_t offset;  // of its eight bytes
+  uint32_t count;   // of warps that complete a phase
+  uint32_t pending; // of the current phase
+  uint32_t phase;   // completed so far
+  uint32_t seen[32]; // what whoever waits learns
+  uint32_t gathered[32];
 };
 
 // A thread and the place in the code where it did something. `file` counts those of a launch.
@@ -41,6 +54,7 @@ struct shadow_cell {
   actor reader;
   actor previous_reader; // the last one before it that is another thread
   actor other_reader;    // a reader of another warp in the same epoch, or NOBODY
+  uint32_t other_tick;   // when that was
   uint8_t atomic;        // the last write was an atomic operation
   uint8_t filling;       // an asynchronous copy will write here
 };
@@ -69,6 +83,7 @@ struct shared_memory {
   uint32_t dynamic = 0; // bytes of the dynamic array, which comes first
   uint32_t used = 0;    // and the static ones declared so far
   std::vector<static_array> arrays;
+  std::vector<arrival_barrier> barriers;
   std::vector<shadow_cell> words;
   std::vector<shadow_cell> parts; // of words of which bytes have been touched singly
   std::vector<uint8_t> split;     // whether a word has parts

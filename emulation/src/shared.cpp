@@ -8,7 +8,7 @@ namespace kqm_emulation {
 
 namespace {
 
-constexpr uint32_t MOST_SHARED_BYTES = 99 << 10;
+constexpr uint32_t MOST_SHARED_BYTES = 227 << 10;
 constexpr uint8_t POISON = 0xb7;
 
 void poison(shared_memory &shared, uint32_t offset, uint32_t bytes) {
@@ -34,7 +34,7 @@ struct access {
 // Whether what thread `number` did at that epoch and tick comes before what `self` does now.
 bool ordered(const thread_state &self, uint32_t epoch, uint32_t tick, uint32_t number) {
   if (epoch != self.device->shared.epoch || number == self.number) return true;
-  if (number / 32 != self.number / 32) return false;
+  if (number / 32 != self.number / 32) return tick < self.warp->clock.seen[number / 32];
   const warp_clock &clock = self.warp->clock;
   return tick < clock.full || (clock.partial && tick < clock.known[self.lane][number % 32]);
 }
@@ -139,7 +139,11 @@ void cell_read(const access &where, shadow_cell &cell) {
     if (cell.reader.thread / 32 == self.number / 32) {
       cell.reader_lanes = (cell.read_tick < self.warp->clock.full ? 0 : cell.reader_lanes) | bit;
     } else {
-      cell.other_reader = cell.reader;
+      // One whose order is still open is worth remembering before one that is not.
+      if (cell.other_reader.thread == NOBODY || ordered(self, shared.epoch, cell.other_tick, cell.other_reader.thread)) {
+        cell.other_reader = cell.reader;
+        cell.other_tick = cell.read_tick;
+      }
       cell.reader_lanes = bit;
     }
     if (cell.reader.thread != self.number) cell.previous_reader = cell.reader;
@@ -156,8 +160,13 @@ void check_write(const access &where, const shadow_cell &cell, bool atomic) {
   check_filling(where, cell);
   if (!(atomic && cell.atomic)) check_last_writes(where, cell, now);
   if (cell.read_epoch != shared.epoch) return;
-  if (__builtin_expect(cell.reader.thread / 32 != self.number / 32, 0)) fail_race(where, now, "read", cell.reader);
-  if (__builtin_expect(cell.other_reader.thread != NOBODY, 0)) fail_race(where, now, "read", cell.other_reader);
+  if (__builtin_expect(cell.other_reader.thread != NOBODY, 0) &&
+      !ordered(self, cell.read_epoch, cell.other_tick, cell.other_reader.thread))
+    fail_race(where, now, "read", cell.other_reader);
+  if (__builtin_expect(cell.reader.thread / 32 != self.number / 32, 0)) {
+    if (!ordered(self, cell.read_epoch, cell.read_tick, cell.reader.thread)) fail_race(where, now, "read", cell.reader);
+    return;
+  }
   const warp_clock &clock = self.warp->clock;
   const uint32_t others = cell.reader_lanes & ~(1u << self.lane);
   if (cell.read_tick < clock.full || !others) return;
@@ -265,6 +274,7 @@ void shared_begin_block(engine &device) {
   shared_memory &shared = device.shared;
   shared.block_epoch = ++shared.epoch;
   shared.missing.found = false;
+  shared.barriers.clear();
   poison(shared, 0, shared.used);
 }
 
@@ -351,6 +361,7 @@ void async_copy(const shared_piece &piece, int64_t index, const void *source, ui
   check_global_read(source, bytes, file, line);
   pending_copy copy;
   copy.offset = offset;
+  copy.size = bytes;
   copy.group = self.copy_groups;
   memcpy(copy.bytes, source, bytes);
   visit_cells(shared, offset, bytes, true, [&](shadow_cell &cell) {
@@ -373,15 +384,63 @@ void async_wait(uint32_t newest, const char *file, int line) {
       self.copies[kept++] = copy;
       continue;
     }
-    memcpy(shared.bytes + copy.offset, copy.bytes, sizeof copy.bytes);
+    memcpy(shared.bytes + copy.offset, copy.bytes, copy.size);
     // The bytes count as written now: what others did with them since the copy began would have been an error.
-    visit_cells(shared, copy.offset, sizeof copy.bytes, true, [&](shadow_cell &cell) {
+    visit_cells(shared, copy.offset, copy.size, true, [&](shadow_cell &cell) {
       cell.write_epoch = shared.epoch;
       cell.write_tick = self.warp->clock.tick;
       cell.filling = 0;
     });
   }
   self.copies.resize(kept);
+}
+
+namespace {
+
+arrival_barrier &barrier_at(const access &where) {
+  for (arrival_barrier &barrier : where.self->device->shared.barriers)
+    if (barrier.offset == where.offset) return barrier;
+  KQM_FAIL_ACCESS(UNINITIALISED, where, "use of a barrier that nothing has made");
+}
+
+} // namespace
+
+void barrier_make(const shared_piece &piece, int64_t index, uint32_t warps, const char *file, int line) {
+  access where = {running(), &piece, index, file, line};
+  shared_memory &shared = where.self->device->shared;
+  const uint32_t offset = locate(where, 8);
+  const uint64_t nothing = 0;
+  write_shared(piece, index, &nothing, sizeof nothing, file, line);
+  shared.barriers.push_back({offset, warps, warps, 0, {}, {}});
+}
+
+void barrier_arrive(const shared_piece &piece, int64_t index, const char *file, int line) {
+  warp_barrier(0xffffffffu, file, line);
+  thread_state &self = *running();
+  if (self.lane != 0) return;
+  access where = {&self, &piece, index, file, line};
+  locate(where, 8);
+  arrival_barrier &barrier = barrier_at(where);
+  const warp_clock &clock = self.warp->clock;
+  for (uint32_t w = 0; w < 32; w++) {
+    const uint32_t known = w == self.warp->number ? clock.full : clock.seen[w];
+    if (barrier.gathered[w] < known) barrier.gathered[w] = known;
+  }
+  if (--barrier.pending != 0) return;
+  barrier.pending = barrier.count;
+  barrier.phase++;
+  memcpy(barrier.seen, barrier.gathered, sizeof barrier.seen);
+}
+
+void barrier_wait(const shared_piece &piece, int64_t index, uint32_t parity, const char *file, int line) {
+  thread_state &self = *running();
+  access where = {&self, &piece, index, file, line};
+  locate(where, 8);
+  // The phase of that parity is complete when the one of the other parity is under way.
+  while (barrier_at(where).phase % 2 == parity) yield(file, line);
+  const arrival_barrier &barrier = barrier_at(where);
+  for (uint32_t w = 0; w < 32; w++)
+    if (self.warp->clock.seen[w] < barrier.seen[w]) self.warp->clock.seen[w] = barrier.seen[w];
 }
 
 } // namespace kqm_emulation

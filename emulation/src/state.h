@@ -25,6 +25,7 @@ struct wait {
 
 struct pending_copy {
   uint32_t offset;
+  uint32_t size;
   uint32_t group;
   uint8_t bytes[16];
 };

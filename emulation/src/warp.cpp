@@ -109,7 +109,74 @@ template <int K, class A> void finish_mma(warp_state &warp, uint32_t) {
   }
 }
 
+struct product_operands {
+  int32_t *d;
+  const uint32_t *a;
+  const int8_t *b; // [columns][32]: of lane 0
+  int columns;
+  bool is_signed;
+};
+
+// A and D as in finish_mma with K = 32, D for each eight columns.
+void finish_product(warp_state &warp, uint32_t) {
+  const product_operands &first = *static_cast<const product_operands *>(warp.lanes[0].payload);
+  int a[16][32];
+  for (int lane = 0; lane < 32; lane++) {
+    const product_operands &operands = *static_cast<const product_operands *>(warp.lanes[lane].payload);
+    for (int i = 0; i < 16; i++) {
+      const uint8_t byte = uint8_t(operands.a[i / 4] >> (8 * (i % 4)));
+      a[lane / 4 + 8 * (i / 4 % 2)][16 * (i / 8) + 4 * (lane % 4) + i % 4] = first.is_signed ? int8_t(byte) : byte;
+    }
+  }
+  for (int column = 0; column < first.columns; column++)
+    for (int row = 0; row < 16; row++) {
+      int sum = 0;
+      for (int k = 0; k < 32; k++) sum += a[row][k] * first.b[32 * column + k];
+      const int lane = 4 * (row % 8) + column % 8 / 2;
+      int32_t &place = static_cast<const product_operands *>(warp.lanes[lane].payload)
+                           ->d[column / 8 * 4 + row / 8 * 2 + column % 2];
+      place = int32_t(uint32_t(place) + uint32_t(sum));
+    }
+}
+
+struct mma_f64_operands {
+  double *d;
+  double a, b;
+};
+
+void finish_mma_f64(warp_state &warp, uint32_t) {
+  const auto of = [&](int lane) -> const mma_f64_operands & {
+    return *static_cast<const mma_f64_operands *>(warp.lanes[lane].payload);
+  };
+  for (int row = 0; row < 8; row++)
+    for (int column = 0; column < 8; column++) {
+      double &place = of(4 * row + column / 2).d[column % 2];
+      for (int k = 0; k < 4; k++) place += of(4 * row + k).a * of(4 * column + k).b;
+    }
+}
+
 } // namespace
+
+void warp_mma_f64(double (&d)[2], double a, double b, const char *file, int line) {
+  mma_f64_operands operands = {d, a, b};
+  collective(0xffffffffu, &operands, finish_mma_f64, false, "mma", file, line);
+}
+
+void warp_product(int32_t *d, const uint32_t *a, const shared_piece &array, int64_t index, int columns, bool is_signed,
+                  bool adds, const char *file, int line) {
+  // Core matrices of eight columns x 16 bytes: [columns / 8][half of k][column % 8][16]. Each lane reads its share, for the checks; the
+  // first one all of it.
+  const thread_state &self = *running();
+  int8_t b[64 * 32];
+  const int words = columns * 8;
+  for (int i = self.lane == 0 ? 0 : int(self.lane); i < words; i += self.lane == 0 ? 1 : 32) {
+    const int octet = i / 64, half = i / 32 % 2, column = octet * 8 + i / 4 % 8, k = 16 * half + 4 * (i % 4);
+    read_shared(array, index + i * int(4 / array.element), &b[32 * column + k], 4, file, line);
+  }
+  if (!adds) memset(d, 0, size_t(columns / 2) * sizeof *d);
+  product_operands operands = {d, a, b, columns, is_signed};
+  collective(0xffffffffu, &operands, finish_product, false, "wgmma", file, line);
+}
 
 void warp_barrier(uint32_t mask, const char *file, int line) {
   collective(mask, nullptr, nullptr, true, "__syncwarp", file, line);
@@ -130,12 +197,12 @@ uint64_t warp_shuffle(shuffle_mode mode, uint32_t mask, uint64_t value, int argu
   return operands.result;
 }
 
-void warp_mma(int32_t (&d)[4], const uint32_t *a, const uint32_t *b, int k, const char *file, int line) {
+void warp_mma(int32_t (&d)[4], const uint32_t *a, const uint32_t *b, mma shape, const char *file, int line) {
   mma_operands operands = {d, a, b};
-  if (k == 32)
-    collective(0xffffffffu, &operands, finish_mma<32, uint8_t>, false, "mma", file, line);
-  else
-    collective(0xffffffffu, &operands, finish_mma<16, int8_t>, false, "mma", file, line);
+  const auto finish = shape == mma::u8_k32   ? finish_mma<32, uint8_t>
+                      : shape == mma::s8_k32 ? finish_mma<32, int8_t>
+                                             : finish_mma<16, int8_t>;
+  collective(0xffffffffu, &operands, finish, false, "mma", file, line);
 }
 
 } // namespace kqm_emulation

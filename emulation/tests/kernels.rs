@@ -7,7 +7,7 @@ use kquant_moe_emulation::{Buffer, Library, synchronize};
 
 type Reduce = unsafe extern "C" fn(*const f32, *mut f32, u32, u32) -> i32;
 type Product = unsafe extern "C" fn(*const u8, *const i8, *mut i32, u32) -> i32;
-type ProductK16 = unsafe extern "C" fn(*const u32, *const u32, *mut i32) -> i32;
+type SignedProduct = unsafe extern "C" fn(*const u32, *const u32, *mut i32) -> i32;
 type Gather = unsafe extern "C" fn(*const u8, *const u32, *mut u8, u32, u32) -> i32;
 
 /// A sequence of numbers that looks random and is the same each time.
@@ -77,26 +77,27 @@ fn products_follow_the_fragment_layout() {
     }
 }
 
-#[test]
-fn short_products_accumulate_and_wrap() {
+/// Products of two signed operands, `k` deep: rows and columns to fragments, after the PTX manual: of each 16 elements, element k of row r
+/// is byte k % 4 of the first (rows 0 to 7) or second register of lane 4 (r % 8) + k / 4.
+fn signed_products_accumulate_and_wrap(name: &str, k: usize) {
     let Some(library) = library("kernels") else { return };
     library.set_schedule(3);
     // SAFETY: the type is that of the source.
-    let product: ProductK16 = unsafe { library.function("test_product_k16") }.unwrap();
+    let product: SignedProduct = unsafe { library.function(name) }.unwrap();
     let mut sequence = Sequence(2);
-    let a: Vec<i8> = (0..256).map(|_| sequence.next() as i8).collect();
-    let b: Vec<i8> = (0..128).map(|_| sequence.next() as i8).collect();
+    let a: Vec<i8> = (0..16 * k).map(|_| sequence.next() as i8).collect();
+    let b: Vec<i8> = (0..8 * k).map(|_| sequence.next() as i8).collect();
     let start: Vec<i32> =
         (0..128).map(|_| if sequence.next().is_multiple_of(2) { i32::MAX } else { i32::MIN }).collect();
-    // Rows and columns to fragments, after the PTX manual: element k of row r is byte k % 4 of the first or second
-    // register of lane 4 (r % 8) + k / 4.
     let word = |bytes: &[i8]| u32::from_le_bytes([bytes[0] as u8, bytes[1] as u8, bytes[2] as u8, bytes[3] as u8]);
-    let (mut fragment_a, mut fragment_b, mut fragment_d) = (vec![0; 64], vec![0; 32], vec![0; 128]);
+    let (mut fragment_a, mut fragment_b, mut fragment_d) = (vec![], vec![], vec![0; 128]);
     for lane in 0..32 {
         let (g, c) = (lane / 4, lane % 4);
-        fragment_a[2 * lane] = word(&a[g * 16 + 4 * c..]);
-        fragment_a[2 * lane + 1] = word(&a[(g + 8) * 16 + 4 * c..]);
-        fragment_b[lane] = word(&b[g * 16 + 4 * c..]);
+        for first in (0..k).step_by(16) {
+            fragment_a.push(word(&a[g * k + first + 4 * c..]));
+            fragment_a.push(word(&a[(g + 8) * k + first + 4 * c..]));
+            fragment_b.push(word(&b[g * k + first + 4 * c..]));
+        }
         for i in 0..4 {
             fragment_d[4 * lane + i] = start[(g + 8 * (i / 2)) * 8 + 2 * c + i % 2];
         }
@@ -109,10 +110,20 @@ fn short_products_accumulate_and_wrap() {
     for lane in 0..32 {
         for i in 0..4 {
             let (row, column) = (lane / 4 + 8 * (i / 2), 2 * (lane % 4) + i % 2);
-            let sum: i32 = (0..16).map(|k| i32::from(a[row * 16 + k]) * i32::from(b[column * 16 + k])).sum();
+            let sum: i32 = (0..k).map(|i| i32::from(a[row * k + i]) * i32::from(b[column * k + i])).sum();
             assert_eq!(d[4 * lane + i], start[row * 8 + column].wrapping_add(sum));
         }
     }
+}
+
+#[test]
+fn short_products_accumulate_and_wrap() {
+    signed_products_accumulate_and_wrap("test_product_k16", 16);
+}
+
+#[test]
+fn signed_products_of_32_accumulate_and_wrap() {
+    signed_products_accumulate_and_wrap("test_product_signed", 32);
 }
 
 #[test]

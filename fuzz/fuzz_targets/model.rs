@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use kquant_moe::Result;
 use kquant_moe::gguf::Gguf;
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::{Config, ContextOptions, LoadOptions, Logits, MemoryPlan, Model, Tensors};
+use kquant_moe::{Error, Result};
 use libfuzzer_sys::fuzz_target;
 
 /// Zeros behind the input: tensor data, so that an input is all metadata and descriptions of tensors. Room for those of
@@ -39,6 +39,8 @@ fn run(file: Vec<u8>) -> Result<()> {
     let tokens: Vec<u32> = (0..context.capacity().min(3)).map(|id| (id % config.vocab) as u32).collect();
     let logits = context.forward(&model, &tokens, Logits::All)?;
     assert_eq!(logits.len(), tokens.len() * config.vocab);
-    assert!(context.next_token(&model, &[0]).is_ok() || context.position() == context.capacity());
+    // Rows of weights may lie in the input, and overflow.
+    let next = context.next_token(&model, &[0]);
+    assert!(matches!(next, Ok(_) | Err(Error::NotFinite { .. })) || context.position() == context.capacity());
     Ok(())
 }

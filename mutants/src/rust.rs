@@ -33,8 +33,11 @@ const TESTS: [(&str, &[&str]); 14] = [
     ("src/model/cpu/dot", &["lib", "oracle_matvec", "q6_k_gemv", "agreement", "reference"]),
     ("src/model/cpu", &["lib", "agreement", "model", "library", "planted", "reference"]),
     ("src/model/synth", &["lib", "synth", "model"]),
-    ("src/model/rope_table", &["lib", "rope", "agreement"]),
-    ("src/model/", &["lib", "model", "library", "robustness", "untraced", "reference", "context"]),
+    ("src/model/rope_table", &["lib", "oracle_pins", "rope", "agreement"]),
+    (
+        "src/model/",
+        &["lib", "model", "metadata", "not_finite", "library", "robustness", "untraced", "reference", "context"],
+    ),
     ("src/kernels/mod", &["operands", "lib", "moe_group", "repack", "moe_router", "library"]),
     ("src/kernels/", &["operands", "*", "library"]),
     ("src/gguf/", &["lib", "gguf", "gguf_memory"]),
@@ -232,7 +235,9 @@ impl Rust {
     /// All files as they are.
     fn restore(&self) -> Result<(), String> {
         let mut files = vec!["Cargo.toml".to_owned(), "Cargo.lock".into(), "build.rs".into(), "README.md".into()];
-        for directory in ["src", "tests", "cuda", "emulation", "benches", "mutants", "fuzz/seeds"] {
+        for directory in
+            ["src", "tests", "cuda", "emulation", "benches", "mutants", "cli", "docs", "examples", "fuzz/seeds"]
+        {
             files.extend(files_below(directory)?);
         }
         mirror(&files, &root(), &self.directory)

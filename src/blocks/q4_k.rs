@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{BLOCK, Field, SuperBlock, around_1, fill, packed_scales};
+use super::{BLOCK, Factor, Field, SuperBlock, Weights, around_1, fill, packed_scales};
 
 /// Q4_K: 256 weights `d * sc[j] * q - dmin * m[j]`, eight sub-blocks of 32. 4.5 bits per weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,10 +19,28 @@ pub struct BlockQ4K {
 }
 const _: () = assert!(size_of::<BlockQ4K>() == 144 && align_of::<BlockQ4K>() == 1);
 
+impl Weights for BlockQ4K {
+    const IN_FILE: usize = BLOCK;
+    const FACTORS: &[Factor] = &[Factor::Half(0), Factor::Half(2)];
+    const TILE: &[Field] = &[Field::lanes(16, 128, 8), Field::rows(0, 16)];
+
+    /// Quants are uniform on 0..16 (mean 7.5, standard deviation 4.61), scales on 32..64 (root mean square 48.4); mins equal
+    /// the scales and weigh 7.5 times as much, so that the mean is 0.
+    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
+        let d = spread / (48.4 * 4.61) * around_1(bits);
+        let mut block = Self {
+            d: f16::from_f64(d).to_le_bytes(),
+            dmin: f16::from_f64(7.5 * d).to_le_bytes(),
+            scales: packed_scales::synthetic(bits),
+            qs: [0; 128],
+        };
+        fill(bits, &mut block.qs);
+        block
+    }
+}
+
 impl SuperBlock for BlockQ4K {
     packed_scales::with_packed_scales!();
-    const FACTORS: &[usize] = &[0, 2];
-    const TILE: &[Field] = &[Field::lanes(16, 128, 8), Field::rows(0, 16)];
 
     #[inline]
     fn quant(&self, j: usize, k: usize) -> i32 {
@@ -40,19 +58,5 @@ impl SuperBlock for BlockQ4K {
                 high[k] = i16::from(qs[k] >> 4) * high_scale;
             }
         }
-    }
-
-    /// Quants are uniform on 0..16 (mean 7.5, standard deviation 4.61), scales on 32..64 (root mean square 48.4); mins equal
-    /// the scales and weigh 7.5 times as much, so that the mean is 0.
-    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
-        let d = spread / (48.4 * 4.61) * around_1(bits);
-        let mut block = Self {
-            d: f16::from_f64(d).to_le_bytes(),
-            dmin: f16::from_f64(7.5 * d).to_le_bytes(),
-            scales: packed_scales::synthetic(bits),
-            qs: [0; 128],
-        };
-        fill(bits, &mut block.qs);
-        block
     }
 }

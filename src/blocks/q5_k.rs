@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{BLOCK, Field, SuperBlock, around_1, fill, packed_scales};
+use super::{BLOCK, Factor, Field, SuperBlock, Weights, around_1, fill, packed_scales};
 
 /// Q5_K: 256 weights `d * sc[j] * q - dmin * m[j]`, eight sub-blocks of 32. 5.5 bits per weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +21,30 @@ pub struct BlockQ5K {
 }
 const _: () = assert!(size_of::<BlockQ5K>() == 176 && align_of::<BlockQ5K>() == 1);
 
+impl Weights for BlockQ5K {
+    const IN_FILE: usize = BLOCK;
+    const FACTORS: &[Factor] = &[Factor::Half(0), Factor::Half(2)];
+    const TILE: &[Field] = &[Field::lanes(48, 128, 8), Field::lanes(16, 32, 8), Field::rows(0, 16)];
+
+    /// Quants are uniform on 0..32 (mean 15.5, standard deviation 9.23), scales on 32..64 (root mean square 48.4); mins equal
+    /// the scales and weigh 15.5 times as much, so that the mean is 0.
+    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
+        let d = spread / (48.4 * 9.23) * around_1(bits);
+        let mut block = Self {
+            d: f16::from_f64(d).to_le_bytes(),
+            dmin: f16::from_f64(15.5 * d).to_le_bytes(),
+            scales: packed_scales::synthetic(bits),
+            qh: [0; 32],
+            qs: [0; 128],
+        };
+        fill(bits, &mut block.qh);
+        fill(bits, &mut block.qs);
+        block
+    }
+}
+
 impl SuperBlock for BlockQ5K {
     packed_scales::with_packed_scales!();
-    const FACTORS: &[usize] = &[0, 2];
-    const TILE: &[Field] = &[Field::lanes(48, 128, 8), Field::lanes(16, 32, 8), Field::rows(0, 16)];
 
     #[inline]
     fn quant(&self, j: usize, k: usize) -> i32 {
@@ -44,21 +64,5 @@ impl SuperBlock for BlockQ5K {
                 high[k] = i16::from(qs[k] >> 4 | (fifths & 2) << 3) * high_scale;
             }
         }
-    }
-
-    /// Quants are uniform on 0..32 (mean 15.5, standard deviation 9.23), scales on 32..64 (root mean square 48.4); mins equal
-    /// the scales and weigh 15.5 times as much, so that the mean is 0.
-    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
-        let d = spread / (48.4 * 9.23) * around_1(bits);
-        let mut block = Self {
-            d: f16::from_f64(d).to_le_bytes(),
-            dmin: f16::from_f64(15.5 * d).to_le_bytes(),
-            scales: packed_scales::synthetic(bits),
-            qh: [0; 32],
-            qs: [0; 128],
-        };
-        fill(bits, &mut block.qh);
-        fill(bits, &mut block.qs);
-        block
     }
 }

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{BLOCK, Field, SuperBlock, around_1, fill};
+use super::{BLOCK, Factor, Field, SuperBlock, Weights, around_1, fill};
 
 /// Q6_K: 256 weights `d * scales[j] * (q - 32)`, sixteen sub-blocks of 16. 6.5625 bits per weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,12 +20,32 @@ pub struct BlockQ6K {
 }
 const _: () = assert!(size_of::<BlockQ6K>() == 210 && align_of::<BlockQ6K>() == 1);
 
+impl Weights for BlockQ6K {
+    const IN_FILE: usize = BLOCK;
+    const FACTORS: &[Factor] = &[Factor::Half(208)];
+    const TILE: &[Field] =
+        &[Field::lanes(0, 128, 4), Field::lanes(128, 64, 4), Field::rows(192, 16), Field::rows(208, 2)];
+
+    /// Quants are uniform on -32..32 (standard deviation 18.5), scales are of either sign and of size 32..96 (root mean
+    /// square 66.7), so that the mean is 0.
+    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
+        let d = spread / (66.7 * 18.5) * around_1(bits);
+        let mut block = Self { ql: [0; 128], qh: [0; 64], scales: [0; 16], d: f16::from_f64(d).to_le_bytes() };
+        let codes = [bits(), bits()];
+        for (j, scale) in block.scales.iter_mut().enumerate() {
+            let code = (codes[j / 8] >> (8 * (j % 8))) as i8;
+            let size = 32 + (code & 63);
+            *scale = if code < 0 { -size } else { size };
+        }
+        fill(bits, &mut block.ql);
+        fill(bits, &mut block.qh);
+        block
+    }
+}
+
 impl SuperBlock for BlockQ6K {
     const SUB_BLOCK: usize = 16;
     const MINS: bool = false;
-    const FACTORS: &[usize] = &[208];
-    const TILE: &[Field] =
-        &[Field::lanes(0, 128, 4), Field::lanes(128, 64, 4), Field::rows(192, 16), Field::rows(208, 2)];
 
     #[inline]
     fn d(&self) -> f16 {
@@ -60,22 +80,6 @@ impl SuperBlock for BlockQ6K {
             quarter(&mut quarters[2], &scales[4..], |k| ql[k] >> 4 | qh[k] & 48);
             quarter(&mut quarters[3], &scales[6..], |k| ql[32 + k] >> 4 | (qh[k] & 192) >> 2);
         }
-    }
-
-    /// Quants are uniform on -32..32 (standard deviation 18.5), scales are of either sign and of size 32..96 (root mean
-    /// square 66.7), so that the mean is 0.
-    fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
-        let d = spread / (66.7 * 18.5) * around_1(bits);
-        let mut block = Self { ql: [0; 128], qh: [0; 64], scales: [0; 16], d: f16::from_f64(d).to_le_bytes() };
-        let codes = [bits(), bits()];
-        for (j, scale) in block.scales.iter_mut().enumerate() {
-            let code = (codes[j / 8] >> (8 * (j % 8))) as i8;
-            let size = 32 + (code & 63);
-            *scale = if code < 0 { -size } else { size };
-        }
-        fill(bits, &mut block.ql);
-        fill(bits, &mut block.qh);
-        block
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{GgmlType, ValueType};
+use super::{GgmlType, SplitFault, ValueType};
 
 /// A broken rule of the format, or a value that is not what the caller needs.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -53,6 +53,40 @@ pub enum GgufError {
         expected: &'static str,
         /// The number in the file.
         found: i128,
+    },
+    /// A value that is to be the same for every layer is an array of values that differ, or of none.
+    #[error("metadata key {}: expected {expected} for all layers, found values that differ", Quoted(.key))]
+    Varies {
+        /// The key.
+        key: Box<str>,
+        /// What the caller needs.
+        expected: &'static str,
+    },
+    /// A value that is to take the place of the file's is not of its type.
+    #[error("metadata key {}: {} is no {expected}, as the file's value is", Quoted(.key), Quoted(.value))]
+    Override {
+        /// The key.
+        key: Box<str>,
+        /// The value.
+        value: Box<str>,
+        /// The type of the file's value.
+        expected: ValueType,
+    },
+    /// A key whose value was used when the file was opened, so that it cannot be another one.
+    #[error("metadata key {} says how the file is read, and cannot be overridden", Quoted(.key))]
+    Fixed {
+        /// The key.
+        key: Box<str>,
+    },
+    /// A part of a split file does not belong with the others, or is missing.
+    #[error("part {part} of {count} {fault}")]
+    Split {
+        /// Which part, from 1.
+        part: u64,
+        /// How many there are.
+        count: u64,
+        /// What is wrong with it.
+        fault: SplitFault,
     },
 }
 

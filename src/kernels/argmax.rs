@@ -7,7 +7,7 @@ use super::*;
 pub struct DecodeLoop<'a> {
     /// `[1]`: the position, advanced by one.
     pub position: SliceMut<'a, u32>,
-    /// Tokens by position: the found one is stored at the position before it advances.
+    /// Tokens by position: the found one is stored at the position before it advances, or 2^32 - 1 when its value is not finite.
     pub history: SliceMut<'a, u32>,
 }
 

@@ -4,7 +4,7 @@ use super::*;
 
 /// Bytes of one matrix in tile layout: rows are padded to a multiple of 16.
 pub fn tile_bytes(kind: TensorType, rows: usize, cols: usize) -> usize {
-    rows.next_multiple_of(sys::KQM_TILE_ROWS as usize) * (cols / kind.block_len()) * kind.block_bytes()
+    rows.next_multiple_of(sys::KQM_TILE_ROWS as usize) * kind.bytes_of(cols)
 }
 
 /// Operands of `repack`.

@@ -11,6 +11,9 @@
 use super::weights::Tensor;
 use crate::Result;
 
+/// In place of a token that was chosen from logits whose largest is not finite: it names nothing.
+pub const NO_CHOICE: u32 = u32::MAX;
+
 /// Element type of a KV cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -351,7 +354,8 @@ pub trait Backend: Sized + Send {
     /// Takes the largest of `vocab` logits as the next input: one token, at the next position. The token is kept under the
     /// position whose logits it comes from.
     fn feed_back(&self, logits: &Self::Floats, vocab: usize, input: &mut Self::Input) -> Result<()>;
-    /// The tokens that [`Backend::feed_back`] chose at `count` positions from `from` on.
+    /// The tokens that [`Backend::feed_back`] chose at `count` positions from `from` on; [`NO_CHOICE`] where the largest logit is
+    /// not finite.
     fn read_choices(&self, input: &Self::Input, from: usize, count: usize) -> Result<Vec<u32>>;
     /// Records the operations that `enqueue` asks for, without doing them; they must have been done once before. `None`: the
     /// backend cannot.

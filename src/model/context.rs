@@ -4,13 +4,15 @@ use std::marker::PhantomData;
 use std::ops::{ControlFlow, Range};
 
 use super::Model;
-use super::backend::{Backend, CacheShape, CacheType, RoutingShape};
+use super::backend::{Backend, CacheShape, CacheType, NO_CHOICE, RoutingShape};
 use super::config::Config;
 use super::forward::{Tracer, forward, head};
 use super::rope_table::rope_table;
 use super::weights::{LayerTensors, Tensor, Tensors};
 use crate::blocks::{BLOCK, TensorType};
-use crate::trace::{NoTrace, Sink};
+use crate::diff::Point;
+use crate::oracle::sample::{Sampling, sample};
+use crate::trace::{Data, NoTrace, Record, Sink, Stage};
 use crate::{Error, Result, sys};
 
 /// Most bytes of the buffer that holds logits of several tokens, and of the one that holds traced scores.
@@ -321,7 +323,12 @@ impl<B: Backend> State<B> {
             output_fixed: backend.fixed(sizes.output_blocks)?,
             logits: backend.floats(sizes.logits)?,
             cache: backend.cache(sizes.cache)?,
-            rope_table: backend.floats_from(&rope_table(sizes.cache.capacity, config.head_dim, config.rope_base))?,
+            rope_table: backend.floats_from(&rope_table(
+                sizes.cache.capacity,
+                config.head_dim,
+                config.rope_base,
+                config.rope_scaling,
+            ))?,
             traced: TraceBuffers {
                 q_normed: traced_floats(sizes.q)?,
                 k_normed: traced_floats(sizes.kv)?,
@@ -405,15 +412,52 @@ impl<B: Backend> Context<B> {
     ///
     /// # Errors
     /// [`Error::TokenOutOfRange`], [`Error::ContextOverflow`], [`Error::Invalid`] for no tokens or a model of another
-    /// configuration, and what the backend reports. The position stays as it was then.
+    /// configuration, [`Error::NotFinite`] for logits that are not finite, and what the backend reports. The position stays as
+    /// it was then.
     pub fn forward(&mut self, model: &Model<B>, tokens: &[u32], logits: Logits) -> Result<Vec<f32>> {
-        self.forward_into(model, tokens, logits, &mut NoTrace)
+        let start = self.position;
+        let found = self.forward_into(model, tokens, logits, &mut NoTrace)?;
+        if found.iter().all(|logit| logit.is_finite()) {
+            return Ok(found);
+        }
+        self.position = start;
+        Err(self.not_finite(model, tokens))
     }
 
-    /// [`Self::forward`] with a sink that gets the intermediate values it wants. The logits are the same to the bit.
+    /// Where the values of `tokens`, which follow what is there, begin not to be finite: computes them again, with a trace where
+    /// the context can. The position stays as it is.
+    fn not_finite(&mut self, model: &Model<B>, tokens: &[u32]) -> Error {
+        let (start, vocab) = (self.position, self.config.vocab);
+        let found = if self.sizes.trace {
+            let mut sink = FirstNotFinite::default();
+            let result = self.run(model, tokens, Logits::All, &mut sink, &mut |_, _, _| Ok(()));
+            result.map(|()| sink.found.map(|(position, point)| (position, Some(point))))
+        } else {
+            let (mut first, mut row, mut values) = (None, start, Vec::new());
+            let result = self.run(model, tokens, Logits::All, &mut NoTrace, &mut |backend, logits, rows| {
+                values.resize(rows * vocab, 0.0);
+                backend.read(logits, 0, &mut values)?;
+                let bad = values.iter().position(|logit: &f32| !logit.is_finite());
+                first = first.or(bad.map(|index| row + index / vocab));
+                row += rows;
+                Ok(())
+            });
+            result.map(|()| first.map(|position| (position, None)))
+        };
+        self.position = start;
+        match found {
+            Ok(Some((position, point))) => Error::NotFinite { position, point },
+            // What computes something else the second time is no less broken.
+            Ok(None) => Error::NotFinite { position: start, point: None },
+            Err(error) => error,
+        }
+    }
+
+    /// [`Self::forward`] with a sink that gets the intermediate values it wants. The logits are the same to the bit; values that
+    /// are not finite are no error here, since it is what a trace is to show.
     ///
     /// # Errors
-    /// Those of [`Self::forward`], those of the sink, and [`Error::Invalid`] when the context was made without
+    /// Those of [`Self::forward`] but for [`Error::NotFinite`], those of the sink, and [`Error::Invalid`] when the context was made without
     /// [`ContextOptions::trace`].
     pub fn trace<S: Sink>(
         &mut self,
@@ -452,12 +496,21 @@ impl<B: Backend> Context<B> {
     /// Those of [`Self::forward`].
     pub fn next_token(&mut self, model: &Model<B>, tokens: &[u32]) -> Result<u32> {
         let vocab = self.config.vocab;
-        let mut next = Vec::new();
+        let start = self.position;
+        let mut next = None;
+        let mut largest = [0.0];
         self.run(model, tokens, Logits::Last, &mut NoTrace, &mut |backend, logits, rows| {
-            next = backend.argmax(logits, rows, vocab)?;
-            Ok(())
+            next = backend.argmax(logits, rows, vocab)?.first().copied();
+            next.map_or(Ok(()), |token| backend.read(logits, token as usize, &mut largest))
         })?;
-        next.first().copied().ok_or_else(|| Error::Invalid("the backend's argmax gave no token".into()))
+        match next {
+            Some(token) if largest[0].is_finite() => Ok(token),
+            Some(_) => {
+                self.position = start;
+                Err(self.not_finite(model, tokens))
+            }
+            None => Err(Error::Invalid("the backend's argmax gave no token".into())),
+        }
     }
 
     /// Appends `prompt` and generates up to `count` tokens greedily. `each` gets every token as it comes and may end
@@ -496,6 +549,46 @@ impl<B: Backend> Context<B> {
                     token
                 }
             };
+        }
+    }
+
+    /// Appends `tokens` and draws the next token from their last logits. What is drawn depends on the logits, the sampling and the
+    /// position alone.
+    ///
+    /// # Errors
+    /// Those of [`Self::forward`], and [`Error::Invalid`] for a sampling that makes no sense.
+    pub fn sample_token(&mut self, model: &Model<B>, tokens: &[u32], sampling: &Sampling) -> Result<u32> {
+        if let Some(fault) = sampling.fault() {
+            return Err(Error::Invalid(fault));
+        }
+        let logits = self.forward(model, tokens, Logits::Last)?;
+        Ok(sample(&logits, sampling, self.position as u64))
+    }
+
+    /// [`Self::generate`] with tokens that are drawn, each one as by [`Self::sample_token`].
+    ///
+    /// # Errors
+    /// Those of [`Self::sample_token`].
+    pub fn generate_sampled(
+        &mut self,
+        model: &Model<B>,
+        prompt: &[u32],
+        count: usize,
+        sampling: &Sampling,
+        mut each: impl FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Vec<u32>> {
+        let mut generated = Vec::new();
+        if count == 0 {
+            self.forward(model, prompt, Logits::None)?;
+            return Ok(generated);
+        }
+        let mut next = self.sample_token(model, prompt, sampling)?;
+        loop {
+            generated.push(next);
+            if each(next).is_break() || generated.len() == count {
+                return Ok(generated);
+            }
+            next = self.sample_token(model, &[next], sampling)?;
         }
     }
 
@@ -548,8 +641,15 @@ impl<B: Backend> Context<B> {
         }
         mark(backend)?;
         let tokens = backend.read_choices(&state.input, used, count)?;
-        self.position = used + count;
-        Ok(tokens)
+        let Some(bad) = tokens.iter().position(|&token| token == NO_CHOICE) else {
+            self.position = used + count;
+            return Ok(tokens);
+        };
+        let token = if bad == 0 { token } else { tokens[bad - 1] };
+        self.position = used + bad;
+        let error = self.not_finite(model, &[token]);
+        self.position = used;
+        Err(error)
     }
 
     /// Records the decode step anew, `steps` times in a row, to be measured: without the launches that the backend leaves out
@@ -683,6 +783,40 @@ impl<B: Backend> RecordedSteps<'_, B> {
     }
 }
 
+/// Finds the first position whose values are not finite, and the first of its values in the order of the forward. A position
+/// depends on those before it alone.
+#[derive(Default)]
+struct FirstNotFinite {
+    found: Option<(usize, Point)>,
+}
+
+impl Sink for FirstNotFinite {
+    const ENABLED: bool = true;
+
+    fn wants(&self, _: Stage, _: Option<usize>) -> bool {
+        true
+    }
+
+    fn record(&mut self, record: Record<'_>) -> Result<()> {
+        let Data::F32(values) = record.data else { return Ok(()) };
+        let row: usize = record.shape[1..].iter().product();
+        let bad = |(index, value): (usize, &f32)| {
+            // Scores of later positions than the token's own are minus infinity.
+            let masked = record.stage == Stage::AttnScores
+                && index % record.shape[2] > record.position + index / row
+                && *value == f32::NEG_INFINITY;
+            !value.is_finite() && !masked
+        };
+        if let Some(index) = values.iter().enumerate().position(bad) {
+            let position = record.position + index / row;
+            if self.found.is_none_or(|(first, _)| position < first) {
+                self.found = Some((position, Point { layer: record.layer, stage: record.stage }));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The rows of a batch whose logits are wanted, in groups of at most `group`.
 fn logit_rows(logits: Logits, tokens: usize, last: bool, group: usize) -> impl Iterator<Item = Range<usize>> {
     let first = match logits {
@@ -702,7 +836,7 @@ mod tests {
     use crate::model::LoadOptions;
     use crate::model::cpu::Cpu;
     use crate::model::synth::{Preset, SynthOptions, synth};
-    use crate::trace::{Data, Positions, Record, Select, Selection, Stage};
+    use crate::trace::{Positions, Select, Selection};
 
     #[test]
     #[allow(clippy::single_range_in_vec_init)] // One group of rows is meant, not its rows.
@@ -752,7 +886,8 @@ mod tests {
         let path = directory.path().join("tiny.gguf");
         synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(2), seed: 5 }, &mut |_, _| {}).unwrap();
         let gguf = Arc::new(Gguf::read(&path).unwrap());
-        Model::load(gguf, Cpu::new(), LoadOptions { check_blocks: false }, &mut |_, _| {}).unwrap()
+        Model::load(gguf, Cpu::new(), LoadOptions { check_blocks: false, ..LoadOptions::default() }, &mut |_, _| {})
+            .unwrap()
     }
 
     /// A context whose logits come in groups of so many rows, as they do with a vocabulary that is large enough.
@@ -795,6 +930,85 @@ mod tests {
     }
 
     const TOKENS: [u32; 17] = [766, 306, 598, 284, 280, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233];
+
+    #[test]
+    fn the_first_position_that_is_not_finite_counts_and_then_the_first_stage() {
+        const NO: f32 = f32::NEG_INFINITY;
+        type Records<'a> = &'a [(Stage, usize, &'a [usize], &'a [f32])];
+        let found = |records: Records<'_>| {
+            let mut sink = FirstNotFinite::default();
+            for &(stage, position, shape, values) in records {
+                assert!(sink.wants(stage, Some(2)));
+                sink.record(Record { stage, layer: Some(2), position, shape, data: Data::F32(values) }).unwrap();
+            }
+            let indices = Record {
+                stage: Stage::MoeRouterIndices,
+                layer: Some(2),
+                position: 0,
+                shape: &[1, 1],
+                data: Data::U32(&[u32::MAX]),
+            };
+            sink.record(indices).unwrap();
+            sink.found.map(|(position, point)| (position, point.to_string()))
+        };
+        let at = |position, name: &str| Some((position, name.to_owned()));
+        assert_eq!(found(&[(Stage::Q, 5, &[2, 2], &[1.0; 4])]), None);
+        for (index, value, position) in [(0, f32::NAN, 5), (1, f32::INFINITY, 5), (2, NO, 6), (3, f32::NAN, 6)] {
+            let mut values = [1.0; 4];
+            values[index] = value;
+            assert_eq!(found(&[(Stage::Q, 5, &[2, 2], &values)]), at(position, "layer02.q"));
+        }
+        // An earlier position in a later stage, and the same position.
+        let (first, second) = ([f32::NAN, 1.0], [1.0, f32::NAN]);
+        let (k, v) = (Stage::K, Stage::V);
+        assert_eq!(found(&[(k, 5, &[2, 1], &second), (v, 5, &[2, 1], &first)]), at(5, "layer02.v"));
+        assert_eq!(found(&[(k, 5, &[2, 1], &second), (v, 5, &[2, 1], &second)]), at(6, "layer02.k"));
+        // Scores, `[rows, heads, seen]`, of two tokens at positions 1 and 2: what is masked is minus infinity and right.
+        let sound = [1.0, 2.0, NO, 3.0, 4.0, NO, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
+        let scores = |values: &[f32]| found(&[(Stage::AttnScores, 1, &[2, 2, 3], values)]);
+        assert_eq!(scores(&sound), None);
+        for index in 0..12 {
+            let mut values = sound;
+            values[index] = if values[index] == NO { f32::NAN } else { NO };
+            assert_eq!(scores(&values), at(1 + index / 6, "layer02.attn_scores"), "{index}");
+        }
+        // Another stage has nothing masked.
+        assert_eq!(found(&[(Stage::MoeExpertUp, 1, &[2, 2, 3], &sound)]), at(1, "layer02.moe_expert_up"));
+    }
+
+    /// However the rows come in groups, also those of the calls before.
+    #[test]
+    fn positions_that_are_not_finite_are_found_in_every_group() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tiny.gguf");
+        synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(1), seed: 5 }, &mut |_, _| {}).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let table = Gguf::read(&path).unwrap().require_tensor("token_embd.weight").unwrap().offset() as usize;
+        let wrong = TOKENS[5] as usize;
+        bytes[table + 144 * wrong..][..2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+        let gguf = Arc::new(Gguf::from_vec("tiny", bytes).unwrap());
+        let options = LoadOptions { check_blocks: false, ..LoadOptions::default() };
+        let model = Model::load(gguf, Cpu::new(), options, &mut |_, _| {}).unwrap();
+        for (trace, max_batch, rows, before) in
+            [(false, 9, 2, 0), (false, 9, 1, 3), (false, 4, 3, 0), (true, 9, 2, 0), (true, 4, 4, 3), (false, 9, 9, 5)]
+        {
+            let options = ContextOptions { capacity: 32, max_batch, trace, ..ContextOptions::default() };
+            let mut context = model.context(options).unwrap();
+            context.sizes.rows = rows;
+            if before > 0 {
+                context.forward(&model, &TOKENS[..before], Logits::None).unwrap();
+            }
+            for logits in [Logits::Last, Logits::All] {
+                match context.forward(&model, &TOKENS[before..9], logits) {
+                    Err(Error::NotFinite { position: 5, point }) => {
+                        assert_eq!(point.map(|point| point.stage), trace.then_some(Stage::Embedding));
+                    }
+                    other => panic!("{before}, {rows}: {other:?}"),
+                }
+                assert_eq!(context.position(), before);
+            }
+        }
+    }
 
     /// However a call is cut into batches, and its logits into groups: the same rows, at their positions.
     #[test]

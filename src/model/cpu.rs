@@ -11,7 +11,9 @@ use std::convert::Infallible;
 use half::f16;
 use rayon::prelude::*;
 
-use super::backend::{Attention, Backend, CacheShape, CacheType, Down, NormQkv, NormRouter, RoutingShape, Swiglu};
+use super::backend::{
+    Attention, Backend, CacheShape, CacheType, Down, NO_CHOICE, NormQkv, NormRouter, RoutingShape, Swiglu,
+};
 use super::weights::Tensor;
 use crate::blocks::{BLOCK, TensorType};
 use crate::oracle::attention::{Element, Head};
@@ -483,7 +485,7 @@ impl Backend for Cpu {
 
     fn feed_back(&self, logits: &Vec<f32>, vocab: usize, input: &mut Input) -> Result<()> {
         let token = oracle::argmax::argmax(&logits[..vocab]);
-        input.choices[input.start] = token;
+        input.choices[input.start] = if logits[token as usize].is_finite() { token } else { NO_CHOICE };
         input.tokens.clear();
         input.tokens.push(token);
         input.start += 1;

@@ -19,6 +19,7 @@ pub mod backend;
 pub mod config;
 pub mod context;
 pub mod cpu;
+mod end_tokens;
 mod forward;
 pub mod gpu;
 pub mod rope_table;
@@ -29,33 +30,44 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use backend::{Backend, CacheType};
-pub use config::Config;
+pub use config::{Config, RopeScaling, Yarn};
 pub use context::{Context, ContextOptions, Logits, MemoryPlan, RecordedSteps};
+pub use end_tokens::end_tokens;
 pub use weights::{Tensor, Tensors, Weights};
 
 use crate::Result;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Override};
 
 /// How a model is loaded: [`LoadOptions::default`], and what is to be different.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LoadOptions {
     /// Check that the factors of all quantized blocks are finite, which reads the whole file. F32 tensors are always
     /// checked.
     pub check_blocks: bool,
+    /// Metadata that take the place of the file's, such as `qwen3moe.expert_used_count` or `qwen3moe.context_length`. They are
+    /// checked like the file's own.
+    pub overrides: Vec<Override>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { check_blocks: true }
+        Self { check_blocks: true, overrides: Vec::new() }
     }
 }
 
 impl LoadOptions {
     /// With or without the check of all blocks.
     #[must_use]
-    pub const fn check_blocks(mut self, check_blocks: bool) -> Self {
+    pub fn check_blocks(mut self, check_blocks: bool) -> Self {
         self.check_blocks = check_blocks;
+        self
+    }
+
+    /// With these metadata in place of the file's.
+    #[must_use]
+    pub fn overrides(mut self, overrides: Vec<Override>) -> Self {
+        self.overrides = overrides;
         self
     }
 }
@@ -77,10 +89,11 @@ impl<B: Backend> Model<B> {
     /// bytes in all.
     ///
     /// # Errors
-    /// Errors of [`Config::from_gguf`], [`Tensors::find`] and [`Weights::load`]: everything that is wrong with the file
+    /// Errors of [`Gguf::with`], [`Config::from_gguf`], [`Tensors::find`] and [`Weights::load`]: everything that is wrong with the file
     /// is said before the first weight is loaded, except for values that are not finite. [`crate::Error::OutOfMemory`],
     /// before anything is allocated, when the backend has too little memory for the weights.
     pub fn load(gguf: Arc<Gguf>, backend: B, options: LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
+        let gguf = if options.overrides.is_empty() { gguf } else { Arc::new(gguf.with(&options.overrides)?) };
         let config = Config::from_gguf(&gguf)?;
         let tensors = Tensors::find(&gguf, &config)?;
         context::check_weights(&backend, &tensors)?;

@@ -3,15 +3,19 @@
 //! A file depends on the preset, the number of layers and the seed only. It is generated in parallel and written as a
 //! stream; memory holds a few megabytes of it.
 
+mod mix;
+
 use std::path::Path;
 use std::str::FromStr;
 
 use rayon::prelude::*;
 
-use super::config::{ARCHITECTURE, Config};
-use crate::blocks::{BLOCK, SuperBlock, TensorType, bytes, with_super_block};
+use super::config::{ARCHITECTURE, Config, RopeScaling};
+use crate::blocks::{BLOCK, TensorType, Weights, bytes, with_weights};
 use crate::gguf::Header;
 use crate::{Error, Result};
+
+pub use mix::Mix;
 
 /// Standard deviation of the weights of matrices, but for those below.
 const SPREAD: f64 = 0.02;
@@ -37,17 +41,20 @@ pub enum Preset {
     Tiny,
     /// Qwen3-Coder-30B-A3B: 48 layers, 128 experts, hidden width 2048; 18.6 GB.
     Qwen3_30bA3b,
+    /// Qwen3-235B-A22B: 94 layers, 128 experts, hidden width 4096; 142 GB.
+    Qwen3_235bA22b,
 }
 
 impl Preset {
     /// Every preset.
-    pub const ALL: [Self; 2] = [Self::Tiny, Self::Qwen3_30bA3b];
+    pub const ALL: [Self; 3] = [Self::Tiny, Self::Qwen3_30bA3b, Self::Qwen3_235bA22b];
 
     /// Its name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tiny => "tiny",
             Self::Qwen3_30bA3b => "qwen3-30b-a3b",
+            Self::Qwen3_235bA22b => "qwen3-235b-a22b",
         }
     }
 
@@ -67,6 +74,7 @@ impl Preset {
                 context_length: 4096,
                 rms_eps: 1e-6,
                 rope_base: 1e6,
+                rope_scaling: RopeScaling::None,
             },
             Self::Qwen3_30bA3b => Config {
                 layers: 48,
@@ -81,6 +89,22 @@ impl Preset {
                 context_length: 262_144,
                 rms_eps: 1e-6,
                 rope_base: 1e7,
+                rope_scaling: RopeScaling::None,
+            },
+            Self::Qwen3_235bA22b => Config {
+                layers: 94,
+                hidden: 4096,
+                heads: 64,
+                kv_heads: 4,
+                head_dim: 128,
+                experts: 128,
+                top_k: 8,
+                expert_ff: 1536,
+                vocab: 151_936,
+                context_length: 40_960,
+                rms_eps: 1e-6,
+                rope_base: 1e6,
+                rope_scaling: RopeScaling::None,
             },
         }
     }
@@ -204,7 +228,7 @@ pub fn synth_with(
             Values::Router => {
                 stream_of(elements, stream, |rng| float(rng, 0.0, ROUTER_SPREAD), |v| v.as_flattened(), &mut write)
             }
-            Values::Matrix(kind, spread) => with_super_block!(
+            Values::Matrix(kind, spread) => with_weights!(
                 kind,
                 T => {
                     let block = |rng: &mut Rng| T::synthetic(&mut || rng.next(), spread);
@@ -221,6 +245,20 @@ pub fn synth_with(
     writer.finish()?;
     progress(total, total);
     Ok(total)
+}
+
+/// The same with the types of a mix.
+///
+/// # Errors
+/// Those of [`synth`].
+pub fn synth_mix(
+    path: impl AsRef<Path>,
+    options: SynthOptions,
+    mix: &Mix,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<u64> {
+    let layers = options.layers.unwrap_or_else(|| options.preset.config().layers);
+    synth_with(path, options, &|tensor, usual| mix.kind(tensor, usual, layers), progress)
 }
 
 /// Generates `count` elements, each from its own part of the random stream, and writes them in order.
@@ -378,7 +416,7 @@ mod tests {
                 let mut rng = Rng(mix(index));
                 let mut out = [0.0; 256];
                 let bits = &mut || rng.next();
-                with_super_block!(
+                with_weights!(
                     kind,
                     T => dequantize(kind, bytes(&[T::synthetic(bits, SPREAD)]), &mut out),
                     else unreachable!()
@@ -446,8 +484,20 @@ mod tests {
             context_length: 262_144,
             rms_eps: 1e-6,
             rope_base: 1e7,
+            rope_scaling: RopeScaling::None,
         };
         assert_eq!("qwen3-30b-a3b".parse::<Preset>().unwrap().config(), expected);
+        // And of Qwen3-235B-A22B.
+        let expected = Config {
+            layers: 94,
+            hidden: 4096,
+            heads: 64,
+            expert_ff: 1536,
+            context_length: 40_960,
+            rope_base: 1e6,
+            ..expected
+        };
+        assert_eq!("qwen3-235b-a22b".parse::<Preset>().unwrap().config(), expected);
     }
 
     #[test]

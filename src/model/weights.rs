@@ -1,14 +1,15 @@
 //! The tensors of a Qwen3-MoE model: handles into the file, checked against the configuration, and what a backend made
 //! of them.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::backend::Backend;
-use super::config::Config;
-use crate::blocks::{Block, Blocks, TensorType, bytes, with_blocks};
+use super::config::{self, Config};
+use crate::blocks::{Blocks, TensorType};
 use crate::gguf::{Gguf, Quoted};
 use crate::{Error, Result, sys};
 
@@ -121,16 +122,7 @@ impl Tensor {
                 let values = self.bytes().as_chunks().0;
                 values.par_iter().position_first(|&bits| !half::f16::from_le_bytes(bits).is_finite())
             }
-            _ => {
-                let Some(blocks) = self.blocks() else {
-                    return Err(Error::Invalid(format!(
-                        "tensor {}: {} bytes are no blocks",
-                        self.name,
-                        self.bytes().len()
-                    )));
-                };
-                with_blocks!(blocks, blocks => first_not_finite(blocks, self.kind.factors()))
-            }
+            kind => first_not_finite(self.bytes(), kind),
         };
         match bad {
             Some(block) => Err(Error::Model(format!("tensor {}: block {block} is not finite", self.name))),
@@ -141,18 +133,15 @@ impl Tensor {
     /// Bytes that a backend's copy takes when matrices are stored in tiles, each padded to whole tiles of rows.
     pub fn tiled_bytes(&self) -> u64 {
         let rows = self.rows.next_multiple_of(sys::KQM_TILE_ROWS as usize);
-        let blocks = self.experts * rows * (self.cols / self.kind.block_len());
-        blocks as u64 * self.kind.block_bytes() as u64
+        (self.experts * rows) as u64 * self.kind.bytes_of(self.cols) as u64
     }
 }
 
-/// The first block one of whose f16 factors, at these bytes of it, is not finite.
-fn first_not_finite<T: Block>(blocks: &[T], factors: &[usize]) -> Option<usize> {
-    let is_finite = |block: &[u8], at: usize| half::f16::from_le_bytes([block[at], block[at + 1]]).is_finite();
-    blocks.par_iter().with_min_len(4096).position_first(|block| {
-        let block = bytes(std::slice::from_ref(block));
-        factors.iter().any(|&at| !is_finite(block, at))
-    })
+/// The first block one of whose factors is not finite.
+fn first_not_finite(bytes: &[u8], kind: TensorType) -> Option<usize> {
+    let factors = kind.factors();
+    let bad = |block: &[u8]| factors.iter().any(|factor| !factor.get(block).is_finite());
+    bytes.par_chunks_exact(kind.block_bytes()).with_min_len(4096).position_first(bad)
 }
 
 impl fmt::Debug for Tensor {
@@ -237,40 +226,67 @@ impl Tensors {
     /// Finds every tensor of the model and checks its shape and type. No data is read.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::WrongShape`], [`Error::UnsupportedType`]; [`Error::Model`] for a tensor that
-    /// has no place in the model: leaving it out would compute something else.
+    /// The first of [`Self::read`].
     pub fn find(gguf: &Arc<Gguf>, config: &Config) -> Result<Self> {
-        let find = |name: &str, shape: &[usize], (kinds, supported)| Tensor::find(gguf, name, shape, kinds, supported);
+        Self::read(gguf, config).map_err(config::first)
+    }
+
+    /// Finds every tensor of the model and checks its shape and type. No data is read.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at least one and of very many those of the first layers: [`Error::MissingTensor`],
+    /// [`Error::WrongShape`], [`Error::UnsupportedType`]; [`Error::Model`] for a tensor that has no place in the model: leaving
+    /// it out would compute something else.
+    pub fn read(gguf: &Arc<Gguf>, config: &Config) -> Result<Self, Vec<Error>> {
+        let mut search = Search { gguf, known: HashSet::new(), errors: Vec::new() };
         let Config { hidden, head_dim, experts, expert_ff, vocab, .. } = *config;
         let (q_width, kv_width) = (config.q_width(), config.kv_width());
-        let layer = |number: usize| {
-            let find = |part: &str, shape: &[usize], kinds| find(&format!("blk.{number}.{part}.weight"), shape, kinds);
-            Ok(LayerTensors {
-                attn_norm: find("attn_norm", &[hidden], VECTOR)?,
-                q: find("attn_q", &[q_width, hidden], MATRIX)?,
-                k: find("attn_k", &[kv_width, hidden], MATRIX)?,
-                v: find("attn_v", &[kv_width, hidden], MATRIX)?,
-                q_norm: find("attn_q_norm", &[head_dim], VECTOR)?,
-                k_norm: find("attn_k_norm", &[head_dim], VECTOR)?,
-                attn_output: find("attn_output", &[hidden, q_width], MATRIX)?,
-                ffn_norm: find("ffn_norm", &[hidden], VECTOR)?,
-                router: find("ffn_gate_inp", &[experts, hidden], VECTOR)?,
-                gate: find("ffn_gate_exps", &[experts, expert_ff, hidden], MATRIX)?,
-                up: find("ffn_up_exps", &[experts, expert_ff, hidden], MATRIX)?,
-                down: find("ffn_down_exps", &[experts, hidden, expert_ff], MATRIX)?,
-            })
-        };
+        let embedding = search.find("token_embd.weight", &[vocab, hidden], TABLE);
+        let mut layers = Vec::new();
+        for number in 0..config.layers {
+            let mut find =
+                |part: &str, shape: &[usize], kinds| search.find(&format!("blk.{number}.{part}.weight"), shape, kinds);
+            let attn_norm = find("attn_norm", &[hidden], VECTOR);
+            let q = find("attn_q", &[q_width, hidden], MATRIX);
+            let k = find("attn_k", &[kv_width, hidden], MATRIX);
+            let v = find("attn_v", &[kv_width, hidden], MATRIX);
+            let q_norm = find("attn_q_norm", &[head_dim], VECTOR);
+            let k_norm = find("attn_k_norm", &[head_dim], VECTOR);
+            let attn_output = find("attn_output", &[hidden, q_width], MATRIX);
+            let ffn_norm = find("ffn_norm", &[hidden], VECTOR);
+            let router = find("ffn_gate_inp", &[experts, hidden], VECTOR);
+            let gate = find("ffn_gate_exps", &[experts, expert_ff, hidden], MATRIX);
+            let up = find("ffn_up_exps", &[experts, expert_ff, hidden], MATRIX);
+            let down = find("ffn_down_exps", &[experts, hidden, expert_ff], MATRIX);
+            layers.extend((|| {
+                Some(LayerTensors {
+                    attn_norm: attn_norm?,
+                    q: q?,
+                    k: k?,
+                    v: v?,
+                    q_norm: q_norm?,
+                    k_norm: k_norm?,
+                    attn_output: attn_output?,
+                    ffn_norm: ffn_norm?,
+                    router: router?,
+                    gate: gate?,
+                    up: up?,
+                    down: down?,
+                })
+            })());
+            if search.errors.len() >= MOST_ERRORS {
+                return Err(search.errors);
+            }
+        }
         let output = if gguf.tensor("output.weight").is_some() { "output.weight" } else { "token_embd.weight" };
-        let tensors = Self {
-            embedding: find("token_embd.weight", &[vocab, hidden], TABLE)?,
-            layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
-            output_norm: find("output_norm.weight", &[hidden], VECTOR)?,
-            output: find(output, &[vocab, hidden], MATRIX)?,
-        };
-        let known: std::collections::HashSet<&str> = tensors.iter().map(Tensor::name).collect();
-        match gguf.tensors().find(|tensor| !known.contains(tensor.name())) {
-            Some(tensor) => Err(Error::Model(format!("tensor {} has no place in the model", Quoted(tensor.name())))),
-            None => Ok(tensors),
+        let output_norm = search.find("output_norm.weight", &[hidden], VECTOR);
+        let output = search.find(output, &[vocab, hidden], MATRIX);
+        search.unknown();
+        match (embedding, output_norm, output) {
+            (Some(embedding), Some(output_norm), Some(output)) if search.errors.is_empty() => {
+                Ok(Self { embedding, layers, output_norm, output })
+            }
+            _ => Err(search.errors),
         }
     }
 
@@ -279,6 +295,35 @@ impl Tensors {
         [&self.embedding, &self.output_norm, &self.output]
             .into_iter()
             .chain(self.layers.iter().flat_map(LayerTensors::iter))
+    }
+}
+
+/// Files say how many layers they have, and may say millions: no more is said of what they all lack.
+const MOST_ERRORS: usize = 1200;
+
+/// Finds tensors, and notes which ones, and what is wrong with them.
+struct Search<'a> {
+    gguf: &'a Arc<Gguf>,
+    known: HashSet<String>,
+    errors: Vec<Error>,
+}
+
+impl Search<'_> {
+    fn find(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        (kinds, supported): (&[TensorType], &'static str),
+    ) -> Option<Tensor> {
+        self.known.insert(name.into());
+        Tensor::find(self.gguf, name, shape, kinds, supported).map_err(|error| self.errors.push(error)).ok()
+    }
+
+    fn unknown(&mut self) {
+        let unknown = self.gguf.tensors().filter(|tensor| !self.known.contains(tensor.name()));
+        let errors =
+            unknown.map(|tensor| Error::Model(format!("tensor {} has no place in the model", Quoted(tensor.name()))));
+        self.errors.extend(errors.take(MOST_ERRORS));
     }
 }
 

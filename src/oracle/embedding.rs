@@ -2,8 +2,8 @@
 
 use half::f16;
 
-use super::canonical;
-use crate::blocks::{BLOCK, Blocks, SuperBlock, TensorType, with_blocks};
+use super::{Matrix, canonical};
+use crate::blocks::{BLOCK, Blocks, Eight, SmallBlock, SuperBlock, TensorType, Weights, with_blocks};
 
 /// An embedding table `[vocab, cols]` in GGUF's row layout.
 #[derive(Clone, Copy, Debug)]
@@ -44,21 +44,70 @@ pub fn dequantize(kind: TensorType, row: &[u8], out: &mut [f32]) {
             let Some(blocks) = Blocks::new(kind, row) else { return };
             with_blocks!(blocks, blocks => {
                 for (block, out) in blocks.iter().zip(out.as_chunks_mut().0) {
-                    super_block(block, out);
+                    block.rounded(out);
                 }
             });
         }
     }
 }
 
+/// What becomes of a type's weights as floats.
+trait Dequantize: Weights {
+    /// In f32, rounded once where that is no number of f32.
+    fn rounded(&self, out: &mut [f32; BLOCK]);
+    /// Without any rounding.
+    fn exact(&self, out: &mut [f64; BLOCK]);
+}
+
 /// `d * (sc * q)`, which is exact, and for a type with mins that less `dmin * m`, which is exact, too: the difference rounds
 /// once.
-fn super_block<T: SuperBlock>(block: &T, out: &mut [f32; BLOCK]) {
-    let (d, dmin) = (block.d().to_f32(), block.dmin().to_f32());
-    for (index, out) in out.iter_mut().enumerate() {
-        let (j, k) = (index / T::SUB_BLOCK, index % T::SUB_BLOCK);
-        // The integers are below 2^13.
-        let product = d * (block.scale(j) * block.quant(j, k)) as f32;
-        *out = canonical(if T::MINS { product - dmin * block.min(j) as f32 } else { product });
+impl<T: SuperBlock> Dequantize for T {
+    fn rounded(&self, out: &mut [f32; BLOCK]) {
+        let (d, dmin) = (self.factor(), self.dmin().to_f32());
+        for (index, out) in out.iter_mut().enumerate() {
+            let (j, k) = (index / T::SUB_BLOCK, index % T::SUB_BLOCK);
+            // The integers are below 2^13.
+            let product = d * (self.scale(j) * self.quant(j, k)) as f32;
+            *out = canonical(if T::MINS { product - dmin * self.min(j) as f32 } else { product });
+        }
     }
+
+    fn exact(&self, out: &mut [f64; BLOCK]) {
+        let (d, dmin) = (f64::from(self.factor()), self.dmin().to_f64());
+        for (index, out) in out.iter_mut().enumerate() {
+            let (j, k) = (index / T::SUB_BLOCK, index % T::SUB_BLOCK);
+            let product = d * f64::from(self.scale(j) * self.quant(j, k));
+            *out = if T::MINS { product - dmin * f64::from(self.min(j)) } else { product };
+        }
+    }
+}
+
+/// `d * q`, and for a type with mins that plus `m`: the sum rounds once.
+impl<B: SmallBlock> Dequantize for Eight<B> {
+    fn rounded(&self, out: &mut [f32; BLOCK]) {
+        for (block, out) in self.0.iter().zip(out.as_chunks_mut::<32>().0) {
+            for (q, out) in block.quants().into_iter().zip(out) {
+                let product = block.d() * f32::from(q);
+                *out = canonical(if B::MINS { product + block.m().to_f32() } else { product });
+            }
+        }
+    }
+
+    fn exact(&self, out: &mut [f64; BLOCK]) {
+        for (block, out) in self.0.iter().zip(out.as_chunks_mut::<32>().0) {
+            for (q, out) in block.quants().into_iter().zip(out) {
+                let product = f64::from(block.d()) * f64::from(q);
+                *out = if B::MINS { product + block.m().to_f64() } else { product };
+            }
+        }
+    }
+}
+
+/// The weights of a matrix without any rounding, as many as `out` holds: a weight with a min is a difference of 54 bits at most.
+pub fn exact(w: Matrix<'_>, out: &mut [f64]) {
+    with_blocks!(w, blocks => {
+        for (block, out) in blocks.iter().zip(out.as_chunks_mut().0) {
+            block.exact(out);
+        }
+    });
 }

@@ -18,6 +18,7 @@ pub mod repack;
 pub mod residual_add;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 pub mod tree;
 
 pub use quantize::FixedBlock;

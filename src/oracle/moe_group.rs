@@ -7,7 +7,8 @@ use crate::sys;
 pub struct Groups {
     /// `[pairs]`: pair numbers, ascending by (expert, pair).
     pub order: Vec<u32>,
-    /// Work items, ascending: expert, first position in `order`, number of pairs (1 to `KQM_ITEM_PAIRS`).
+    /// Work items: expert, first position in `order`, number of pairs (1 to `KQM_ITEM_PAIRS`). First those of more than half of
+    /// `KQM_ITEM_PAIRS`, then the others, each ascending.
     pub items: Vec<[u32; 3]>,
 }
 
@@ -23,5 +24,6 @@ pub fn moe_group(indices: &[u32], experts: usize) -> Groups {
         let item = |from: usize| [expert, from as u32, step.min(end - from) as u32];
         groups.items.extend((first..end).step_by(step).map(item));
     }
+    groups.items.sort_by_key(|item| item[2] <= sys::KQM_ITEM_PAIRS / 2);
     groups
 }

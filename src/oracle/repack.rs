@@ -3,7 +3,7 @@
 //! tile are zero blocks. The layout is that of `cuda/common/tiles.cuh`.
 
 use super::Matrix;
-use crate::blocks::{self, BLOCK, Field, SuperBlock, with_blocks};
+use crate::blocks::{self, BLOCK, Field, Weights, with_blocks};
 use crate::sys;
 
 const ROWS: usize = sys::KQM_TILE_ROWS as usize;
@@ -13,7 +13,7 @@ pub fn repack(w: Matrix<'_>, cols: usize) -> Vec<u8> {
     with_blocks!(w, blocks => tiles(blocks, cols))
 }
 
-fn tiles<T: SuperBlock>(blocks: &[T], cols: usize) -> Vec<u8> {
+fn tiles<T: Weights>(blocks: &[T], cols: usize) -> Vec<u8> {
     let (in_row, size) = (cols / BLOCK, size_of::<T>());
     let rows = blocks.len() / in_row;
     let bytes = blocks::bytes(blocks);
@@ -37,7 +37,7 @@ fn tiles<T: SuperBlock>(blocks: &[T], cols: usize) -> Vec<u8> {
 
 /// Appends a field of the blocks whose bytes are `tile[byte][row]`.
 fn write(field: &Field, tile: &[[u8; ROWS]], out: &mut Vec<u8>) {
-    let bytes = &tile[field.at..][..field.bytes];
+    let bytes: Vec<[u8; ROWS]> = field.places().map(|place| tile[place]).collect();
     let Some(run) = field.run else {
         for row in 0..ROWS {
             out.extend(bytes.iter().map(|of_rows| of_rows[row]));
@@ -75,9 +75,9 @@ mod tests {
     fn tiles_keep_every_byte() {
         let (rows, in_row) = (18, 3);
         for &kind in TensorType::MATRICES {
-            let bytes = noise(rows * in_row * kind.block_bytes());
+            let bytes = noise(rows * kind.bytes_of(in_row * BLOCK));
             let tiles = repack(Matrix::new(kind, &bytes).unwrap(), in_row * BLOCK);
-            assert_eq!(tiles.len(), 2 * in_row * ROWS * kind.block_bytes());
+            assert_eq!(tiles.len(), 2 * ROWS * kind.bytes_of(in_row * BLOCK));
             let kept: Vec<u8> = tiles.into_iter().filter(|&byte| byte != 0).collect();
             assert_eq!(sorted(kept), sorted(bytes), "{kind}");
         }

@@ -1,7 +1,8 @@
 //! Random operands.
 
 use half::f16;
-use kquant_moe::blocks::{BLOCK, TensorType};
+use kquant_moe::blocks::TensorType::{IQ4XS, Q2K, Q3K, Q4K, Q5K, Q6K};
+use kquant_moe::blocks::{BLOCK, Factor, TensorType};
 use kquant_moe::device::Device;
 use kquant_moe::kernels::Matrix;
 use kquant_moe::oracle::{self, FixedBlock};
@@ -173,11 +174,45 @@ pub fn fixed_blocks(x: &[f32]) -> (Vec<FixedBlock>, Vec<kquant_moe::kernels::Fix
     (blocks, digits)
 }
 
-/// Types of three matrices: any two of them are of every pair of types.
+/// Types of three matrices: all of one type, of every type and its neighbours, and of every pair of the types that kernels choose between.
 pub fn mixes() -> Vec<[TensorType; 3]> {
-    let kinds = TensorType::MATRICES;
-    let mix = |i: usize| [i / kinds.len(), i, i / kinds.len() + i].map(|i| kinds[i % kinds.len()]);
-    (0..kinds.len() * kinds.len()).map(mix).collect()
+    let of = |kinds: &[TensorType], places: [usize; 3]| places.map(|i| kinds[i % kinds.len()]);
+    let all = TensorType::MATRICES;
+    let mut mixes: Vec<_> = (0..all.len()).flat_map(|i| [of(all, [i; 3]), of(all, [i, i + 1, i + 3])]).collect();
+    let chosen = &[Q2K, Q3K, Q4K, Q5K, Q6K, IQ4XS];
+    mixes.extend((0..2 * chosen.len()).map(|i| of(chosen, [i, i + 1 + i / chosen.len(), i + 3])));
+    mixes
+}
+
+/// 256 weights that are all this factor, times integers of 1.
+fn equal_weights(kind: TensorType, factor: f16) -> Vec<u8> {
+    let d = factor.to_le_bytes();
+    // Bytes and how often they come.
+    let parts: &[(&[u8], usize)] = match kind {
+        // Scales of 1, mins of 0, quants of 1.
+        TensorType::Q2K => &[(&[1], 16), (&[0x55], 64), (&d, 1), (&[0, 0], 1)],
+        // Quants of 4 + 1, scales of 32 + 1.
+        TensorType::Q3K => &[(&[0xff], 32), (&[0x55], 64), (&[0x11], 8), (&[0xaa], 4), (&d, 1)],
+        // Scales of 1, mins of 0, quants of 1.
+        TensorType::Q4K => &[(&d, 1), (&[0, 0], 1), (&[1], 4), (&[0], 4), (&[1], 4), (&[0x11], 128)],
+        // The same without fifth bits.
+        TensorType::Q5K => &[(&d, 1), (&[0, 0], 1), (&[1], 4), (&[0], 4), (&[1], 4), (&[0], 32), (&[0x11], 128)],
+        // Quants of 32 + 1, scales of 1.
+        TensorType::Q6K => &[(&[0x11], 128), (&[0xaa], 64), (&[1], 16), (&d, 1)],
+        // Quants of 1, and offsets of 0.
+        TensorType::Q4_0 => &[(&d, 1), (&[0x99], 16)],
+        TensorType::Q4_1 => &[(&d, 1), (&[0, 0], 1), (&[0x11], 16)],
+        TensorType::Q5_0 => &[(&d, 1), (&[0xff], 4), (&[0x11], 16)],
+        TensorType::Q5_1 => &[(&d, 1), (&[0, 0], 1), (&[0], 4), (&[0x11], 16)],
+        TensorType::Q8_0 => &[(&d, 1), (&[1], 32)],
+        TensorType::IQ4NL => &[(&d, 1), (&[0x88], 16)],
+        // Scales of 32 + 1, quants whose value is 1.
+        TensorType::IQ4XS => &[(&d, 1), (&[0xaa], 2), (&[0x11], 4), (&[0x88], 128)],
+        other => unreachable!("{other}"),
+    };
+    let block: Vec<u8> = parts.iter().flat_map(|(bytes, times)| bytes.repeat(*times)).collect();
+    assert_eq!(block.len(), kind.block_bytes(), "{kind}");
+    block.repeat(BLOCK / kind.block_len())
 }
 
 /// Quantized matrices `[experts][rows, cols]` in GGUF's layout.
@@ -193,18 +228,17 @@ pub struct Weights {
 impl Weights {
     /// Random bits in every field. Scales are of the size that models have; a few are zero, tiny or the largest ones.
     pub fn random(random: &mut Random, kind: TensorType, experts: usize, rows: usize, cols: usize) -> Self {
-        let size = kind.block_bytes();
         let mut bytes: Vec<u8> =
-            (0..experts * rows * (cols / BLOCK) * size).map(|_| (random.bits() >> 32) as u8).collect();
-        for block in bytes.chunks_exact_mut(size) {
-            for &at in kind.factors() {
+            (0..experts * rows * kind.bytes_of(cols)).map(|_| (random.bits() >> 32) as u8).collect();
+        for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+            for factor in kind.factors() {
                 let scale = match random.below(64) {
                     0 => f16::from_f32(0.0),
                     1 => f16::from_bits(random.bits() as u16 & 0x83ff),
                     2 => f16::MAX,
                     _ => f16::from_f32(0.01 * random.gaussian()),
                 };
-                block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+                factor.set(block, scale);
             }
         }
         Self { kind, experts, rows, cols, bytes }
@@ -224,29 +258,7 @@ impl Weights {
         for _ in 0..experts {
             for &factor in &factors {
                 for _ in 0..cols / BLOCK {
-                    match kind {
-                        // Scales of 1, mins of 0, quants of 1.
-                        TensorType::Q4K => {
-                            bytes.extend([factor.to_le_bytes(), [0, 0]].concat());
-                            bytes.extend([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]);
-                            bytes.extend([0x11; 128]);
-                        }
-                        // The same without fifth bits.
-                        TensorType::Q5K => {
-                            bytes.extend([factor.to_le_bytes(), [0, 0]].concat());
-                            bytes.extend([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]);
-                            bytes.extend([0; 32]);
-                            bytes.extend([0x11; 128]);
-                        }
-                        // Quants of 32 + 1, scales of 1.
-                        TensorType::Q6K => {
-                            bytes.extend([0x11; 128]);
-                            bytes.extend([0xaa; 64]);
-                            bytes.extend([1; 16]);
-                            bytes.extend(factor.to_le_bytes());
-                        }
-                        other => unreachable!("{other}"),
-                    }
+                    bytes.extend(equal_weights(kind, factor));
                 }
             }
         }
@@ -268,10 +280,10 @@ impl Weights {
 
     /// Random bits in every field, but for factors that are finite: as `tests/data/pins.py` has it.
     pub fn pinned(random: &mut Random, kind: TensorType, rows: usize, cols: usize) -> Self {
-        let size = kind.block_bytes();
-        let mut bytes: Vec<u8> = (0..rows * (cols / BLOCK) * size).map(|_| (random.bits() >> 32) as u8).collect();
-        for block in bytes.chunks_exact_mut(size) {
-            for &place in kind.factors() {
+        let mut bytes: Vec<u8> = (0..rows * kind.bytes_of(cols)).map(|_| (random.bits() >> 32) as u8).collect();
+        for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+            for &factor in kind.factors() {
+                let Factor::Half(place) = factor else { continue };
                 block[place + 1] &= 0xbf;
             }
         }
@@ -279,17 +291,17 @@ impl Weights {
     }
 
     /// Puts a NaN into each factor of a row's last block: of row 1 of every expert into the first factor, of row 2 into the last one, with
-    /// another payload in each expert.
-    pub fn spoil(&mut self) {
-        let (size, in_row) = (self.kind.block_bytes(), self.cols / BLOCK);
+    /// another payload in each expert. Whether the type's factors can be NaNs.
+    pub fn spoil(&mut self) -> bool {
+        let (size, row_bytes) = (self.kind.block_bytes(), self.kind.bytes_of(self.cols));
         let factors = self.kind.factors();
         for expert in 0..self.experts {
-            for (row, place) in [(1, factors[0]), (2, factors[factors.len() - 1])] {
-                let block = (expert * self.rows + row) * in_row + in_row - 1;
-                let nan = HALF_NANS[(expert + row) % HALF_NANS.len()];
-                self.bytes[block * size + place..][..2].copy_from_slice(&nan.to_le_bytes());
+            for (row, factor) in [(1, factors[0]), (2, factors[factors.len() - 1])] {
+                let end = (expert * self.rows + row + 1) * row_bytes;
+                factor.set(&mut self.bytes[end - size..end], HALF_NANS[(expert + row) % HALF_NANS.len()]);
             }
         }
+        !matches!(factors[0], Factor::Exponent(_))
     }
 
     /// Bytes of one expert's matrix.

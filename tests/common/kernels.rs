@@ -22,6 +22,8 @@ pub use devices::{cuda_device, emulated_device};
 pub use emulated::EmulatedDevice;
 pub use memory::{Output, input};
 
+use kquant_moe::blocks::TensorType;
+
 /// How large the shapes may be: small for the emulation, full for a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
@@ -37,6 +39,16 @@ impl Size {
             shapes.extend_from_slice(large);
         }
         shapes
+    }
+
+    /// The types of matrices for case number `turn`: all of them on a GPU; on the emulation two that most files have, and of the others one of
+    /// each `step`, so that all of them come within as many cases.
+    pub fn kinds(self, turn: usize, step: usize) -> Vec<TensorType> {
+        let all = TensorType::MATRICES.iter().copied().enumerate();
+        let usual = [TensorType::Q4K, TensorType::Q6K];
+        let comes =
+            |(i, kind): &(usize, TensorType)| self == Self::Full || usual.contains(kind) || i % step == turn % step;
+        all.filter(comes).map(|(_, kind)| kind).collect()
     }
 }
 

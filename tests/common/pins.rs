@@ -47,6 +47,16 @@ impl Pin {
         self.0[field].as_i64().unwrap_or_else(|| panic!("{field} is no number")) as i32
     }
 
+    /// A number that an f64 has.
+    pub fn float(&self, field: &str) -> f64 {
+        self.0[field].as_f64().unwrap_or_else(|| panic!("{field} is no number"))
+    }
+
+    pub fn numbers(&self, field: &str) -> Vec<usize> {
+        let numbers = self.0[field].as_array().unwrap_or_else(|| panic!("{field} is no list"));
+        numbers.iter().map(|number| number.as_u64().unwrap() as usize).collect()
+    }
+
     pub fn seed(&self) -> u64 {
         self.number("seed") as u64
     }

@@ -48,17 +48,16 @@ impl Random {
         half::f16::from_f64(sign * size * (0.5 + self.uniform())).to_le_bytes()
     }
 
-    /// Blocks of any type, with any bits but for factors of a size that gives every type weights of about the same size.
+    /// Blocks of any type for `count` times 256 weights, with any bits but for factors of a size that gives every type weights of about the same size.
     pub fn blocks(&mut self, kind: TensorType, count: usize) -> Vec<u8> {
         match kind {
             TensorType::Q4K => self.q4_k(count),
             TensorType::Q6K => self.q6_k(count),
             _ => {
-                let size = kind.block_bytes();
-                let mut bytes = self.bytes(size * count);
-                for block in bytes.chunks_exact_mut(size) {
-                    for &at in kind.factors() {
-                        block[at..at + 2].copy_from_slice(&self.factor(1e-4));
+                let mut bytes = self.bytes(count * kind.bytes_of(256));
+                for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+                    for factor in kind.factors() {
+                        factor.set(block, half::f16::from_le_bytes(self.factor(1e-4)));
                     }
                 }
                 bytes

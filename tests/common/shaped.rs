@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kquant_moe::blocks::TensorType::{self, F32, Q4K, Q6K};
 use kquant_moe::gguf::{Gguf, Header};
-use kquant_moe::model::Config;
+use kquant_moe::model::{Config, RopeScaling};
 
 use super::random::Random;
 

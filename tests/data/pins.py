@@ -553,6 +553,81 @@ def rope():
     return dict(zip(("x0", "x1", "cos", "sin", "y0", "y1"), map(hex32, (x0, x1, c, s, y0, y1))))
 
 
+# Tables of RoPE, in decimal numbers of 60 digits.
+
+D = Decimal
+
+
+@functools.cache
+def pi():
+    """Machin's formula."""
+    def arctangent(n):
+        total, power, k = D(0), D(1) / n, 0
+        while power > D(10) ** -65:
+            total += power / (2 * k + 1) * (-1) ** k
+            power, k = power / (n * n), k + 1
+        return total
+    return 4 * (4 * arctangent(5) - arctangent(239))
+
+
+def sine(x):
+    x %= 2 * pi()
+    total, term, k = D(0), x, 1
+    while abs(term) > D(10) ** -58:
+        total += term
+        term *= -x * x / ((k + 1) * (k + 2))
+        k += 2
+    return total
+
+
+def rope_row(case, position):
+    """Cosine and sine of each pair, one behind the other."""
+    dim, base = case["head_dim"], D(case["base"])
+    frequencies = [(base.ln() * D(-2 * i) / D(dim)).exp() for i in range(dim // 2)]
+    size = D(1)
+    if case["type"] == "linear":
+        frequencies = [frequency / D(case["factor"]) for frequency in frequencies]
+    if case["type"] == "yarn":
+        factor = D(case["factor"])
+
+        def pair(turns):
+            return dim * (D(case["original_context"]) / (D(turns) * 2 * pi())).ln() / (2 * base.ln())
+
+        low = max(math.floor(pair(case["beta_fast"])), 0)
+        high = min(math.ceil(pair(case["beta_slow"])), dim - 1)
+        width = max(D(high - low), D(0.001))
+        for i in range(dim // 2):
+            share = min(max((i - low) / width, D(0)), D(1))
+            frequencies[i] = frequencies[i] / factor * share + frequencies[i] * (1 - share)
+        size = D(case["attn_factor"]) * (1 + D("0.1") * factor.ln())
+    row = []
+    for frequency in frequencies:
+        angle = position * frequency
+        row += [f32(F(size * sine(angle + pi() / 2))), f32(F(size * sine(angle)))]
+    return row
+
+
+def rope_tables():
+    def yarn(head_dim, base, factor, original_context, beta_fast=32.0, beta_slow=1.0, attn_factor=1.0):
+        return {"type": "yarn", "head_dim": head_dim, "base": base, "factor": factor, "original_context": original_context,
+                "beta_fast": beta_fast, "beta_slow": beta_slow, "attn_factor": attn_factor}
+    cases = [
+        {"type": "none", "head_dim": 128, "base": 1e6},
+        {"type": "linear", "head_dim": 64, "base": 1e4, "factor": 4.0},
+        {"type": "linear", "head_dim": 64, "base": 1e4, "factor": 0.75},
+        # Files of 128K positions.
+        yarn(128, 1e6, 4.0, 32768),
+        yarn(64, 1e4, 2.5, 4096, 16.0, 2.0, 1.5),
+        yarn(64, 1e4, 1.0, 2048),
+        # Every pair turns less often than beta_fast, or more often than beta_slow, and both are in the wrong order.
+        yarn(64, 1e4, 4.0, 64),
+        yarn(64, 1.5, 4.0, 1 << 24),
+        yarn(64, 1e4, 3.0, 4096, 1.0, 32.0),
+    ]
+    positions = [0, 1, 2, 37, 1000]
+    return [case | {"positions": positions, "rows": hex32([x for at in positions for x in rope_row(case, at)])} for case in cases]
+
+
 # Attention.
 
 def scale_of(head_dim):
@@ -994,6 +1069,7 @@ def main():
         "norms": norms(),
         "norm_values": norm_values(),
         "rope": rope(),
+        "rope_tables": rope_tables(),
         "scales": [{"head_dim": d, "scale": hex32([scale_of(d)])} for d in (8, 16, 32, 64, 80, 96, 128, 160, 192, 256)],
         "attention": attention_rows(),
         "denominators": denominators() + quotients(),

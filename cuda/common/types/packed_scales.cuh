@@ -41,29 +41,19 @@ struct KqmScalesAndMins {
   __device__ __forceinline__ void finish(const Activations &x, const int32_t (&sum)[Activations::Columns::products][4],
                                          int lane, double (&v)[Activations::Columns::results]) const {
     typedef typename Activations::Columns Columns;
-    long long t[Columns::results], m[Columns::results];
+    long long t[Columns::results];
+    double m[Columns::results];
     Columns::join(sum, lane, t);
     KQM_UNROLL
     for (int i = 0; i < Columns::results; i++) {
       const float d = kqm_half_to_float(uint16_t(Columns::of_row(i, head0, head8, lane)));
       v[i] = double(TIMES == 1 ? d : __fmul_rn(d, 1.0f / TIMES)) * double(t[i]);
     }
-    // M is a product, too: mins times the planes' sums, low and high digits apart.
-    int32_t min_sum[Columns::products][4];
-    KQM_UNROLL
-    for (int p = 0; p < Columns::products; p++) {
-      int32_t low[4] = {}, high[4] = {};
-      kqm_mma_m16n8k16(low, min0, min8, x.sum_low(p));
-      kqm_mma_m16n8k16(high, min0, min8, x.sum_high(p));
-      // |low + 256 high| <= 8 * 63 * 4096 < 2^21.
-      KQM_UNROLL
-      for (int i = 0; i < 4; i++) min_sum[p][i] = low[i] + 256 * high[i];
-    }
-    Columns::join_small(min_sum, lane, m);
+    Columns::min_sums(x, min0, min8, lane, m);
     KQM_UNROLL
     for (int i = 0; i < Columns::results; i++) {
       const uint32_t head = Columns::of_row(i, head0, head8, lane);
-      v[i] = fma(-double(kqm_half_to_float(uint16_t(head >> 16))), double(m[i]), v[i]);
+      v[i] = fma(-double(kqm_half_to_float(uint16_t(head >> 16))), m[i], v[i]);
     }
   }
 };

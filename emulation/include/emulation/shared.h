@@ -29,6 +29,9 @@ void write_shared(const shared_piece &piece, int64_t index, const void *value, u
 void *atomic_shared(const shared_piece &piece, int64_t index, uint32_t bytes, const char *file, int line);
 void async_copy(const shared_piece &piece, int64_t index, const void *source, uint32_t bytes, const char *file, int line);
 void async_commit();
+void barrier_make(const shared_piece &piece, int64_t index, uint32_t warps, const char *file, int line);
+void barrier_arrive(const shared_piece &piece, int64_t index, const char *file, int line);
+void barrier_wait(const shared_piece &piece, int64_t index, uint32_t parity, const char *file, int line);
 void async_wait(uint32_t newest, const char *file, int line);
 
 // An index that notes where it was written: operator[] itself cannot have default arguments.
@@ -135,10 +138,32 @@ static inline void kqm_async_copy_16(const kqm_emulation::shared_array<T> &array
                                      KQM_EMULATION_HERE) {
   kqm_emulation::async_copy(array, index, source, 16, file, line);
 }
+template <class T>
+static inline void kqm_async_copy_4(const kqm_emulation::shared_array<T> &array, int64_t index, const void *source,
+                                    KQM_EMULATION_HERE) {
+  kqm_emulation::async_copy(array, index, source, 4, file, line);
+}
 static inline void kqm_async_commit() { kqm_emulation::async_commit(); }
 template <int Newest> static inline void kqm_async_wait(KQM_EMULATION_HERE) {
   static_assert(Newest >= 0, "a count of groups");
   kqm_emulation::async_wait(Newest, file, line);
 }
+
+template <class T>
+static inline void kqm_barrier_make(const kqm_emulation::shared_array<T> &array, int64_t index, uint32_t warps,
+                                    KQM_EMULATION_HERE) {
+  kqm_emulation::barrier_make(array, index, warps, file, line);
+}
+static inline void kqm_barriers_made() {}
+template <class T>
+static inline void kqm_barrier_arrive(const kqm_emulation::shared_array<T> &array, int64_t index, KQM_EMULATION_HERE) {
+  kqm_emulation::barrier_arrive(array, index, file, line);
+}
+template <class T>
+static inline void kqm_barrier_wait(const kqm_emulation::shared_array<T> &array, int64_t index, uint32_t parity,
+                                    KQM_EMULATION_HERE) {
+  kqm_emulation::barrier_wait(array, index, parity, file, line);
+}
+static inline void kqm_async_copies_for_products() {}
 
 #endif

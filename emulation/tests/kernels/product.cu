@@ -32,6 +32,15 @@ __global__ void product_k16(const uint32_t *a, const uint32_t *b, int32_t *d) {
   for (int i = 0; i < 4; i++) d[4 * lane + i] = sums[i];
 }
 
+__global__ void product_signed(const uint32_t *a, const uint32_t *b, int32_t *d) {
+  const uint32_t lane = threadIdx.x;
+  int32_t sums[4];
+  for (int i = 0; i < 4; i++) sums[i] = d[4 * lane + i];
+  kqm_mma_m16n8k32_signed(sums, a[4 * lane], a[4 * lane + 1], a[4 * lane + 2], a[4 * lane + 3], b[2 * lane],
+                          b[2 * lane + 1]);
+  for (int i = 0; i < 4; i++) d[4 * lane + i] = sums[i];
+}
+
 // The same product again and again, to measure how long one takes.
 __global__ void many_products(int32_t *d, uint32_t count) {
   int32_t sums[4] = {0, 0, 0, 0};
@@ -46,6 +55,9 @@ KQM_EMULATION_EXPORT int32_t test_product(const uint8_t *weights, const int8_t *
 }
 KQM_EMULATION_EXPORT int32_t test_product_k16(const uint32_t *a, const uint32_t *b, int32_t *d) {
   return KQM_LAUNCH(product_k16, 1, 32, 0, nullptr, a, b, d);
+}
+KQM_EMULATION_EXPORT int32_t test_product_signed(const uint32_t *a, const uint32_t *b, int32_t *d) {
+  return KQM_LAUNCH(product_signed, 1, 32, 0, nullptr, a, b, d);
 }
 KQM_EMULATION_EXPORT int32_t test_many_products(int32_t *d, uint32_t count) {
   return KQM_LAUNCH(many_products, 1, 32, 0, nullptr, d, count);

@@ -1,11 +1,12 @@
-//! Products of rows of K-quant blocks with activations, fast.
+//! Products of rows of quantized blocks with activations, fast.
 //!
 //! The oracle's sums are exact integers, so any order gives them. Here an activation X is split into three balanced
 //! 16-bit parts, `X = low + 2^16 middle + 2^32 high`, and a weight with its sub-block's scale is an integer of 16 bits too:
 //! the products are the multiply-adds of pairs of 16-bit integers that every x86-64 with AVX2 does 16 at a time. What is
 //! not an exact integer is done as the oracle does it.
 
-use crate::blocks::{BLOCK, SuperBlock, with_blocks};
+use crate::blocks::{BLOCK, Eight, SmallBlock, SuperBlock, Weights, with_blocks};
+use crate::oracle::matvec::join;
 use crate::oracle::tree::TreeSum;
 use crate::oracle::{FixedBlock, Matrix, canonical};
 
@@ -14,14 +15,15 @@ use crate::oracle::{FixedBlock, Matrix, canonical};
 pub struct SplitBlock {
     /// Low, middle and high parts.
     parts: [[i16; BLOCK]; 3],
-    /// Sums of the sub-blocks of 32, exact.
-    sums: [f64; 8],
+    /// Sums of the sub-blocks of 16 and of 32, exact.
+    sums_of_16: [f64; 16],
+    sums_of_32: [f64; 8],
     unit: f64,
 }
 
 impl SplitBlock {
     /// The block of 256 activations of 0.
-    pub const ZERO: Self = Self { parts: [[0; BLOCK]; 3], sums: [0.0; 8], unit: 0.0 };
+    pub const ZERO: Self = Self { parts: [[0; BLOCK]; 3], sums_of_16: [0.0; 16], sums_of_32: [0.0; 8], unit: 0.0 };
 }
 
 impl From<&FixedBlock> for SplitBlock {
@@ -34,37 +36,111 @@ impl From<&FixedBlock> for SplitBlock {
             rest = std::array::from_fn(|k| (rest[k] - i64::from(part[k])) >> 16);
             part
         });
-        let sum = |x: &[i64; 32]| x.iter().sum::<i64>() as f64;
-        let sub_blocks = block.x.as_chunks().0;
-        Self { parts, sums: std::array::from_fn(|j| sum(&sub_blocks[j])), unit: block.unit }
+        let sub_blocks = block.x.as_chunks::<16>().0;
+        let sums: [i64; 16] = std::array::from_fn(|j| sub_blocks[j].iter().sum());
+        Self {
+            parts,
+            sums_of_16: sums.map(|sum| sum as f64),
+            sums_of_32: std::array::from_fn(|j| (sums[2 * j] + sums[2 * j + 1]) as f64),
+            unit: block.unit,
+        }
     }
 }
 
+/// A type's 256 weights as the products want them.
+trait Unpack: Weights {
+    type Unpacked: Default + Clone;
+
+    fn unpack(&self, to: &mut Self::Unpacked);
+
+    /// v of `docs/arithmetic.md`, with `dot` for the integer sums over 256 weights.
+    fn v(w: &Self::Unpacked, x: &SplitBlock, dot: impl Fn(&[i16; BLOCK], &SplitBlock) -> i64) -> f64;
+}
+
 /// Integer weights of a super-block with what turns an integer sum into its contribution.
-struct Unpacked {
+#[derive(Clone)]
+struct Scaled {
     /// `scale * quant`, at most 4096 in size.
     weights: [i16; BLOCK],
     d: f64,
     dmin: f64,
-    /// Mins of the sub-blocks of 32; all 0 in a type without.
-    mins: [f64; 8],
+    /// Mins of the sub-blocks, as many as there are; all 0 in a type without.
+    mins: [f64; 16],
 }
 
-impl Unpacked {
-    const ZERO: Self = Self { weights: [0; BLOCK], d: 0.0, dmin: 0.0, mins: [0.0; 8] };
+impl Default for Scaled {
+    fn default() -> Self {
+        Self { weights: [0; BLOCK], d: 0.0, dmin: 0.0, mins: [0.0; 16] }
+    }
+}
+
+impl<T: SuperBlock> Unpack for T {
+    type Unpacked = Scaled;
 
     #[inline(always)]
-    fn set<T: SuperBlock>(&mut self, block: &T) {
-        block.scaled_quants(&mut self.weights);
-        self.d = block.d().to_f64();
+    fn unpack(&self, to: &mut Scaled) {
+        self.scaled_quants(&mut to.weights);
+        to.d = f64::from(self.factor());
         if T::MINS {
-            // A sub-block of 16 has a sum of its own, which nobody has made yet.
-            const { assert!(!T::MINS || T::SUB_BLOCK == 32) };
-            self.dmin = block.dmin().to_f64();
-            for (j, min) in self.mins.iter_mut().enumerate() {
-                *min = f64::from(block.min(j));
+            to.dmin = self.dmin().to_f64();
+            for (j, min) in to.mins[..BLOCK / T::SUB_BLOCK].iter_mut().enumerate() {
+                *min = f64::from(self.min(j));
             }
         }
+    }
+
+    #[inline(always)]
+    fn v(w: &Scaled, x: &SplitBlock, dot: impl Fn(&[i16; BLOCK], &SplitBlock) -> i64) -> f64 {
+        let v = w.d * dot(&w.weights, x) as f64;
+        if !T::MINS {
+            return v;
+        }
+        // Integers below 2^53 throughout: exact in any order.
+        let sums: &[f64] = if T::SUB_BLOCK == 32 { &x.sums_of_32 } else { &x.sums_of_16 };
+        let m: f64 = w.mins.iter().zip(sums).map(|(min, sum)| min * sum).sum();
+        (-w.dmin).mul_add(m, v)
+    }
+}
+
+/// Eight blocks of integer weights with their factors.
+#[derive(Clone)]
+struct Factored {
+    weights: [i16; BLOCK],
+    d: [f64; 8],
+    m: [f64; 8],
+}
+
+impl Default for Factored {
+    fn default() -> Self {
+        Self { weights: [0; BLOCK], d: [0.0; 8], m: [0.0; 8] }
+    }
+}
+
+impl<B: SmallBlock> Unpack for Eight<B> {
+    type Unpacked = Factored;
+
+    #[inline(always)]
+    fn unpack(&self, to: &mut Factored) {
+        for (j, (block, weights)) in self.0.iter().zip(to.weights.as_chunks_mut::<32>().0).enumerate() {
+            *weights = block.quants().map(i16::from);
+            to.d[j] = f64::from(block.d());
+            to.m[j] = block.m().to_f64();
+        }
+    }
+
+    #[inline(always)]
+    fn v(w: &Factored, x: &SplitBlock, _: impl Fn(&[i16; BLOCK], &SplitBlock) -> i64) -> f64 {
+        let weights = w.weights.as_chunks::<32>().0;
+        let parts = x.parts.each_ref().map(|part| part.as_chunks::<32>().0);
+        let v: [f64; 8] = std::array::from_fn(|j| {
+            // 32 products of 8 and 16 bits.
+            let [low, middle, high] = parts
+                .map(|part| weights[j].iter().zip(&part[j]).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum::<i32>());
+            let t = i64::from(low) + (i64::from(middle) << 16) + (i64::from(high) << 32);
+            let v = w.d[j] * t as f64;
+            if B::MINS { w.m[j].mul_add(x.sums_of_32[j], v) } else { v }
+        });
+        join(v)
     }
 }
 
@@ -128,29 +204,23 @@ const TILE: usize = 16;
 
 /// `out[row][token] = w[row] x[token]`, with `dot` for the integer sums.
 #[inline(always)]
-fn rows<T: SuperBlock>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32], dot: impl Fn(&[i16; BLOCK], &SplitBlock) -> i64) {
+fn rows<T: Unpack>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32], dot: impl Fn(&[i16; BLOCK], &SplitBlock) -> i64) {
     let (tokens, blocks) = (x.len(), x[0].len());
     // A single token reads the weights in the order of memory.
     let tile = if tokens == 1 { 1 } else { TILE };
-    let mut unpacked = [const { Unpacked::ZERO }; TILE];
+    let mut unpacked = vec![T::Unpacked::default(); tile];
     let mut sums = vec![TreeSum::default(); tile * tokens];
     for (w, out) in w.chunks(tile * blocks).zip(out.chunks_mut(tile * tokens)) {
         sums.fill(TreeSum::default());
         let in_tile = w.len() / blocks;
         for block in 0..blocks {
             for (row, unpacked) in unpacked[..in_tile].iter_mut().enumerate() {
-                unpacked.set(&w[row * blocks + block]);
+                w[row * blocks + block].unpack(unpacked);
             }
             for (token, x) in x.iter().enumerate() {
                 let x = &x[block];
                 for (row, w) in unpacked[..in_tile].iter().enumerate() {
-                    let mut v = w.d * dot(&w.weights, x) as f64;
-                    if T::MINS {
-                        // Integers below 2^53 throughout: exact in any order.
-                        let m: f64 = w.mins.iter().zip(&x.sums).map(|(min, sum)| min * sum).sum();
-                        v = (-w.dmin).mul_add(m, v);
-                    }
-                    sums[row * tokens + token].add(x.unit * v);
+                    sums[row * tokens + token].add(x.unit * T::v(w, x, &dot));
                 }
             }
         }
@@ -162,11 +232,11 @@ fn rows<T: SuperBlock>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32], dot: impl 
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn rows_avx2<T: SuperBlock>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32]) {
+fn rows_avx2<T: Unpack>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32]) {
     rows(w, x, out, |weights, x| integer_dot_avx2(weights, x));
 }
 
-fn rows_of<T: SuperBlock>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32]) {
+fn rows_of<T: Unpack>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         // SAFETY: the CPU has the features.
@@ -186,6 +256,8 @@ pub fn product(w: Matrix<'_>, first: usize, x: &[&[SplitBlock]], out: &mut [f32]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::f16;
+
     use crate::blocks::TensorType;
 
     fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -234,15 +306,16 @@ mod tests {
     fn equals_the_oracle() {
         let (rows, in_row) = (19, 5);
         for (seed, &kind) in TensorType::MATRICES.iter().enumerate() {
-            let size = kind.block_bytes();
-            let mut bytes = noise(rows * in_row * size, seed as u64 + 1);
-            for (row, blocks) in bytes.chunks_exact_mut(in_row * size).enumerate() {
-                for block in blocks.chunks_exact_mut(size) {
+            let row_bytes = kind.bytes_of(in_row * BLOCK);
+            let mut bytes = noise(rows * row_bytes, seed as u64 + 1);
+            for (row, blocks) in bytes.chunks_exact_mut(row_bytes).enumerate() {
+                for block in blocks.chunks_exact_mut(kind.block_bytes()) {
                     if row < 2 {
                         block.fill([0, 0xff][row]);
                     }
-                    for &at in kind.factors() {
-                        block[at + 1] &= 0x3f;
+                    for &factor in kind.factors() {
+                        let size = f16::from_f32(0.01 + factor.get(block).abs().min(0.1));
+                        factor.set(block, if row % 2 == 0 { size } else { -size });
                     }
                 }
             }
