@@ -26,8 +26,9 @@ use std::{
 
 /// The first release that compiles for sm_120, one of the default targets.
 const OLDEST_NVCC: Version = Version(12, 8);
-/// Ada and consumer Blackwell: the cards the kernels are tuned for.
-const DEFAULT_ARCHS: [u32; 2] = [89, 120];
+/// Ada, Hopper with its warpgroups, and consumer Blackwell: the cards the kernels are tuned for.
+const DEFAULT_ARCHS: [Arch; 3] =
+    [Arch { number: 89, specific: false }, Arch { number: 90, specific: true }, Arch { number: 120, specific: false }];
 /// `mma.m16n8k32` with s8 operands exists from here on.
 const OLDEST_ARCH: u32 = 80;
 /// Every variable that changes what is compiled or with what.
@@ -89,7 +90,8 @@ fn run(cuda_dir: &Path) -> Result<()> {
     };
     // For dependents (`links`): DEP_KQUANT_MOE_INCLUDE and DEP_KQUANT_MOE_ARCHS, empty without CUDA.
     println!("cargo::metadata=include={}", cuda_dir.display());
-    println!("cargo::metadata=archs={}", built.as_ref().map_or("", |b| &b.archs));
+    let archs = built.as_ref().map_or(Vec::new(), |b| b.archs.code.iter().map(Arch::to_string).collect());
+    println!("cargo::metadata=archs={}", archs.join(","));
     // For tests/sass.rs.
     println!("cargo::rustc-env=KQUANT_MOE_CUDA_LIB={}", built.as_ref().map_or("", |b| &b.library));
     println!("cargo::rustc-env=KQUANT_MOE_CUDA_BIN={}", built.as_ref().map_or("", |b| &b.bin));
@@ -103,12 +105,15 @@ fn run(cuda_dir: &Path) -> Result<()> {
 /// to nobody, so the reason has to be in the program.
 fn write_constant(built: std::result::Result<&Built, &String>) -> Result<()> {
     let value = match built {
-        Ok(built) => format!(
-            "Ok(CudaBuild {{ nvcc: {:?}, targets: &[{}], ptx: {} }})",
-            built.version.to_string(),
-            built.archs,
-            built.ptx
-        ),
+        Ok(built) => {
+            let target = |arch: &Arch| format!("Target {{ capability: {}, specific: {} }}", arch.number, arch.specific);
+            format!(
+                "Ok(CudaBuild {{ nvcc: {:?}, targets: &[{}], ptx: {} }})",
+                built.version.to_string(),
+                built.archs.code.iter().map(target).collect::<Vec<_>>().join(", "),
+                built.archs.ptx
+            )
+        }
         Err(reason) => format!("Err({reason:?})"),
     };
     let text = format!(
@@ -298,35 +303,41 @@ impl Toolkit {
     }
 
     /// The targets to compile for, each known to this `nvcc`.
-    fn archs(&self) -> Result<Vec<u32>> {
-        let mut archs = DEFAULT_ARCHS.to_vec();
+    fn archs(&self) -> Result<Archs> {
+        // Without a list also PTX for cards that are older than those that the kernels are tuned for.
+        let (mut code, mut ptx) = (DEFAULT_ARCHS.to_vec(), OLDEST_ARCH);
         if let Some(list) = variable("KQUANT_MOE_CUDA_ARCHS") {
             let wrong = |item: &str| {
                 format!(
                     "KQUANT_MOE_CUDA_ARCHS is \"{list}\", and \"{item}\" is not a compute capability from {OLDEST_ARCH} \
-                     on; it must look like 89,90,120"
+                     on; it must look like 89,90a,120"
                 )
             };
-            archs = list
+            code = list
                 .split(',')
                 .map(str::trim)
-                .map(|item| item.parse().ok().filter(|&arch| arch >= OLDEST_ARCH).ok_or_else(|| wrong(item)))
+                .map(|item| Arch::parse(item).ok_or_else(|| wrong(item)))
                 .collect::<Result<_>>()?;
-            archs.sort_unstable();
-            archs.dedup();
+            code.sort_unstable();
+            code.dedup();
+            ptx = code[0].number;
+        }
+        // A card takes whichever of two codes its driver likes, and only one has warpgroups.
+        if let Some(arch) = code.windows(2).find(|pair| pair[0].number == pair[1].number) {
+            return Err(format!("KQUANT_MOE_CUDA_ARCHS names {} and {}: one of them is enough", arch[0], arch[1]));
         }
         let known = output_of(&self.nvcc, &["--list-gpu-code"])?;
-        for arch in &archs {
-            if !known.split_whitespace().any(|code| code == format!("sm_{arch}")) {
+        for arch in &code {
+            if !known.split_whitespace().any(|code| code == format!("sm_{}", arch.number)) {
                 return Err(format!(
                     "{} (CUDA {}) does not compile for sm_{arch}; {}. Use that, or set KQUANT_MOE_CUDA_ARCHS.",
                     self.nvcc.display(),
                     self.version,
-                    toolkit_for(*arch)
+                    toolkit_for(arch.number)
                 ));
             }
         }
-        Ok(archs)
+        Ok(Archs { code, ptx })
     }
 }
 
@@ -351,11 +362,43 @@ fn parse_version(text: &str) -> Option<Version> {
     Some(Version(major.parse().ok()?, minor.parse().ok()?))
 }
 
+/// A target: a compute capability, or the variant of one with what only its cards have, such as 90a.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Arch {
+    number: u32,
+    specific: bool,
+}
+
+impl Arch {
+    /// The one whose instructions for warpgroups the kernels use.
+    const HOPPER: Self = Self { number: 90, specific: true };
+
+    fn parse(text: &str) -> Option<Self> {
+        let (number, specific) = match text.strip_suffix('a') {
+            Some(number) => (number, true),
+            None => (text, false),
+        };
+        let number = number.parse().ok().filter(|&number| number >= if specific { 90 } else { OLDEST_ARCH })?;
+        Some(Self { number, specific })
+    }
+}
+
+impl std::fmt::Display for Arch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.number, if self.specific { "a" } else { "" })
+    }
+}
+
+/// What to compile for: machine code, and the PTX from which drivers compile for later cards.
+struct Archs {
+    code: Vec<Arch>,
+    ptx: u32,
+}
+
 /// What was built, as text for the crate and its dependents.
 struct Built {
     version: Version,
-    archs: String,
-    ptx: u32,
+    archs: Archs,
     library: String,
     bin: String,
 }
@@ -413,15 +456,14 @@ fn compile(toolkit: &Toolkit, files: &[PathBuf], cuda_dir: &Path) -> Result<Buil
 
     Ok(Built {
         version: toolkit.version,
-        archs: archs.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
-        ptx: archs[0],
+        archs,
         library: out_dir.join("libkquant_moe_cuda.a").display().to_string(),
         bin: toolkit.nvcc.parent().unwrap_or(Path::new("")).display().to_string(),
     })
 }
 
 /// The command that compiles a kernel, less the file names. `cc` contributes the host compiler and its flags.
-fn compiler(toolkit: &Toolkit, archs: &[u32], cuda_dir: &Path) -> Result<Vec<OsString>> {
+fn compiler(toolkit: &Toolkit, archs: &Archs, cuda_dir: &Path) -> Result<Vec<OsString>> {
     // Of all places `cc` looks in for nvcc, the one that precedes the others.
     let name = format!("NVCC_{}", env::var("TARGET").unwrap());
     // SAFETY: no other thread has been started.
@@ -448,11 +490,15 @@ fn compiler(toolkit: &Toolkit, archs: &[u32], cuda_dir: &Path) -> Result<Vec<OsS
         .flag("-lineinfo")
         // There are many kernels, and they are much alike.
         .flag("--compress-mode=size");
-    for arch in archs {
+    for arch in &archs.code {
         build.flag("-gencode").flag(format!("arch=compute_{arch},code=sm_{arch}"));
     }
-    // PTX of the lowest one, from which the driver compiles for any later card.
-    build.flag("-gencode").flag(format!("arch=compute_{0},code=compute_{0}", archs[0]));
+    // PTX, from which the driver compiles for any later card.
+    build.flag("-gencode").flag(format!("arch=compute_{0},code=compute_{0}", archs.ptx));
+    if archs.code.contains(&Arch::HOPPER) {
+        // Launchers choose kernels for warpgroups on the cards that have this code.
+        build.flag("-DKQM_HAS_SM_90A");
+    }
     if variable("KQUANT_MOE_WERROR").as_deref() == Some("1") {
         build.flags(["-Werror", "all-warnings", "-Xcompiler", "-Werror"]);
     }

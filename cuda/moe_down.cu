@@ -204,6 +204,8 @@ __global__ void __launch_bounds__(kqm_groups_threads, 1)
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   kqm_warpgroup_cta<Tile>(plan, Problem(a, plan, most_items), shared);
+#else
+  kqm_no_warpgroups();
 #endif
 }
 
@@ -249,22 +251,6 @@ __global__ void __launch_bounds__(256) moe_down_sum(kqm_moe_down_args a) {
   finish(a, t, r, residual, kqm_tree_sum(product, int(a.top_k)));
 }
 
-// Whether warpgroups multiply, and their launch.
-template <class Tile>
-bool takes_groups(const kqm_moe_down_args &a) {
-  return KqmWarpgroupTypes::is_here<Tile> && a.tokens > 1 && kqm_items_for_groups(a.tokens, a.down.experts, a.top_k) &&
-         kqm_plan_warpgroups(a.down.cols / KQM_BLOCK).groups > 0;
-}
-template <class Tile>
-kqm_status launch_groups(const kqm_moe_down_args &a, unsigned items, kqm_stream stream) {
-  if constexpr (KqmWarpgroupTypes::is_here<Tile>) {
-    const KqmWarpgroups plan = kqm_plan_warpgroups(a.down.cols / KQM_BLOCK);
-    return KQM_LAUNCH_WARPGROUPS(moe_down_groups<Tile>, dim3(kqm_multiprocessors()), plan.block(), plan.bytes(), stream,
-                                 a, plan, int(items));
-  }
-  return KQM_UNSUPPORTED_TYPE;
-}
-
 template <class Tile>
 kqm_status launch(const kqm_moe_down_args &a, kqm_stream stream) {
   const unsigned super_blocks = a.down.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.down.rows, uint32_t(KQM_TILE_ROWS));
@@ -283,12 +269,19 @@ kqm_status launch(const kqm_moe_down_args &a, kqm_stream stream) {
   if (a.tokens == 1 && one_token_shared + KQM_MAX_TOP_K * KQM_TILE_ROWS * sizeof(double) <= max_shared)
     return KQM_LAUNCH((moe_down_one_token<Tile, false>), dim3(tiles), one_token_cta, shared, stream, a);
   const unsigned items = kqm_launch_items(a.tokens, a.down.experts, a.top_k);
-  if (takes_groups<Tile>(a))
-    KQM_TRY(launch_groups<Tile>(a, items, stream));
-  else if (a.tokens > 1)
+  bool multiplied = false;
+  if constexpr (KqmWarpgroupTypes::is_here<Tile>) {
+    const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
+    if (a.tokens > 1 && plan.groups > 0 && kqm_items_for_groups(a.tokens, a.down.experts, a.top_k)) {
+      KQM_TRY(KQM_LAUNCH_WARPGROUPS(moe_down_groups<Tile>, dim3(kqm_multiprocessors()), plan.block(), plan.bytes(),
+                                    stream, a, plan, int(items)));
+      multiplied = true;
+    }
+  }
+  if (!multiplied && a.tokens > 1)
     KQM_TRY(KQM_LAUNCH(moe_down_many_tokens<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items),
                        dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, super_blocks), stream, a));
-  else
+  else if (!multiplied)
     KQM_TRY(KQM_LAUNCH(moe_down_long_token<Tile>, dim3(tiles, items),
                        dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(1))),
                        kqm_contribution_bytes(super_blocks, 1), stream, a));

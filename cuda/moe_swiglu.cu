@@ -214,6 +214,8 @@ __global__ void __launch_bounds__(kqm_groups_threads, 1)
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   kqm_warpgroup_cta<Tile>(plan, Problem(a, plan, most_items), shared);
+#else
+  kqm_no_warpgroups();
 #endif
 }
 

@@ -247,6 +247,8 @@ __global__ void __launch_bounds__(kqm_groups_threads, 1) qkv_groups(kqm_qkv_args
     kqm_warpgroup_cta<KqmTileOf<decltype(type)>>(plan, KqmMatvecProblem(one, plan, KqmShare{block - first, count}),
                                                  shared);
   });
+#else
+  kqm_no_warpgroups();
 #endif
 }
 

@@ -12,7 +12,7 @@ mod cuda;
 mod probe;
 mod runtime;
 
-pub use build::{CUDA_BUILD, CudaBuild};
+pub use build::{CUDA_BUILD, CudaBuild, Target};
 pub use cuda::{CudaDevice, CudaGraph, CudaMark, kernels};
 /// The crate whose streams [`CudaDevice::from_stream`] takes, in the version that it takes them of.
 #[cfg(feature = "cudarc")]

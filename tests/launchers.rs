@@ -527,15 +527,15 @@ fn pairs<A: Copy>(
     }
     let items = "kqm_launch_items(tokens, experts, top_k) <= 65535";
     launcher.refuses_in(FILE, KQM_BAD_SHAPE, items, |a| {
-        experts(a, 8);
-        *parts(a).3 = 8;
-        // 65,527 full items, and 9 that are not full.
-        tokens(a, 65527);
+        experts(a, 32);
+        *parts(a).3 = 32;
+        // 65,503 full items, and 33 that are not full.
+        tokens(a, 65503);
     });
     launcher.launches_in(FILE, items, |a| {
-        experts(a, 8);
-        *parts(a).3 = 8;
-        tokens(a, 65526);
+        experts(a, 32);
+        *parts(a).3 = 32;
+        tokens(a, 65502);
         unreadable(a);
     });
 }

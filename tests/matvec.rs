@@ -11,6 +11,7 @@ use kquant_moe::{oracle, sys};
 
 on_devices!(
     every_type_equals_the_oracle,
+    takes_many_tokens,
     sums_in_one_order,
     stores_one_nan,
     batch_equals_single_tokens,
@@ -25,6 +26,10 @@ fn own_types() -> impl Iterator<Item = TensorType> {
 fn every_type_equals_the_oracle<D: Device>(device: &D, size: Size) {
     matvec::equals_the_oracle(device, size, TensorType::Q5K);
     own_types().for_each(|kind| matvec::equals_the_oracle_in_short(device, size, kind));
+}
+
+fn takes_many_tokens<D: Device>(device: &D, size: Size) {
+    [TensorType::Q5K, TensorType::IQ4XS].into_iter().for_each(|kind| matvec::takes_many_tokens(device, size, kind));
 }
 
 /// One type of each family: the sums over super-blocks know nothing of types.

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 on_devices!(
     equals_the_oracle,
+    takes_many_pairs_of_an_expert,
     sums_in_one_order,
     stores_one_nan,
     batch_equals_single_tokens,
@@ -185,6 +186,27 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
                     }
                 }
             }
+        }
+    }
+}
+
+/// So many pairs of each expert that warpgroups multiply them, where there are any: full items and remainders of both sizes, rows that fill no
+/// tile, no CTA and several, trees of every height and two that are no power of two.
+fn takes_many_pairs_of_an_expert<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(285);
+    for (case, (rows, blocks)) in
+        [(70, 1), (200, 2), (33, 3), (16, 5), (40, 8), (100, 16), (20, 17)].into_iter().enumerate()
+    {
+        for (beside, &kind) in [Q4K, Q5K, Q6K, IQ4XS].iter().enumerate() {
+            let (experts, top_k, tokens) = (3, 2, [25, 40, 72][(case + beside) % 3]);
+            let w = Weights::random(&mut random, kind, experts, rows, blocks * BLOCK);
+            let down = w.upload(device);
+            let x = Activations::rows(&mut random, case + beside, tokens * top_k, w.cols);
+            let indices = moe::choose(&mut random, tokens, experts, top_k);
+            let weights = random.gaussians(tokens * top_k);
+            let residual = random.gaussians(tokens * rows);
+            let token = Token { x: &x, indices: &indices, weights: &weights, residual: &residual };
+            token.check(device, "many pairs", &w, &down, tokens, true);
         }
     }
 }

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 on_devices!(
     equals_the_oracle,
+    takes_many_pairs_of_an_expert,
     sums_in_one_order,
     stores_one_nan,
     batch_equals_single_tokens,
@@ -136,6 +137,25 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
                     }
                 }
             }
+        }
+    }
+}
+
+/// So many pairs of each expert that warpgroups multiply them, where there are any: full items and remainders of both sizes, rows that fill no
+/// tile, no CTA and several, trees of every height and two that are no power of two.
+fn takes_many_pairs_of_an_expert<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(265);
+    for (case, (ff, blocks)) in
+        [(70, 1), (100, 2), (33, 3), (16, 5), (40, 8), (65, 16), (20, 17)].into_iter().enumerate()
+    {
+        for (beside, &kind) in [Q4K, Q5K, Q6K, IQ4XS].iter().enumerate() {
+            let (experts, top_k, tokens, cols) = (3, 2, [25, 40, 72][(case + beside) % 3], blocks * BLOCK);
+            let w = [(); 2].map(|()| Weights::random(&mut random, kind, experts, ff, cols));
+            let matrices = w.each_ref().map(|w| w.upload(device));
+            let x = Activations::rows(&mut random, case + beside, tokens, cols);
+            let indices = moe::choose(&mut random, tokens, experts, top_k);
+            let what = format!("{kind:?} [{experts}][{ff}, {cols}], {tokens} tokens of {top_k} experts, many pairs");
+            check(device, &what, w.each_ref(), matrices.each_ref(), &x, &indices, true);
         }
     }
 }

@@ -11,6 +11,7 @@ use kquant_moe::sys;
 on_devices!(
     equals_the_oracle,
     takes_any_number_of_tokens,
+    takes_many_tokens,
     sums_in_one_order,
     stores_one_nan,
     batch_equals_single_tokens,
@@ -23,6 +24,10 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
 
 fn takes_any_number_of_tokens<D: Device>(device: &D, size: Size) {
     matvec::takes_any_number_of_tokens(device, size, Q6K);
+}
+
+fn takes_many_tokens<D: Device>(device: &D, size: Size) {
+    matvec::takes_many_tokens(device, size, Q6K);
 }
 
 fn sums_in_one_order<D: Device>(device: &D, size: Size) {

@@ -12,6 +12,7 @@ use kquant_moe::{oracle, sys};
 on_devices!(
     equals_the_oracle,
     takes_any_number_of_tokens,
+    takes_many_tokens,
     sums_in_one_order,
     stores_one_nan,
     batch_equals_single_tokens,
@@ -92,6 +93,23 @@ fn takes_any_number_of_tokens<D: Device>(device: &D, _: Size) {
     let matrices = w.each_ref().map(|w| w.upload(device));
     for tokens in (3..=17).chain([24, 25]) {
         check(device, "any number", &w, &matrices, &random.gaussians(tokens * 512));
+    }
+}
+
+/// So many tokens that warpgroups multiply them, where there are any: a type each, matrices of one CTA and of several, and one that is left
+/// out.
+fn takes_many_tokens<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(82);
+    for (case, (rows, blocks)) in
+        [([65, 17, 2], 2), ([200, 33, 193], 1), ([16, 100, 40], 5), ([20, 250, 1], 3)].into_iter().enumerate()
+    {
+        for kinds in [[Q4K, Q4K, Q6K], [Q5K, IQ4XS, Q6K], [Q6K, Q4K, Q5K]] {
+            let w = [0, 1, 2].map(|i| Weights::random(&mut random, kinds[i], 1, rows[i], blocks * BLOCK));
+            let matrices = w.each_ref().map(|w| w.upload(device));
+            let tokens = [64, 65, 81, 96][case];
+            let x = Activations::rows(&mut random, case, tokens, blocks * BLOCK);
+            check(device, "many tokens", &w, &matrices, &x);
+        }
     }
 }
 

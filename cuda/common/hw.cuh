@@ -152,6 +152,8 @@ __device__ __forceinline__ void kqm_barrier_wait(T *array, int index, uint32_t p
 #else
 #define KQM_WARPGROUPS 0
 #endif
+// What a kernel for warpgroups is where there are none: launchers never launch it there.
+__device__ __forceinline__ void kqm_no_warpgroups() { asm volatile("trap;"); }
 #if KQM_WARPGROUPS
 // Asynchronous copies of the thread that it has waited for are visible to products of whoever waits for a barrier that it arrives at.
 __device__ __forceinline__ void kqm_async_copies_for_products() {

@@ -232,6 +232,8 @@ __global__ void __launch_bounds__(kqm_groups_threads, 1)
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   kqm_warpgroup_cta<Tile>(plan, KqmMatvecProblem(a, plan, kqm_whole_share()), shared);
+#else
+  kqm_no_warpgroups();
 #endif
 }
 
@@ -294,6 +296,8 @@ inline kqm_status kqm_matvec_of_type(const kqm_matvec_args *args, kqm_stream str
   KQM_REQUIRE(args->x != nullptr && args->y != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(kqm_aligned(args->x, 16), KQM_MISALIGNED);
   const unsigned super_blocks = args->w.cols / KQM_BLOCK, tiles = kqm_ceil_div(args->w.rows, uint32_t(KQM_TILE_ROWS));
+  const unsigned groups = kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens));
+  KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
   if constexpr (KqmWarpgroupTypes::is_here<Tile>) {
     const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
     const unsigned works = plan.groups > 0 ? kqm_group_works(plan, args->w.rows, args->tokens) : 0;
@@ -302,8 +306,6 @@ inline kqm_status kqm_matvec_of_type(const kqm_matvec_args *args, kqm_stream str
                                    plan.block(), plan.bytes(), stream, *args, plan);
   }
   if (args->tokens > 2) {
-    const unsigned groups = kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens));
-    KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
     return KQM_LAUNCH(kqm_matvec_many_tokens_kernel<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), groups),
                       dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, super_blocks), stream, *args);
   }

@@ -113,7 +113,7 @@ const ONLY: [(&str, &[f64]); 25] = [
 ];
 
 /// Keys of the architecture that change nothing that is computed: facts about layers that it does not have, about the training,
-/// and of a window that [`Keys::window`] makes sure of that it hides nothing.
+/// and of windows, which hide nothing in what is accepted.
 const IDLE: [&str; 4] =
     ["attention.sliding_window_pattern", "feed_forward_length", "rope.scaling.finetuned", "vocab_size"];
 

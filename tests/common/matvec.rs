@@ -98,6 +98,13 @@ pub fn equals_the_oracle_in_short<D: Device>(device: &D, size: Size, kind: Tenso
     equals_the_oracle_at(device, kind, shapes, size.shapes(&[1, 2, 9], &[70]));
 }
 
+/// So many tokens that warpgroups multiply them, where there are any and the type is theirs: rows that fill no tile, no CTA and several,
+/// trees of every height and two that are no power of two.
+pub fn takes_many_tokens<D: Device>(device: &D, _: Size, kind: TensorType) {
+    let shapes = vec![(70, 256), (200, 512), (33, 768), (16, 1280), (40, 2048), (100, 4096), (20, 4352)];
+    equals_the_oracle_at(device, kind, shapes, vec![64, 81, 90]);
+}
+
 fn equals_the_oracle_at<D: Device>(device: &D, kind: TensorType, shapes: Vec<(usize, usize)>, tokens: Vec<usize>) {
     let mut random = Random::new(1);
     for (rows, cols) in shapes {
