@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use kquant_moe::blocks::{BLOCK, TensorType, TensorType::*};
+use kquant_moe::blocks::{BLOCK, TensorType::*};
 use kquant_moe::device::{Buffer, Device, Slice};
 use kquant_moe::kernels::{DownInput, FixedBlock, Matrix, MoeDown};
 use kquant_moe::{Result, oracle, sys};
