@@ -154,24 +154,11 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(1) * 32, 1) moe_down_long_tok
 
 #if KQM_WARPGROUPS
 // Many pairs of each expert.
-struct Problem {
+struct Problem : KqmItemWorks {
   const kqm_moe_down_args &a;
-  KqmWarpgroups plan;
-  int tiles, row_blocks, items;
 
-  typedef KqmItemWork Work;
   __device__ __forceinline__ Problem(const kqm_moe_down_args &of, const KqmWarpgroups &layout, int at_most)
-      : a(of),
-        plan(layout),
-        tiles(int(of.down.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS),
-        row_blocks(kqm_group_row_blocks(layout, tiles)),
-        items(min(int(*of.groups.count), at_most)) {}
-  __device__ __forceinline__ KqmShare share() const { return kqm_whole_share(); }
-  __device__ __forceinline__ int works() const { return row_blocks * items; }
-  __device__ __forceinline__ Work work(int i) const {
-    const KqmItem item = kqm_item(a.groups, i / row_blocks, a.down.experts, a.tokens * a.top_k);
-    return Work{item, i % row_blocks, item.count};
-  }
+      : Problem(of, layout, int(of.down.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS, at_most) {}
   __device__ __forceinline__ const kqm_fixed_block *x() const { return a.x; }
   __device__ __forceinline__ uint32_t first(const Work &work, int token) const {
     return work.tokens > 0 ? work.item.readable_pair(token) * plan.super_blocks : 0;
@@ -192,6 +179,11 @@ struct Problem {
       if (pair < work.item.pairs) a.expert_out[size_t(pair) * a.down.rows + r] = work.item.expert.or_nan(value);
     });
   }
+
+ private:
+  __device__ __forceinline__ Problem(const kqm_moe_down_args &of, const KqmWarpgroups &layout, int row_tiles,
+                                     int at_most)
+      : KqmItemWorks(of.groups, layout, of.down.experts, of.tokens * of.top_k, row_tiles, row_tiles, at_most), a(of) {}
 };
 #endif
 

@@ -139,24 +139,11 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
 
 #if KQM_WARPGROUPS
 // Many pairs of each expert: of a warpgroup's four warps two have row tiles of gate, and two the same of up, which they hand over.
-struct Problem {
+struct Problem : KqmItemWorks {
   const kqm_moe_swiglu_args &a;
-  KqmWarpgroups plan;
-  int tiles, row_blocks, items;
 
-  typedef KqmItemWork Work;
   __device__ __forceinline__ Problem(const kqm_moe_swiglu_args &of, const KqmWarpgroups &layout, int at_most)
-      : a(of),
-        plan(layout),
-        tiles(int(of.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS),
-        row_blocks(kqm_group_row_blocks(layout, 2 * tiles)),
-        items(min(int(*of.groups.count), at_most)) {}
-  __device__ __forceinline__ KqmShare share() const { return kqm_whole_share(); }
-  __device__ __forceinline__ int works() const { return row_blocks * items; }
-  __device__ __forceinline__ Work work(int i) const {
-    const KqmItem item = kqm_item(a.groups, i / row_blocks, a.gate.experts, a.tokens * a.top_k);
-    return Work{item, i % row_blocks, item.count};
-  }
+      : Problem(of, layout, int(of.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS, at_most) {}
   __device__ __forceinline__ const kqm_fixed_block *x() const { return a.x; }
   __device__ __forceinline__ uint32_t first(const Work &work, int token) const {
     return work.tokens > 0 ? work.item.readable_pair(token) / a.top_k * plan.super_blocks : 0;
@@ -202,6 +189,12 @@ struct Problem {
     kqm_barrier_arrive(shared, plan.read(group));
     kqm_barrier_wait(shared, plan.read(group), turn);
   }
+
+ private:
+  __device__ __forceinline__ Problem(const kqm_moe_swiglu_args &of, const KqmWarpgroups &layout, int row_tiles,
+                                     int at_most)
+      : KqmItemWorks(of.groups, layout, of.gate.experts, of.tokens * of.top_k, row_tiles, 2 * row_tiles, at_most),
+        a(of) {}
 };
 #endif
 

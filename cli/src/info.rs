@@ -177,6 +177,7 @@ fn scaling(config: &Config) -> String {
         RopeScaling::Yarn(Yarn { factor, original_context, .. }) => {
             format!(", YaRN by {factor} from {original_context} positions")
         }
+        other => format!(", {other:?}"),
     }
 }
 

@@ -46,11 +46,37 @@ __device__ __forceinline__ KqmItem kqm_item_part(const KqmItem &item, int part, 
 }
 static_assert(KQM_ITEM_PAIRS == kqm_group_tokens, "warpgroups multiply an item at once");
 
-// Items for the frame of warpgroups: work items are row blocks x items.
-struct KqmItemWork {
-  KqmItem item;
-  int row_block, tokens;
+#if KQM_WARPGROUPS
+// The items of a batch for the frame of warpgroups: work items are row blocks x items.
+struct KqmItemWorks {
+  const kqm_groups &groups;
+  KqmWarpgroups plan;
+  uint32_t experts, pairs;
+  int tiles, row_blocks, items;
+
+  struct Work {
+    KqmItem item;
+    int row_block, tokens;
+  };
+  // `row_tiles` a warp each, of which a matrix has `of_matrix`; at most `at_most` items, whatever memory says.
+  __device__ __forceinline__ KqmItemWorks(const kqm_groups &of, const KqmWarpgroups &layout, uint32_t of_experts,
+                                          uint32_t of_pairs, int of_matrix, int row_tiles, int at_most)
+      : groups(of),
+        plan(layout),
+        experts(of_experts),
+        pairs(of_pairs),
+        tiles(of_matrix),
+        row_blocks(kqm_group_row_blocks(layout, row_tiles)),
+        items(min(int(*of.count), at_most)) {}
+  __device__ __forceinline__ KqmShare share() const { return kqm_whole_share(); }
+  __device__ __forceinline__ int works() const { return row_blocks * items; }
+  __device__ __forceinline__ Work work(int i) const {
+    const KqmItem item = kqm_item(groups, i / row_blocks, experts, pairs);
+    return Work{item, i % row_blocks, item.count};
+  }
 };
+#endif
+
 // Whether a batch gives its experts enough pairs each that this frame is the faster one.
 inline bool kqm_items_for_groups(uint32_t tokens, uint32_t experts, uint32_t top_k) {
   return uint64_t(tokens) * top_k >= uint64_t(experts) * kqm_group_least_pairs;

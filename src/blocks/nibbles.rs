@@ -16,5 +16,5 @@ pub(super) fn split(bytes: &[u8; 16]) -> [u8; 32] {
 #[inline(always)]
 pub(super) fn with_fifths(bytes: &[u8; 16], fifths: [u8; 4]) -> [u8; 32] {
     let (low, fifths) = (split(bytes), u32::from_le_bytes(fifths));
-    std::array::from_fn(|k| low[k] | (fifths >> k & 1) as u8 * 16)
+    std::array::from_fn(|k| low[k] | (((fifths >> k) & 1) as u8 * 16))
 }

@@ -78,5 +78,5 @@ impl SuperBlock for BlockTQ1_0 {
 #[inline]
 fn digit(byte: u8, n: usize) -> i8 {
     let rest = byte.wrapping_mul([1, 3, 9, 27, 81][n]);
-    (u16::from(rest) * 3 >> 8) as i8 - 1
+    ((u16::from(rest) * 3) >> 8) as i8 - 1
 }

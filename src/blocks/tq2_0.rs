@@ -29,9 +29,9 @@ impl Weights for BlockTQ2_0 {
     const FACTORS: &[Factor] = &[Factor::Half(64)];
     const TILE: &[Field] = &[Field::lanes(0, 64, 8), Field::rows(64, 2)];
 
-    /// A half of the weights is 0, a quarter each is -1 and 1 (root mean square 0.7071).
+    /// A half of the weights is 0, a quarter each is -1 and 1 (root mean square the root of a half).
     fn synthetic(bits: &mut impl FnMut() -> u64, spread: f64) -> Self {
-        let d = either_sign(bits, spread / 0.7071);
+        let d = either_sign(bits, spread / std::f64::consts::FRAC_1_SQRT_2);
         let mut block = Self { qs: [0; 64], d: f16::from_f64(d).to_le_bytes() };
         fill(bits, &mut block.qs);
         // 2 is no weight of a model: a pair of set bits loses the upper one.

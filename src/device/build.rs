@@ -69,18 +69,21 @@ mod tests {
         const fn any(capability: u32) -> Target {
             Target { capability, specific: false }
         }
-        let build = CudaBuild { nvcc: "13.0", targets: const { &[any(89), any(120)] }, ptx: 89 };
+        const USUAL: &[Target] = &[any(89), any(120)];
+        const OLDEST: &[Target] = &[any(80)];
+        const SPECIFIC: &[Target] = &[Target { capability: 100, specific: true }];
+        let build = CudaBuild { nvcc: "13.0", targets: USUAL, ptx: 89 };
         assert_eq!(build.to_string(), "CUDA 13.0, sm_89 sm_120, compute_89");
         for (card, expected) in [((8, 0), false), ((8, 6), false), ((8, 9), true), ((9, 0), true), ((12, 1), true)] {
             assert_eq!(build.has_code_for(card), expected, "{card:?}");
         }
         // Machine code runs on later cards of its major number, and not on those of the next.
-        let build = CudaBuild { targets: const { &[any(80)] }, ptx: 120, ..build };
+        let build = CudaBuild { targets: OLDEST, ptx: 120, ..build };
         for (card, expected) in [((7, 5), false), ((8, 0), true), ((8, 9), true), ((9, 0), false), ((12, 0), true)] {
             assert_eq!(build.has_code_for(card), expected, "{card:?}");
         }
         // What only cards of one capability have runs on no other.
-        let build = CudaBuild { targets: &[Target { capability: 100, specific: true }], ..build };
+        let build = CudaBuild { targets: SPECIFIC, ..build };
         assert_eq!(build.to_string(), "CUDA 13.0, sm_100a, compute_120");
         for (card, expected) in [((9, 0), false), ((10, 0), true), ((10, 1), false), ((10, 3), false)] {
             assert_eq!(build.has_code_for(card), expected, "{card:?}");

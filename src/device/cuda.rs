@@ -602,10 +602,9 @@ mod tests {
 
     #[test]
     fn a_card_without_code_is_named_with_the_code_that_there_is() {
-        const fn target(capability: u32) -> Target {
-            Target { capability, specific: false }
-        }
-        let build = CudaBuild { nvcc: "13.0", targets: const { &[target(89), target(120)] }, ptx: 89 };
+        const TARGETS: &[Target] =
+            &[Target { capability: 89, specific: false }, Target { capability: 120, specific: false }];
+        let build = CudaBuild { nvcc: "13.0", targets: TARGETS, ptx: 89 };
         let error = no_code_for("NVIDIA A100-SXM4-40GB", (8, 0), &build).to_string();
         for part in ["NVIDIA A100-SXM4-40GB is sm_80", "sm_89 sm_120", "compute_89", "KQUANT_MOE_CUDA_ARCHS=80"] {
             assert!(error.contains(part), "{part}: {error}");

@@ -35,7 +35,7 @@ pub struct ContextOptions {
 
 impl Default for ContextOptions {
     fn default() -> Self {
-        Self { capacity: 4096, cache: CacheType::F32, max_batch: 512, trace: false }
+        Self { capacity: 4096, cache: CacheType::F32, max_batch: 2048, trace: false }
     }
 }
 

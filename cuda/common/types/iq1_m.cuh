@@ -19,9 +19,9 @@ struct KqmTileIQ1M : KqmSuperBlocks<KqmTileIQ1M, true> {
   static const uint32_t type = KQM_TYPE_IQ1_M;
   static const int bytes = Layout::bytes, swiglu_at_once = 2;
   uint4 entries;  // bytes j = 0 .. 7 of row r: of the lane's eight weights of sub-block j; and of row r + 8
-  uint4 high0, high8;
+  // Nibble c of the 16 bits for each sub-block: of sub-blocks 0, 2, 4 and 6 in the low half, of the others in the high half.
+  uint32_t high0, high8;
   uint2 scales0, scales8;
-  uint16_t d0, d8;
 
   // d / 8 * (sc * q), which is exact.
   __device__ __forceinline__ static float weight(const Block &block, int k) {
@@ -37,15 +37,19 @@ struct KqmTileIQ1M : KqmSuperBlocks<KqmTileIQ1M, true> {
   __device__ __forceinline__ void load(const Source &tile) {
     const int row = tile.lane >> 2;
     entries = tile.of_lane(Layout::first<0>, 0);
-    high0 = tile.of_row(Layout::first<1>, 0);
-    high8 = tile.of_row(Layout::first<1>, 8);
+    high0 = nibbles(tile.of_row(Layout::first<1>, 0), tile.lane & 3);
+    high8 = nibbles(tile.of_row(Layout::first<1>, 8), tile.lane & 3);
     scales0 =
         make_uint2(tile.word_of_rows(Layout::first<2>, 2 * row), tile.word_of_rows(Layout::first<2>, 2 * row + 1));
     scales8 = make_uint2(tile.word_of_rows(Layout::first<2>, 2 * (row + 8)),
                          tile.word_of_rows(Layout::first<2>, 2 * (row + 8) + 1));
-    d0 = factor(scales0), d8 = factor(scales8);
   }
 
+  __device__ __forceinline__ static uint32_t nibbles(const uint4 &words, int c) {
+    const uint32_t one = 0x000f000fu;
+    return (words.x >> (4 * c) & one) | (words.y >> (4 * c) & one) << 4 | (words.z >> (4 * c) & one) << 8 |
+           (words.w >> (4 * c) & one) << 12;
+  }
   // The factor's bits: the top four of each 16.
   __device__ __forceinline__ static uint16_t factor(const uint2 &scales) {
     return uint16_t((scales.x >> 12 & 15u) | (scales.x >> 24 & 0xf0u) | (scales.y >> 4 & 0xf00u) |
@@ -55,17 +59,13 @@ struct KqmTileIQ1M : KqmSuperBlocks<KqmTileIQ1M, true> {
   // Over a tile |sum| <= 256 * 15 * 9 * 128 < 2^23.
   struct HalfTile : KqmHalfTileOfPairs {
     __device__ __forceinline__ HalfTile(const KqmTileIQ1M &tile, int h) {
-      const int c = threadIdx.x & 3;
       const uint32_t entries0 = h ? tile.entries.y : tile.entries.x, entries8 = h ? tile.entries.w : tile.entries.z;
-      const uint2 high0 = h ? make_uint2(tile.high0.z, tile.high0.w) : make_uint2(tile.high0.x, tile.high0.y),
-                  high8 = h ? make_uint2(tile.high8.z, tile.high8.w) : make_uint2(tile.high8.x, tile.high8.y);
       scales0 = pairs(h ? tile.scales0.y : tile.scales0.x), scales8 = pairs(h ? tile.scales8.y : tile.scales8.x);
       KQM_UNROLL
       for (int j = 0; j < 4; j++) {
-        // Nibble c of sub-block j's 16 bits.
-        const int down = 16 * (j % 2) + 4 * c;
-        const uint2 row0 = values(entries0 >> (8 * j) & 255, (j / 2 ? high0.y : high0.x) >> down),
-                    row8 = values(entries8 >> (8 * j) & 255, (j / 2 ? high8.y : high8.x) >> down);
+        const int s = 4 * h + j, down = 4 * (s / 2) + 16 * (s % 2);
+        const uint2 row0 = values(entries0 >> (8 * j) & 255, tile.high0 >> down),
+                    row8 = values(entries8 >> (8 * j) & 255, tile.high8 >> down);
         a[j][0] = row0.x, a[j][1] = row8.x, a[j][2] = row0.y, a[j][3] = row8.y;
       }
     }
@@ -87,7 +87,8 @@ struct KqmTileIQ1M : KqmSuperBlocks<KqmTileIQ1M, true> {
   };
 
   struct Factors : KqmOneFactor<8> {
-    __device__ __forceinline__ Factors(const KqmTileIQ1M &tile, int) : KqmOneFactor<8>{tile.d0, tile.d8} {}
+    __device__ __forceinline__ Factors(const KqmTileIQ1M &tile, int)
+        : KqmOneFactor<8>{factor(tile.scales0), factor(tile.scales8)} {}
   };
 };
 static_assert(KqmTileIQ1M::Layout::block_bytes == sizeof(KqmBlockIQ1M), "a tile has every byte");
