@@ -97,7 +97,7 @@ struct KqmJoinBlocks<Tile, KqmPlaneColumns<TOKENS>> {
     KQM_UNROLL
     for (int i = 0; i < 4; i++) {
       // Keeps loads for later blocks, and their registers, behind it.
-      if (Tile::MINS) __syncwarp();
+      __syncwarp();
       uint32_t first[4], second[4];
       tile.fragments(0, i, lane, first);
       tile.fragments(1, i, lane, second);
