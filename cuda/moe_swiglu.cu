@@ -48,12 +48,16 @@ __device__ __forceinline__ void write_choice(const kqm_moe_swiglu_args &a, const
 const int many_tokens_tiles =
     kqm_wide_warps / 2;  // row tiles of a CTA for many tokens: half of its warps have gate, the others up
 
+// CTAs of many tokens at once on a multiprocessor: codebooks with scales for each 16 weights take more registers than three leave.
+template <class Tile>
+const int many_tokens_ctas = KqmTypeTable<KqmTileIQ1M, KqmTileIQ2S, KqmTileIQ2XS>::is_here<Tile> ? 2 : kqm_wide_at_once;
+
 // Gate and up of one type.
 template <class Type>
 struct Same {
   typedef Type Tile;
   // CTAs of moe_swiglu_one_token at once on a multiprocessor. At full size three of them take all of a token's tiles at once.
-  static const int at_once = Tile::swiglu_at_once, many_tokens_at_once = kqm_wide_at_once;
+  static const int at_once = Tile::swiglu_at_once, many_tokens_at_once = many_tokens_ctas<Type>;
 
   static int most_bytes(const kqm_moe_swiglu_args &) { return Tile::bytes; }
 
@@ -308,7 +312,7 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1)
 
 // The same for the pairs of an item, a row tile a warp.
 template <class Tile>
-__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
+__global__ void __launch_bounds__(kqm_wide_threads, many_tokens_ctas<Tile>)
     moe_swiglu_half_wide(kqm_moe_swiglu_args a, bool is_gate) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const int tile = blockIdx.x * kqm_wide_warps + (threadIdx.x >> 5), super_blocks = a.gate.cols / KQM_BLOCK;

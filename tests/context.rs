@@ -410,7 +410,7 @@ fn what_is_not_fused_emulated_has_the_bits_of_the_cpu() {
 #[test]
 fn defaults_are_those_of_the_documentation() {
     let ContextOptions { capacity, cache, max_batch, trace, .. } = ContextOptions::default();
-    assert_eq!((capacity, cache, max_batch, trace), (4096, CacheType::F32, 512, false));
+    assert_eq!((capacity, cache, max_batch, trace), (4096, CacheType::F32, 2048, false));
     assert!(LoadOptions::default().check_blocks);
     assert_eq!((Logits::default(), CacheType::default()), (Logits::Last, CacheType::F32));
     assert_eq!(kquant_moe::trace::Positions::default(), kquant_moe::trace::Positions::All);

@@ -5,6 +5,7 @@ use kquant_moe::oracle::moe_group::moe_group;
 use kquant_moe::oracle::moe_router::moe_router;
 use kquant_moe::oracle::quantize::quantize;
 use kquant_moe::oracle::{FixedBlock, Matrix, moe_down, moe_swiglu};
+use kquant_moe::sys;
 
 mod common;
 use common::random::Random;
@@ -61,7 +62,7 @@ fn ties_go_to_the_lower_expert_and_nan_comes_first() {
 #[test]
 fn groups_hold_every_pair_once_in_order() {
     let mut random = Random::new(3);
-    for (tokens, experts, top_k) in [(1, 128, 8), (40, 4, 2), (33, 1, 1), (100, 128, 8)] {
+    for (tokens, experts, top_k) in [(1, 128, 8), (40, 4, 2), (33, 1, 1), (100, 128, 8), (400, 16, 3)] {
         let indices: Vec<u32> = (0..tokens)
             .flat_map(|_| {
                 let first = random.below(experts);
@@ -72,14 +73,19 @@ fn groups_hold_every_pair_once_in_order() {
         let keys: Vec<(u32, u32)> = groups.order.iter().map(|&pair| (indices[pair as usize], pair)).collect();
         assert!(keys.is_sorted_by(|a, b| a < b));
         assert_eq!(keys.len(), tokens * top_k);
+        // The large ones come first, each part by expert.
+        let most = sys::KQM_ITEM_PAIRS;
+        assert!(groups.items.is_sorted_by_key(|&[expert, first, pairs]| (pairs <= most / 2, expert, first)));
+        let mut items = groups.items;
+        items.sort_unstable_by_key(|item| item[1]);
         let mut next = 0;
-        for [expert, first, pairs] in groups.items {
+        for [expert, first, pairs] in items {
             assert_eq!(first, next);
-            assert!((1..=8).contains(&pairs));
+            assert!((1..=most).contains(&pairs));
             next += pairs;
             assert!(keys[first as usize..next as usize].iter().all(|key| key.0 == expert));
             // Only the last item of an expert is short.
-            assert!(pairs == 8 || keys.get(next as usize).is_none_or(|key| key.0 != expert));
+            assert!(pairs == most || keys.get(next as usize).is_none_or(|key| key.0 != expert));
         }
         assert_eq!(next as usize, tokens * top_k);
     }
