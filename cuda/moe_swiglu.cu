@@ -313,7 +313,7 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1)
 // The same for the pairs of an item, a row tile a warp.
 template <class Tile>
 __global__ void __launch_bounds__(kqm_wide_threads, many_tokens_ctas<Tile>)
-    moe_swiglu_half_wide(kqm_moe_swiglu_args a, bool is_gate) {
+    moe_swiglu_half_many_tokens(kqm_moe_swiglu_args a, bool is_gate) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const int tile = blockIdx.x * kqm_wide_warps + (threadIdx.x >> 5), super_blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
@@ -346,7 +346,7 @@ kqm_status launch_half(const kqm_moe_swiglu_args &a, bool is_gate, kqm_stream st
   const unsigned super_blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
   const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
   if (a.tokens > 1)
-    return KQM_LAUNCH(moe_swiglu_half_wide<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items),
+    return KQM_LAUNCH(moe_swiglu_half_many_tokens<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items),
                       dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, super_blocks), stream, a, is_gate);
   return KQM_LAUNCH(moe_swiglu_half_of_token<Tile>, dim3(tiles, items),
                     dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(1))),
