@@ -128,8 +128,7 @@ typedef struct kqm_matrix {
 /* The (token, expert) pairs of a batch, grouped by expert. Pair p = token * top_k + rank. */
 typedef struct kqm_groups {
   uint32_t *order; /* [pairs] pair numbers, ascending by (expert, pair) */
-  uint32_t *items; /* [max_items][3] work items: expert, first position in order, pairs (1..KQM_ITEM_PAIRS); those of more than
-                      half of KQM_ITEM_PAIRS come first, each part by expert */
+  uint32_t *items; /* [max_items][3] work items: expert, first position in order, pairs (1..KQM_ITEM_PAIRS) */
   uint32_t *count; /* [1] items in use; the remaining ones are not read */
 } kqm_groups;
 
