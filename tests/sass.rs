@@ -69,12 +69,14 @@ fn products(kind: TensorType) -> [[u32; 2]; 2] {
 }
 
 /// How much faster than memory delivers weights of a type the instructions must be able to take them, at one or two tokens; `None` for those
-/// whose blocks are joined in fp64, which cards with slow fp64 feel.
+/// of which only the figure is shown: blocks of 32, which are joined in fp64, so that cards with slow fp64 feel it, and codebooks and
+/// ternary types, which take more instructions to unpack than an RTX 5090 has beside so few bytes (0.69 to 0.98 of what its memory
+/// delivers; an RTX 4090 keeps up).
 fn headroom(kind: TensorType) -> Option<f64> {
     use TensorType::*;
     match kind {
         Q4K | Q5K | Q6K => Some(HEADROOM),
-        _ if kind.block_len() == 256 => Some(1.0),
+        Q2K | Q3K | IQ4XS => Some(1.0),
         _ => None,
     }
 }
@@ -144,8 +146,12 @@ impl Tiles {
         bytes as f64 * f64::from(self.halves) / 2.0
     }
 
-    /// The most that one of the types asks for; `None` where there is one that asks for nothing.
+    /// The most that one of the types asks for; `None` where there is one that asks for nothing, and for a choice between more types than
+    /// most files have in a layer (common/types.cuh), whose code of two tokens is shown but not judged.
     fn headroom(&self) -> Option<f64> {
+        if self.kinds.len() > 3 {
+            return None;
+        }
         self.kinds.iter().map(|&kind| headroom(kind)).collect::<Option<Vec<_>>>()?.into_iter().reduce(f64::max)
     }
 
