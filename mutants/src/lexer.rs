@@ -31,7 +31,9 @@ fn holds(condition: &str) -> Option<bool> {
         "!defined(KQM_EMULATION)" | "KQM_EMULATION_ASAN" | "defined(__SANITIZE_ADDRESS__)" => false,
         "defined(__has_feature)" | "__has_feature(address_sanitizer)" => false,
         "!defined(KQM_FMAD_FALSE)" | "defined(__FAST_MATH__)" => false,
-        _ if condition.starts_with("defined(__CUDA_ARCH__)") => false,
+        _ if condition.starts_with("defined(__CUDA_ARCH") => false,
+        "KQM_WARPGROUPS" => true,
+        "defined(KQM_HAS_SM_90A)" => false,
         _ => return None,
     })
 }
