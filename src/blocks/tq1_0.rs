@@ -8,7 +8,7 @@ use super::{BLOCK, Factor, Field, SuperBlock, Weights, codebooks, either_sign, f
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct BlockTQ1_0 {
-    /// Five weights in a byte, as digits to the base 3, see [`digit`]: byte `k` (0..32) has weights `32 n + k`, n = 0..5; byte `32 + k`
+    /// Five weights in a byte, as digits to the base 3: byte `k` (0..32) has weights `32 n + k`, n = 0..5; byte `32 + k`
     /// (k = 0..16) weights `160 + 16 n + k`.
     pub qs: [u8; 48],
     /// Byte `k` has weights `240 + 4 n + k`, n = 0..4.
