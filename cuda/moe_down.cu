@@ -171,7 +171,7 @@ struct Problem : KqmItemWorks {
     return kqm_expert_tile<Tile>(a.down, work.item.expert, min(row_tile(work, slot), tiles - 1));
   }
   template <int TOKENS>
-  __device__ __forceinline__ void finish(const KqmWarpgroups &, int i, int slot, uint32_t, const float (&y)[TOKENS / 2],
+  __device__ __forceinline__ void finish(int i, int slot, uint32_t, const float (&y)[TOKENS / 2],
                                          KQM_SHARED_ARG(uint32_t)) const {
     const Work work = this->work(i);
     kqm_group_store<TOKENS>(y, row_tile(work, slot), a.down.rows, work.tokens, [&](int r, int token, float value) {
@@ -263,11 +263,12 @@ kqm_status launch(const kqm_moe_down_args &a, kqm_stream stream) {
   const unsigned items = kqm_launch_items(a.tokens, a.down.experts, a.top_k);
   bool multiplied = false;
   if constexpr (KqmWarpgroupTypes::is_here<Tile>) {
-    const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
-    if (a.tokens > 1 && plan.groups > 0 && kqm_items_for_groups(a.tokens, a.down.experts, a.top_k)) {
-      KQM_TRY(KQM_LAUNCH_WARPGROUPS(moe_down_groups<Tile>, dim3(kqm_multiprocessors()), plan.block(), plan.bytes(),
-                                    stream, a, plan, int(items)));
-      multiplied = true;
+    if (a.tokens > 1 && kqm_items_for_groups(a.tokens, a.down.experts, a.top_k)) {
+      const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
+      multiplied = plan.groups > 0;
+      if (multiplied)
+        KQM_TRY(KQM_LAUNCH_WARPGROUPS(moe_down_groups<Tile>, dim3(kqm_multiprocessors()), plan.block(), plan.bytes(),
+                                      stream, a, plan, int(items)));
     }
   }
   if (!multiplied && a.tokens > 1)

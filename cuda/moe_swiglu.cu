@@ -166,8 +166,8 @@ struct Problem : KqmItemWorks {
   }
   // Two warps have the gates and the ups of the same rows and tokens. Each hands half of its own over and finishes the other half.
   template <int TOKENS>
-  __device__ __forceinline__ void finish(const KqmWarpgroups &, int i, int slot, uint32_t turn,
-                                         const float (&y)[TOKENS / 2], KQM_SHARED_ARG(uint32_t) shared) const {
+  __device__ __forceinline__ void finish(int i, int slot, uint32_t turn, const float (&y)[TOKENS / 2],
+                                         KQM_SHARED_ARG(uint32_t) shared) const {
     const int group = slot / 4, lane = threadIdx.x & 31, half = TOKENS / 4;
     const bool gate_is_own = is_gate(slot);
     KQM_UNROLL
@@ -266,10 +266,12 @@ kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
   const unsigned super_blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
   const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
   if constexpr (KqmWarpgroupTypes::is_here<typename Pair::Tile>) {
-    const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
-    if (a.tokens > 1 && plan.groups > 0 && kqm_items_for_groups(a.tokens, a.gate.experts, a.top_k))
-      return KQM_LAUNCH_WARPGROUPS(moe_swiglu_groups<typename Pair::Tile>, dim3(kqm_multiprocessors()), plan.block(),
-                                   plan.bytes(), stream, a, plan, int(items));
+    if (a.tokens > 1 && kqm_items_for_groups(a.tokens, a.gate.experts, a.top_k)) {
+      const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
+      if (plan.groups > 0)
+        return KQM_LAUNCH_WARPGROUPS(moe_swiglu_groups<typename Pair::Tile>, dim3(kqm_multiprocessors()), plan.block(),
+                                     plan.bytes(), stream, a, plan, int(items));
+    }
   }
   if (a.tokens > 1)
     return KQM_LAUNCH(moe_swiglu_many_tokens<Pair>, dim3(kqm_ceil_div(tiles, unsigned(many_tokens_tiles)), items),

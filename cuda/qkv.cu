@@ -326,14 +326,15 @@ kqm_status kqm_qkv(const kqm_qkv_args *args, kqm_stream stream) {
   // Of qkv_many_tokens; the other kernels take their tokens at once.
   const unsigned groups = args->tokens == 2 ? 1 : kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens));
   KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
-  const KqmWarpgroups plan = kqm_plan_warpgroups(cols / KQM_BLOCK);
-  if (has_all<KqmWarpgroupTypes>(*args) && plan.groups > 0) {
+  if (kqm_tokens_for_groups(args->tokens) && has_all<KqmWarpgroupTypes>(*args)) {
+    const KqmWarpgroups plan = kqm_plan_warpgroups(cols / KQM_BLOCK);
     unsigned works[3];
-    const unsigned all = count_works(*args, plan, works);
-    const Shares shares = share_out(works, all);
-    if (kqm_works_for_groups(all, args->tokens))
+    const unsigned all = plan.groups > 0 ? count_works(*args, plan, works) : 0;
+    if (kqm_works_for_groups(all)) {
+      const Shares shares = share_out(works, all);
       return KQM_LAUNCH_WARPGROUPS(qkv_groups, dim3(shares.first[2] + shares.count[2]), plan.block(), plan.bytes(),
                                    stream, *args, plan, shares);
+    }
   }
   if (has_all<KqmUsualTypes>(*args)) return launch<KqmUsualTypes>(*args, cols, groups, stream);
   if (has_all<KqmMixedTypes>(*args)) return launch<KqmMixedTypes>(*args, cols, groups, stream);

@@ -330,50 +330,34 @@ inline bool kqm_has_dependent_launch(const void *kernel) {
   return known;
 }
 
-// Multiprocessors of the current device: shapes launches, never values.
-inline unsigned kqm_multiprocessors() {
+// An attribute of the current device, asked for once; `otherwise` where it cannot be had.
+template <cudaDeviceAttr ATTRIBUTE>
+inline int kqm_device_attribute(int otherwise) {
   static thread_local int known_device = -1;
-  static thread_local int count = 0;
+  static thread_local int value = 0;
   int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 64;
+  if (cudaGetDevice(&device) != cudaSuccess) return otherwise;
   if (device != known_device) {
-    if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 64;
+    if (cudaDeviceGetAttribute(&value, ATTRIBUTE, device) != cudaSuccess) return otherwise;
     known_device = device;
   }
-  return unsigned(count);
+  return value;
 }
+
+// Multiprocessors of the current device: shapes launches, never values.
+inline unsigned kqm_multiprocessors() { return unsigned(kqm_device_attribute<cudaDevAttrMultiProcessorCount>(64)); }
 
 // Shared memory of a multiprocessor of the current device, of which each CTA takes 1 KiB for itself: shapes launches, never values.
 inline unsigned kqm_shared_memory() {
-  static thread_local int known_device = -1;
-  static thread_local int bytes = 0;
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 100 << 10;
-  if (device != known_device) {
-    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess)
-      return 100 << 10;
-    known_device = device;
-  }
-  return unsigned(bytes);
+  return unsigned(kqm_device_attribute<cudaDevAttrMaxSharedMemoryPerMultiprocessor>(100 << 10));
 }
 
 // Shared memory that a CTA may have on a device that multiplies by warpgroups and for which this build has the code; 0 for any other.
 inline unsigned kqm_warpgroup_shared_memory() {
 #if defined(KQM_HAS_SM_90A)
-  static thread_local int known_device = -1;
-  static thread_local int bytes = 0;
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  if (device != known_device) {
-    int major = 0, minor = 0, most = 0;
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
-      return 0;
-    known_device = device;
-    bytes = major == 9 && minor == 0 ? most : 0;
-  }
-  return unsigned(bytes);
+  const bool multiplies = kqm_device_attribute<cudaDevAttrComputeCapabilityMajor>(0) == 9 &&
+                          kqm_device_attribute<cudaDevAttrComputeCapabilityMinor>(-1) == 0;
+  return multiplies ? unsigned(kqm_device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>(0)) : 0;
 #else
   return 0;
 #endif

@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(KQM_MATVEC_WARPS(TOKENS) * 32, 1) kqm_matvec_k
 }
 
 #if KQM_WARPGROUPS
-// A matrix and many tokens for the frame of warpgroups: work items are row super_blocks x groups of 32 tokens.
+// A matrix and many tokens for the frame of warpgroups: work items are row blocks x groups of 32 tokens.
 struct KqmMatvecProblem {
   const kqm_matvec_args &a;
   int tiles, row_blocks;
@@ -212,7 +212,7 @@ struct KqmMatvecProblem {
            size_t(min(row_tile(work, slot), tiles - 1)) * plan.super_blocks * Tile::bytes;
   }
   template <int TOKENS>
-  __device__ __forceinline__ void finish(const KqmWarpgroups &, int i, int slot, uint32_t, const float (&y)[TOKENS / 2],
+  __device__ __forceinline__ void finish(int i, int slot, uint32_t, const float (&y)[TOKENS / 2],
                                          KQM_SHARED_ARG(uint32_t)) const {
     const Work work = this->work(i);
     kqm_group_store<TOKENS>(y, row_tile(work, slot), a.w.rows, work.tokens, [&](int r, int token, float value) {
@@ -299,11 +299,13 @@ inline kqm_status kqm_matvec_of_type(const kqm_matvec_args *args, kqm_stream str
   const unsigned groups = kqm_ceil_div(args->tokens, unsigned(kqm_wide_tokens));
   KQM_REQUIRE(groups <= 65535, KQM_BAD_SHAPE);
   if constexpr (KqmWarpgroupTypes::is_here<Tile>) {
-    const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
-    const unsigned works = plan.groups > 0 ? kqm_group_works(plan, args->w.rows, args->tokens) : 0;
-    if (kqm_works_for_groups(works, args->tokens))
-      return KQM_LAUNCH_WARPGROUPS(kqm_matvec_groups_kernel<Tile>, dim3(std::min(works, kqm_multiprocessors())),
-                                   plan.block(), plan.bytes(), stream, *args, plan);
+    if (kqm_tokens_for_groups(args->tokens)) {
+      const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
+      const unsigned works = plan.groups > 0 ? kqm_group_works(plan, args->w.rows, args->tokens) : 0;
+      if (kqm_works_for_groups(works))
+        return KQM_LAUNCH_WARPGROUPS(kqm_matvec_groups_kernel<Tile>, dim3(std::min(works, kqm_multiprocessors())),
+                                     plan.block(), plan.bytes(), stream, *args, plan);
+    }
   }
   if (args->tokens > 2) {
     return KQM_LAUNCH(kqm_matvec_many_tokens_kernel<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), groups),

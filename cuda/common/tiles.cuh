@@ -317,7 +317,7 @@ struct KqmCachedFours {
 // chunk is 32 bytes of the block, in runs of RUN bytes for lanes c = 0..4 in turn: lane c has bytes 8 c .. 8 c + 7 of it (RUN = 8), or
 // 4 c .. 4 c + 3 and 16 + 4 c .. 16 + 4 c + 3 (RUN = 4), and so on for 2 and 1.
 //
-// A field may be in pieces of PIECE bytes, which start every STRIDE bytes: where eight super_blocks of a file are one of a tile, one of each.
+// A field may be in pieces of PIECE bytes, which start every STRIDE bytes: where eight blocks of a file are one of a tile, one of each.
 template <int AT, int BYTES, int RUN, int PIECE = BYTES, int STRIDE = 0>
 struct KqmLaneField {
   static const int bytes = BYTES, unit = (AT | PIECE | STRIDE | RUN) % 2 ? 1 : 2;

@@ -66,8 +66,9 @@ inline KqmWarpgroups kqm_plan_warpgroups(unsigned super_blocks) {
   KqmWarpgroups plan{int(super_blocks), 1, 0};
   if (super_blocks > kqm_group_most_super_blocks) return plan;
   while ((1 << plan.levels) < plan.super_blocks) plan.levels++;
+  const size_t most = kqm_warpgroup_shared_memory();
   for (plan.groups = kqm_most_groups; plan.groups > 0; plan.groups--) {
-    if (plan.bytes() <= kqm_warpgroup_shared_memory()) break;
+    if (plan.bytes() <= most) break;
   }
   return plan;
 }
@@ -327,11 +328,11 @@ __device__ __forceinline__ void kqm_multiply_works(const KqmWarpgroups &plan, co
     if (tokens > 16) {
       float y[16];
       kqm_group_sums<32>(plan, data, next_data, tile, ring, shared, y);
-      problem.template finish<32>(plan, i, slot, turn, y, shared);
+      problem.template finish<32>(i, slot, turn, y, shared);
     } else {
       float y[8];
       kqm_group_sums<16>(plan, data, next_data, tile, ring, shared, y);
-      problem.template finish<16>(plan, i, slot, turn, y, shared);
+      problem.template finish<16>(i, slot, turn, y, shared);
     }
     data = next_data;
     tokens = next_tokens;
@@ -386,7 +387,7 @@ inline unsigned kqm_group_works(const KqmWarpgroups &plan, uint32_t rows, uint32
   return unsigned(kqm_group_row_blocks(plan, int(kqm_ceil_div(rows, uint32_t(KQM_TILE_ROWS))))) *
          kqm_ceil_div(tokens, unsigned(kqm_group_tokens));
 }
+// Whether a matrix has the tokens that a plan is worth making for.
+inline bool kqm_tokens_for_groups(uint32_t tokens) { return tokens >= kqm_group_least_tokens; }
 // Whether a matrix's work items are enough: fewer leave multiprocessors without one.
-inline bool kqm_works_for_groups(unsigned works, uint32_t tokens) {
-  return tokens >= kqm_group_least_tokens && 8 * works >= 5 * kqm_multiprocessors();
-}
+inline bool kqm_works_for_groups(unsigned works) { return 8 * works >= 5 * kqm_multiprocessors(); }
