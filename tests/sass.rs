@@ -117,7 +117,10 @@ impl Tiles {
             return Some(Self { halves, kinds, all: true, tokens });
         }
         let of_one: Vec<_> = kinds.iter().filter_map(|&kind| Some((halves_of(&[kind])?, kind))).collect();
-        let Some(&(halves, _)) = of_one.first() else {
+        // Half a tile of a type with mins has as many products as a whole one of a type without. A loop over halves has the mins outside,
+        // so that it is the whole tile.
+        let whole = of_one.iter().find(|one| one.0 == 2).or(of_one.first());
+        let Some(&(halves, _)) = whole else {
             if kinds.iter().all(|&kind| headroom(kind).is_none()) {
                 return None;
             }
@@ -146,12 +149,8 @@ impl Tiles {
         bytes as f64 * f64::from(self.halves) / 2.0
     }
 
-    /// The most that one of the types asks for; `None` where there is one that asks for nothing, and for a choice between more types than
-    /// most files have in a layer (common/types.cuh), whose code of two tokens is shown but not judged.
+    /// The most that one of the types asks for; `None` where there is one that asks for nothing.
     fn headroom(&self) -> Option<f64> {
-        if self.kinds.len() > 3 {
-            return None;
-        }
         self.kinds.iter().map(|&kind| headroom(kind)).collect::<Option<Vec<_>>>()?.into_iter().reduce(f64::max)
     }
 
