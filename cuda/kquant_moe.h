@@ -184,7 +184,7 @@ typedef struct kqm_qkv_args {
 
 /* embedding: rows of a table, dequantized. */
 typedef struct kqm_embedding_args {
-  const void *table;      /* [vocab, cols] in GGUF's row layout: F32, F16 or a type of common/types.cuh */
+  const void *table;      /* [vocab, cols] in GGUF's row layout: F32, F16, BF16 or a type of common/types.cuh */
   const uint32_t *tokens; /* [tokens]; an id >= vocab gives a row of NaN */
   float *out;             /* [tokens, cols] */
   uint32_t type;
@@ -329,6 +329,30 @@ typedef struct kqm_residual_add_args {
   uint64_t count;
 } kqm_residual_add_args;
 
+/* float_matvec: products with weights that are floats, as they are in a file. Output i has `ranks` pairs p = i * ranks + rank, and
+ * value[p, r] = sum_k W[indices[p]][r, k] x[p / share, k]. y[i] is the value of its only pair, or with `weights` the sum over its ranks of
+ * weights[p] * value[p], with the residual added, or as one half of a SwiGLU. */
+typedef struct kqm_float_matvec_args {
+  const void *w;  /* [experts][rows, cols], 16-byte aligned */
+  const float *x; /* [ceil(count * ranks / share), cols], 16-byte aligned */
+  const uint32_t
+      *indices;         /* [optional] [count, ranks]: experts; one >= experts gives NaN. Without, there is one matrix */
+  const float *weights; /* [optional] [count, ranks]; without, ranks == 1 */
+  const float *gate;    /* [optional] [count, rows]: y = silu(gate) * value */
+  const float *up;      /* [optional, not with gate] [count, rows]: y = silu(value) * up */
+  const float *residual; /* [optional] [count, rows]; added in f32; may equal y */
+  float *product;        /* [optional] [count, ranks, rows]: the values of all pairs */
+  float *sum;            /* [optional, with weights] [count, rows]: the sum before the residual is added */
+  float *y;              /* [count, rows] */
+  uint32_t type;         /* KQM_TYPE_F32, KQM_TYPE_F16 or KQM_TYPE_BF16 */
+  uint32_t rows;         /* at most 262140 */
+  uint32_t cols;         /* a multiple of 32, at most 16384 */
+  uint32_t experts;
+  uint32_t count;
+  uint32_t ranks; /* at most KQM_MAX_TOP_K */
+  uint32_t share; /* neighbouring pairs with the same row of x */
+} kqm_float_matvec_args;
+
 /* argmax: index of the largest value of each row, ties to the lower index; a NaN counts as largest. */
 typedef struct kqm_argmax_args {
   const float *x;    /* [rows, cols] */
@@ -359,7 +383,8 @@ typedef struct kqm_argmax_args {
   X(13, moe_down)            \
   X(14, residual_add)        \
   X(15, argmax)              \
-  X(16, matvec)
+  X(16, matvec)              \
+  X(17, float_matvec)
 
 /* kqm_NAME is compiled into the caller and says there who calls; kqm_launch_NAME, in the library, refuses a caller that has
  * another header. */
@@ -406,6 +431,7 @@ typedef struct kqm_kernels {
   kqm_status (*moe_down)(const kqm_moe_down_args *, kqm_stream);
   kqm_status (*residual_add)(const kqm_residual_add_args *, kqm_stream);
   kqm_status (*argmax)(const kqm_argmax_args *, kqm_stream);
+  kqm_status (*float_matvec)(const kqm_float_matvec_args *, kqm_stream);
   /* Text of a status: a static string. */
   const char *(*status_text)(kqm_status);
 } kqm_kernels;
@@ -413,8 +439,8 @@ typedef struct kqm_kernels {
 /* What the table depends on: the version, and the sizes of all structures, each with a weight of its own. */
 #define KQM_WEIGHTED_SIZE(number, name) +(number) * (int)sizeof(kqm_##name##_args)
 enum {
-  KQM_ABI = KQM_ABI_VERSION * 0x1000000 KQM_EACH_LAUNCHER(KQM_WEIGHTED_SIZE) + 17 * (int)sizeof(kqm_fixed_block) +
-            18 * (int)sizeof(kqm_kernels)
+  KQM_ABI = KQM_ABI_VERSION * 0x1000000 KQM_EACH_LAUNCHER(KQM_WEIGHTED_SIZE) + 18 * (int)sizeof(kqm_fixed_block) +
+            19 * (int)sizeof(kqm_kernels)
 };
 /* The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's
  * KQM_ABI, which is the caller's when both have the same header. */

@@ -15,7 +15,7 @@
 namespace {
 
 // Tokens and experts of a CTA for several tokens.
-const int max_warps = 16, group_tokens = 8, group_experts = 4;
+const int max_warps = 16, group_tokens = 8, group_experts = kqm_tree_rows;
 
 __device__ __forceinline__ void store_logit(const kqm_moe_router_args &a, uint32_t token, uint32_t expert, double sum) {
   a.logits[size_t(token) * a.experts + expert] = kqm_canonical(__fadd_rn(float(sum), 0.0f));
@@ -89,22 +89,6 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
   if (a.indices) rank_experts(a, 0, 1, is_last);
 }
 
-// The sums over the warp of four experts' numbers: lane l gets that of expert expert_of(l). Each step adds the same neighbours as
-// kqm_tree_warp does; the first two also halve what is left to add, so that four trees take six exchanges.
-struct FourExperts {
-  __device__ __forceinline__ static int expert_of(int lane) { return 2 * (lane & 1) + (lane >> 1 & 1); }
-  __device__ __forceinline__ static double sums(const double (&v)[4], int lane) {
-    const bool odd = lane & 1, high = lane & 2;
-    const double kept0 = odd ? v[2] : v[0], kept1 = odd ? v[3] : v[1], sent0 = odd ? v[0] : v[2],
-                 sent1 = odd ? v[1] : v[3];
-    const double pair0 = kept0 + __shfl_xor_sync(~0u, sent0, 1), pair1 = kept1 + __shfl_xor_sync(~0u, sent1, 1);
-    double sum = (high ? pair1 : pair0) + __shfl_xor_sync(~0u, high ? pair0 : pair1, 2);
-    KQM_UNROLL
-    for (int step = 4; step < 32; step *= 2) sum = sum + __shfl_xor_sync(~0u, sum, step);
-    return sum;
-  }
-};
-
 // Several tokens: their numbers become f64, which takes longer than to multiply them, once for four experts.
 __global__ void __launch_bounds__(32 * max_warps) moe_router_many_tokens(kqm_moe_router_args a) {
   KQM_SHARED(double, run_sum, group_tokens *group_experts *kqm_max_cols / KQM_BLOCK);
@@ -131,8 +115,8 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_many_tokens(kqm_moe
       double v[group_experts];
       KQM_UNROLL
       for (int e = 0; e < group_experts; e++) v[e] = kqm_tree_leaves(w[e][0], w[e][1], x0, x1);
-      const double sum = FourExperts::sums(v, lane);
-      if (lane < group_experts) run_sum[(t * group_experts + FourExperts::expert_of(lane)) * runs + run] = sum;
+      const double sum = kqm_tree_warp_of_rows(v, lane);
+      if (lane < group_experts) run_sum[(t * group_experts + kqm_tree_row_of(lane)) * runs + run] = sum;
     }
   }
   __syncthreads();

@@ -316,7 +316,7 @@ impl Default for kqm_qkv_args {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_embedding_args {
-    /// \[vocab, cols\] in GGUF's row layout: F32, F16 or a type of common/types.cuh
+    /// \[vocab, cols\] in GGUF's row layout: F32, F16, BF16 or a type of common/types.cuh
     pub table: *const ::core::ffi::c_void,
     /// \[tokens\]; an id \>= vocab gives a row of NaN
     pub tokens: *const u32,
@@ -767,6 +767,81 @@ impl Default for kqm_residual_add_args {
         }
     }
 }
+/** float_matvec: products with weights that are floats, as they are in a file. Output i has `ranks` pairs p = i \* ranks + rank, and
+value\[p, r\] = sum_k W\[indices\[p\]\]\[r, k\] x\[p / share, k\]. y\[i\] is the value of its only pair, or with `weights` the sum over its ranks of
+weights\[p\] \* value\[p\], with the residual added, or as one half of a SwiGLU.*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct kqm_float_matvec_args {
+    /// \[experts\]\[rows, cols\], 16-byte aligned
+    pub w: *const ::core::ffi::c_void,
+    /// \[ceil(count \* ranks / share), cols\], 16-byte aligned
+    pub x: *const f32,
+    /// \[optional\] \[count, ranks\]: experts; one \>= experts gives NaN. Without, there is one matrix
+    pub indices: *const u32,
+    /// \[optional\] \[count, ranks\]; without, ranks == 1
+    pub weights: *const f32,
+    /// \[optional\] \[count, rows\]: y = silu(gate) \* value
+    pub gate: *const f32,
+    /// \[optional, not with gate\] \[count, rows\]: y = silu(value) \* up
+    pub up: *const f32,
+    /// \[optional\] \[count, rows\]; added in f32; may equal y
+    pub residual: *const f32,
+    /// \[optional\] \[count, ranks, rows\]: the values of all pairs
+    pub product: *mut f32,
+    /// \[optional, with weights\] \[count, rows\]: the sum before the residual is added
+    pub sum: *mut f32,
+    /// \[count, rows\]
+    pub y: *mut f32,
+    /// KQM_TYPE_F32, KQM_TYPE_F16 or KQM_TYPE_BF16
+    pub type_: u32,
+    /// at most 262140
+    pub rows: u32,
+    /// a multiple of 32, at most 16384
+    pub cols: u32,
+    pub experts: u32,
+    pub count: u32,
+    /// at most KQM_MAX_TOP_K
+    pub ranks: u32,
+    /// neighbouring pairs with the same row of x
+    pub share: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kqm_float_matvec_args"][::core::mem::size_of::<kqm_float_matvec_args>() - 112usize];
+    ["Alignment of kqm_float_matvec_args"][::core::mem::align_of::<kqm_float_matvec_args>() - 8usize];
+    ["Offset of field: kqm_float_matvec_args::w"][::core::mem::offset_of!(kqm_float_matvec_args, w) - 0usize];
+    ["Offset of field: kqm_float_matvec_args::x"][::core::mem::offset_of!(kqm_float_matvec_args, x) - 8usize];
+    ["Offset of field: kqm_float_matvec_args::indices"]
+        [::core::mem::offset_of!(kqm_float_matvec_args, indices) - 16usize];
+    ["Offset of field: kqm_float_matvec_args::weights"]
+        [::core::mem::offset_of!(kqm_float_matvec_args, weights) - 24usize];
+    ["Offset of field: kqm_float_matvec_args::gate"][::core::mem::offset_of!(kqm_float_matvec_args, gate) - 32usize];
+    ["Offset of field: kqm_float_matvec_args::up"][::core::mem::offset_of!(kqm_float_matvec_args, up) - 40usize];
+    ["Offset of field: kqm_float_matvec_args::residual"]
+        [::core::mem::offset_of!(kqm_float_matvec_args, residual) - 48usize];
+    ["Offset of field: kqm_float_matvec_args::product"]
+        [::core::mem::offset_of!(kqm_float_matvec_args, product) - 56usize];
+    ["Offset of field: kqm_float_matvec_args::sum"][::core::mem::offset_of!(kqm_float_matvec_args, sum) - 64usize];
+    ["Offset of field: kqm_float_matvec_args::y"][::core::mem::offset_of!(kqm_float_matvec_args, y) - 72usize];
+    ["Offset of field: kqm_float_matvec_args::type_"][::core::mem::offset_of!(kqm_float_matvec_args, type_) - 80usize];
+    ["Offset of field: kqm_float_matvec_args::rows"][::core::mem::offset_of!(kqm_float_matvec_args, rows) - 84usize];
+    ["Offset of field: kqm_float_matvec_args::cols"][::core::mem::offset_of!(kqm_float_matvec_args, cols) - 88usize];
+    ["Offset of field: kqm_float_matvec_args::experts"]
+        [::core::mem::offset_of!(kqm_float_matvec_args, experts) - 92usize];
+    ["Offset of field: kqm_float_matvec_args::count"][::core::mem::offset_of!(kqm_float_matvec_args, count) - 96usize];
+    ["Offset of field: kqm_float_matvec_args::ranks"][::core::mem::offset_of!(kqm_float_matvec_args, ranks) - 100usize];
+    ["Offset of field: kqm_float_matvec_args::share"][::core::mem::offset_of!(kqm_float_matvec_args, share) - 104usize];
+};
+impl Default for kqm_float_matvec_args {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
 /// argmax: index of the largest value of each row, ties to the lower index; a NaN counts as largest.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -848,12 +923,15 @@ pub struct kqm_kernels {
     >,
     pub argmax:
         ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_argmax_args, arg2: kqm_stream) -> kqm_status>,
+    pub float_matvec: ::core::option::Option<
+        unsafe extern "C" fn(arg1: *const kqm_float_matvec_args, arg2: kqm_stream) -> kqm_status,
+    >,
     /// Text of a status: a static string.
     pub status_text: ::core::option::Option<unsafe extern "C" fn(arg1: kqm_status) -> *const ::core::ffi::c_char>,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_kernels"][::core::mem::size_of::<kqm_kernels>() - 152usize];
+    ["Size of kqm_kernels"][::core::mem::size_of::<kqm_kernels>() - 160usize];
     ["Alignment of kqm_kernels"][::core::mem::align_of::<kqm_kernels>() - 8usize];
     ["Offset of field: kqm_kernels::repack"][::core::mem::offset_of!(kqm_kernels, repack) - 0usize];
     ["Offset of field: kqm_kernels::quantize"][::core::mem::offset_of!(kqm_kernels, quantize) - 8usize];
@@ -874,9 +952,10 @@ const _: () = {
     ["Offset of field: kqm_kernels::moe_down"][::core::mem::offset_of!(kqm_kernels, moe_down) - 120usize];
     ["Offset of field: kqm_kernels::residual_add"][::core::mem::offset_of!(kqm_kernels, residual_add) - 128usize];
     ["Offset of field: kqm_kernels::argmax"][::core::mem::offset_of!(kqm_kernels, argmax) - 136usize];
-    ["Offset of field: kqm_kernels::status_text"][::core::mem::offset_of!(kqm_kernels, status_text) - 144usize];
+    ["Offset of field: kqm_kernels::float_matvec"][::core::mem::offset_of!(kqm_kernels, float_matvec) - 144usize];
+    ["Offset of field: kqm_kernels::status_text"][::core::mem::offset_of!(kqm_kernels, status_text) - 152usize];
 };
-pub const KQM_ABI: _bindgen_ty_1 = 16815680;
+pub const KQM_ABI: _bindgen_ty_1 = 16819264;
 pub type _bindgen_ty_1 = ::core::ffi::c_uint;
 unsafe extern "C" {
     /// Most work items that a batch of `tokens` can give.
@@ -913,6 +992,11 @@ unsafe extern "C" {
     ) -> kqm_status;
     pub fn kqm_launch_argmax(caller: kqm_caller, args: *const kqm_argmax_args, stream: kqm_stream) -> kqm_status;
     pub fn kqm_launch_matvec(caller: kqm_caller, args: *const kqm_matvec_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_float_matvec(
+        caller: kqm_caller,
+        args: *const kqm_float_matvec_args,
+        stream: kqm_stream,
+    ) -> kqm_status;
     /// Bytes of workspace that kqm_attention needs for these shapes (pointers are ignored); 0 for a caller with another header.
     pub fn kqm_launch_attention_workspace(caller: kqm_caller, args: *const kqm_attention_args) -> u64;
     /** The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's

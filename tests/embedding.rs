@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use half::f16;
+use half::{bf16, f16};
 use kquant_moe::blocks::{BLOCK, Factor, TensorType};
 use kquant_moe::device::{Buffer, Device, Slice, SliceMut, bytes_of};
 use kquant_moe::kernels::Embedding;
@@ -44,6 +44,9 @@ fn bytes(random: &mut Random, kind: TensorType, vocab: usize, cols: usize) -> Ve
         TensorType::F16 => {
             Activations::rows(random, 0, vocab, cols).iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()
         }
+        TensorType::BF16 => {
+            Activations::rows(random, 0, vocab, cols).iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect()
+        }
         _ => Weights::random(random, kind, 1, vocab, cols).bytes,
     }
 }
@@ -77,8 +80,10 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
 fn dequantizes_every_bit_pattern<D: Device>(device: &D, _: Size) {
     let mut random = Random::new(12);
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
-    let table = Table { bytes: &all, kind: TensorType::F16, cols: 256 };
-    check(device, "every f16", table, &(0..256).collect::<Vec<u32>>());
+    for kind in [TensorType::F16, TensorType::BF16] {
+        let table = Table { bytes: &all, kind, cols: 256 };
+        check(device, &format!("every {kind}"), table, &(0..256).collect::<Vec<u32>>());
+    }
     let places = |&kind: &TensorType| kind.factors().iter().map(move |&factor| (kind, factor));
     for (kind, factor) in TensorType::MATRICES.iter().flat_map(places) {
         let mut table = Weights::random(&mut random, kind, 1, 256, 256).bytes;
@@ -100,7 +105,11 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
     let mut random = Random::new(120);
     let floats: Vec<f32> = NANS.into_iter().cycle().take(256).collect();
     let halves: Vec<u8> = HALF_NANS.into_iter().cycle().take(256).flat_map(f16::to_le_bytes).collect();
-    for (kind, bytes) in [(TensorType::F32, bytes_of(&floats).to_vec()), (TensorType::F16, halves)] {
+    let top_halves: Vec<u8> =
+        floats.iter().flat_map(|nan| (nan.to_bits() >> 16 | 0x40).to_le_bytes()[..2].to_vec()).collect();
+    for (kind, bytes) in
+        [(TensorType::F32, bytes_of(&floats).to_vec()), (TensorType::F16, halves), (TensorType::BF16, top_halves)]
+    {
         assert_stored_nan("every weight", &check(device, "NaN", Table { bytes: &bytes, kind, cols: 256 }, &[0]));
     }
     for &kind in TensorType::MATRICES {

@@ -436,12 +436,14 @@ fn embedding(table: &mut Table, kernels: &kqm_kernels) {
     l.refuses(KQM_NULL_POINTER, "args->table", |a| a.table = null());
     l.refuses(KQM_NULL_POINTER, "args->tokens", |a| a.tokens = null());
     l.refuses(KQM_NULL_POINTER, "args->out", |a| a.out = null());
-    let types = "args->type == KQM_TYPE_F32 || args->type == KQM_TYPE_F16 || KqmBlockTypes::has(args->type)";
+    let types = "args->type == KQM_TYPE_F32 || args->type == KQM_TYPE_F16 || args->type == KQM_TYPE_BF16 || \
+                 KqmBlockTypes::has(args->type)";
     for other in [9, 15, 24, u32::MAX] {
         l.refuses(KQM_UNSUPPORTED_TYPE, types, |a| a.type_ = other);
     }
     l.takes(types, "args->type == KQM_TYPE_F32", |_| {});
     l.takes(types, "args->type == KQM_TYPE_F16", |a| a.type_ = KQM_TYPE_F16);
+    l.takes(types, "args->type == KQM_TYPE_BF16", |a| a.type_ = KQM_TYPE_BF16);
     l.takes(types, "KqmBlockTypes::has(args->type)", |a| a.type_ = KQM_TYPE_Q4_K);
     l.takes(types, "KqmBlockTypes::has(args->type)", |a| a.type_ = KQM_TYPE_Q6_K);
     l.refuses(KQM_BAD_SHAPE, "args->count > 0", |a| a.count = 0);
@@ -454,7 +456,9 @@ fn embedding(table: &mut Table, kernels: &kqm_kernels) {
     }
     let aligned = "kqm_aligned(args->table, unit)";
     l.refuses(KQM_MISALIGNED, aligned, |a| a.table = odd(a.table.cast::<u8>().wrapping_add(1).cast()));
-    l.refuses(KQM_MISALIGNED, aligned, |a| (a.type_, a.table) = (KQM_TYPE_F16, odd(a.table)));
+    for halves in [KQM_TYPE_F16, KQM_TYPE_BF16] {
+        l.refuses(KQM_MISALIGNED, aligned, |a| (a.type_, a.table) = (halves, odd(a.table)));
+    }
     // Elements of other types are read byte by byte, and halves need no more than an even address.
     let bytes = |a: &mut kqm_embedding_args, offset| a.table = a.table.cast::<u8>().wrapping_add(offset).cast();
     l.takes(types, "args->type == KQM_TYPE_F16", |a| {
@@ -906,6 +910,72 @@ fn repack(table: &mut Table, kernels: &kqm_kernels) {
     l.starting_with(kqm_repack_args { type_: KQM_TYPE_Q4_K, ..base });
 }
 
+fn float_matvec(table: &mut Table, kernels: &kqm_kernels) {
+    let nowhere = table.nowhere::<f32>();
+    let base = kqm_float_matvec_args {
+        w: table.zeros::<f32>(32).cast(),
+        x: table.zeros(32),
+        y: table.zeros(1),
+        type_: KQM_TYPE_F32,
+        rows: 1,
+        cols: 32,
+        experts: 1,
+        count: 1,
+        ranks: 1,
+        share: 1,
+        ..Default::default()
+    };
+    let (indices, weights, other) = (table.zeros(32), table.zeros(32), table.zeros(1));
+    let mut l = Launcher::new(table, "float_matvec.cu", kernels.float_matvec, base);
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->w", |a| a.w = null());
+    l.refuses(KQM_NULL_POINTER, "args->x", |a| a.x = null());
+    l.refuses(KQM_NULL_POINTER, "args->y", |a| a.y = null());
+    let types = "args->type == KQM_TYPE_F32 || args->type == KQM_TYPE_F16 || args->type == KQM_TYPE_BF16";
+    for other in [2, 8, 12, 28, 31, u32::MAX] {
+        l.refuses(KQM_UNSUPPORTED_TYPE, types, |a| a.type_ = other);
+    }
+    l.takes(types, "args->type == KQM_TYPE_F32", |_| {});
+    l.takes(types, "args->type == KQM_TYPE_F16", |a| a.type_ = KQM_TYPE_F16);
+    l.takes(types, "args->type == KQM_TYPE_BF16", |a| a.type_ = KQM_TYPE_BF16);
+    l.refuses(KQM_BAD_SHAPE, "args->rows > 0", |a| a.rows = 0);
+    let most_rows = "args->rows <= 65535 * uint32_t(kqm_tree_rows)";
+    l.refuses(KQM_BAD_SHAPE, most_rows, |a| a.rows = 65535 * 4 + 1);
+    l.launches(most_rows, |a| (a.rows, a.x) = (65535 * 4, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->cols > 0", |a| a.cols = 0);
+    for cols in [1, 16, 33] {
+        l.refuses(KQM_BAD_SHAPE, "args->cols % 32 == 0", |a| a.cols = cols);
+    }
+    l.refuses(KQM_BAD_SHAPE, "args->cols <= kqm_max_cols", |a| a.cols = 16384 + 32);
+    l.launches("args->cols <= kqm_max_cols", |a| (a.cols, a.w) = (16384, nowhere.cast()));
+    l.refuses(KQM_BAD_SHAPE, "args->count > 0", |a| a.count = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->count <= 0x7fffffffu", |a| a.count = 0x8000_0000);
+    l.launches("args->count <= 0x7fffffffu", |a| (a.count, a.x) = (0x7fff_ffff, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->ranks > 0", |a| a.ranks = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->ranks <= KQM_MAX_TOP_K", |a| (a.ranks, a.weights) = (33, weights));
+    l.launches("args->ranks <= KQM_MAX_TOP_K", |a| (a.ranks, a.weights, a.x) = (32, weights, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->share > 0", |a| a.share = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->experts > 0", |a| (a.experts, a.indices) = (0, indices));
+    let which = "args->indices != nullptr || args->experts == 1";
+    l.refuses(KQM_BAD_SHAPE, which, |a| a.experts = 2);
+    l.takes(which, "args->experts == 1", |_| {});
+    l.takes(which, "args->indices != nullptr", |a| (a.experts, a.indices) = (2, indices));
+    let ranks = "args->weights != nullptr || args->ranks == 1";
+    l.refuses(KQM_NULL_POINTER, ranks, |a| a.ranks = 2);
+    l.takes(ranks, "args->ranks == 1", |_| {});
+    l.takes(ranks, "args->weights != nullptr", |a| (a.ranks, a.share, a.weights) = (2, 2, weights));
+    let sum = "args->weights != nullptr || args->sum == nullptr";
+    l.refuses(KQM_NULL_POINTER, sum, |a| a.sum = other);
+    l.takes(sum, "args->sum == nullptr", |_| {});
+    l.takes(sum, "args->weights != nullptr", |a| (a.sum, a.weights) = (other, weights));
+    let halves = "args->gate == nullptr || args->up == nullptr";
+    l.refuses(KQM_BAD_SHAPE, halves, |a| (a.gate, a.up) = (other, other));
+    l.takes(halves, "args->gate == nullptr", |a| a.up = other);
+    l.takes(halves, "args->up == nullptr", |a| a.gate = other);
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->w, 16)", |a| a.w = shifted(a.w));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->x, 16)", |a| a.x = shifted(a.x));
+}
+
 fn residual_add(table: &mut Table, kernels: &kqm_kernels) {
     let (a, b, y, nowhere) = (table.zeros(1), table.zeros(1), table.zeros(1), table.nowhere::<f32>());
     let base = kqm_residual_add_args { a, b, y, count: 1 };
@@ -1051,6 +1121,7 @@ fn every_condition_is_demanded() {
         argmax,
         attention,
         embedding,
+        float_matvec,
         matvec,
         moe_down,
         moe_group,

@@ -154,7 +154,7 @@ fn tensors_are_found_by_shape_and_type() {
     assert_eq!((norm.experts(), norm.rows(), norm.cols()), (1, 1, 256));
     let expected: Vec<f32> = norm.bytes().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
     assert_eq!(norm.f32s().unwrap(), expected);
-    assert!(matches!(output.f32s(), Err(Error::UnsupportedType { supported: "F32", .. })));
+    assert!(matches!(output.f32s(), Err(Error::UnsupportedType { supported: "F32, F16, BF16", .. })));
     assert!(norm.blocks().is_none());
     // Whole tiles of 16 rows, of each expert.
     let uneven = common::shaped::model(&common::shaped::reshaped!(common::shaped::SMALL, vocab: 17), 1);
@@ -225,15 +225,20 @@ fn weights_must_be_finite() {
         let name: &str = Box::leak(format!("blk.1.{part}.weight").into_boxed_str());
         spoil(name, 144 * 9, nan.to_vec());
     }
-    // A table in half precision, whose blocks are single values.
-    let halves = changed(&[], |tensors| {
-        let table = tensor(tensors, "token_embd.weight");
-        table.kind = TensorType::F16.into();
-        table.data = half::f16::ONE.to_le_bytes().repeat(2048 * 256);
-        table.data[2 * 1000..2 * 1001].copy_from_slice(&nan);
-    });
-    let error = load(halves).map(drop).unwrap_err();
-    assert!(matches!(&error, Error::Model(text) if text.contains("block 1000 ")), "{error}");
+    // Tables in half precision.
+    for (kind, one, nan) in [
+        (TensorType::F16, half::f16::ONE.to_le_bytes(), nan),
+        (TensorType::BF16, half::bf16::ONE.to_le_bytes(), half::bf16::NEG_INFINITY.to_le_bytes()),
+    ] {
+        let halves = changed(&[], |tensors| {
+            let table = tensor(tensors, "token_embd.weight");
+            table.kind = kind.into();
+            table.data = one.repeat(2048 * 256);
+            table.data[2 * 1000..2 * 1001].copy_from_slice(&nan);
+        });
+        let error = load(halves).map(drop).unwrap_err();
+        assert!(matches!(&error, Error::Model(text) if text.contains("value 1000 ")), "{error}");
+    }
     let options = LoadOptions::default().check_blocks(false);
     Model::load(unchecked, Cpu::new(), options, &mut |_, _| {}).unwrap();
 }
@@ -269,13 +274,19 @@ fn a_model_without_an_output_matrix_uses_the_embedding() {
     assert!(tied == logits(copied, "output.weight"));
     assert!(tied != logits(common::gguf(), "output.weight"));
 
-    // Only a quantized table can be the output matrix.
-    let error = refused(&[], |tensors| {
-        tensors.retain(|tensor| tensor.name != "output.weight");
-        let table = tensor(tensors, "token_embd.weight");
-        table.kind = TensorType::F16.into();
-        table.data = vec![0; 2 * 256 * 2048];
-    });
-    let Error::UnsupportedType { tensor: name, supported, .. } = &error else { panic!("{error}") };
-    assert_eq!((name.as_str(), *supported), ("token_embd.weight", TensorType::MATRIX_NAMES));
+    // So is a table of floats, and it is the numbers that count, not how they are written.
+    let floats = |kind: TensorType| {
+        changed(&[], |tensors| {
+            tensors.retain(|tensor| tensor.name != "output.weight");
+            let table = tensor(tensors, "token_embd.weight");
+            let halves = (0..256 * 2048_u32).map(|i| half::bf16::from_f32((i % 251) as f32 / 1024.0 - 0.1));
+            table.data = match kind {
+                TensorType::BF16 => halves.flat_map(half::bf16::to_le_bytes).collect(),
+                _ => halves.flat_map(|half| half.to_f32().to_le_bytes()).collect(),
+            };
+            table.kind = kind.into();
+        })
+    };
+    let [as_bf16, as_f32] = [TensorType::BF16, TensorType::F32].map(|kind| logits(floats(kind), "token_embd.weight"));
+    assert!(as_bf16 == as_f32);
 }

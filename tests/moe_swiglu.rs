@@ -23,13 +23,16 @@ on_devices!(
     refuses_bad_choices,
 );
 
-/// Types of gate and up: both of every type, and, for the kernels that take any two, every type beside another one, as either. On a GPU
-/// all pairs.
+/// Types of gate and up: both of every type, and every type beside another one, as either. On a GPU also all pairs of those that a kernel
+/// chooses between.
 fn mixes(size: Size) -> Vec<[TensorType; 2]> {
     let kinds = TensorType::MATRICES;
-    let beside = if size == Size::Small { 2.min(kinds.len()) } else { kinds.len() };
     let of = |beside| (0..kinds.len()).map(move |i| [kinds[i], kinds[(i + beside) % kinds.len()]]);
-    (0..beside).flat_map(of).collect()
+    let mut mixes: Vec<_> = [0, 1].into_iter().flat_map(of).collect();
+    if size == Size::Full {
+        mixes.extend(CHOSEN.iter().flat_map(|&gate| CHOSEN.iter().map(move |&up| [gate, up])));
+    }
+    mixes
 }
 
 /// gate_out, up_out (empty unless asked for) and out.

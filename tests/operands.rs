@@ -224,6 +224,7 @@ const SETS: &[(&str, &str, &[Launch])] = &[
     ("Argmax", "argmax", &[argmax]),
     ("Attention", "attention", &[attention_rotated, attention_fused]),
     ("Embedding", "embedding", &[embedding::<0>, embedding::<1>, embedding::<12>, embedding::<14>]),
+    ("FloatMatvec", "float_matvec", &[float_matvec_gate, float_matvec_up]),
     ("Matvec", "q4_k_matvec", &[matvec_of_any_type]),
     ("MoeDown", "moe_down", &[moe_down_fixed, moe_down_rows]),
     ("MoeGroup", "moe_group", &[moe_group]),
@@ -410,6 +411,58 @@ fn embedding<const KIND: u32>(set: &Set) -> Result<()> {
         set.write("Embedding.out", "embedding: out", &mut out),
     )
     .launch(&set.device)
+}
+
+/// Weighted sums of two pairs, of which two have a row of x in common, behind a gate or in front of an up.
+fn float_matvec(set: &Set, is_gate: bool) -> Result<()> {
+    const NAME: &str = "float_matvec";
+    let (count, ranks, rows, cols) = (4, 2, 5, 64);
+    let pairs = count * ranks;
+    let (x, experts, weights, half) =
+        (set.zeros(pairs / 2 * cols), set.zeros(pairs), set.zeros(pairs), set.zeros(count * rows));
+    let (mut y, mut product, mut sum) = (set.zeros(count * rows), set.zeros(pairs * rows), set.zeros(count * rows));
+    let matrix = |set: &Set, rows, cols| ok(FloatMatrix::zeroed(&set.device, BF16, rows, cols, EXPERTS));
+    let wrong = [
+        (matrix(&set.elsewhere(), rows, cols), foreign("float_matvec: w")),
+        (matrix(set, rows + 1, cols), invalid(NAME, "y has ")),
+        (matrix(set, rows, cols + 32), invalid(NAME, "x has ")),
+    ];
+    let w = set.one_of("FloatMatvec.w", matrix(set, rows, cols), wrong);
+    let launch = FloatMatvec::new(
+        &w,
+        set.read("FloatMatvec.x", "float_matvec: x", &x),
+        set.write("FloatMatvec.y", "float_matvec: y", &mut y),
+        set.count("FloatMatvec.count", "float_matvec: count", count),
+    )
+    .experts(
+        set.read("FloatMatvec.experts", "float_matvec: experts", &experts),
+        set.count_as(
+            "FloatMatvec.share",
+            2,
+            &[(0, BAD_SHAPE), large("float_matvec: share"), endless("float_matvec: share")],
+        ),
+    )
+    .weighted(
+        set.read("FloatMatvec.weights", "float_matvec: weights", &weights),
+        set.count("FloatMatvec.ranks", "float_matvec: ranks", ranks),
+    )
+    .accumulate(true)
+    .product(set.write("FloatMatvec.product", "float_matvec: product", &mut product))
+    .sum(set.write("FloatMatvec.sum", "float_matvec: sum", &mut sum));
+    let launch = if is_gate {
+        launch.gate(set.read("FloatMatvec.gate", "float_matvec: gate", &half))
+    } else {
+        launch.up(set.read("FloatMatvec.up", "float_matvec: up", &half))
+    };
+    launch.launch(&set.device)
+}
+
+fn float_matvec_gate(set: &Set) -> Result<()> {
+    float_matvec(set, true)
+}
+
+fn float_matvec_up(set: &Set) -> Result<()> {
+    float_matvec(set, false)
 }
 
 /// Shapes of the expert kernels.
@@ -810,6 +863,7 @@ fn counts_of_more_than_32_bits_are_refused() {
         counts[i] = 1 << 32;
         let [experts, rows, cols] = counts;
         refused(what, Matrix::zeroed(&device, Q4K, rows, cols, experts).map(drop));
+        refused(what, FloatMatrix::zeroed(&device, F16, rows, cols, experts).map(drop));
     }
     // Each count fits, and the product does not.
     for result in [
@@ -916,7 +970,9 @@ fn operands(types: &BTreeMap<String, Vec<(String, String)>>, name: &str, all: &m
             all.insert(field.clone());
         }
         let words = of.split(|c: char| !c.is_ascii_alphanumeric());
-        for inner in words.filter(|&word| types.contains_key(word) && !["Matrix", "Groups"].contains(&word)) {
+        for inner in
+            words.filter(|&word| types.contains_key(word) && !["Matrix", "FloatMatrix", "Groups"].contains(&word))
+        {
             operands(types, inner, all);
         }
     }

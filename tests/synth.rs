@@ -69,18 +69,24 @@ fn of_types(kind: &dyn Fn(&str, TensorType) -> TensorType) -> Result<Arc<Gguf>, 
 /// All matrices of one type, and types in turn until every one was there.
 fn every_type_runs<B: Backend>(backend: impl Fn() -> B) {
     // One of each family, and with a codebook; the kernels' own tests are of every type.
-    for kind in [TensorType::Q5K, TensorType::Q8_0, TensorType::IQ2S] {
+    for kind in [TensorType::Q5K, TensorType::Q8_0, TensorType::IQ2S, TensorType::BF16] {
         let gguf = of_types(&|_, _| kind).unwrap();
         let matrices = gguf.tensors().filter(|tensor| tensor.tensor_type().is_ok_and(|found| found == kind)).count();
         assert_eq!(matrices, 2 + 2 * 7, "{kind}");
         common::equals_the_cpu(&gguf, backend(), CacheType::F32, &[3, 1, 4, 1, 5], 1);
     }
     let turn = Cell::new(0);
-    while turn.get() < TensorType::MATRICES.len() {
+    while turn.get() < TensorType::ALL.len() {
         let next = |_: &str, _| {
             turn.set(turn.get() + 1);
-            TensorType::MATRICES[turn.get() % TensorType::MATRICES.len()]
+            TensorType::ALL[turn.get() % TensorType::ALL.len()]
         };
+        common::equals_the_cpu(&of_types(&next).unwrap(), backend(), CacheType::F16, &[3, 1, 4, 1, 5], 1);
+    }
+    // Floats beside blocks where one kernel multiplies with several matrices of blocks.
+    for floats in [["ffn_gate", "attn_q"], ["ffn_up", "attn_v"]] {
+        let next =
+            |name: &str, usual| if floats.iter().any(|part| name.contains(part)) { TensorType::F16 } else { usual };
         common::equals_the_cpu(&of_types(&next).unwrap(), backend(), CacheType::F16, &[3, 1, 4, 1, 5], 1);
     }
 }
@@ -109,13 +115,4 @@ fn the_largest_shape_runs_on_a_gpu() {
         common::equals_the_cpu(&gguf, Gpu::new(device), CacheType::F16, &[3, 1, 4, 1, 5], 1);
         std::fs::remove_file(path).unwrap();
     }
-}
-
-#[test]
-fn matrices_of_floats_are_refused() {
-    let error = of_types(&|_, _| TensorType::F16).map(drop).unwrap_err();
-    assert!(
-        matches!(error, Error::UnsupportedType { supported, .. } if supported == TensorType::MATRIX_NAMES),
-        "{error}"
-    );
 }

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kquant_moe::Result;
 use kquant_moe::model::Tensor;
-use kquant_moe::model::backend::{Attention, Backend, CacheShape, Down, NormQkv, NormRouter, RoutingShape, Swiglu};
+use kquant_moe::model::backend::{
+    Attention, Backend, CacheShape, Down, NormQkv, NormRouter, RoutingShape, Rows, Swiglu,
+};
 use kquant_moe::model::cpu::{Cache, Cpu, Fixed, Input, Routing};
 
 /// What is wrong.
@@ -126,7 +128,6 @@ impl Backend for Faulty {
         fn read(&self, buffer: &Vec<f32>, from: usize, out: &mut [f32]) -> Result<()>;
         fn read_router_logits(&self, routing: &Routing, tokens: usize) -> Result<Vec<f32>>;
         fn synchronize(&self) -> Result<()>;
-        fn matvec_add(&self, w: &Tensor, x: &Fixed, tokens: usize, hidden: &mut Vec<f32>, product: Option<&mut Vec<f32>>) -> Result<()>;
         fn copy_rows(&self, x: &Vec<f32>, row: usize, rows: usize, cols: usize, out: &mut Vec<f32>) -> Result<()>;
         fn feed_back(&self, logits: &Vec<f32>, vocab: usize, input: &mut Input) -> Result<()>;
         fn read_choices(&self, input: &Input, from: usize, count: usize) -> Result<Vec<u32>>;
@@ -183,8 +184,23 @@ impl Backend for Faulty {
         Cpu.attention(operands.for_backend(), input, tokens, cache, layer)
     }
 
-    fn matvec(&self, w: &Tensor, x: &Fixed, tokens: usize, y: &mut Vec<f32>) -> Result<()> {
-        Cpu.matvec(w, x, tokens, y)?;
+    fn matvec_add(
+        &self,
+        w: &Tensor,
+        x: Rows<'_, Self>,
+        tokens: usize,
+        hidden: &mut Vec<f32>,
+        product: Option<&mut Vec<f32>>,
+    ) -> Result<()> {
+        Cpu.matvec_add(w, x.for_backend(), tokens, hidden, product)
+    }
+
+    fn takes_floats(&self, w: &Tensor) -> bool {
+        Cpu.takes_floats(w)
+    }
+
+    fn matvec(&self, w: &Tensor, x: Rows<'_, Self>, tokens: usize, y: &mut Vec<f32>) -> Result<()> {
+        Cpu.matvec(w, x.for_backend(), tokens, y)?;
         // The forward has no product of this kind but the logits.
         self.spoil_logits(y, w.rows(), tokens);
         Ok(())

@@ -40,6 +40,21 @@ __device__ __forceinline__ double kqm_tree_lanes(double x) {
 }
 __device__ __forceinline__ double kqm_tree_warp(double x) { return kqm_tree_lanes<32>(x); }
 
+// kqm_tree_warp of four rows' numbers: lane l < 4 gets the sum of row kqm_tree_row_of(l), as every lane l % 4 does. Each step adds the same
+// neighbours as kqm_tree_warp; the first two also halve what is left to add, so that four trees take six exchanges.
+static const int kqm_tree_rows = 4;
+__device__ __forceinline__ int kqm_tree_row_of(int lane) { return 2 * (lane & 1) + (lane >> 1 & 1); }
+__device__ __forceinline__ double kqm_tree_warp_of_rows(const double (&v)[kqm_tree_rows], int lane) {
+  const bool odd = lane & 1, high = lane & 2;
+  const double kept0 = odd ? v[2] : v[0], kept1 = odd ? v[3] : v[1], sent0 = odd ? v[0] : v[2],
+               sent1 = odd ? v[1] : v[3];
+  const double pair0 = kept0 + __shfl_xor_sync(~0u, sent0, 1), pair1 = kept1 + __shfl_xor_sync(~0u, sent1, 1);
+  double sum = (high ? pair1 : pair0) + __shfl_xor_sync(~0u, high ? pair0 : pair1, 2);
+  KQM_UNROLL
+  for (int step = 4; step < 32; step *= 2) sum = sum + __shfl_xor_sync(~0u, sum, step);
+  return sum;
+}
+
 // Numbers of a group of tree_sum (docs/arithmetic.md): a balanced tree of neighbours. Groups are added up one after the other.
 static const int kqm_tree_group = 16, kqm_tree_levels = 4;
 static_assert(1 << kqm_tree_levels == kqm_tree_group, "a level for each power of two");

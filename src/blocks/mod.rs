@@ -64,12 +64,17 @@ macro_rules! table {
         impl TensorType {
             /// Every type.
             pub const ALL: &[Self] = &[$(Self::$Float,)* Self::$First, $(Self::$Type,)*];
-            /// Those that matrices may have.
+            /// Floats, which have no blocks.
+            pub const FLOATS: &[Self] = &[$(Self::$Float,)*];
+            /// Those of blocks.
             pub const MATRICES: &[Self] = &[Self::$First, $(Self::$Type,)*];
             /// The names of [`Self::ALL`], for errors.
             pub const ALL_NAMES: &str = concat!($($float_name, ", ",)* $first_name, $(", ", $name,)*);
-            /// The names of [`Self::MATRICES`], for errors.
-            pub const MATRIX_NAMES: &str = concat!($first_name, $(", ", $name,)*);
+            /// The names of [`Self::FLOATS`], for errors.
+            pub const FLOAT_NAMES: &str = {
+                let names = concat!($($float_name, ", ",)*);
+                names.split_at(names.len() - ", ".len()).0
+            };
 
             /// GGML's name, such as `Q4_K`.
             pub const fn name(self) -> &'static str {
@@ -168,6 +173,7 @@ table! {
     floats {
         F32 = 0, "F32", 4;
         F16 = 1, "F16", 2;
+        BF16 = 30, "BF16", 2;
     }
     matrices {
         Q4_0 = 2, "Q4_0", crate::blocks::Eight<crate::blocks::BlockQ4_0>;

@@ -68,9 +68,11 @@ impl<'a, D: Device> Matvec<'a, D> {
     }
 }
 
-/// The kernel that multiplies with a type: `matvec`, or its entry for one type, for those that have one.
+/// The kernel that multiplies with a type: `float_matvec` with floats ([`FloatMatvec`]), with others `matvec`, or its entry for one type,
+/// for those that have one.
 pub const fn matvec_kernel(kind: TensorType) -> &'static str {
     match kind {
+        TensorType::F32 | TensorType::F16 | TensorType::BF16 => "float_matvec",
         TensorType::Q4K => "q4_k_matvec",
         TensorType::Q6K => "q6_k_gemv",
         _ => "matvec",

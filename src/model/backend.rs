@@ -57,6 +57,22 @@ pub struct RoutingShape {
     pub top_k: usize,
 }
 
+/// Activations of a product: those of a matrix that [`Backend::takes_floats`] as floats, else as fixed point. The others need not be there.
+#[non_exhaustive]
+pub struct Rows<'a, B: Backend> {
+    /// `[tokens, cols / 256]` blocks.
+    pub fixed: &'a B::Fixed,
+    /// `[tokens, cols]`.
+    pub floats: &'a B::Floats,
+}
+
+impl<B: Backend> Rows<'_, B> {
+    /// These operands for a backend whose memory is of the same types, such as one that B wraps.
+    pub fn for_backend<C: Backend<Floats = B::Floats, Fixed = B::Fixed>>(&self) -> Rows<'_, C> {
+        Rows { fixed: self.fixed, floats: self.floats }
+    }
+}
+
 /// Operands of [`Backend::norm_qkv`]: RMSNorm and the three projections of attention.
 #[non_exhaustive]
 pub struct NormQkv<'a, B: Backend> {
@@ -66,7 +82,7 @@ pub struct NormQkv<'a, B: Backend> {
     pub weight: &'a B::Floats,
     /// RMSNorm epsilon.
     pub eps: f32,
-    /// Optional output: the normed rows, `[tokens, cols]`.
+    /// Optional output: the normed rows, `[tokens, cols]`. It is there when one of the matrices [takes floats](Backend::takes_floats).
     pub normed: Option<&'a mut B::Floats>,
     /// Room for the normed rows as fixed point, `[tokens, cols / 256]` blocks.
     pub fixed: &'a mut B::Fixed,
@@ -167,6 +183,9 @@ pub struct NormRouter<'a, B: Backend> {
     pub normed: &'a mut B::Floats,
     /// The normed rows as fixed point, `[tokens, cols / 256]` blocks.
     pub fixed: &'a mut B::Fixed,
+    /// Whether the choice of experts must not be left to [`Backend::moe_swiglu`]: one of its matrices
+    /// [takes floats](Backend::takes_floats).
+    pub choose: bool,
 }
 
 impl<B: Backend> NormRouter<'_, B> {
@@ -179,6 +198,7 @@ impl<B: Backend> NormRouter<'_, B> {
             router: self.router,
             normed: &mut *self.normed,
             fixed: &mut *self.fixed,
+            choose: self.choose,
         }
     }
 }
@@ -190,11 +210,11 @@ pub struct Swiglu<'a, B: Backend> {
     pub gate: &'a B::Matrix,
     /// `[experts][ff, cols]`.
     pub up: &'a B::Matrix,
-    /// `[tokens, cols / 256]` blocks.
-    pub x: &'a B::Fixed,
+    /// `[tokens, cols]`.
+    pub x: Rows<'a, B>,
     /// `[pairs, ff]`, pair = token * top_k + rank.
     pub out: &'a mut B::Floats,
-    /// Optional output: `[pairs, ff]`.
+    /// Optional output: `[pairs, ff]`. Both are there when one of the matrices [takes floats](Backend::takes_floats).
     pub gate_out: Option<&'a mut B::Floats>,
     /// Optional output: `[pairs, ff]`.
     pub up_out: Option<&'a mut B::Floats>,
@@ -208,7 +228,7 @@ impl<B: Backend> Swiglu<'_, B> {
         Swiglu {
             gate: self.gate,
             up: self.up,
-            x: self.x,
+            x: self.x.for_backend(),
             out: &mut *self.out,
             gate_out: self.gate_out.as_deref_mut(),
             up_out: self.up_out.as_deref_mut(),
@@ -249,7 +269,7 @@ impl<B: Backend> Down<'_, B> {
 
 /// Where the forward runs.
 pub trait Backend: Sized + Send {
-    /// A quantized matrix, or a stack of experts' matrices.
+    /// A matrix, or a stack of experts' matrices.
     type Matrix: Send + Sync;
     /// An embedding table.
     type Table: Send + Sync;
@@ -278,8 +298,10 @@ pub trait Backend: Sized + Send {
     /// Bytes of a cache besides its keys and values: what the kernels need as workspace.
     fn workspace_bytes(&self, shape: CacheShape) -> Result<u64>;
 
-    /// Loads a quantized matrix `[rows, cols]`, or a stack of `experts` of them.
+    /// Loads a matrix `[rows, cols]`, or a stack of `experts` of them.
     fn matrix(&self, tensor: &Tensor) -> Result<Self::Matrix>;
+    /// Whether products with a matrix take activations as floats: one of floats. Others take fixed point.
+    fn takes_floats(&self, w: &Self::Matrix) -> bool;
     /// Loads an embedding table `[vocab, cols]` (of any type).
     fn table(&self, tensor: &Tensor) -> Result<Self::Table>;
     /// A buffer that holds `values`.
@@ -332,12 +354,12 @@ pub trait Backend: Sized + Send {
         layer: usize,
     ) -> Result<()>;
     /// `y = w x`.
-    fn matvec(&self, w: &Self::Matrix, x: &Self::Fixed, tokens: usize, y: &mut Self::Floats) -> Result<()>;
+    fn matvec(&self, w: &Self::Matrix, x: Rows<'_, Self>, tokens: usize, y: &mut Self::Floats) -> Result<()>;
     /// `hidden += w x`; the optional output `product` gets `w x`.
     fn matvec_add(
         &self,
         w: &Self::Matrix,
-        x: &Self::Fixed,
+        x: Rows<'_, Self>,
         tokens: usize,
         hidden: &mut Self::Floats,
         product: Option<&mut Self::Floats>,

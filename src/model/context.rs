@@ -9,7 +9,7 @@ use super::config::Config;
 use super::forward::{Tracer, forward, head};
 use super::rope_table::rope_table;
 use super::weights::{LayerTensors, Tensor, Tensors};
-use crate::blocks::{BLOCK, TensorType};
+use crate::blocks::BLOCK;
 use crate::diff::Point;
 use crate::oracle::sample::{Sampling, sample};
 use crate::trace::{Data, NoTrace, Record, Sink, Stage};
@@ -103,10 +103,13 @@ struct Sizes {
     cache: CacheShape,
     routing: RoutingShape,
     trace: bool,
+    /// Whether the halves of a SwiGLU have buffers of their own, which matrices of floats need.
+    halves: bool,
 }
 
 impl Sizes {
-    fn new(config: &Config, options: &ContextOptions) -> Result<Self> {
+    /// `halves`: of some layer, the gate or the up matrices are floats.
+    fn new(config: &Config, options: &ContextOptions, halves: bool) -> Result<Self> {
         let ContextOptions { capacity, cache, max_batch, trace } = *options;
         if capacity == 0 || capacity > config.context_length {
             let most = config.context_length;
@@ -147,6 +150,7 @@ impl Sizes {
             },
             routing: RoutingShape { tokens, experts: config.experts, top_k: config.top_k },
             trace,
+            halves: halves || trace,
         })
     }
 
@@ -160,13 +164,13 @@ impl Sizes {
     }
 
     fn activation_bytes(&self) -> u64 {
-        let traced =
-            if self.trace { 2 * self.q + 2 * self.kv + self.scores + 2 * self.hidden + 2 * self.swiglu } else { 0 };
+        let traced = if self.trace { self.q + 2 * self.kv + self.scores + 2 * self.hidden } else { 0 };
+        let halves = if self.halves { 2 * self.swiglu } else { 0 };
         let RoutingShape { tokens, experts, top_k } = self.routing;
         // Logits, indices, weights and counters; the pairs grouped by expert, in at most as many work items of three numbers.
         let routing = tokens * (experts + 2 * top_k + 1) + 4 * tokens * top_k + 1;
-        let floats = 2 * self.hidden + 2 * self.q + 2 * self.kv + self.swiglu + self.expert_out;
-        let output = (1 + usize::from(self.trace)) * self.output_rows + self.logits;
+        let floats = 2 * self.hidden + 3 * self.q + 2 * self.kv + self.swiglu + halves + self.expert_out;
+        let output = 2 * self.output_rows + self.logits;
         // Token ids and a choice at each position, both u32; the first position, and argmax's best logit and counter.
         let input = self.tokens + self.cache.capacity + 4;
         let blocks = self.hidden_blocks + self.attn_blocks + self.swiglu_blocks + self.output_blocks;
@@ -196,7 +200,7 @@ impl MemoryPlan {
     /// # Errors
     /// [`Error::Invalid`] for options that [`Model::context`] would refuse.
     pub fn new(config: &Config, tensors: &Tensors, options: &ContextOptions) -> Result<Self> {
-        let sizes = Sizes::new(config, options)?;
+        let sizes = Sizes::new(config, options, has_halves(tensors))?;
         Ok(Self {
             weights: weight_bytes(tensors),
             cache: sizes.cache_bytes(),
@@ -210,7 +214,7 @@ impl MemoryPlan {
     /// # Errors
     /// Those of [`Self::new`], and [`Error::Invalid`] for counts that the backend's kernels do not take.
     pub fn on<B: Backend>(backend: &B, config: &Config, tensors: &Tensors, options: &ContextOptions) -> Result<Self> {
-        let workspace = backend.workspace_bytes(Sizes::new(config, options)?.cache)?;
+        let workspace = backend.workspace_bytes(Sizes::new(config, options, false)?.cache)?;
         Ok(Self { workspace, ..Self::new(config, tensors, options)? })
     }
 
@@ -228,20 +232,26 @@ impl MemoryPlan {
     }
 }
 
+/// Whether the gate or the up matrices of some layer are floats.
+fn has_halves(tensors: &Tensors) -> bool {
+    tensors.layers.iter().any(|layer| layer.gate.is_floats() || layer.up.is_floats())
+}
+
 /// Bytes of the weights in a backend's memory.
 fn weight_bytes(tensors: &Tensors) -> u64 {
-    let vector = |tensor: &Tensor| tensor.kind() == TensorType::F32;
     let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
-    let weights = tensors.layers.iter().flat_map(LayerTensors::iter).chain([&tensors.output_norm, &tensors.output]);
+    // Norms and routers are kept in f32.
+    let floats = |tensor: &Tensor| 4 * (tensor.rows() * tensor.cols()) as u64;
+    let matrices = tensors.layers.iter().flat_map(LayerTensors::matrices).chain([&tensors.output]);
+    let vectors = tensors.layers.iter().flat_map(LayerTensors::vectors).chain([&tensors.output_norm]);
     // The embedding table stays as it is in the file.
-    let weights = weights.map(|tensor| if vector(tensor) { bytes(tensor) } else { tensor.tiled_bytes() });
-    weights.sum::<u64>() + bytes(&tensors.embedding)
+    matrices.map(Tensor::tiled_bytes).sum::<u64>() + vectors.map(floats).sum::<u64>() + bytes(&tensors.embedding)
 }
 
 /// Fails when the weights, and what it takes to load them, do not fit into the backend's free memory.
 pub(super) fn check_weights<B: Backend>(backend: &B, tensors: &Tensors) -> Result<()> {
     // The embedding table is not staged, and norms are not worth mentioning.
-    let matrices = tensors.layers.iter().flat_map(LayerTensors::iter).chain([&tensors.output]);
+    let matrices = tensors.layers.iter().flat_map(LayerTensors::matrices).chain([&tensors.output]);
     let staging = matrices.map(|tensor| backend.staging_bytes(tensor)).max().unwrap_or(0);
     check_free(backend, weight_bytes(tensors) + staging)
 }
@@ -268,17 +278,21 @@ pub(super) struct State<B: Backend> {
     /// `[tokens, kv_heads, head_dim]`.
     pub(super) k: B::Floats,
     pub(super) v: B::Floats,
-    /// Output of attention, `[tokens, heads * head_dim]`.
+    /// Output of attention, `[tokens, heads * head_dim]`, as floats where something takes them and as fixed point.
+    pub(super) attn: B::Floats,
     pub(super) attn_fixed: B::Fixed,
     pub(super) routing: B::Routing,
     /// `[pairs, expert_ff]`.
     pub(super) swiglu: B::Floats,
     pub(super) swiglu_fixed: B::Fixed,
+    /// The halves of the SwiGLU, where something takes them.
+    pub(super) expert_gate: Option<B::Floats>,
+    pub(super) expert_up: Option<B::Floats>,
     /// `[pairs, hidden]`.
     pub(super) expert_out: B::Floats,
     /// Rows whose logits are wanted, `[rows, hidden]`.
     pub(super) output: B::Floats,
-    pub(super) output_normed: Option<B::Floats>,
+    pub(super) output_normed: B::Floats,
     pub(super) output_fixed: B::Fixed,
     /// `[rows, vocab]`.
     pub(super) logits: B::Floats,
@@ -294,16 +308,14 @@ pub(super) struct TraceBuffers<B: Backend> {
     pub(super) k_normed: Option<B::Floats>,
     pub(super) k_rope: Option<B::Floats>,
     pub(super) attn_scores: Option<B::Floats>,
-    pub(super) attn_out: Option<B::Floats>,
     pub(super) attn_proj: Option<B::Floats>,
-    pub(super) expert_gate: Option<B::Floats>,
-    pub(super) expert_up: Option<B::Floats>,
     pub(super) ffn_out: Option<B::Floats>,
 }
 
 impl<B: Backend> State<B> {
     fn new(backend: &B, config: &Config, sizes: &Sizes) -> Result<Self> {
-        let traced_floats = |len: usize| sizes.trace.then(|| backend.floats(len)).transpose();
+        let floats_if = |wanted: bool, len: usize| wanted.then(|| backend.floats(len)).transpose();
+        let traced_floats = |len: usize| floats_if(sizes.trace, len);
         Ok(Self {
             input: backend.input(sizes.tokens, sizes.cache.capacity)?,
             hidden: backend.floats(sizes.hidden)?,
@@ -313,13 +325,16 @@ impl<B: Backend> State<B> {
             rotated: backend.floats(sizes.q)?,
             k: backend.floats(sizes.kv)?,
             v: backend.floats(sizes.kv)?,
+            attn: backend.floats(sizes.q)?,
             attn_fixed: backend.fixed(sizes.attn_blocks)?,
             routing: backend.routing(sizes.routing)?,
             swiglu: backend.floats(sizes.swiglu)?,
             swiglu_fixed: backend.fixed(sizes.swiglu_blocks)?,
+            expert_gate: floats_if(sizes.halves, sizes.swiglu)?,
+            expert_up: floats_if(sizes.halves, sizes.swiglu)?,
             expert_out: backend.floats(sizes.expert_out)?,
             output: backend.floats(sizes.output_rows)?,
-            output_normed: traced_floats(sizes.output_rows)?,
+            output_normed: backend.floats(sizes.output_rows)?,
             output_fixed: backend.fixed(sizes.output_blocks)?,
             logits: backend.floats(sizes.logits)?,
             cache: backend.cache(sizes.cache)?,
@@ -334,10 +349,7 @@ impl<B: Backend> State<B> {
                 k_normed: traced_floats(sizes.kv)?,
                 k_rope: traced_floats(sizes.kv)?,
                 attn_scores: traced_floats(sizes.scores)?,
-                attn_out: traced_floats(sizes.q)?,
                 attn_proj: traced_floats(sizes.hidden)?,
-                expert_gate: traced_floats(sizes.swiglu)?,
-                expert_up: traced_floats(sizes.swiglu)?,
                 ffn_out: traced_floats(sizes.hidden)?,
             },
         })
@@ -374,7 +386,9 @@ const DECODE_AT_ONCE: usize = 8;
 impl<B: Backend> Context<B> {
     pub(super) fn new(model: &Model<B>, options: ContextOptions) -> Result<Self> {
         let config = model.config().clone();
-        let sizes = Sizes::new(&config, &options)?;
+        let (backend, layers) = (model.backend(), &model.weights().layers);
+        let halves = layers.iter().any(|layer| backend.takes_floats(&layer.gate) || backend.takes_floats(&layer.up));
+        let sizes = Sizes::new(&config, &options, halves)?;
         let workspace = model.backend().workspace_bytes(sizes.cache)?;
         check_free(model.backend(), sizes.cache_bytes() + sizes.activation_bytes() + workspace)?;
         let backend = model.backend().fork()?;
@@ -858,7 +872,7 @@ mod tests {
         let large = Preset::Qwen3_30bA3b.config();
         let sizes = |config: &Config, capacity, max_batch, trace| {
             let options = ContextOptions { capacity, max_batch, trace, ..ContextOptions::default() };
-            Sizes::new(config, &options).map(|sizes| (sizes.tokens, sizes.rows))
+            Sizes::new(config, &options, false).map(|sizes| (sizes.tokens, sizes.rows))
         };
         // 32 MiB hold 55 rows of 151,936 logits.
         assert_eq!(sizes(&large, 4096, 512, false).unwrap(), (512, 55));

@@ -12,14 +12,15 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::backend::{
-    Attention, Backend, CacheShape, CacheType, Down, NO_CHOICE, NormQkv, NormRouter, RoutingShape, Swiglu,
+    Attention, Backend, CacheShape, CacheType, Down, NO_CHOICE, NormQkv, NormRouter, RoutingShape, Rows, Swiglu,
 };
 use super::weights::Tensor;
-use crate::blocks::{BLOCK, TensorType};
+use crate::Result;
+use crate::blocks::BLOCK;
 use crate::oracle::attention::{Element, Head};
 use crate::oracle::embedding::Table;
+use crate::oracle::float_matvec::{self, Floats};
 use crate::oracle::{self, FixedBlock, Matrix};
-use crate::{Error, Result};
 use dot::SplitBlock;
 use simd::with_fma;
 
@@ -98,7 +99,7 @@ pub struct Input {
 /// The matrix of expert `expert` of a quantized tensor: where a tensor's type decides what computes with it.
 fn expert_matrix(tensor: &Tensor, expert: usize) -> Matrix<'_> {
     let blocks = tensor.rows() * (tensor.cols() / BLOCK);
-    let all = tensor.blocks().expect("`Cpu::matrix` refuses tensors without blocks");
+    let all = tensor.blocks().expect("a tensor of floats has no blocks");
     all.part(expert * blocks..(expert + 1) * blocks)
 }
 
@@ -136,9 +137,60 @@ fn products(products: &[Product<'_>], rows: usize, out: &mut [f32]) {
     }
 }
 
-/// One product for all tokens.
-fn plain<'a>(w: &'a Tensor, x: &'a Fixed, tokens: usize) -> Product<'a> {
-    Product { w: expert_matrix(w, 0), x: x.rows(w.cols()).take(tokens).collect(), y: (0..tokens).collect() }
+/// A matrix's expert and the outputs that are its products. Output y has row `y / share` of the activations.
+type Outputs<'a> = (usize, &'a [u32]);
+
+/// `out[y] = w[expert] x[y / share]`, `[outputs, rows]`, for the outputs of every expert.
+fn multiply<'a>(
+    w: &Tensor,
+    outputs: impl Iterator<Item = Outputs<'a>>,
+    share: usize,
+    x: &Rows<'_, Cpu>,
+    out: &mut [f32],
+) {
+    if w.is_floats() {
+        let outputs: Vec<_> = outputs.collect();
+        return float_products(w, &outputs, share, x.floats, out);
+    }
+    let rows: Vec<_> = x.fixed.rows(w.cols()).collect();
+    let list: Vec<_> = outputs
+        .map(|(expert, outputs)| Product {
+            w: expert_matrix(w, expert),
+            x: outputs.iter().map(|&y| rows[y as usize / share]).collect(),
+            y: outputs.iter().map(|&y| y as usize).collect(),
+        })
+        .collect();
+    products(&list, w.rows(), out);
+}
+
+/// [`multiply`] for a matrix of floats: each task takes a row of an expert's matrix.
+fn float_products(w: &Tensor, outputs: &[Outputs<'_>], share: usize, x: &[f32], out: &mut [f32]) {
+    let (rows, cols) = (w.rows(), w.cols());
+    let floats = Floats { bytes: w.bytes(), kind: w.kind(), cols };
+    let tasks: Vec<_> = outputs.iter().flat_map(|&(e, ys)| (0..rows).map(move |row| (e * rows + row, ys))).collect();
+    let values: Vec<Vec<f32>> = tasks
+        .par_iter()
+        .map(|&(row, ys)| {
+            with_fma(
+                #[inline(always)]
+                || {
+                    let weights = floats.row(row);
+                    ys.iter().map(|&y| float_matvec::dot(&weights, &x[y as usize / share * cols..][..cols])).collect()
+                },
+            )
+        })
+        .collect();
+    for ((row, ys), values) in tasks.into_iter().zip(values) {
+        for (&y, value) in ys.iter().zip(values) {
+            out[y as usize * rows + row % rows] = value;
+        }
+    }
+}
+
+/// `y = w x` for all tokens.
+fn plain(w: &Tensor, x: &Rows<'_, Cpu>, tokens: usize, y: &mut [f32]) {
+    let all: Vec<u32> = (0..tokens as u32).collect();
+    multiply(w, [(0, all.as_slice())].into_iter(), 1, x, y);
 }
 
 impl Backend for Cpu {
@@ -172,14 +224,11 @@ impl Backend for Cpu {
     }
 
     fn matrix(&self, tensor: &Tensor) -> Result<Tensor> {
-        match tensor.blocks() {
-            Some(_) => Ok(tensor.clone()),
-            None => Err(Error::UnsupportedType {
-                tensor: tensor.name().into(),
-                found: tensor.kind().name().into(),
-                supported: TensorType::MATRIX_NAMES,
-            }),
-        }
+        Ok(tensor.clone())
+    }
+
+    fn takes_floats(&self, w: &Tensor) -> bool {
+        w.is_floats()
     }
 
     fn table(&self, tensor: &Tensor) -> Result<Tensor> {
@@ -290,9 +339,14 @@ impl Backend for Cpu {
 
     fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
         let NormQkv { hidden, weight, eps, normed, fixed, w, y } = operands;
-        self.rms_norm(hidden, weight, eps, tokens, normed, Some(&mut *fixed))?;
+        let mut scratch = Vec::new();
+        let normed = normed.unwrap_or_else(|| {
+            scratch.resize(tokens * weight.len(), 0.0);
+            &mut scratch
+        });
+        self.rms_norm(hidden, weight, eps, tokens, Some(&mut *normed), Some(&mut *fixed))?;
         for (w, y) in w.into_iter().zip(y) {
-            products(&[plain(w, fixed, tokens)], w.rows(), y);
+            plain(w, &Rows { fixed, floats: normed }, tokens, y);
         }
         Ok(())
     }
@@ -365,15 +419,15 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn matvec(&self, w: &Tensor, x: &Fixed, tokens: usize, y: &mut Vec<f32>) -> Result<()> {
-        products(&[plain(w, x, tokens)], w.rows(), y);
+    fn matvec(&self, w: &Tensor, x: Rows<'_, Self>, tokens: usize, y: &mut Vec<f32>) -> Result<()> {
+        plain(w, &x, tokens, y);
         Ok(())
     }
 
     fn matvec_add(
         &self,
         w: &Tensor,
-        x: &Fixed,
+        x: Rows<'_, Self>,
         tokens: usize,
         hidden: &mut Vec<f32>,
         product: Option<&mut Vec<f32>>,
@@ -386,14 +440,14 @@ impl Backend for Cpu {
                 &mut scratch
             }
         };
-        products(&[plain(w, x, tokens)], w.rows(), product);
+        plain(w, &x, tokens, product);
         let len = tokens * w.rows();
         oracle::residual_add::residual_add(&mut hidden[..len], &product[..len]);
         Ok(())
     }
 
     fn norm_router(&self, operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Routing) -> Result<()> {
-        let NormRouter { hidden, weight, eps, router: w, normed: x, fixed } = operands;
+        let NormRouter { hidden, weight, eps, router: w, normed: x, fixed, .. } = operands;
         self.rms_norm(hidden, weight, eps, tokens, Some(&mut *x), Some(fixed))?;
         let RoutingShape { experts, top_k, .. } = routing.shape;
         let cols = w.len() / experts;
@@ -414,26 +468,14 @@ impl Backend for Cpu {
         let Swiglu { gate, up, x, out, gate_out, up_out } = operands;
         let top_k = routing.shape.top_k;
         let len = tokens * top_k * gate.rows();
-        let rows: Vec<_> = x.rows(gate.cols()).collect();
-        let project = |w: &Tensor, out: &mut [f32]| {
-            let list: Vec<_> = routing
-                .groups()
-                .map(|(expert, pairs)| Product {
-                    w: expert_matrix(w, expert),
-                    x: pairs.iter().map(|&pair| rows[pair as usize / top_k]).collect(),
-                    y: pairs.iter().map(|&pair| pair as usize).collect(),
-                })
-                .collect();
-            products(&list, w.rows(), out);
-        };
         let mut scratch = [Vec::new(), Vec::new()];
         let [gate_scratch, up_scratch] = &mut scratch;
         let gate_out = gate_out.unwrap_or(gate_scratch);
         let up_out = up_out.unwrap_or(up_scratch);
         gate_out.resize(gate_out.len().max(len), 0.0);
         up_out.resize(up_out.len().max(len), 0.0);
-        project(gate, gate_out);
-        project(up, up_out);
+        multiply(gate, routing.groups(), top_k, &x, gate_out);
+        multiply(up, routing.groups(), top_k, &x, up_out);
         let out = &mut out[..len];
         out.par_iter_mut().with_min_len(1024).zip(&gate_out[..len]).zip(&up_out[..len]).for_each(
             |((out, &gate), &up)| {
@@ -450,17 +492,10 @@ impl Backend for Cpu {
         let Down { down, x, fixed, hidden, expert_out, sum } = operands;
         let top_k = routing.shape.top_k;
         let cols = down.rows();
-        fixed.quantize(&x[..tokens * top_k * down.cols()]);
-        let rows: Vec<_> = fixed.rows(down.cols()).collect();
-        let list: Vec<_> = routing
-            .groups()
-            .map(|(expert, pairs)| Product {
-                w: expert_matrix(down, expert),
-                x: pairs.iter().map(|&pair| rows[pair as usize]).collect(),
-                y: pairs.iter().map(|&pair| pair as usize).collect(),
-            })
-            .collect();
-        products(&list, cols, expert_out);
+        if !down.is_floats() {
+            fixed.quantize(&x[..tokens * top_k * down.cols()]);
+        }
+        multiply(down, routing.groups(), 1, &Rows { fixed, floats: x }, expert_out);
         let mut scratch = Vec::new();
         let sum = sum.unwrap_or(&mut scratch);
         sum.resize(sum.len().max(tokens * cols), 0.0);

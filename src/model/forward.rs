@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::Model;
-use super::backend::{Attention, Backend, Down, NormQkv, NormRouter, Swiglu};
+use super::backend::{Attention, Backend, Down, NormQkv, NormRouter, Rows, Swiglu};
 use super::context::State;
 use crate::Result;
 use crate::trace::{Data, Positions, Record, Sink, Stage};
@@ -22,8 +22,9 @@ pub(super) fn forward<B: Backend, S: Sink>(
 ) -> Result<()> {
     let config = model.config();
     let weights = model.weights();
-    let State { input, hidden, normed, normed_fixed, q, rotated, k, v, attn_fixed, .. } = state;
+    let State { input, hidden, normed, normed_fixed, q, rotated, k, v, attn, attn_fixed, .. } = state;
     let State { routing, swiglu, swiglu_fixed, expert_out, cache, rope_table, traced, .. } = state;
+    let State { expert_gate, expert_up, .. } = state;
     let eps = config.rms_eps;
     let token = [config.hidden];
     let q_heads = [config.heads, config.head_dim];
@@ -38,13 +39,15 @@ pub(super) fn forward<B: Backend, S: Sink>(
         tracer.layer = Some(number);
 
         // q, k, v = W rms_norm(hidden)
+        let w = [&layer.q, &layer.k, &layer.v];
         let operands = NormQkv {
             hidden,
             weight: &layer.attn_norm,
             eps,
-            normed: tracer.wants(Stage::AttnNorm).then_some(&mut *normed),
+            normed: (tracer.wants(Stage::AttnNorm) || w.iter().any(|w| backend.takes_floats(w)))
+                .then_some(&mut *normed),
             fixed: normed_fixed,
-            w: [&layer.q, &layer.k, &layer.v],
+            w,
             y: [q, k, v],
         };
         backend.norm_qkv(operands, tokens)?;
@@ -68,7 +71,7 @@ pub(super) fn forward<B: Backend, S: Sink>(
             k_normed: tracer.output(Stage::KNorm, &mut traced.k_normed),
             k_out: tracer.output(Stage::KRope, &mut traced.k_rope),
             fixed: attn_fixed,
-            out: tracer.output(Stage::AttnOut, &mut traced.attn_out),
+            out: (tracer.wants(Stage::AttnOut) || backend.takes_floats(&layer.attn_output)).then_some(&mut *attn),
             scores: tracer.output(Stage::AttnScores, &mut traced.attn_scores),
         };
         backend.attention(operands, input, tokens, cache, number)?;
@@ -77,15 +80,23 @@ pub(super) fn forward<B: Backend, S: Sink>(
         tracer.floats(backend, Stage::QRope, Some(rotated), &q_heads)?;
         tracer.floats(backend, Stage::KRope, traced.k_rope.as_ref(), &kv_heads)?;
         tracer.scores(backend, traced.attn_scores.as_ref(), config.heads)?;
-        tracer.floats(backend, Stage::AttnOut, traced.attn_out.as_ref(), &q_heads)?;
+        tracer.floats(backend, Stage::AttnOut, Some(attn), &q_heads)?;
         let product = tracer.output(Stage::AttnProj, &mut traced.attn_proj);
-        backend.matvec_add(&layer.attn_output, attn_fixed, tokens, hidden, product)?;
+        backend.matvec_add(&layer.attn_output, Rows { fixed: attn_fixed, floats: attn }, tokens, hidden, product)?;
         tracer.floats(backend, Stage::AttnProj, traced.attn_proj.as_ref(), &token)?;
         tracer.floats(backend, Stage::AttnResidual, Some(hidden), &token)?;
 
         // experts, p = top_k(softmax(W rms_norm(hidden)))
-        let operands =
-            NormRouter { hidden, weight: &layer.ffn_norm, eps, router: &layer.router, normed, fixed: normed_fixed };
+        let choose = backend.takes_floats(&layer.gate) || backend.takes_floats(&layer.up);
+        let operands = NormRouter {
+            hidden,
+            weight: &layer.ffn_norm,
+            eps,
+            router: &layer.router,
+            normed,
+            fixed: normed_fixed,
+            choose,
+        };
         backend.norm_router(operands, tokens, routing)?;
         tracer.floats(backend, Stage::FfnNorm, Some(normed), &token)?;
         tracer.values(Stage::MoeRouterLogits, &[config.experts], || backend.read_router_logits(routing, tokens))?;
@@ -94,17 +105,17 @@ pub(super) fn forward<B: Backend, S: Sink>(
         let operands = Swiglu {
             gate: &layer.gate,
             up: &layer.up,
-            x: normed_fixed,
+            x: Rows { fixed: normed_fixed, floats: normed },
             out: swiglu,
-            gate_out: tracer.output(Stage::MoeExpertGate, &mut traced.expert_gate),
-            up_out: tracer.output(Stage::MoeExpertUp, &mut traced.expert_up),
+            gate_out: when(choose || tracer.wants(Stage::MoeExpertGate), expert_gate),
+            up_out: when(choose || tracer.wants(Stage::MoeExpertUp), expert_up),
         };
         backend.moe_swiglu(operands, routing, tokens)?;
         // The choice may have been made there.
         tracer.values(Stage::MoeRouter, &[config.top_k], || backend.read_weights(routing, tokens))?;
         tracer.values(Stage::MoeRouterIndices, &[config.top_k], || backend.read_indices(routing, tokens))?;
-        tracer.floats(backend, Stage::MoeExpertGate, traced.expert_gate.as_ref(), &expert)?;
-        tracer.floats(backend, Stage::MoeExpertUp, traced.expert_up.as_ref(), &expert)?;
+        tracer.floats(backend, Stage::MoeExpertGate, expert_gate.as_ref(), &expert)?;
+        tracer.floats(backend, Stage::MoeExpertUp, expert_up.as_ref(), &expert)?;
         tracer.floats(backend, Stage::MoeExpertSwiglu, Some(swiglu), &expert)?;
         let operands = Down {
             down: &layer.down,
@@ -140,11 +151,17 @@ pub(super) fn head<B: Backend, S: Sink>(
         backend.copy_rows(hidden, rows.start, rows.len(), config.hidden, output)?;
         output
     };
-    let out = tracer.output(Stage::OutputNorm, output_normed);
+    let out = tracer.wants(Stage::OutputNorm) || backend.takes_floats(&weights.output);
+    let out = out.then_some(&mut *output_normed);
     backend.rms_norm(rows_hidden, &weights.output_norm, config.rms_eps, rows.len(), out, Some(output_fixed))?;
-    tracer.floats(backend, Stage::OutputNorm, output_normed.as_ref(), &[config.hidden])?;
-    backend.matvec(&weights.output, output_fixed, rows.len(), logits)?;
+    tracer.floats(backend, Stage::OutputNorm, Some(output_normed), &[config.hidden])?;
+    backend.matvec(&weights.output, Rows { fixed: output_fixed, floats: output_normed }, rows.len(), logits)?;
     tracer.floats(backend, Stage::Logits, Some(logits), &[config.vocab])
+}
+
+/// The buffer of an optional output, if it is wanted.
+fn when<T>(wanted: bool, buffer: &mut Option<T>) -> Option<&mut T> {
+    if wanted { buffer.as_mut() } else { None }
 }
 
 /// Feeds a sink. With a sink that is not enabled every method is empty.
@@ -169,7 +186,7 @@ impl<S: Sink> Tracer<'_, S> {
 
     /// The buffer of an optional output, if its stage is wanted.
     fn output<'b, T>(&self, stage: Stage, buffer: &'b mut Option<T>) -> Option<&'b mut T> {
-        if self.wants(stage) { buffer.as_mut() } else { None }
+        when(self.wants(stage), buffer)
     }
 
     /// The rows that are recorded.

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::backend::{Attention, Backend, CacheShape, CacheType, Down, NormQkv, NormRouter, RoutingShape, Swiglu};
+use super::backend::{
+    Attention, Backend, CacheShape, CacheType, Down, NormQkv, NormRouter, RoutingShape, Rows, Swiglu,
+};
 use super::config::Config;
 use super::weights::{Tensor, Tensors};
 use crate::blocks::{BLOCK, TensorType};
 use crate::device::{Buffer, Device};
 use crate::kernels::{
-    self, Activations, CacheMut, Choose, DecodeLoop, DownInput, FixedBlock, FusedNorm, Groups, Matrix, Queries, Repack,
-    RouterChoice, RouterInput, matvec_kernel,
+    self, Activations, CacheMut, Choose, DecodeLoop, DownInput, FixedBlock, FloatMatrix, FusedNorm, Groups, Matrix,
+    Queries, Repack, RouterChoice, RouterInput, matvec_kernel,
 };
 use crate::{Error, Result};
 
@@ -22,6 +24,16 @@ pub struct Gpu<D: Device> {
     device: D,
     /// Bytes of a matrix in file layout on the device at a time.
     staging: usize,
+}
+
+/// A matrix, or a stack of experts' matrices, on a device.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Weight<D: Device> {
+    /// Of quantized blocks, in tiles.
+    Blocks(Matrix<D>),
+    /// Of floats, as in the file.
+    Floats(FloatMatrix<D>),
 }
 
 /// An embedding table on a device, in file layout.
@@ -105,17 +117,65 @@ impl<D: Device> Gpu<D> {
 
     fn product(
         &self,
-        w: &Matrix<D>,
-        x: &Buffer<D, FixedBlock>,
+        w: &Weight<D>,
+        x: &Rows<'_, Self>,
         tokens: usize,
         y: &mut Buffer<D, f32>,
         add: bool,
         product: Option<&mut Buffer<D, f32>>,
     ) -> Result<()> {
-        kernels::Matvec::new(w, x.slice(), y.slice_mut(), tokens)
-            .accumulate(add)
-            .product(product.map(Buffer::slice_mut))
-            .launch(&self.device)
+        let product = product.map(Buffer::slice_mut);
+        match w {
+            Weight::Blocks(w) => kernels::Matvec::new(w, x.fixed.slice(), y.slice_mut(), tokens)
+                .accumulate(add)
+                .product(product)
+                .launch(&self.device),
+            Weight::Floats(w) => kernels::FloatMatvec::new(w, x.floats.slice(), y.slice_mut(), tokens)
+                .accumulate(add)
+                .product(product)
+                .launch(&self.device),
+        }
+    }
+
+    /// [`Backend::moe_swiglu`] where a matrix is of floats: each half with a kernel of its own, the second of which makes the result.
+    fn float_swiglu(&self, operands: Swiglu<'_, Self>, routing: &Routing<D>, tokens: usize) -> Result<()> {
+        let top_k = routing.shape.top_k;
+        let pairs = tokens * top_k;
+        let Swiglu { gate, up, x, out, gate_out: Some(gate_out), up_out: Some(up_out) } = operands else {
+            return Err(Error::Invalid("SwiGLU of floats: the halves have no buffers".into()));
+        };
+        // Of a matrix of blocks there is the kernel of both halves, with the same one for both.
+        let of_blocks = |w: &Matrix<D>, half: &mut Buffer<D, f32>, out: &mut Buffer<D, f32>| {
+            let choose = Choose::Made(routing.indices.slice());
+            kernels::MoeSwiglu::new([w, w], x.fixed.slice(), choose, &routing.groups, [tokens, top_k], out.slice_mut())
+                .gate_out(half.slice_mut())
+                .launch(&self.device)
+        };
+        let (rows, experts) = (x.floats.slice(), routing.indices.slice());
+        match (gate, up) {
+            (Weight::Floats(gate), Weight::Blocks(up)) => {
+                of_blocks(up, up_out, out)?;
+                kernels::FloatMatvec::new(gate, rows, out.slice_mut(), pairs)
+                    .experts(experts, top_k)
+                    .up(up_out.slice())
+                    .product(gate_out.slice_mut())
+                    .launch(&self.device)
+            }
+            (gate, Weight::Floats(up)) => {
+                match gate {
+                    Weight::Blocks(gate) => of_blocks(gate, gate_out, out)?,
+                    Weight::Floats(gate) => kernels::FloatMatvec::new(gate, rows, gate_out.slice_mut(), pairs)
+                        .experts(experts, top_k)
+                        .launch(&self.device)?,
+                }
+                kernels::FloatMatvec::new(up, rows, out.slice_mut(), pairs)
+                    .experts(experts, top_k)
+                    .gate(gate_out.slice())
+                    .product(up_out.slice_mut())
+                    .launch(&self.device)
+            }
+            (Weight::Blocks(_), Weight::Blocks(_)) => unreachable!("one of them is of floats"),
+        }
     }
 }
 
@@ -141,11 +201,15 @@ pub fn weight_reads(config: &Config, tensors: &Tensors, slow_fp64: bool) -> BTre
     };
     let fused = fuses_norm(config.hidden, slow_fp64);
     let norm_in = |kernel| if fused { kernel } else { "rms_norm" };
+    let product_in = |kernel, w: &Tensor| if w.is_floats() { matvec_kernel(w.kind()) } else { kernel };
     add("embedding", &tensors.embedding, 1, config.vocab);
     for layer in &tensors.layers {
-        add(norm_in("qkv"), &layer.attn_norm, 1, 1);
-        for matrix in [&layer.q, &layer.k, &layer.v] {
-            add("qkv", matrix, 1, 1);
+        let qkv = [&layer.q, &layer.k, &layer.v];
+        // Beside a matrix of floats each one, and the norm, has a launch of its own.
+        let alone = qkv.iter().any(|w| w.is_floats());
+        add(if alone { "rms_norm" } else { norm_in("qkv") }, &layer.attn_norm, 1, 1);
+        for matrix in qkv {
+            add(if alone { matvec_kernel(matrix.kind()) } else { "qkv" }, matrix, 1, 1);
         }
         add("attention", &layer.q_norm, 1, 1);
         add("attention", &layer.k_norm, 1, 1);
@@ -153,7 +217,7 @@ pub fn weight_reads(config: &Config, tensors: &Tensors, slow_fp64: bool) -> BTre
         add(norm_in("moe_router"), &layer.ffn_norm, 1, 1);
         add("moe_router", &layer.router, 1, 1);
         for (kernel, matrices) in [("moe_swiglu", &layer.gate), ("moe_swiglu", &layer.up), ("moe_down", &layer.down)] {
-            add(kernel, matrices, config.top_k, config.experts);
+            add(product_in(kernel, matrices), matrices, config.top_k, config.experts);
         }
     }
     add("rms_norm", &tensors.output_norm, 1, 1);
@@ -169,7 +233,7 @@ fn element_kind(element: CacheType) -> TensorType {
 }
 
 impl<D: Device> Backend for Gpu<D> {
-    type Matrix = Matrix<D>;
+    type Matrix = Weight<D>;
     type Table = Table<D>;
     type Floats = Buffer<D, f32>;
     type Fixed = Buffer<D, FixedBlock>;
@@ -193,6 +257,9 @@ impl<D: Device> Backend for Gpu<D> {
     }
 
     fn staging_bytes(&self, tensor: &Tensor) -> u64 {
+        if tensor.is_floats() {
+            return 0;
+        }
         let (expert_bytes, group) = stage(tensor, self.staging);
         (expert_bytes * group) as u64
     }
@@ -203,8 +270,17 @@ impl<D: Device> Backend for Gpu<D> {
         Ok(bytes as u64)
     }
 
-    fn matrix(&self, tensor: &Tensor) -> Result<Matrix<D>> {
+    fn takes_floats(&self, w: &Weight<D>) -> bool {
+        matches!(w, Weight::Floats(_))
+    }
+
+    fn matrix(&self, tensor: &Tensor) -> Result<Weight<D>> {
         let (rows, cols, kind) = (tensor.rows(), tensor.cols(), tensor.kind());
+        if tensor.is_floats() {
+            let mut matrix = FloatMatrix::zeroed(&self.device, kind, rows, cols, tensor.experts())?;
+            matrix.bytes_mut().write(&self.device, 0, tensor.bytes())?;
+            return Ok(Weight::Floats(matrix));
+        }
         let mut matrix = Matrix::zeroed(&self.device, kind, rows, cols, tensor.experts())?;
         let bytes = tensor.bytes();
         let (expert_bytes, group) = stage(tensor, self.staging);
@@ -227,7 +303,7 @@ impl<D: Device> Backend for Gpu<D> {
         }
         // The stage is freed on return.
         self.device.synchronize()?;
-        Ok(matrix)
+        Ok(Weight::Blocks(matrix))
     }
 
     fn table(&self, tensor: &Tensor) -> Result<Table<D>> {
@@ -340,6 +416,14 @@ impl<D: Device> Backend for Gpu<D> {
 
     fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
         let NormQkv { hidden, weight, eps, mut normed, fixed, w, y } = operands;
+        let [Weight::Blocks(q), Weight::Blocks(k), Weight::Blocks(v)] = w else {
+            let Some(normed) = normed else {
+                return Err(Error::Invalid("matrices of floats: the normed rows have no buffer".into()));
+            };
+            self.rms_norm(hidden, weight, eps, tokens, Some(&mut *normed), Some(&mut *fixed))?;
+            let x = Rows { fixed, floats: normed };
+            return w.into_iter().zip(y).try_for_each(|(w, y)| self.product(w, &x, tokens, y, false, None));
+        };
         let fused = self.fuses_norm(tokens, weight.len());
         if !fused {
             self.rms_norm(hidden, weight, eps, tokens, normed.as_deref_mut(), Some(&mut *fixed))?;
@@ -350,7 +434,7 @@ impl<D: Device> Backend for Gpu<D> {
         } else {
             Activations::Fixed(fixed.slice())
         };
-        kernels::Qkv::new(w, x, y.map(Buffer::slice_mut), tokens).launch(&self.device)
+        kernels::Qkv::new([q, k, v], x, y.map(Buffer::slice_mut), tokens).launch(&self.device)
     }
 
     fn attention(
@@ -404,24 +488,24 @@ impl<D: Device> Backend for Gpu<D> {
         .launch(&self.device)
     }
 
-    fn matvec(&self, w: &Matrix<D>, x: &Buffer<D, FixedBlock>, tokens: usize, y: &mut Buffer<D, f32>) -> Result<()> {
-        self.product(w, x, tokens, y, false, None)
+    fn matvec(&self, w: &Weight<D>, x: Rows<'_, Self>, tokens: usize, y: &mut Buffer<D, f32>) -> Result<()> {
+        self.product(w, &x, tokens, y, false, None)
     }
 
     fn matvec_add(
         &self,
-        w: &Matrix<D>,
-        x: &Buffer<D, FixedBlock>,
+        w: &Weight<D>,
+        x: Rows<'_, Self>,
         tokens: usize,
         hidden: &mut Buffer<D, f32>,
         product: Option<&mut Buffer<D, f32>>,
     ) -> Result<()> {
-        self.product(w, x, tokens, hidden, true, product)
+        self.product(w, &x, tokens, hidden, true, product)
     }
 
     fn norm_router(&self, operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Routing<D>) -> Result<()> {
         let RoutingShape { experts, top_k, .. } = routing.shape;
-        let NormRouter { hidden, weight, eps, router, normed, fixed } = operands;
+        let NormRouter { hidden, weight, eps, router, normed, fixed, choose } = operands;
         let cols = weight.len();
         // The pairs of a single token are its experts: nothing has to be grouped, and the choice can wait for moe_swiglu.
         let fused = self.fuses_norm(tokens, cols);
@@ -437,7 +521,7 @@ impl<D: Device> Backend for Gpu<D> {
         let choice =
             RouterChoice::new(routing.indices.slice_mut(), routing.weights.slice_mut(), routing.done.slice_mut());
         kernels::MoeRouter::new(x, router.slice(), [experts, cols], routing.logits.slice_mut(), tokens, top_k)
-            .choice((tokens > 1).then_some(choice))
+            .choice((choose || tokens > 1).then_some(choice))
             .launch(&self.device)?;
         if tokens == 1 {
             return Ok(());
@@ -447,14 +531,17 @@ impl<D: Device> Backend for Gpu<D> {
     }
 
     fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &mut Routing<D>, tokens: usize) -> Result<()> {
+        let (Weight::Blocks(gate), Weight::Blocks(up)) = (operands.gate, operands.up) else {
+            return self.float_swiglu(operands, routing, tokens);
+        };
         let choose = if tokens == 1 {
             Choose::here(routing.logits.slice(), routing.indices.slice_mut(), routing.weights.slice_mut())
         } else {
             Choose::Made(routing.indices.slice())
         };
         kernels::MoeSwiglu::new(
-            [operands.gate, operands.up],
-            operands.x.slice(),
+            [gate, up],
+            operands.x.fixed.slice(),
             choose,
             &routing.groups,
             [tokens, routing.shape.top_k],
@@ -468,6 +555,18 @@ impl<D: Device> Backend for Gpu<D> {
     fn moe_down(&self, operands: Down<'_, Self>, routing: &Routing<D>, tokens: usize) -> Result<()> {
         let Down { down, x, fixed, hidden, expert_out, sum } = operands;
         let top_k = routing.shape.top_k;
+        let down = match down {
+            Weight::Blocks(down) => down,
+            Weight::Floats(down) => {
+                return kernels::FloatMatvec::new(down, x.slice(), hidden.slice_mut(), tokens)
+                    .experts(routing.indices.slice(), 1)
+                    .weighted(routing.weights.slice(), top_k)
+                    .accumulate(true)
+                    .product(expert_out.slice_mut())
+                    .sum(sum.map(Buffer::slice_mut))
+                    .launch(&self.device);
+            }
+        };
         let fused = tokens == 1 && top_k * (down.cols() / BLOCK) <= DownInput::MAX_BLOCKS;
         if !fused {
             kernels::Quantize::new(x.slice(), fixed.slice_mut(), [tokens * top_k, down.cols()]).launch(&self.device)?;

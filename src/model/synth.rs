@@ -8,6 +8,7 @@ mod mix;
 use std::path::Path;
 use std::str::FromStr;
 
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::config::{ARCHITECTURE, Config, RopeScaling};
@@ -179,7 +180,7 @@ pub fn synth(path: impl AsRef<Path>, options: SynthOptions, progress: &mut dyn F
 /// The same with matrices of other types: `kind` gets a matrix's name and its type in the Q4_K_M mix, and gives its type.
 ///
 /// # Errors
-/// Those of [`synth`]; [`Error::UnsupportedType`] for a type that matrices do not have.
+/// Those of [`synth`].
 pub fn synth_with(
     path: impl AsRef<Path>,
     options: SynthOptions,
@@ -222,11 +223,10 @@ pub fn synth_with(
             Ok(())
         };
         match tensor.values {
-            Values::Norm => {
-                stream_of(elements, stream, |rng| float(rng, 1.0, NORM_SPREAD), |v| v.as_flattened(), &mut write)
-            }
-            Values::Router => {
-                stream_of(elements, stream, |rng| float(rng, 0.0, ROUTER_SPREAD), |v| v.as_flattened(), &mut write)
+            Values::Norm => floats(TensorType::F32, elements, stream, 1.0, NORM_SPREAD, &mut write),
+            Values::Router => floats(TensorType::F32, elements, stream, 0.0, ROUTER_SPREAD, &mut write),
+            Values::Matrix(kind, spread) if TensorType::FLOATS.contains(&kind) => {
+                floats(kind, elements, stream, 0.0, spread, &mut write)
             }
             Values::Matrix(kind, spread) => with_weights!(
                 kind,
@@ -234,11 +234,7 @@ pub fn synth_with(
                     let block = |rng: &mut Rng| T::synthetic(&mut || rng.next(), spread);
                     stream_of(elements / BLOCK, stream, block, bytes, &mut write)
                 },
-                else Err(Error::UnsupportedType {
-                    tensor: tensor.name.clone(),
-                    found: kind.name().into(),
-                    supported: TensorType::MATRIX_NAMES,
-                })
+                else unreachable!("a type has blocks or floats")
             ),
         }?;
     }
@@ -259,6 +255,29 @@ pub fn synth_mix(
 ) -> Result<u64> {
     let layers = options.layers.unwrap_or_else(|| options.preset.config().layers);
     synth_with(path, options, &|tensor, usual| mix.kind(tensor, usual, layers), progress)
+}
+
+/// Generates `count` floats of a type around a mean, and writes them in order.
+fn floats(
+    kind: TensorType,
+    count: usize,
+    stream: u64,
+    mean: f64,
+    spread: f64,
+    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let number = |rng: &mut Rng| float(rng, mean, spread);
+    match kind {
+        TensorType::F16 => {
+            let bytes = |rng: &mut Rng| f16::from_f32(number(rng)).to_le_bytes();
+            stream_of(count, stream, bytes, |v| v.as_flattened(), write)
+        }
+        TensorType::BF16 => {
+            let bytes = |rng: &mut Rng| bf16::from_f32(number(rng)).to_le_bytes();
+            stream_of(count, stream, bytes, |v| v.as_flattened(), write)
+        }
+        _ => stream_of(count, stream, |rng| number(rng).to_le_bytes(), |v| v.as_flattened(), write),
+    }
 }
 
 /// Generates `count` elements, each from its own part of the random stream, and writes them in order.
@@ -397,10 +416,10 @@ impl Rng {
 }
 
 /// A float with roughly a normal distribution: the sum of four uniform ones.
-fn float(rng: &mut Rng, mean: f64, spread: f64) -> [u8; 4] {
+fn float(rng: &mut Rng, mean: f64, spread: f64) -> f32 {
     let bits = rng.next();
     let sum: f64 = (0..4).map(|i| (bits >> (16 * i) & 0xffff) as f64 / 65536.0).sum();
-    ((mean + (sum - 2.0) * 3_f64.sqrt() * spread) as f32).to_le_bytes()
+    (mean + (sum - 2.0) * 3_f64.sqrt() * spread) as f32
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use super::backend::Backend;
 use super::config::{self, Config};
 use crate::blocks::{Blocks, TensorType};
 use crate::gguf::{Gguf, Quoted};
+use crate::oracle::embedding::dequantize;
 use crate::{Error, Result, sys};
 
 /// A tensor of an open file: a handle that is cheap to clone and keeps the file open.
@@ -90,21 +91,27 @@ impl Tensor {
         self.gguf.tensor(&self.name).map_or(&[], |tensor| tensor.data())
     }
 
+    /// Whether it has floats instead of blocks.
+    pub fn is_floats(&self) -> bool {
+        TensorType::FLOATS.contains(&self.kind)
+    }
+
     /// The blocks of a quantized tensor, `[experts][rows][cols / 256]`; `None` for another type.
     pub fn blocks(&self) -> Option<Blocks<'_>> {
         Blocks::new(self.kind, self.bytes())
     }
 
-    /// The values of an F32 tensor.
+    /// The values of a tensor of floats, in f32, which is exact.
     ///
     /// # Errors
     /// [`Error::UnsupportedType`] for another type, [`Error::Model`] for a value that is not finite.
     pub fn f32s(&self) -> Result<Vec<f32>> {
-        if self.kind != TensorType::F32 {
+        if !self.is_floats() {
             let found = self.kind.name().into();
             return Err(Error::UnsupportedType { tensor: self.name().into(), found, supported: VECTOR.1 });
         }
-        let values: Vec<f32> = self.bytes().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        let mut values = vec![0.0; self.experts * self.rows * self.cols];
+        dequantize(self.kind, self.bytes(), &mut values);
         match values.iter().position(|value| !value.is_finite()) {
             Some(index) => Err(Error::Model(format!("tensor {}: value {index} is {}", self.name, values[index]))),
             None => Ok(values),
@@ -116,22 +123,23 @@ impl Tensor {
     /// # Errors
     /// [`Error::Model`] naming the tensor and the first bad block.
     pub fn check_finite(&self) -> Result<()> {
-        let bad = match self.kind {
-            TensorType::F32 => return self.f32s().map(drop),
-            TensorType::F16 => {
-                let values = self.bytes().as_chunks().0;
-                values.par_iter().position_first(|&bits| !half::f16::from_le_bytes(bits).is_finite())
-            }
-            kind => first_not_finite(self.bytes(), kind),
+        let (bytes, kind) = (self.bytes(), self.kind);
+        let (what, bad) = if self.is_floats() {
+            ("value", first_float_not_finite(bytes, kind))
+        } else {
+            ("block", first_not_finite(bytes, kind))
         };
         match bad {
-            Some(block) => Err(Error::Model(format!("tensor {}: block {block} is not finite", self.name))),
+            Some(index) => Err(Error::Model(format!("tensor {}: {what} {index} is not finite", self.name))),
             None => Ok(()),
         }
     }
 
-    /// Bytes that a backend's copy takes when matrices are stored in tiles, each padded to whole tiles of rows.
+    /// Bytes that a backend's copy takes when matrices of blocks are stored in tiles, each padded to whole tiles of rows.
     pub fn tiled_bytes(&self) -> u64 {
+        if self.is_floats() {
+            return self.bytes().len() as u64;
+        }
         let rows = self.rows.next_multiple_of(sys::KQM_TILE_ROWS as usize);
         (self.experts * rows) as u64 * self.kind.bytes_of(self.cols) as u64
     }
@@ -144,18 +152,26 @@ fn first_not_finite(bytes: &[u8], kind: TensorType) -> Option<usize> {
     bytes.par_chunks_exact(kind.block_bytes()).with_min_len(4096).position_first(bad)
 }
 
+/// The first float that is not finite.
+fn first_float_not_finite(bytes: &[u8], kind: TensorType) -> Option<usize> {
+    let bad = |float: &[u8]| {
+        let mut value = [0.0];
+        dequantize(kind, float, &mut value);
+        !value[0].is_finite()
+    };
+    bytes.par_chunks_exact(kind.block_bytes()).with_min_len(65_536).position_first(bad)
+}
+
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:?} [{}][{}, {}]", self.name, self.kind, self.experts, self.rows, self.cols)
     }
 }
 
-/// Types that matrices may have.
-const MATRIX: (&[TensorType], &str) = (TensorType::MATRICES, TensorType::MATRIX_NAMES);
-/// Types that the embedding table may have.
-const TABLE: (&[TensorType], &str) = (TensorType::ALL, TensorType::ALL_NAMES);
-/// The type of norms and routers.
-const VECTOR: (&[TensorType], &str) = (&[TensorType::F32], "F32");
+/// Types that matrices and the embedding table may have.
+const MATRIX: (&[TensorType], &str) = (TensorType::ALL, TensorType::ALL_NAMES);
+/// Types that norms and routers may have.
+const VECTOR: (&[TensorType], &str) = (TensorType::FLOATS, TensorType::FLOAT_NAMES);
 
 /// Tensors of one layer, as they are in the file.
 #[derive(Clone, Debug)]
@@ -190,21 +206,17 @@ pub struct LayerTensors {
 impl LayerTensors {
     /// Every tensor.
     pub fn iter(&self) -> impl Iterator<Item = &Tensor> {
-        [
-            &self.attn_norm,
-            &self.q,
-            &self.k,
-            &self.v,
-            &self.q_norm,
-            &self.k_norm,
-            &self.attn_output,
-            &self.ffn_norm,
-            &self.router,
-            &self.gate,
-            &self.up,
-            &self.down,
-        ]
-        .into_iter()
+        self.vectors().chain(self.matrices())
+    }
+
+    /// The norms, and the router, which backends keep in f32.
+    pub fn vectors(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.attn_norm, &self.q_norm, &self.k_norm, &self.ffn_norm, &self.router].into_iter()
+    }
+
+    /// The matrices.
+    pub fn matrices(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.q, &self.k, &self.v, &self.attn_output, &self.gate, &self.up, &self.down].into_iter()
     }
 }
 
@@ -241,7 +253,7 @@ impl Tensors {
         let mut search = Search { gguf, known: HashSet::new(), errors: Vec::new() };
         let Config { hidden, head_dim, experts, expert_ff, vocab, .. } = *config;
         let (q_width, kv_width) = (config.q_width(), config.kv_width());
-        let embedding = search.find("token_embd.weight", &[vocab, hidden], TABLE);
+        let embedding = search.find("token_embd.weight", &[vocab, hidden], MATRIX);
         let mut layers = Vec::new();
         for number in 0..config.layers {
             let mut find =

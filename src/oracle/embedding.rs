@@ -1,6 +1,6 @@
 //! Rows of an embedding table, dequantized.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{Matrix, canonical};
 use crate::blocks::{BLOCK, Blocks, Eight, SmallBlock, SuperBlock, TensorType, Weights, with_blocks};
@@ -38,6 +38,11 @@ pub fn dequantize(kind: TensorType, row: &[u8], out: &mut [f32]) {
         TensorType::F16 => {
             for (&bytes, out) in row.as_chunks().0.iter().zip(out) {
                 *out = canonical(f16::from_le_bytes(bytes).to_f32());
+            }
+        }
+        TensorType::BF16 => {
+            for (&bytes, out) in row.as_chunks().0.iter().zip(out) {
+                *out = canonical(bf16::from_le_bytes(bytes).to_f32());
             }
         }
         _ => {

@@ -5,6 +5,7 @@ pub mod argmax;
 pub mod attention;
 pub mod embedding;
 pub mod exp;
+pub mod float_matvec;
 pub mod matvec;
 pub mod moe_down;
 pub mod moe_group;

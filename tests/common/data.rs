@@ -174,13 +174,15 @@ pub fn fixed_blocks(x: &[f32]) -> (Vec<FixedBlock>, Vec<kquant_moe::kernels::Fix
     (blocks, digits)
 }
 
+/// Types that kernels for several matrices choose between (`cuda/common/types.cuh`).
+pub const CHOSEN: [TensorType; 6] = [Q2K, Q3K, Q4K, Q5K, Q6K, IQ4XS];
+
 /// Types of three matrices: all of one type, of every type and its neighbours, and of every pair of the types that kernels choose between.
 pub fn mixes() -> Vec<[TensorType; 3]> {
     let of = |kinds: &[TensorType], places: [usize; 3]| places.map(|i| kinds[i % kinds.len()]);
     let all = TensorType::MATRICES;
     let mut mixes: Vec<_> = (0..all.len()).flat_map(|i| [of(all, [i; 3]), of(all, [i, i + 1, i + 3])]).collect();
-    let chosen = &[Q2K, Q3K, Q4K, Q5K, Q6K, IQ4XS];
-    mixes.extend((0..2 * chosen.len()).map(|i| of(chosen, [i, i + 1 + i / chosen.len(), i + 3])));
+    mixes.extend((0..2 * CHOSEN.len()).map(|i| of(&CHOSEN, [i, i + 1 + i / CHOSEN.len(), i + 3])));
     mixes
 }
 

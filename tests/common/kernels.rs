@@ -17,7 +17,9 @@ pub use compare::{
     assert_bits, assert_blocks, assert_invalid, assert_nan, assert_same, assert_status, assert_stored_nan, difference,
     ok,
 };
-pub use data::{Activations, HALF_NANS, NANS, Random, Weights, fixed_blocks, has_non_finite, mixes, one_a_block};
+pub use data::{
+    Activations, CHOSEN, HALF_NANS, NANS, Random, Weights, fixed_blocks, has_non_finite, mixes, one_a_block,
+};
 pub use devices::{cuda_device, emulated_device};
 pub use emulated::EmulatedDevice;
 pub use memory::{Output, input};

@@ -22,6 +22,7 @@ macro_rules! table_around {
             moe_down(kqm_moe_down_args),
             residual_add(kqm_residual_add_args),
             argmax(kqm_argmax_args),
+            float_matvec(kqm_float_matvec_args),
         }
     };
     (@each $kernels:path, $around:path; $($kernel:ident($args:ident)),* $(,)?) => {{

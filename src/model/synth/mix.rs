@@ -181,7 +181,7 @@ impl FromStr for Mix {
     /// # Errors
     /// [`Error::Invalid`], with the list of known names, for an unknown one.
     fn from_str(text: &str) -> Result<Self> {
-        let kind = |name: &str| TensorType::MATRICES.iter().copied().find(|k| k.name().eq_ignore_ascii_case(name));
+        let kind = |name: &str| TensorType::ALL.iter().copied().find(|k| k.name().eq_ignore_ascii_case(name));
         let unknown =
             |what, name: &str, known: String| Error::Invalid(format!("unknown {what} {name:?} (known: {known})"));
         let list = |names: &mut dyn Iterator<Item = &'static str>| names.collect::<Vec<_>>().join(", ");
@@ -190,13 +190,13 @@ impl FromStr for Mix {
                 let Some(part) = PARTS.iter().find(|known| known.name == part) else {
                     return Err(unknown("part of a model", part, list(&mut Self::parts())));
                 };
-                let kind = kind(name).ok_or_else(|| unknown("type", name, TensorType::MATRIX_NAMES.to_lowercase()));
+                let kind = kind(name).ok_or_else(|| unknown("type", name, TensorType::ALL_NAMES.to_lowercase()));
                 Ok(Choice::Type(part, kind?))
             }
             None => {
                 let named = NAMED.iter().find(|named| named.name.eq_ignore_ascii_case(item)).map(Choice::Named);
                 named.or_else(|| kind(item).map(|kind| Choice::Type(&ALL, kind))).ok_or_else(|| {
-                    let known = [list(&mut Self::names()), TensorType::MATRIX_NAMES.to_lowercase()].join(", ");
+                    let known = [list(&mut Self::names()), TensorType::ALL_NAMES.to_lowercase()].join(", ");
                     unknown("mix or type", item, known)
                 })
             }

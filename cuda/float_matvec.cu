@@ -1,0 +1,168 @@
+// float_matvec: y[i, r] = sum_k W[r, k] x[i, k] for weights that are floats; of experts, the products of a token's pairs as moe_swiglu and
+// moe_down want them.
+//
+// Shapes: W [experts][rows, cols] of F32, F16 or BF16 as in a file, x [pairs / share, cols] f32, y [count, rows]; pair p = output * ranks + rank.
+// Maths: value[p, r] = f32(tree_dot(W[expert p][r], x[p / share])), as the router's logits (common/tree.cuh); weights and activations are
+// exact in f64.
+//
+//   one value for each output           y = value, or residual + value
+//   with the other half of a SwiGLU     y = silu(gate) * value, or silu(value) * up                     f32
+//   with the weights of the ranks       y = residual + f32(tree_sum over ranks of weight * value)      f64, as moe_down
+//
+// Launch: one CTA for four rows and up to eight outputs, whose activations become f64 once for the four rows, or, with experts, for the pairs
+// of one output, each of which has rows of its own; one warp for a run of 256 columns (16 warps at most).
+// Bound by: the weights' bytes for few outputs, fp64 for many.
+#include "common/check.cuh"
+#include "common/exp.cuh"
+#include "common/tree.cuh"
+
+#include <algorithm>
+
+namespace {
+
+const int max_warps = 16, most_outputs = 8, run_columns = 256;
+
+// Eight neighbouring weights as f32, which is exact.
+struct Eight {
+  float4 first, second;
+};
+struct F32 {
+  typedef float Stored;
+  __device__ __forceinline__ static Eight load(const float *at) {
+    const float4 *in = reinterpret_cast<const float4 *>(at);
+    return Eight{in[0], in[1]};
+  }
+};
+// Two bytes a weight: eight are one load.
+template <class Of>
+struct Halves {
+  typedef uint16_t Stored;
+  __device__ __forceinline__ static Eight load(const uint16_t *at) {
+    const uint4 in = *reinterpret_cast<const uint4 *>(at);
+    return Eight{four(in.x, in.y), four(in.z, in.w)};
+  }
+
+ private:
+  __device__ __forceinline__ static float4 four(uint32_t a, uint32_t b) {
+    return make_float4(Of::number(a & 0xffffu), Of::number(a >> 16), Of::number(b & 0xffffu), Of::number(b >> 16));
+  }
+};
+struct F16 : Halves<F16> {
+  __device__ __forceinline__ static float number(uint32_t bits) { return kqm_half_to_float(uint16_t(bits)); }
+};
+struct BF16 : Halves<BF16> {
+  __device__ __forceinline__ static float number(uint32_t bits) { return __uint_as_float(bits << 16); }
+};
+
+// What becomes of the value of an output and a row.
+__device__ __forceinline__ void store(const kqm_float_matvec_args &a, size_t at, float value) {
+  if (a.gate)
+    value = kqm_canonical(__fmul_rn(kqm_silu(a.gate[at]), value));
+  else if (a.up)
+    value = kqm_canonical(__fmul_rn(kqm_silu(value), a.up[at]));
+  a.y[at] = a.residual ? kqm_canonical(__fadd_rn(a.residual[at], value)) : value;
+}
+
+// Shared memory: the sums over runs, [pairs of the CTA][4 rows][runs].
+template <class Weight>
+__global__ void __launch_bounds__(32 * max_warps) float_matvec_kernel(kqm_float_matvec_args a, int outputs_at_once) {
+  KQM_DYNAMIC_SHARED(double, run_sum);
+  const int rows = kqm_tree_rows, warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5,
+            runs = (int(a.cols) + run_columns - 1) / run_columns;
+  const uint32_t first_row = blockIdx.y * rows, first = blockIdx.x * outputs_at_once;
+  const int outputs = min(outputs_at_once, int(a.count - first)), pairs = outputs * int(a.ranks);
+  const auto expert_of = [&](int pair) { return a.indices[size_t(first) * a.ranks + pair]; };
+  kqm_touch_arguments(a);
+  kqm_wait_for_dependencies();
+  kqm_release_dependents();
+  KQM_LOOP
+  for (int run = warp; run < runs; run += warps) {
+    const uint32_t column = run * run_columns + 8 * lane;
+    const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    Eight w[rows];
+    const auto load = [&](uint32_t expert) {
+      KQM_UNROLL
+      for (int r = 0; r < rows; r++) {
+        // Behind the last row it is the last one again, of which nothing is stored.
+        const size_t row = size_t(expert) * a.rows + min(first_row + r, a.rows - 1);
+        w[r] = column < a.cols ? Weight::load(static_cast<const typename Weight::Stored *>(a.w) + row * a.cols + column)
+                               : Eight{zero, zero};
+      }
+    };
+    if (!a.indices) load(0);
+    KQM_LOOP
+    for (int pair = 0; pair < pairs; pair++) {
+      if (a.indices) {
+        const uint32_t expert = expert_of(pair);
+        if (expert >= a.experts) continue;
+        load(expert);
+      }
+      const size_t row = (size_t(first) * a.ranks + pair) / a.share;
+      const float4 *in = reinterpret_cast<const float4 *>(a.x + row * a.cols + column);
+      const float4 x0 = column < a.cols ? in[0] : zero, x1 = column < a.cols ? in[1] : zero;
+      double v[rows];
+      KQM_UNROLL
+      for (int r = 0; r < rows; r++) v[r] = kqm_tree_leaves(w[r].first, w[r].second, x0, x1);
+      const double sum = kqm_tree_warp_of_rows(v, lane);
+      if (lane < rows) run_sum[(pair * rows + kqm_tree_row_of(lane)) * runs + run] = sum;
+    }
+  }
+  __syncthreads();
+  KQM_LOOP
+  for (int i = threadIdx.x; i < outputs * rows; i += blockDim.x) {
+    const int output = i / rows, r = i % rows;
+    const uint32_t row = first_row + r;
+    if (row >= a.rows) continue;
+    const auto value = [&](int rank) {
+      const int pair = output * int(a.ranks) + rank;
+      float of_pair = __uint_as_float(0x7fc00000u);
+      if (!a.indices || expert_of(pair) < a.experts)
+        of_pair = kqm_canonical(float(kqm_tree_sum_shared(run_sum, (pair * rows + r) * runs, 1, runs)));
+      if (a.product) a.product[(size_t(first) * a.ranks + pair) * a.rows + row] = of_pair;
+      return of_pair;
+    };
+    const size_t at = size_t(first + output) * a.rows + row;
+    if (a.weights) {
+      const float *weights = a.weights + size_t(first + output) * a.ranks;
+      const float sum = kqm_canonical(
+          float(kqm_tree_sum([&](int rank) { return double(weights[rank]) * double(value(rank)); }, int(a.ranks))));
+      if (a.sum) a.sum[at] = sum;
+      store(a, at, sum);
+    } else {
+      store(a, at, value(0));
+    }
+  }
+}
+
+}  // namespace
+
+KQM_ABI_BEGIN
+kqm_status kqm_float_matvec(const kqm_float_matvec_args *args, kqm_stream stream) {
+  KQM_REQUIRE(args != nullptr && args->w && args->x && args->y, KQM_NULL_POINTER);
+  KQM_REQUIRE(args->type == KQM_TYPE_F32 || args->type == KQM_TYPE_F16 || args->type == KQM_TYPE_BF16,
+              KQM_UNSUPPORTED_TYPE);
+  KQM_REQUIRE(args->rows > 0 && args->rows <= 65535 * uint32_t(kqm_tree_rows) && args->cols > 0 &&
+                  args->cols % 32 == 0 && args->cols <= kqm_max_cols && args->count > 0 && args->count <= 0x7fffffffu &&
+                  args->ranks > 0 && args->ranks <= KQM_MAX_TOP_K && args->share > 0,
+              KQM_BAD_SHAPE);
+  KQM_REQUIRE(args->experts > 0 && (args->indices != nullptr || args->experts == 1), KQM_BAD_SHAPE);
+  // Several values for an output are to be added up.
+  KQM_REQUIRE(args->weights != nullptr || args->ranks == 1, KQM_NULL_POINTER);
+  KQM_REQUIRE(args->weights != nullptr || args->sum == nullptr, KQM_NULL_POINTER);
+  KQM_REQUIRE(args->gate == nullptr || args->up == nullptr, KQM_BAD_SHAPE);
+  KQM_REQUIRE(kqm_aligned(args->w, 16) && kqm_aligned(args->x, 16), KQM_MISALIGNED);
+  const unsigned runs = kqm_ceil_div(args->cols, uint32_t(run_columns));
+  const size_t bytes_of_pair = size_t(kqm_tree_rows) * runs * sizeof(double), most_bytes = 48 * 1024;
+  // Without experts all outputs have the same weights.
+  const uint32_t most = std::min(uint32_t(most_outputs), uint32_t(most_bytes / bytes_of_pair)),
+                 outputs = args->indices || args->weights ? 1 : std::min(most, args->count);
+  const dim3 grid(kqm_ceil_div(args->count, outputs), kqm_ceil_div(args->rows, uint32_t(kqm_tree_rows))),
+      cta(32 * kqm_even_warps(runs, max_warps));
+  const size_t shared = outputs * args->ranks * bytes_of_pair;
+  switch (args->type) {
+    case KQM_TYPE_F32: return KQM_LAUNCH(float_matvec_kernel<F32>, grid, cta, shared, stream, *args, int(outputs));
+    case KQM_TYPE_F16: return KQM_LAUNCH(float_matvec_kernel<F16>, grid, cta, shared, stream, *args, int(outputs));
+    default: return KQM_LAUNCH(float_matvec_kernel<BF16>, grid, cta, shared, stream, *args, int(outputs));
+  }
+}
+KQM_ABI_END

@@ -1,0 +1,108 @@
+//! Models in the mixes of types that are published, and of every type alone: how far from the f64 forward of the dequantized weights.
+//!
+//! `cargo test --release --test mixes -- --nocapture` prints the tables of `docs/accuracy.md`.
+
+mod common;
+#[path = "common/f64_forward.rs"]
+mod f64_forward;
+
+use std::sync::Arc;
+
+use kquant_moe::blocks::TensorType;
+use kquant_moe::gguf::Gguf;
+use kquant_moe::model::CacheType;
+use kquant_moe::model::backend::Backend;
+use kquant_moe::model::cpu::Cpu;
+use kquant_moe::model::gpu::Gpu;
+use kquant_moe::model::synth::{Mix, Preset, SynthOptions, synth_mix};
+use kquant_moe::trace::Stage;
+
+/// What the files of people hold, and mixes of floats.
+const MIXES: [&str; 10] = [
+    "ud-q4_k_xl",
+    "q5_k_m",
+    "q6_k_l",
+    "q8_0",
+    "iq4_xs",
+    "q3_k_m",
+    "q2_k",
+    "mxfp4,attn=bf16",
+    "q4_k_m,down=q5_0",
+    "bf16,experts=f16,head=f32",
+];
+
+/// Largest relative L2 distance of the logits from the f64 forward.
+const MOST: f64 = 4e-7;
+
+const TOKENS: [u32; 12] = [72, 101, 108, 108, 111, 44, 32, 119, 111, 114, 108, 100];
+
+fn model(mix: &str) -> Arc<Gguf> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("mix.gguf");
+    let options = SynthOptions::new(Preset::Tiny, 11).layers(3);
+    synth_mix(&path, options, &mix.parse::<Mix>().unwrap(), &mut |_, _| {}).unwrap();
+    Arc::new(Gguf::read(&path).unwrap())
+}
+
+/// The distance of a model's logits, when all experts are those of the f64 forward.
+fn distance(mix: &str) -> f64 {
+    let gguf = model(mix);
+    let truth = f64_forward::forward(&gguf, &TOKENS);
+    let model = common::model_of(gguf, Cpu::new());
+    let mut context = model.context(common::options().trace(true)).unwrap();
+    let (logits, records) = common::recorded(&model, &mut context, &TOKENS);
+    for record in records.iter().filter(|record| record.stage == Stage::MoeRouterIndices) {
+        let layer = record.layer.unwrap();
+        let expected: Vec<u32> = truth.experts[layer].iter().flatten().map(|&expert| expert as u32).collect();
+        assert_eq!(record.bits, expected, "{mix}: experts of layer {layer}");
+    }
+    let difference: f64 = logits.iter().zip(&truth.logits).map(|(&a, b)| (f64::from(a) - b).powi(2)).sum();
+    (difference / truth.logits.iter().map(|x| x * x).sum::<f64>()).sqrt()
+}
+
+fn all_are_close<'a>(mixes: impl Iterator<Item = &'a str>) {
+    for mix in mixes {
+        let distance = distance(mix);
+        println!("| {mix} | {distance:.2e} |");
+        assert!(distance <= MOST, "{mix}: relative L2 {distance:e}");
+    }
+}
+
+#[test]
+fn mixes_are_close_to_the_f64_forward() {
+    all_are_close(MIXES.into_iter());
+}
+
+#[test]
+fn every_type_is_close_to_the_f64_forward() {
+    all_are_close(TensorType::ALL.iter().map(|kind| kind.name()));
+}
+
+/// Of the distances something is left to see: other weights are far off.
+#[test]
+fn another_model_is_far_from_the_f64_forward() {
+    let truth = f64_forward::forward(&model("q8_0"), &TOKENS).logits;
+    let other = f64_forward::forward(&model("q5_0"), &TOKENS).logits;
+    let difference: f64 = truth.iter().zip(&other).map(|(a, b)| (a - b).powi(2)).sum();
+    assert!(difference > 0.1 * truth.iter().map(|x| x * x).sum::<f64>(), "{difference}");
+}
+
+fn mixes_equal_the_cpu<B: Backend>(backend: impl Fn() -> B) {
+    for mix in MIXES {
+        common::equals_the_cpu(&model(mix), backend(), CacheType::F32, &TOKENS[..3], 1);
+    }
+}
+
+#[test]
+fn mixes_equal_the_cpu_emulated() {
+    if let Some(device) = common::emulated_device() {
+        mixes_equal_the_cpu(|| Gpu::new(device.clone()));
+    }
+}
+
+#[test]
+fn mixes_equal_the_cpu_on_a_gpu() {
+    if let Some(device) = common::cuda_device() {
+        mixes_equal_the_cpu(|| Gpu::new(device.clone()));
+    }
+}
