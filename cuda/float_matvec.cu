@@ -73,8 +73,7 @@ __global__ void __launch_bounds__(32 * max_warps) float_matvec_kernel(kqm_float_
   const int outputs = min(outputs_at_once, int(a.count - first)), pairs = outputs * int(a.ranks);
   const auto expert_of = [&](int pair) { return a.indices[size_t(first) * a.ranks + pair]; };
   kqm_touch_arguments(a);
-  kqm_wait_for_dependencies();
-  kqm_release_dependents();
+  kqm_wait_then_release();
   KQM_LOOP
   for (int run = warp; run < runs; run += warps) {
     const uint32_t column = run * run_columns + 8 * lane;
@@ -152,13 +151,11 @@ kqm_status kqm_float_matvec(const kqm_float_matvec_args *args, kqm_stream stream
   KQM_REQUIRE(args->gate == nullptr || args->up == nullptr, KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->w, 16) && kqm_aligned(args->x, 16), KQM_MISALIGNED);
   const unsigned runs = kqm_ceil_div(args->cols, uint32_t(run_columns));
-  const size_t bytes_of_pair = size_t(kqm_tree_rows) * runs * sizeof(double), most_bytes = 48 * 1024;
   // Without experts all outputs have the same weights.
-  const uint32_t most = std::min(uint32_t(most_outputs), uint32_t(most_bytes / bytes_of_pair)),
-                 outputs = args->indices || args->weights ? 1 : std::min(most, args->count);
+  const uint32_t outputs = args->indices || args->weights ? 1 : std::min(uint32_t(most_outputs), args->count);
   const dim3 grid(kqm_ceil_div(args->count, outputs), kqm_ceil_div(args->rows, uint32_t(kqm_tree_rows))),
       cta(32 * kqm_even_warps(runs, max_warps));
-  const size_t shared = outputs * args->ranks * bytes_of_pair;
+  const size_t shared = size_t(outputs) * args->ranks * kqm_tree_rows * runs * sizeof(double);
   switch (args->type) {
     case KQM_TYPE_F32: return KQM_LAUNCH(float_matvec_kernel<F32>, grid, cta, shared, stream, *args, int(outputs));
     case KQM_TYPE_F16: return KQM_LAUNCH(float_matvec_kernel<F16>, grid, cta, shared, stream, *args, int(outputs));

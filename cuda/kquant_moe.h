@@ -251,7 +251,7 @@ typedef struct kqm_attention_args {
   kqm_rope_args rope; /* [optional: rope.q NULL] a single token: do what kqm_rope does first, in the same launch; its
                        * shapes, start and caches are those above */
   uint32_t
-      follows_qkv; /* 1, with rope: the launch right before this one in the stream is kqm_qkv, or a kernel that does not let its
+      follows_qkv; /* 1, with rope: the launch right before this one in the stream is kqm_qkv, kqm_float_matvec, or a kernel that does not let its
                          * successor start early. start and caches, which it does not write, are read while it still runs */
 } kqm_attention_args;
 

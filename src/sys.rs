@@ -501,7 +501,7 @@ pub struct kqm_attention_args {
     /** \[optional: rope.q NULL\] a single token: do what kqm_rope does first, in the same launch; its
     shapes, start and caches are those above*/
     pub rope: kqm_rope_args,
-    /** 1, with rope: the launch right before this one in the stream is kqm_qkv, or a kernel that does not let its
+    /** 1, with rope: the launch right before this one in the stream is kqm_qkv, kqm_float_matvec, or a kernel that does not let its
     successor start early. start and caches, which it does not write, are read while it still runs*/
     pub follows_qkv: u32,
 }

@@ -8,13 +8,14 @@ mod f64_forward;
 
 use std::sync::Arc;
 
+use common::launches::{self, Event, Noted};
 use kquant_moe::blocks::TensorType;
 use kquant_moe::gguf::Gguf;
-use kquant_moe::model::CacheType;
 use kquant_moe::model::backend::Backend;
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::gpu::Gpu;
 use kquant_moe::model::synth::{Mix, Preset, SynthOptions, synth_mix};
+use kquant_moe::model::{CacheType, Logits};
 use kquant_moe::trace::Stage;
 
 /// What the files of people hold, and mixes of floats.
@@ -85,6 +86,23 @@ fn another_model_is_far_from_the_f64_forward() {
     let other = f64_forward::forward(&model("q5_0"), &TOKENS).logits;
     let difference: f64 = truth.iter().zip(&other).map(|(a, b)| (a - b).powi(2)).sum();
     assert!(difference > 0.1 * truth.iter().map(|x| x * x).sum::<f64>(), "{difference}");
+}
+
+/// Attention of a single token reads the position before it waits, which only some kernels right before it allow (`Queries::Fused`).
+#[test]
+fn attention_of_a_single_token_follows_what_it_relies_on() {
+    let Some(device) = common::emulated_device() else { return };
+    for mix in ["q4_k_m", "q=bf16", "k=bf16", "v=bf16", "attn=bf16"] {
+        let model = common::model_of(model(mix), Gpu::new(Noted(device.clone())));
+        let mut context = model.context(common::options()).unwrap();
+        launches::take();
+        context.forward(&model, &TOKENS[..1], Logits::None).unwrap();
+        let events = launches::take();
+        let launched = |event: &Event| if let Event::Launch(launch) = event { Some(launch.kernel) } else { None };
+        let kernels: Vec<_> = events.iter().filter_map(launched).collect();
+        let before: Vec<_> = kernels.windows(2).filter(|pair| pair[1] == "attention").map(|pair| pair[0]).collect();
+        assert_eq!(before, [if mix == "q4_k_m" { "qkv" } else { "float_matvec" }; 3], "{mix}: {kernels:?}");
+    }
 }
 
 fn mixes_equal_the_cpu<B: Backend>(backend: impl Fn() -> B) {

@@ -438,7 +438,7 @@ impl Order {
 
     /// What the comments of `common/hw.cuh` promise to the kernels behind.
     fn promised(function: &Function) -> Self {
-        let waits = function.unit == "qkv" || function.unit == "moe_router" || function.unit == "attention";
+        let waits = ["qkv", "float_matvec", "moe_router", "attention"].contains(&function.unit.as_str());
         if waits { Self::WaitsFirst } else { Self::ReleasesFirst }
     }
 }

@@ -399,10 +399,10 @@ enum KqmBarrier {
   kqm_barrier_many_tokens = 3  // a step of the frame for many tokens
 };
 
-// The contract of qkv with attention_chunks, and of attention_chunks with attention_join. A kernel all of whose CTAs call this, and none
+// The contract of qkv and float_matvec with attention_chunks, and of attention_chunks with attention_join. A kernel all of whose CTAs call this, and none
 // kqm_release_dependents(), promises more than others: its successor starts when everything before the two kernels is complete and visible,
 // whatever the successor itself waits for. So the successor may read, before its own wait, all that this kernel does not write.
-//   attention_chunks behind qkv (`follows_qkv`): the position and the caches, which the kernels of the token before wrote;
+//   attention_chunks behind qkv, or behind a float_matvec in its place (`follows_qkv`): the position and the caches, which the kernels of the token before wrote;
 //   attention_join behind attention_chunks: the position.
 // With the two calls in the other order both would be races that no test on one card is sure to show.
 __device__ __forceinline__ void kqm_wait_then_release() {

@@ -422,7 +422,10 @@ impl<D: Device> Backend for Gpu<D> {
             };
             self.rms_norm(hidden, weight, eps, tokens, Some(&mut *normed), Some(&mut *fixed))?;
             let x = Rows { fixed, floats: normed };
-            return w.into_iter().zip(y).try_for_each(|(w, y)| self.product(w, &x, tokens, y, false, None));
+            let mut products: Vec<_> = w.into_iter().zip(y).collect();
+            // Attention relies on the kernel of floats right before it (`Queries::Fused`).
+            products.sort_by_key(|(w, _)| self.takes_floats(w));
+            return products.into_iter().try_for_each(|(w, y)| self.product(w, &x, tokens, y, false, None));
         };
         let fused = self.fuses_norm(tokens, weight.len());
         if !fused {
@@ -468,7 +471,7 @@ impl<D: Device> Backend for Gpu<D> {
         .k_normed(k_normed.map(Buffer::slice_mut))
         .k_out(k_out.map(Buffer::slice_mut));
         let queries = if tokens == 1 {
-            // The launch before is that of `norm_qkv`.
+            // The launch before is the last one of `norm_qkv`.
             Queries::fused(rope, true)
         } else {
             rope.launch(&self.device)?;
