@@ -235,9 +235,19 @@ impl Rust {
     /// All files as they are.
     fn restore(&self) -> Result<(), String> {
         let mut files = vec!["Cargo.toml".to_owned(), "Cargo.lock".into(), "build.rs".into(), "README.md".into()];
-        for directory in
-            ["src", "tests", "cuda", "emulation", "benches", "mutants", "cli", "docs", "examples", "fuzz/seeds"]
-        {
+        for directory in [
+            "src",
+            "tests",
+            "cuda",
+            "emulation",
+            "benches",
+            "build",
+            "mutants",
+            "cli",
+            "docs",
+            "examples",
+            "fuzz/seeds",
+        ] {
             files.extend(files_below(directory)?);
         }
         mirror(&files, &root(), &self.directory)
