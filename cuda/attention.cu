@@ -13,7 +13,7 @@
 // two CTAs of eight heads share the chunks instead of the heads, which halves what they read and convert. attention_join,
 // one CTA for 256 outputs of a token, joins the chunks. (That the last CTA to finish joins them was slower even for few
 // chunks.) For a single token the first kernel can do the work of kqm_rope as well, and read position, keys and values while
-// qkv before it still runs.
+// qkv, or a float_matvec in its place, before it still runs.
 //
 // attention_chunks, a CTA of eight warps for its chunks, one token and H heads:
 //
@@ -402,7 +402,7 @@ __global__ void __launch_bounds__(threads, (Shape<F16, DIM>::at_once))
   float x[8] = {}, weight[8] = {};
   if (a.rope.q) kqm_load_head_weight(a.rope, row, row_lane, weight);
   kqm_touch_arguments(a);
-  // Behind qkv the position and the caches are what they will be: they are read at once (kqm_wait_then_release).
+  // Behind qkv and float_matvec the position and the caches are what they will be: they are read at once (kqm_wait_then_release).
   if (!a.follows_qkv) kqm_wait_for_dependencies();
   // A token past the capacity gives NaN and leaves the cache alone.
   const uint32_t own_position = min(__ldcg(a.start), a.capacity) + t, position = min(own_position, a.capacity - 1),

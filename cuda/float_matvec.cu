@@ -2,8 +2,7 @@
 // moe_down want them.
 //
 // Shapes: W [experts][rows, cols] of F32, F16 or BF16 as in a file, x [pairs / share, cols] f32, y [count, rows]; pair p = output * ranks + rank.
-// Maths: value[p, r] = f32(tree_dot(W[expert p][r], x[p / share])), as the router's logits (common/tree.cuh); weights and activations are
-// exact in f64.
+// Maths: value[p, r] = f32(tree_dot(W[expert p][r], x[p / share])) (common/tree.cuh); weights and activations are exact in f64.
 //
 //   one value for each output           y = value, or residual + value
 //   with the other half of a SwiGLU     y = silu(gate) * value, or silu(value) * up                     f32
@@ -63,17 +62,31 @@ __device__ __forceinline__ void store(const kqm_float_matvec_args &a, size_t at,
   a.y[at] = a.residual ? kqm_canonical(__fadd_rn(a.residual[at], value)) : value;
 }
 
-// Shared memory: the sums over runs, [pairs of the CTA][4 rows][runs].
+// The pairs of a CTA: those of `outputs` outputs from `first` on.
+struct Pairs {
+  uint32_t first;
+  int outputs, count;
+
+  __device__ __forceinline__ Pairs(const kqm_float_matvec_args &a, int outputs_at_once)
+      : first(blockIdx.x * outputs_at_once),
+        outputs(min(outputs_at_once, int(a.count - first))),
+        count(outputs * int(a.ranks)) {}
+  // A pair's number in the batch.
+  __device__ __forceinline__ size_t number(const kqm_float_matvec_args &a, int pair) const {
+    return size_t(first) * a.ranks + pair;
+  }
+  __device__ __forceinline__ uint32_t expert(const kqm_float_matvec_args &a, int pair) const {
+    return a.indices ? a.indices[number(a, pair)] : 0;
+  }
+};
+
+const int rows = kqm_tree_rows;
+
+// run_sum[pair][row][run] of four rows: a warp has runs of its own.
 template <class Weight>
-__global__ void __launch_bounds__(32 * max_warps) float_matvec_kernel(kqm_float_matvec_args a, int outputs_at_once) {
-  KQM_DYNAMIC_SHARED(double, run_sum);
-  const int rows = kqm_tree_rows, warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5,
-            runs = (int(a.cols) + run_columns - 1) / run_columns;
-  const uint32_t first_row = blockIdx.y * rows, first = blockIdx.x * outputs_at_once;
-  const int outputs = min(outputs_at_once, int(a.count - first)), pairs = outputs * int(a.ranks);
-  const auto expert_of = [&](int pair) { return a.indices[size_t(first) * a.ranks + pair]; };
-  kqm_touch_arguments(a);
-  kqm_wait_then_release();
+__device__ __forceinline__ void sum_runs(const kqm_float_matvec_args &a, const Pairs &pairs, uint32_t first_row,
+                                         int runs, KQM_SHARED_ARG(double) run_sum) {
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
   KQM_LOOP
   for (int run = warp; run < runs; run += warps) {
     const uint32_t column = run * run_columns + 8 * lane;
@@ -90,14 +103,13 @@ __global__ void __launch_bounds__(32 * max_warps) float_matvec_kernel(kqm_float_
     };
     if (!a.indices) load(0);
     KQM_LOOP
-    for (int pair = 0; pair < pairs; pair++) {
+    for (int pair = 0; pair < pairs.count; pair++) {
       if (a.indices) {
-        const uint32_t expert = expert_of(pair);
+        const uint32_t expert = pairs.expert(a, pair);
         if (expert >= a.experts) continue;
         load(expert);
       }
-      const size_t row = (size_t(first) * a.ranks + pair) / a.share;
-      const float4 *in = reinterpret_cast<const float4 *>(a.x + row * a.cols + column);
+      const float4 *in = reinterpret_cast<const float4 *>(a.x + pairs.number(a, pair) / a.share * a.cols + column);
       const float4 x0 = column < a.cols ? in[0] : zero, x1 = column < a.cols ? in[1] : zero;
       double v[rows];
       KQM_UNROLL
@@ -106,23 +118,27 @@ __global__ void __launch_bounds__(32 * max_warps) float_matvec_kernel(kqm_float_
       if (lane < rows) run_sum[(pair * rows + kqm_tree_row_of(lane)) * runs + run] = sum;
     }
   }
-  __syncthreads();
+}
+
+// The results of four rows, a thread each: an output's values from their runs, and what becomes of them.
+__device__ __forceinline__ void finish(const kqm_float_matvec_args &a, const Pairs &pairs, uint32_t first_row, int runs,
+                                       KQM_SHARED_ARG(double) run_sum) {
   KQM_LOOP
-  for (int i = threadIdx.x; i < outputs * rows; i += blockDim.x) {
+  for (int i = threadIdx.x; i < pairs.outputs * rows; i += blockDim.x) {
     const int output = i / rows, r = i % rows;
     const uint32_t row = first_row + r;
     if (row >= a.rows) continue;
     const auto value = [&](int rank) {
       const int pair = output * int(a.ranks) + rank;
       float of_pair = __uint_as_float(0x7fc00000u);
-      if (!a.indices || expert_of(pair) < a.experts)
+      if (pairs.expert(a, pair) < a.experts)
         of_pair = kqm_canonical(float(kqm_tree_sum_shared(run_sum, (pair * rows + r) * runs, 1, runs)));
-      if (a.product) a.product[(size_t(first) * a.ranks + pair) * a.rows + row] = of_pair;
+      if (a.product) a.product[pairs.number(a, pair) * a.rows + row] = of_pair;
       return of_pair;
     };
-    const size_t at = size_t(first + output) * a.rows + row;
+    const size_t at = size_t(pairs.first + output) * a.rows + row;
     if (a.weights) {
-      const float *weights = a.weights + size_t(first + output) * a.ranks;
+      const float *weights = a.weights + pairs.number(a, output * int(a.ranks));
       const float sum = kqm_canonical(
           float(kqm_tree_sum([&](int rank) { return double(weights[rank]) * double(value(rank)); }, int(a.ranks))));
       if (a.sum) a.sum[at] = sum;
@@ -133,6 +149,24 @@ __global__ void __launch_bounds__(32 * max_warps) float_matvec_kernel(kqm_float_
   }
 }
 
+// Shared memory: the sums over runs, [pairs of the CTA][4 rows][runs].
+template <class Weight>
+__global__ void __launch_bounds__(32 * max_warps) float_matvec_kernel(kqm_float_matvec_args a, int outputs_at_once) {
+  KQM_DYNAMIC_SHARED(double, run_sum);
+  const int runs = (int(a.cols) + run_columns - 1) / run_columns;
+  const Pairs pairs(a, outputs_at_once);
+  kqm_touch_arguments(a);
+  kqm_wait_then_release();
+  // One turn, but for matrices of more rows than a grid has CTAs for.
+  KQM_LOOP
+  for (uint32_t first_row = blockIdx.y * rows; first_row < a.rows; first_row += gridDim.y * rows) {
+    sum_runs<Weight>(a, pairs, first_row, runs, run_sum);
+    __syncthreads();
+    finish(a, pairs, first_row, runs, run_sum);
+    __syncthreads();
+  }
+}
+
 }  // namespace
 
 KQM_ABI_BEGIN
@@ -140,9 +174,9 @@ kqm_status kqm_float_matvec(const kqm_float_matvec_args *args, kqm_stream stream
   KQM_REQUIRE(args != nullptr && args->w && args->x && args->y, KQM_NULL_POINTER);
   KQM_REQUIRE(args->type == KQM_TYPE_F32 || args->type == KQM_TYPE_F16 || args->type == KQM_TYPE_BF16,
               KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(args->rows > 0 && args->rows <= 65535 * uint32_t(kqm_tree_rows) && args->cols > 0 &&
-                  args->cols % 32 == 0 && args->cols <= kqm_max_cols && args->count > 0 && args->count <= 0x7fffffffu &&
-                  args->ranks > 0 && args->ranks <= KQM_MAX_TOP_K && args->share > 0,
+  KQM_REQUIRE(args->rows > 0 && args->rows <= kqm_max_rows && args->cols > 0 && args->cols % 32 == 0 &&
+                  args->cols <= kqm_max_cols && args->count > 0 && args->count <= 0x7fffffffu && args->ranks > 0 &&
+                  args->ranks <= KQM_MAX_TOP_K && args->share > 0,
               KQM_BAD_SHAPE);
   KQM_REQUIRE(args->experts > 0 && (args->indices != nullptr || args->experts == 1), KQM_BAD_SHAPE);
   // Several values for an output are to be added up.
@@ -153,9 +187,9 @@ kqm_status kqm_float_matvec(const kqm_float_matvec_args *args, kqm_stream stream
   const unsigned runs = kqm_ceil_div(args->cols, uint32_t(run_columns));
   // Without experts all outputs have the same weights.
   const uint32_t outputs = args->indices || args->weights ? 1 : std::min(uint32_t(most_outputs), args->count);
-  const dim3 grid(kqm_ceil_div(args->count, outputs), kqm_ceil_div(args->rows, uint32_t(kqm_tree_rows))),
+  const dim3 grid(kqm_ceil_div(args->count, outputs), std::min(kqm_ceil_div(args->rows, uint32_t(rows)), 65535u)),
       cta(32 * kqm_even_warps(runs, max_warps));
-  const size_t shared = size_t(outputs) * args->ranks * kqm_tree_rows * runs * sizeof(double);
+  const size_t shared = size_t(outputs) * args->ranks * rows * runs * sizeof(double);
   switch (args->type) {
     case KQM_TYPE_F32: return KQM_LAUNCH(float_matvec_kernel<F32>, grid, cta, shared, stream, *args, int(outputs));
     case KQM_TYPE_F16: return KQM_LAUNCH(float_matvec_kernel<F16>, grid, cta, shared, stream, *args, int(outputs));

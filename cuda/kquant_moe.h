@@ -54,8 +54,8 @@ typedef void *kqm_stream;
 typedef uint64_t kqm_caller;
 #define KQM_CALLER(args_type) (((kqm_caller)KQM_ABI_VERSION << 32) | (kqm_caller)sizeof(args_type))
 
-/* Tensor types, with GGML's numbers. Matrices and embedding tables may have those of common/types.cuh; every launcher refuses the others
- * with KQM_UNSUPPORTED_TYPE. */
+/* Tensor types, with GGML's numbers. Matrices may have those of common/types.cuh, matrices of floats (kqm_float_matvec) F32, F16 and BF16,
+ * and embedding tables all of them; every launcher refuses the others with KQM_UNSUPPORTED_TYPE. */
 #define KQM_TYPE_F32 0
 #define KQM_TYPE_F16 1
 #define KQM_TYPE_Q4_0 2
@@ -345,8 +345,8 @@ typedef struct kqm_float_matvec_args {
   float *sum;            /* [optional, with weights] [count, rows]: the sum before the residual is added */
   float *y;              /* [count, rows] */
   uint32_t type;         /* KQM_TYPE_F32, KQM_TYPE_F16 or KQM_TYPE_BF16 */
-  uint32_t rows;         /* at most 262140 */
-  uint32_t cols;         /* a multiple of 32, at most 16384 */
+  uint32_t rows;
+  uint32_t cols; /* a multiple of 32, at most 16384 */
   uint32_t experts;
   uint32_t count;
   uint32_t ranks; /* at most KQM_MAX_TOP_K */

@@ -795,7 +795,6 @@ pub struct kqm_float_matvec_args {
     pub y: *mut f32,
     /// KQM_TYPE_F32, KQM_TYPE_F16 or KQM_TYPE_BF16
     pub type_: u32,
-    /// at most 262140
     pub rows: u32,
     /// a multiple of 32, at most 16384
     pub cols: u32,

@@ -106,7 +106,10 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
 /// Both halves of a SwiGLU, and the weighted sum of down projections, with experts that do not exist among them.
 fn multiplies_with_experts<D: Device>(device: &D, size: Size) {
     let mut random = Random::new(82);
-    let shapes = size.shapes(&[(3, 5, 64, 2, 1), (4, 6, 544, 3, 2), (33, 4, 768, 32, 3)], &[(16, 768, 2048, 8, 5)]);
+    let shapes = size.shapes(
+        &[(3, 5, 64, 2, 1), (4, 6, 544, 3, 2), (33, 4, 768, 32, 3), (33, 2, 16384, 32, 1)],
+        &[(16, 768, 2048, 8, 5)],
+    );
     for (experts, rows, cols, top_k, tokens) in shapes {
         for &kind in TensorType::FLOATS {
             let what = format!("{kind} [{experts}][{rows}, {cols}], {tokens} tokens");
@@ -231,9 +234,10 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
         (TensorType::F16, 0, 32, 1),
         (TensorType::F16, 1, 0, 1),
         (TensorType::F16, 1, 48, 1),
+        (TensorType::F16, 1, 16384 + 32, 1),
         (TensorType::F16, 1, 32, 0),
         (TensorType::F16, 1 << 32, 32, 1),
-        (TensorType::F32, (1 << 32) - 1, (1 << 32) - 32, 1 << 31),
+        (TensorType::F32, (1 << 32) - 1, 16384, (1 << 32) - 1),
     ] {
         assert_invalid(FloatMatrix::zeroed(device, kind, rows, cols, experts).map(drop));
     }

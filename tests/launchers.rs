@@ -939,9 +939,8 @@ fn float_matvec(table: &mut Table, kernels: &kqm_kernels) {
     l.takes(types, "args->type == KQM_TYPE_F16", |a| a.type_ = KQM_TYPE_F16);
     l.takes(types, "args->type == KQM_TYPE_BF16", |a| a.type_ = KQM_TYPE_BF16);
     l.refuses(KQM_BAD_SHAPE, "args->rows > 0", |a| a.rows = 0);
-    let most_rows = "args->rows <= 65535 * uint32_t(kqm_tree_rows)";
-    l.refuses(KQM_BAD_SHAPE, most_rows, |a| a.rows = 65535 * 4 + 1);
-    l.launches(most_rows, |a| (a.rows, a.x) = (65535 * 4, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->rows <= kqm_max_rows", |a| a.rows = 0x7fff_fff1);
+    l.launches("args->rows <= kqm_max_rows", |a| (a.rows, a.x) = (0x7fff_fff0, nowhere));
     l.refuses(KQM_BAD_SHAPE, "args->cols > 0", |a| a.cols = 0);
     for cols in [1, 16, 33] {
         l.refuses(KQM_BAD_SHAPE, "args->cols % 32 == 0", |a| a.cols = cols);

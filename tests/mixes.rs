@@ -8,14 +8,15 @@ mod f64_forward;
 
 use std::sync::Arc;
 
+use common::changed::changed;
 use common::launches::{self, Event, Noted};
 use kquant_moe::blocks::TensorType;
 use kquant_moe::gguf::Gguf;
 use kquant_moe::model::backend::Backend;
 use kquant_moe::model::cpu::Cpu;
-use kquant_moe::model::gpu::Gpu;
+use kquant_moe::model::gpu::{Gpu, weight_reads};
 use kquant_moe::model::synth::{Mix, Preset, SynthOptions, synth_mix};
-use kquant_moe::model::{CacheType, Logits};
+use kquant_moe::model::{CacheType, Config, Logits, MemoryPlan, Tensors};
 use kquant_moe::trace::Stage;
 
 /// What the files of people hold, and mixes of floats.
@@ -86,6 +87,33 @@ fn another_model_is_far_from_the_f64_forward() {
     let other = f64_forward::forward(&model("q5_0"), &TOKENS).logits;
     let difference: f64 = truth.iter().zip(&other).map(|(a, b)| (a - b).powi(2)).sum();
     assert!(difference > 0.1 * truth.iter().map(|x| x * x).sum::<f64>(), "{difference}");
+}
+
+/// Norms and routers are kept in f32, however they are written.
+#[test]
+fn norms_and_routers_may_be_of_two_bytes() {
+    let of = |kind: TensorType| {
+        changed(&common::gguf(), &[], |tensors| {
+            let vectors = ["_norm.weight", "ffn_gate_inp.weight"];
+            let of_floats = tensors.iter_mut().filter(|tensor| vectors.iter().any(|part| tensor.name.contains(part)));
+            of_floats.for_each(|tensor| tensor.round(kind));
+        })
+    };
+    let [as_bf16, as_f32] = [TensorType::BF16, TensorType::F32].map(|kind| {
+        let gguf = of(kind);
+        let config = Config::from_gguf(&gguf).unwrap();
+        let tensors = Tensors::find(&gguf, &config).unwrap();
+        assert!(tensors.layers.iter().all(|layer| [layer.router.kind(), layer.q_norm.kind()] == [kind; 2]));
+        let plan = MemoryPlan::new(&config, &tensors, &common::options()).unwrap();
+        let reads = [false, true].map(|slow_fp64| weight_reads(&config, &tensors, slow_fp64));
+        let model = common::model_of(gguf, Cpu::new());
+        let logits = model.context(common::options()).unwrap().forward(&model, &TOKENS, Logits::All).unwrap();
+        (plan, reads, common::bits(&logits))
+    });
+    assert!(as_bf16 == as_f32);
+    if let Some(device) = common::emulated_device() {
+        common::equals_the_cpu(&of(TensorType::BF16), Gpu::new(device), CacheType::F32, &TOKENS[..3], 1);
+    }
 }
 
 /// Attention of a single token reads the position before it waits, which only some kernels right before it allow (`Queries::Fused`).

@@ -223,7 +223,7 @@ type Launch = fn(&Set) -> Result<()>;
 const SETS: &[(&str, &str, &[Launch])] = &[
     ("Argmax", "argmax", &[argmax]),
     ("Attention", "attention", &[attention_rotated, attention_fused]),
-    ("Embedding", "embedding", &[embedding::<0>, embedding::<1>, embedding::<12>, embedding::<14>]),
+    ("Embedding", "embedding", &[embedding::<0>, embedding::<1>, embedding::<12>, embedding::<14>, embedding::<30>]),
     ("FloatMatvec", "float_matvec", &[float_matvec_gate, float_matvec_up]),
     ("Matvec", "q4_k_matvec", &[matvec_of_any_type]),
     ("MoeDown", "moe_down", &[moe_down_fixed, moe_down_rows]),
@@ -398,7 +398,7 @@ fn attention_fused(set: &Set) -> Result<()> {
 }
 
 fn embedding<const KIND: u32>(set: &Set) -> Result<()> {
-    let kind = [F32, F16, Q4K, Q6K].into_iter().find(|&kind| kind as u32 == KIND).unwrap();
+    let kind = [F32, F16, BF16, Q4K, Q6K].into_iter().find(|&kind| kind as u32 == KIND).unwrap();
     let (vocab, cols, tokens) = (3, 512, 2);
     let table = set.zeros(vocab * cols / kind.block_len() * kind.block_bytes());
     let (ids, mut out) = (set.zeros(tokens), set.zeros(tokens * cols));
@@ -863,7 +863,9 @@ fn counts_of_more_than_32_bits_are_refused() {
         counts[i] = 1 << 32;
         let [experts, rows, cols] = counts;
         refused(what, Matrix::zeroed(&device, Q4K, rows, cols, experts).map(drop));
-        refused(what, FloatMatrix::zeroed(&device, F16, rows, cols, experts).map(drop));
+    }
+    for (what, rows, experts) in [("rows", 1 << 32, 1), ("experts", 1, 1 << 32)] {
+        refused(what, FloatMatrix::zeroed(&device, F16, rows, 256, experts).map(drop));
     }
     // Each count fits, and the product does not.
     for result in [

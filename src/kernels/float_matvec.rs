@@ -13,19 +13,22 @@ pub struct FloatMatrix<D: Device> {
 }
 
 impl<D: Device> FloatMatrix<D> {
+    /// Most columns.
+    pub const MAX_COLS: usize = 16384;
+
     /// Room for a matrix, to be filled through [`FloatMatrix::bytes_mut`]: zeros.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a type that is not one of [`TensorType::FLOATS`] and for shapes that no kernel takes.
     pub fn zeroed(device: &D, kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<Self> {
         let shape = format!("matrix {kind:?} [{experts}][{rows}, {cols}]");
-        if !TensorType::FLOATS.contains(&kind) || rows == 0 || cols == 0 || !cols.is_multiple_of(32) || experts == 0 {
+        let takes_cols = cols > 0 && cols.is_multiple_of(32) && cols <= Self::MAX_COLS;
+        if !TensorType::FLOATS.contains(&kind) || rows == 0 || !takes_cols || experts == 0 {
             return Err(Error::Invalid(format!("{shape}: no kernel computes with it")));
         }
-        for (what, n) in [("rows", rows), ("cols", cols), ("experts", experts)] {
+        for (what, n) in [("rows", rows), ("experts", experts)] {
             count("matrix", what, n)?;
         }
-        // Counts of 32 bits: the bytes of one expert's matrix fit into 67.
         let bytes = experts.checked_mul(rows).and_then(|n| n.checked_mul(kind.bytes_of(cols)));
         let bytes = bytes.ok_or_else(|| Error::Invalid(format!("{shape}: too large")))?;
         Ok(Self { bytes: Buffer::zeroed(device, bytes)?, kind, rows, cols, experts })

@@ -57,13 +57,13 @@ pub struct RoutingShape {
     pub top_k: usize,
 }
 
-/// Activations of a product: those of a matrix that [`Backend::takes_floats`] as floats, else as fixed point. The others need not be there.
+/// Activations of a product.
 #[non_exhaustive]
 pub struct Rows<'a, B: Backend> {
     /// `[tokens, cols / 256]` blocks.
     pub fixed: &'a B::Fixed,
-    /// `[tokens, cols]`.
-    pub floats: &'a B::Floats,
+    /// `[tokens, cols]`. They are there for a matrix that [takes floats](Backend::takes_floats).
+    pub floats: Option<&'a B::Floats>,
 }
 
 impl<B: Backend> Rows<'_, B> {

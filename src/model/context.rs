@@ -103,13 +103,45 @@ struct Sizes {
     cache: CacheShape,
     routing: RoutingShape,
     trace: bool,
-    /// Whether the halves of a SwiGLU have buffers of their own, which matrices of floats need.
-    halves: bool,
+    /// What is there besides the fixed point of it, as a trace and matrices of floats want it.
+    floats: OfFloats,
+}
+
+/// Which matrices of a model are floats, whose activations need buffers of floats.
+#[derive(Clone, Copy, Default)]
+struct OfFloats {
+    /// The attention output of some layer.
+    attn_output: bool,
+    /// Gate or up of some layer.
+    experts: bool,
+    /// The output matrix.
+    output: bool,
+}
+
+impl OfFloats {
+    fn new<M>(layers: impl Iterator<Item = [M; 3]>, output: M, is_floats: impl Fn(M) -> bool) -> Self {
+        let mut this = Self { output: is_floats(output), ..Self::default() };
+        for [attn_output, gate, up] in layers {
+            this.attn_output |= is_floats(attn_output);
+            this.experts |= is_floats(gate) | is_floats(up);
+        }
+        this
+    }
+
+    fn of_tensors(tensors: &Tensors) -> Self {
+        let layers = tensors.layers.iter().map(|layer| [&layer.attn_output, &layer.gate, &layer.up]);
+        Self::new(layers, &tensors.output, Tensor::is_floats)
+    }
+
+    fn of_model<B: Backend>(model: &Model<B>) -> Self {
+        let weights = model.weights();
+        let layers = weights.layers.iter().map(|layer| [&layer.attn_output, &layer.gate, &layer.up]);
+        Self::new(layers, &weights.output, |w| model.backend().takes_floats(w))
+    }
 }
 
 impl Sizes {
-    /// `halves`: of some layer, the gate or the up matrices are floats.
-    fn new(config: &Config, options: &ContextOptions, halves: bool) -> Result<Self> {
+    fn new(config: &Config, options: &ContextOptions, floats: OfFloats) -> Result<Self> {
         let ContextOptions { capacity, cache, max_batch, trace } = *options;
         if capacity == 0 || capacity > config.context_length {
             let most = config.context_length;
@@ -150,7 +182,11 @@ impl Sizes {
             },
             routing: RoutingShape { tokens, experts: config.experts, top_k: config.top_k },
             trace,
-            halves: halves || trace,
+            floats: OfFloats {
+                attn_output: floats.attn_output || trace,
+                experts: floats.experts || trace,
+                output: floats.output || trace,
+            },
         })
     }
 
@@ -165,16 +201,18 @@ impl Sizes {
 
     fn activation_bytes(&self) -> u64 {
         let traced = if self.trace { self.q + 2 * self.kv + self.scores + 2 * self.hidden } else { 0 };
-        let halves = if self.halves { 2 * self.swiglu } else { 0 };
+        let OfFloats { attn_output, experts: halves, output } = self.floats;
+        let taken = [(attn_output, self.q), (halves, 2 * self.swiglu), (output, self.output_rows)];
+        let taken: usize = taken.into_iter().filter(|(is_taken, _)| *is_taken).map(|(_, floats)| floats).sum();
         let RoutingShape { tokens, experts, top_k } = self.routing;
         // Logits, indices, weights and counters; the pairs grouped by expert, in at most as many work items of three numbers.
         let routing = tokens * (experts + 2 * top_k + 1) + 4 * tokens * top_k + 1;
-        let floats = 2 * self.hidden + 3 * self.q + 2 * self.kv + self.swiglu + halves + self.expert_out;
-        let output = 2 * self.output_rows + self.logits;
+        let floats = 2 * self.hidden + 2 * self.q + 2 * self.kv + self.swiglu + self.expert_out;
+        let output = self.output_rows + self.logits;
         // Token ids and a choice at each position, both u32; the first position, and argmax's best logit and counter.
         let input = self.tokens + self.cache.capacity + 4;
         let blocks = self.hidden_blocks + self.attn_blocks + self.swiglu_blocks + self.output_blocks;
-        let values = floats + output + traced + routing + self.rope + input;
+        let values = floats + output + traced + taken + routing + self.rope + input;
         (4 * values + blocks * size_of::<sys::kqm_fixed_block>()) as u64
     }
 }
@@ -200,7 +238,7 @@ impl MemoryPlan {
     /// # Errors
     /// [`Error::Invalid`] for options that [`Model::context`] would refuse.
     pub fn new(config: &Config, tensors: &Tensors, options: &ContextOptions) -> Result<Self> {
-        let sizes = Sizes::new(config, options, has_halves(tensors))?;
+        let sizes = Sizes::new(config, options, OfFloats::of_tensors(tensors))?;
         Ok(Self {
             weights: weight_bytes(tensors),
             cache: sizes.cache_bytes(),
@@ -214,7 +252,7 @@ impl MemoryPlan {
     /// # Errors
     /// Those of [`Self::new`], and [`Error::Invalid`] for counts that the backend's kernels do not take.
     pub fn on<B: Backend>(backend: &B, config: &Config, tensors: &Tensors, options: &ContextOptions) -> Result<Self> {
-        let workspace = backend.workspace_bytes(Sizes::new(config, options, false)?.cache)?;
+        let workspace = backend.workspace_bytes(Sizes::new(config, options, OfFloats::default())?.cache)?;
         Ok(Self { workspace, ..Self::new(config, tensors, options)? })
     }
 
@@ -232,20 +270,15 @@ impl MemoryPlan {
     }
 }
 
-/// Whether the gate or the up matrices of some layer are floats.
-fn has_halves(tensors: &Tensors) -> bool {
-    tensors.layers.iter().any(|layer| layer.gate.is_floats() || layer.up.is_floats())
-}
-
 /// Bytes of the weights in a backend's memory.
 fn weight_bytes(tensors: &Tensors) -> u64 {
     let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
-    // Norms and routers are kept in f32.
-    let floats = |tensor: &Tensor| 4 * (tensor.rows() * tensor.cols()) as u64;
     let matrices = tensors.layers.iter().flat_map(LayerTensors::matrices).chain([&tensors.output]);
     let vectors = tensors.layers.iter().flat_map(LayerTensors::vectors).chain([&tensors.output_norm]);
     // The embedding table stays as it is in the file.
-    matrices.map(Tensor::tiled_bytes).sum::<u64>() + vectors.map(floats).sum::<u64>() + bytes(&tensors.embedding)
+    matrices.map(Tensor::tiled_bytes).sum::<u64>()
+        + vectors.map(Tensor::f32_bytes).sum::<u64>()
+        + bytes(&tensors.embedding)
 }
 
 /// Fails when the weights, and what it takes to load them, do not fit into the backend's free memory.
@@ -279,7 +312,7 @@ pub(super) struct State<B: Backend> {
     pub(super) k: B::Floats,
     pub(super) v: B::Floats,
     /// Output of attention, `[tokens, heads * head_dim]`, as floats where something takes them and as fixed point.
-    pub(super) attn: B::Floats,
+    pub(super) attn: Option<B::Floats>,
     pub(super) attn_fixed: B::Fixed,
     pub(super) routing: B::Routing,
     /// `[pairs, expert_ff]`.
@@ -292,7 +325,7 @@ pub(super) struct State<B: Backend> {
     pub(super) expert_out: B::Floats,
     /// Rows whose logits are wanted, `[rows, hidden]`.
     pub(super) output: B::Floats,
-    pub(super) output_normed: B::Floats,
+    pub(super) output_normed: Option<B::Floats>,
     pub(super) output_fixed: B::Fixed,
     /// `[rows, vocab]`.
     pub(super) logits: B::Floats,
@@ -325,16 +358,16 @@ impl<B: Backend> State<B> {
             rotated: backend.floats(sizes.q)?,
             k: backend.floats(sizes.kv)?,
             v: backend.floats(sizes.kv)?,
-            attn: backend.floats(sizes.q)?,
+            attn: floats_if(sizes.floats.attn_output, sizes.q)?,
             attn_fixed: backend.fixed(sizes.attn_blocks)?,
             routing: backend.routing(sizes.routing)?,
             swiglu: backend.floats(sizes.swiglu)?,
             swiglu_fixed: backend.fixed(sizes.swiglu_blocks)?,
-            expert_gate: floats_if(sizes.halves, sizes.swiglu)?,
-            expert_up: floats_if(sizes.halves, sizes.swiglu)?,
+            expert_gate: floats_if(sizes.floats.experts, sizes.swiglu)?,
+            expert_up: floats_if(sizes.floats.experts, sizes.swiglu)?,
             expert_out: backend.floats(sizes.expert_out)?,
             output: backend.floats(sizes.output_rows)?,
-            output_normed: backend.floats(sizes.output_rows)?,
+            output_normed: floats_if(sizes.floats.output, sizes.output_rows)?,
             output_fixed: backend.fixed(sizes.output_blocks)?,
             logits: backend.floats(sizes.logits)?,
             cache: backend.cache(sizes.cache)?,
@@ -386,9 +419,7 @@ const DECODE_AT_ONCE: usize = 8;
 impl<B: Backend> Context<B> {
     pub(super) fn new(model: &Model<B>, options: ContextOptions) -> Result<Self> {
         let config = model.config().clone();
-        let (backend, layers) = (model.backend(), &model.weights().layers);
-        let halves = layers.iter().any(|layer| backend.takes_floats(&layer.gate) || backend.takes_floats(&layer.up));
-        let sizes = Sizes::new(&config, &options, halves)?;
+        let sizes = Sizes::new(&config, &options, OfFloats::of_model(model))?;
         let workspace = model.backend().workspace_bytes(sizes.cache)?;
         check_free(model.backend(), sizes.cache_bytes() + sizes.activation_bytes() + workspace)?;
         let backend = model.backend().fork()?;
@@ -872,7 +903,7 @@ mod tests {
         let large = Preset::Qwen3_30bA3b.config();
         let sizes = |config: &Config, capacity, max_batch, trace| {
             let options = ContextOptions { capacity, max_batch, trace, ..ContextOptions::default() };
-            Sizes::new(config, &options, false).map(|sizes| (sizes.tokens, sizes.rows))
+            Sizes::new(config, &options, OfFloats::default()).map(|sizes| (sizes.tokens, sizes.rows))
         };
         // 32 MiB hold 55 rows of 151,936 logits.
         assert_eq!(sizes(&large, 4096, 512, false).unwrap(), (512, 55));

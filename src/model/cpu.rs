@@ -150,7 +150,8 @@ fn multiply<'a>(
 ) {
     if w.is_floats() {
         let outputs: Vec<_> = outputs.collect();
-        return float_products(w, &outputs, share, x.floats, out);
+        let floats = x.floats.expect("a matrix of floats has activations as floats");
+        return float_products(w, &outputs, share, floats, out);
     }
     let rows: Vec<_> = x.fixed.rows(w.cols()).collect();
     let list: Vec<_> = outputs
@@ -175,7 +176,12 @@ fn float_products(w: &Tensor, outputs: &[Outputs<'_>], share: usize, x: &[f32], 
                 #[inline(always)]
                 || {
                     let weights = floats.row(row);
-                    ys.iter().map(|&y| float_matvec::dot(&weights, &x[y as usize / share * cols..][..cols])).collect()
+                    let mut values = vec![0.0; ys.len()];
+                    // A loop, so that the products are compiled here, with the fused multiply-add.
+                    for (value, &y) in values.iter_mut().zip(ys) {
+                        *value = float_matvec::dot(&weights, &x[y as usize / share * cols..][..cols]);
+                    }
+                    values
                 },
             )
         })
@@ -346,7 +352,7 @@ impl Backend for Cpu {
         });
         self.rms_norm(hidden, weight, eps, tokens, Some(&mut *normed), Some(&mut *fixed))?;
         for (w, y) in w.into_iter().zip(y) {
-            plain(w, &Rows { fixed, floats: normed }, tokens, y);
+            plain(w, &Rows { fixed, floats: Some(normed) }, tokens, y);
         }
         Ok(())
     }
@@ -495,7 +501,7 @@ impl Backend for Cpu {
         if !down.is_floats() {
             fixed.quantize(&x[..tokens * top_k * down.cols()]);
         }
-        multiply(down, routing.groups(), 1, &Rows { fixed, floats: x }, expert_out);
+        multiply(down, routing.groups(), 1, &Rows { fixed, floats: Some(x) }, expert_out);
         let mut scratch = Vec::new();
         let sum = sum.unwrap_or(&mut scratch);
         sum.resize(sum.len().max(tokens * cols), 0.0);

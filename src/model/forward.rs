@@ -71,7 +71,7 @@ pub(super) fn forward<B: Backend, S: Sink>(
             k_normed: tracer.output(Stage::KNorm, &mut traced.k_normed),
             k_out: tracer.output(Stage::KRope, &mut traced.k_rope),
             fixed: attn_fixed,
-            out: (tracer.wants(Stage::AttnOut) || backend.takes_floats(&layer.attn_output)).then_some(&mut *attn),
+            out: when(tracer.wants(Stage::AttnOut) || backend.takes_floats(&layer.attn_output), attn),
             scores: tracer.output(Stage::AttnScores, &mut traced.attn_scores),
         };
         backend.attention(operands, input, tokens, cache, number)?;
@@ -80,9 +80,15 @@ pub(super) fn forward<B: Backend, S: Sink>(
         tracer.floats(backend, Stage::QRope, Some(rotated), &q_heads)?;
         tracer.floats(backend, Stage::KRope, traced.k_rope.as_ref(), &kv_heads)?;
         tracer.scores(backend, traced.attn_scores.as_ref(), config.heads)?;
-        tracer.floats(backend, Stage::AttnOut, Some(attn), &q_heads)?;
+        tracer.floats(backend, Stage::AttnOut, attn.as_ref(), &q_heads)?;
         let product = tracer.output(Stage::AttnProj, &mut traced.attn_proj);
-        backend.matvec_add(&layer.attn_output, Rows { fixed: attn_fixed, floats: attn }, tokens, hidden, product)?;
+        backend.matvec_add(
+            &layer.attn_output,
+            Rows { fixed: attn_fixed, floats: attn.as_ref() },
+            tokens,
+            hidden,
+            product,
+        )?;
         tracer.floats(backend, Stage::AttnProj, traced.attn_proj.as_ref(), &token)?;
         tracer.floats(backend, Stage::AttnResidual, Some(hidden), &token)?;
 
@@ -105,7 +111,7 @@ pub(super) fn forward<B: Backend, S: Sink>(
         let operands = Swiglu {
             gate: &layer.gate,
             up: &layer.up,
-            x: Rows { fixed: normed_fixed, floats: normed },
+            x: Rows { fixed: normed_fixed, floats: Some(normed) },
             out: swiglu,
             gate_out: when(choose || tracer.wants(Stage::MoeExpertGate), expert_gate),
             up_out: when(choose || tracer.wants(Stage::MoeExpertUp), expert_up),
@@ -151,11 +157,11 @@ pub(super) fn head<B: Backend, S: Sink>(
         backend.copy_rows(hidden, rows.start, rows.len(), config.hidden, output)?;
         output
     };
-    let out = tracer.wants(Stage::OutputNorm) || backend.takes_floats(&weights.output);
-    let out = out.then_some(&mut *output_normed);
+    let out = when(tracer.wants(Stage::OutputNorm) || backend.takes_floats(&weights.output), output_normed);
     backend.rms_norm(rows_hidden, &weights.output_norm, config.rms_eps, rows.len(), out, Some(output_fixed))?;
-    tracer.floats(backend, Stage::OutputNorm, Some(output_normed), &[config.hidden])?;
-    backend.matvec(&weights.output, Rows { fixed: output_fixed, floats: output_normed }, rows.len(), logits)?;
+    tracer.floats(backend, Stage::OutputNorm, output_normed.as_ref(), &[config.hidden])?;
+    let x = Rows { fixed: output_fixed, floats: output_normed.as_ref() };
+    backend.matvec(&weights.output, x, rows.len(), logits)?;
     tracer.floats(backend, Stage::Logits, Some(logits), &[config.vocab])
 }
 

@@ -130,7 +130,7 @@ impl<D: Device> Gpu<D> {
                 .accumulate(add)
                 .product(product)
                 .launch(&self.device),
-            Weight::Floats(w) => kernels::FloatMatvec::new(w, x.floats.slice(), y.slice_mut(), tokens)
+            Weight::Floats(w) => kernels::FloatMatvec::new(w, floats_of(x)?.slice(), y.slice_mut(), tokens)
                 .accumulate(add)
                 .product(product)
                 .launch(&self.device),
@@ -151,7 +151,7 @@ impl<D: Device> Gpu<D> {
                 .gate_out(half.slice_mut())
                 .launch(&self.device)
         };
-        let (rows, experts) = (x.floats.slice(), routing.indices.slice());
+        let (rows, experts) = (floats_of(&x)?.slice(), routing.indices.slice());
         match (gate, up) {
             (Weight::Floats(gate), Weight::Blocks(up)) => {
                 of_blocks(up, up_out, out)?;
@@ -179,6 +179,11 @@ impl<D: Device> Gpu<D> {
     }
 }
 
+/// The activations that a matrix of floats takes.
+fn floats_of<'a, D: Device>(x: &Rows<'a, Gpu<D>>) -> Result<&'a Buffer<D, f32>> {
+    x.floats.ok_or_else(|| Error::Invalid("a matrix of floats: its activations are not there as floats".into()))
+}
+
 /// Bytes of one expert's matrix in the file, and how many of them are staged at a time, to fill the copy engine.
 fn stage(tensor: &Tensor, staging: usize) -> (usize, usize) {
     let kind = tensor.kind();
@@ -196,32 +201,30 @@ fn fuses_norm(cols: usize, slow_fp64: bool) -> bool {
 /// [`Device::slow_fp64`].
 pub fn weight_reads(config: &Config, tensors: &Tensors, slow_fp64: bool) -> BTreeMap<&'static str, u64> {
     let mut reads = BTreeMap::new();
-    let mut add = |kernel: &'static str, tensor: &Tensor, part: usize, of: usize| {
-        *reads.entry(kernel).or_default() += tensor.bytes().len() as u64 / of as u64 * part as u64;
-    };
+    let mut add = |kernel: &'static str, bytes: u64| *reads.entry(kernel).or_default() += bytes;
     let fused = fuses_norm(config.hidden, slow_fp64);
     let norm_in = |kernel| if fused { kernel } else { "rms_norm" };
     let product_in = |kernel, w: &Tensor| if w.is_floats() { matvec_kernel(w.kind()) } else { kernel };
-    add("embedding", &tensors.embedding, 1, config.vocab);
+    let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
+    add("embedding", bytes(&tensors.embedding) / config.vocab as u64);
     for layer in &tensors.layers {
         let qkv = [&layer.q, &layer.k, &layer.v];
         // Beside a matrix of floats each one, and the norm, has a launch of its own.
         let alone = qkv.iter().any(|w| w.is_floats());
-        add(if alone { "rms_norm" } else { norm_in("qkv") }, &layer.attn_norm, 1, 1);
+        add(if alone { "rms_norm" } else { norm_in("qkv") }, layer.attn_norm.f32_bytes());
         for matrix in qkv {
-            add(if alone { matvec_kernel(matrix.kind()) } else { "qkv" }, matrix, 1, 1);
+            add(if alone { matvec_kernel(matrix.kind()) } else { "qkv" }, bytes(matrix));
         }
-        add("attention", &layer.q_norm, 1, 1);
-        add("attention", &layer.k_norm, 1, 1);
-        add(matvec_kernel(layer.attn_output.kind()), &layer.attn_output, 1, 1);
-        add(norm_in("moe_router"), &layer.ffn_norm, 1, 1);
-        add("moe_router", &layer.router, 1, 1);
+        add("attention", layer.q_norm.f32_bytes() + layer.k_norm.f32_bytes());
+        add(matvec_kernel(layer.attn_output.kind()), bytes(&layer.attn_output));
+        add(norm_in("moe_router"), layer.ffn_norm.f32_bytes());
+        add("moe_router", layer.router.f32_bytes());
         for (kernel, matrices) in [("moe_swiglu", &layer.gate), ("moe_swiglu", &layer.up), ("moe_down", &layer.down)] {
-            add(product_in(kernel, matrices), matrices, config.top_k, config.experts);
+            add(product_in(kernel, matrices), bytes(matrices) / config.experts as u64 * config.top_k as u64);
         }
     }
-    add("rms_norm", &tensors.output_norm, 1, 1);
-    add(matvec_kernel(tensors.output.kind()), &tensors.output, 1, 1);
+    add("rms_norm", tensors.output_norm.f32_bytes());
+    add(matvec_kernel(tensors.output.kind()), bytes(&tensors.output));
     reads
 }
 
@@ -421,7 +424,7 @@ impl<D: Device> Backend for Gpu<D> {
                 return Err(Error::Invalid("matrices of floats: the normed rows have no buffer".into()));
             };
             self.rms_norm(hidden, weight, eps, tokens, Some(&mut *normed), Some(&mut *fixed))?;
-            let x = Rows { fixed, floats: normed };
+            let x = Rows { fixed, floats: Some(normed) };
             let mut products: Vec<_> = w.into_iter().zip(y).collect();
             // Attention relies on the kernel of floats right before it (`Queries::Fused`).
             products.sort_by_key(|(w, _)| self.takes_floats(w));

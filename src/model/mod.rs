@@ -42,8 +42,8 @@ use crate::gguf::{Gguf, Override};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LoadOptions {
-    /// Check that the factors of all quantized blocks are finite, which reads the whole file. F32 tensors are always
-    /// checked.
+    /// Check that all matrices are finite, the factors of blocks and floats, which reads the whole file. Norms and routers are
+    /// always checked.
     pub check_blocks: bool,
     /// Metadata that take the place of the file's, such as `qwen3moe.expert_used_count` or `qwen3moe.context_length`. They are
     /// checked like the file's own.

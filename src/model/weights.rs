@@ -118,10 +118,10 @@ impl Tensor {
         }
     }
 
-    /// Checks, in parallel, that every block's factors are finite. Reads the whole tensor.
+    /// Checks, in parallel, that every block's factors, or every float, is finite. Reads the whole tensor.
     ///
     /// # Errors
-    /// [`Error::Model`] naming the tensor and the first bad block.
+    /// [`Error::Model`] naming the tensor and the first bad block or value.
     pub fn check_finite(&self) -> Result<()> {
         let (bytes, kind) = (self.bytes(), self.kind);
         let (what, bad) = if self.is_floats() {
@@ -133,6 +133,11 @@ impl Tensor {
             Some(index) => Err(Error::Model(format!("tensor {}: {what} {index} is not finite", self.name))),
             None => Ok(()),
         }
+    }
+
+    /// Bytes of its values in f32, as backends keep norms and routers.
+    pub fn f32_bytes(&self) -> u64 {
+        4 * (self.experts * self.rows * self.cols) as u64
     }
 
     /// Bytes that a backend's copy takes when matrices of blocks are stored in tiles, each padded to whole tiles of rows.
@@ -206,7 +211,21 @@ pub struct LayerTensors {
 impl LayerTensors {
     /// Every tensor.
     pub fn iter(&self) -> impl Iterator<Item = &Tensor> {
-        self.vectors().chain(self.matrices())
+        [
+            &self.attn_norm,
+            &self.q,
+            &self.k,
+            &self.v,
+            &self.q_norm,
+            &self.k_norm,
+            &self.attn_output,
+            &self.ffn_norm,
+            &self.router,
+            &self.gate,
+            &self.up,
+            &self.down,
+        ]
+        .into_iter()
     }
 
     /// The norms, and the router, which backends keep in f32.
@@ -382,7 +401,7 @@ pub struct Weights<B: Backend> {
 }
 
 impl<B: Backend> Weights<B> {
-    /// Hands every tensor to the backend. With `check`, all factors of quantized blocks are checked to be finite first.
+    /// Hands every tensor to the backend. With `check`, all matrices and the table are checked to be finite first; norms and routers always are.
     /// `progress` gets bytes done and bytes in all, after each tensor.
     ///
     /// # Errors

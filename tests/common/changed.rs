@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use half::bf16;
+use kquant_moe::blocks::TensorType;
 use kquant_moe::gguf::{GgmlType, Gguf, Header, Value};
+use kquant_moe::oracle::embedding::dequantize;
 
 /// A tensor to be changed.
 pub struct Tensor {
@@ -11,6 +14,22 @@ pub struct Tensor {
     /// In file order.
     pub dims: Vec<u64>,
     pub data: Vec<u8>,
+}
+
+impl Tensor {
+    /// The same values, rounded to BF16 and written as that or as F32.
+    pub fn round(&mut self, written_as: TensorType) {
+        let count = self.dims.iter().product::<u64>() as usize;
+        let mut values = vec![0.0; count];
+        dequantize(TensorType::try_from(self.kind).unwrap(), &self.data, &mut values);
+        let rounded = values.into_iter().map(bf16::from_f32);
+        self.data = match written_as {
+            TensorType::BF16 => rounded.flat_map(bf16::to_le_bytes).collect(),
+            TensorType::F32 => rounded.flat_map(|value| value.to_f32().to_le_bytes()).collect(),
+            other => unreachable!("{other}"),
+        };
+        self.kind = written_as.into();
+    }
 }
 
 /// The file with some metadata replaced (or left out) and its tensors changed.
