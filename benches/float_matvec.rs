@@ -4,19 +4,10 @@ mod common;
 
 use common::*;
 use criterion::{Criterion, criterion_group, criterion_main};
-use half::{bf16, f16};
 use kquant_moe::blocks::TensorType;
 use kquant_moe::device::Buffer;
 use kquant_moe::kernels::{FloatMatrix, FloatMatvec};
 use kquant_moe::oracle::float_matvec::{Floats, float_matvec};
-
-fn bytes_of(kind: TensorType, weights: &[f32]) -> Vec<u8> {
-    match kind {
-        TensorType::F16 => weights.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-        TensorType::BF16 => weights.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-        _ => weights.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    }
-}
 
 fn bench(criterion: &mut Criterion) {
     let mut random = Random::new(81);
@@ -25,7 +16,7 @@ fn bench(criterion: &mut Criterion) {
         let mut group = group(criterion, &format!("float_matvec/{kind}"));
         for tokens in TOKENS {
             let (rows, cols) = if device.is_some() { (HEADS * HEAD_DIM, HIDDEN) } else { (256, HIDDEN) };
-            let weights = bytes_of(kind, &random.gaussians(rows * cols));
+            let weights = floats_as(kind, &random.gaussians(rows * cols));
             let x = random.gaussians(tokens * cols);
             let id = format!("{rows}x{cols}/{tokens}");
             if let Some(device) = &device {
@@ -45,7 +36,7 @@ fn bench(criterion: &mut Criterion) {
         }
         if let Some(device) = &device {
             let (rows, cols) = (FF, HIDDEN);
-            let weights = bytes_of(kind, &random.gaussians(TOP_K * rows * cols));
+            let weights = floats_as(kind, &random.gaussians(TOP_K * rows * cols));
             let x = random.gaussians(cols);
             let chosen: Vec<u32> = (0..TOP_K as u32).collect();
             let make = |_| {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use half::{bf16, f16};
+use half::f16;
 use kquant_moe::blocks::{BLOCK, Factor, TensorType};
 use kquant_moe::device::{Buffer, Device, Slice, SliceMut, bytes_of};
 use kquant_moe::kernels::Embedding;
@@ -39,15 +39,10 @@ fn check<D: Device>(device: &D, what: &str, table: Table<'_>, ids: &[u32]) -> Ve
 
 /// A table of random rows.
 fn bytes(random: &mut Random, kind: TensorType, vocab: usize, cols: usize) -> Vec<u8> {
-    match kind {
-        TensorType::F32 => bytes_of(&Activations::rows(random, 0, vocab, cols)).to_vec(),
-        TensorType::F16 => {
-            Activations::rows(random, 0, vocab, cols).iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect()
-        }
-        TensorType::BF16 => {
-            Activations::rows(random, 0, vocab, cols).iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect()
-        }
-        _ => Weights::random(random, kind, 1, vocab, cols).bytes,
+    if TensorType::FLOATS.contains(&kind) {
+        floats_as(kind, &Activations::rows(random, 0, vocab, cols))
+    } else {
+        Weights::random(random, kind, 1, vocab, cols).bytes
     }
 }
 

@@ -4,7 +4,6 @@
 mod common;
 
 use common::*;
-use half::{bf16, f16};
 use kquant_moe::blocks::TensorType;
 use kquant_moe::device::{Buffer, Device};
 use kquant_moe::kernels::{FloatMatrix, FloatMatvec};
@@ -33,13 +32,7 @@ struct Stack {
 impl Stack {
     fn new(kind: TensorType, [experts, rows, cols]: [usize; 3], weights: &[f32]) -> Self {
         assert_eq!(weights.len(), experts * rows * cols);
-        let bytes = match kind {
-            TensorType::F32 => weights.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            TensorType::F16 => weights.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-            TensorType::BF16 => weights.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-            other => unreachable!("{other}"),
-        };
-        Self { kind, experts, rows, cols, bytes }
+        Self { kind, experts, rows, cols, bytes: floats_as(kind, weights) }
     }
 
     /// Rows of every distribution.

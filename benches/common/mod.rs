@@ -19,7 +19,7 @@ use kquant_moe::Result;
 use kquant_moe::device::{CUDA_BUILD, CudaDevice};
 
 pub use compare::ok;
-pub use data::{Activations, Random, Weights, fixed_blocks};
+pub use data::{Activations, Random, Weights, fixed_blocks, floats_as};
 
 /// Qwen3-30B-A3B.
 pub const HIDDEN: usize = 2048;

@@ -44,8 +44,8 @@ mod tq2_0;
 /// Weights in a super-block, and activations in a fixed-point block.
 pub const BLOCK: usize = 256;
 
-/// The table: what a type is called here, its number and name in GGML, and its blocks. Floats, then types of blocks, each in the order of numbers. `$` is that
-/// sign, for the macros that this one defines.
+/// The table: what a type is called here, its number and name in GGML, and its blocks. Floats, then types of blocks, each in the
+/// order of numbers. `$` is that sign, for the macros that this one defines.
 macro_rules! table {
     ($d:tt
      floats { $($Float:ident = $float_number:literal, $float_name:literal, $float_bytes:literal;)* }

@@ -78,9 +78,9 @@ pub enum Queries<'a> {
     Fused {
         /// The operands, of the same shapes.
         rope: super::Rope<'a>,
-        /// The launch right before this one on the queue is [`super::Qkv`], [`super::FloatMatvec`], or a kernel that does not let its successor start
-        /// early, and writes neither `start` nor the caches: they are read while it still runs. Where that is not true, what is
-        /// read may be old.
+        /// The launch right before this one on the queue is [`super::Qkv`], [`super::FloatMatvec`], or a kernel that does not let
+        /// its successor start early, and writes neither `start` nor the caches: they are read while it still runs. Where that is
+        /// not true, what is read may be old.
         follows_qkv: bool,
     },
 }

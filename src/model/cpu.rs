@@ -54,9 +54,10 @@ impl Fixed {
         x.as_chunks().0.par_iter().with_min_len(64).zip(&mut self.0).for_each(one);
     }
 
-    /// The rows of the activations, each of `cols` values.
-    fn rows(&self, cols: usize) -> impl Iterator<Item = &[SplitBlock]> {
-        self.0.chunks_exact(cols / BLOCK)
+    /// A row of the activations, of `cols` values.
+    fn row(&self, row: usize, cols: usize) -> &[SplitBlock] {
+        let blocks = cols / BLOCK;
+        &self.0[row * blocks..][..blocks]
     }
 }
 
@@ -153,11 +154,10 @@ fn multiply<'a>(
         let floats = x.floats.expect("a matrix of floats has activations as floats");
         return float_products(w, &outputs, share, floats, out);
     }
-    let rows: Vec<_> = x.fixed.rows(w.cols()).collect();
     let list: Vec<_> = outputs
         .map(|(expert, outputs)| Product {
             w: expert_matrix(w, expert),
-            x: outputs.iter().map(|&y| rows[y as usize / share]).collect(),
+            x: outputs.iter().map(|&y| x.fixed.row(y as usize / share, w.cols())).collect(),
             y: outputs.iter().map(|&y| y as usize).collect(),
         })
         .collect();
@@ -344,15 +344,11 @@ impl Backend for Cpu {
     }
 
     fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
-        let NormQkv { hidden, weight, eps, normed, fixed, w, y } = operands;
-        let mut scratch = Vec::new();
-        let normed = normed.unwrap_or_else(|| {
-            scratch.resize(tokens * weight.len(), 0.0);
-            &mut scratch
-        });
-        self.rms_norm(hidden, weight, eps, tokens, Some(&mut *normed), Some(&mut *fixed))?;
+        let NormQkv { hidden, weight, eps, mut normed, fixed, w, y } = operands;
+        self.rms_norm(hidden, weight, eps, tokens, normed.as_deref_mut(), Some(&mut *fixed))?;
+        let x = Rows { fixed, floats: normed.as_deref() };
         for (w, y) in w.into_iter().zip(y) {
-            plain(w, &Rows { fixed, floats: Some(normed) }, tokens, y);
+            plain(w, &x, tokens, y);
         }
         Ok(())
     }

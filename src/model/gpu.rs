@@ -420,11 +420,8 @@ impl<D: Device> Backend for Gpu<D> {
     fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
         let NormQkv { hidden, weight, eps, mut normed, fixed, w, y } = operands;
         let [Weight::Blocks(q), Weight::Blocks(k), Weight::Blocks(v)] = w else {
-            let Some(normed) = normed else {
-                return Err(Error::Invalid("matrices of floats: the normed rows have no buffer".into()));
-            };
-            self.rms_norm(hidden, weight, eps, tokens, Some(&mut *normed), Some(&mut *fixed))?;
-            let x = Rows { fixed, floats: Some(normed) };
+            self.rms_norm(hidden, weight, eps, tokens, normed.as_deref_mut(), Some(&mut *fixed))?;
+            let x = Rows { fixed, floats: normed.as_deref() };
             let mut products: Vec<_> = w.into_iter().zip(y).collect();
             // Attention relies on the kernel of floats right before it (`Queries::Fused`).
             products.sort_by_key(|(w, _)| self.takes_floats(w));

@@ -159,12 +159,14 @@ fn first_not_finite(bytes: &[u8], kind: TensorType) -> Option<usize> {
 
 /// The first float that is not finite.
 fn first_float_not_finite(bytes: &[u8], kind: TensorType) -> Option<usize> {
-    let bad = |float: &[u8]| {
-        let mut value = [0.0];
-        dequantize(kind, float, &mut value);
-        !value[0].is_finite()
+    const AT_ONCE: usize = 4096;
+    let bad = |(part, bytes): (usize, &[u8])| {
+        let mut values = [0.0; AT_ONCE];
+        let values = &mut values[..bytes.len() / kind.block_bytes()];
+        dequantize(kind, bytes, values);
+        values.iter().position(|value| !value.is_finite()).map(|index| part * AT_ONCE + index)
     };
-    bytes.par_chunks_exact(kind.block_bytes()).with_min_len(65_536).position_first(bad)
+    bytes.par_chunks(AT_ONCE * kind.block_bytes()).enumerate().find_map_first(bad)
 }
 
 impl fmt::Debug for Tensor {

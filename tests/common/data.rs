@@ -1,6 +1,6 @@
 //! Random operands.
 
-use half::f16;
+use half::{bf16, f16};
 use kquant_moe::blocks::TensorType::{IQ4XS, Q2K, Q3K, Q4K, Q5K, Q6K};
 use kquant_moe::blocks::{BLOCK, Factor, TensorType};
 use kquant_moe::device::Device;
@@ -155,6 +155,16 @@ pub const NANS: [f32; 4] = [
 /// The same as f16.
 pub const HALF_NANS: [f16; 4] =
     [f16::from_bits(0x7fff), f16::from_bits(0xfe01), f16::from_bits(0x7d00), f16::from_bits(0xfdff)];
+
+/// Numbers as a file has them in a type of floats.
+pub fn floats_as(kind: TensorType, numbers: &[f32]) -> Vec<u8> {
+    match kind {
+        TensorType::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        TensorType::F16 => numbers.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        TensorType::BF16 => numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        other => unreachable!("{other}"),
+    }
+}
 
 /// A row of one number in each super-block, somewhere in it.
 pub fn one_a_block(random: &mut Random, numbers: &[f32]) -> Vec<f32> {
