@@ -68,6 +68,26 @@ pub enum Error {
         /// Positions that the cache has.
         capacity: usize,
     },
+    /// The handle of a sequence that is not there: it was dropped, or is another pool's.
+    #[error("there is no sequence {sequence}")]
+    NoSequence {
+        /// The handle.
+        sequence: crate::model::pages::Sequence,
+    },
+    /// A pool has as many sequences as it may have.
+    #[error("the pool has {most} sequences and takes no more")]
+    TooManySequences {
+        /// Most sequences of the pool.
+        most: usize,
+    },
+    /// A pool has not as many pages free as a batch needs.
+    #[error("the pool of pages is full: {needed} more are needed, {free} are free")]
+    PoolFull {
+        /// Pages that the batch needs.
+        needed: usize,
+        /// Pages that are free.
+        free: usize,
+    },
     /// A forward gave values that are NaN or infinite, from which nothing follows.
     #[error(
         "the values at position {position} are not finite{}",

@@ -22,6 +22,7 @@ pub mod cpu;
 mod end_tokens;
 mod forward;
 pub mod gpu;
+pub mod pages;
 pub mod rope_table;
 pub mod synth;
 pub mod weights;
@@ -33,6 +34,7 @@ pub use backend::{Backend, CacheType};
 pub use config::{Config, RopeScaling, Yarn};
 pub use context::{Context, ContextOptions, Logits, MemoryPlan, RecordedSteps};
 pub use end_tokens::end_tokens;
+pub use pages::Sequence;
 pub use weights::{Tensor, Tensors, Weights};
 
 use crate::Result;
