@@ -366,6 +366,57 @@ typedef struct kqm_argmax_args {
   uint32_t cols;
 } kqm_argmax_args;
 
+/* How a token is drawn (docs/arithmetic.md). Of a row for which something here makes no sense no token is chosen. */
+typedef struct kqm_sampling {
+  uint64_t seed;
+  float temperature; /* finite, at least 0; 0: the largest logit is taken */
+  float top_p;       /* 0 .. 1; 1: all */
+  float min_p;       /* 0 .. 1; 0: all */
+  float penalty;     /* finite, above 0: of each token of the window; 1: none */
+  uint32_t top_k;    /* 0: all */
+  uint32_t window;   /* the last so many tokens, at most history_len */
+} kqm_sampling;
+
+/* Logits that one CTA of kqm_sample covers. */
+#define KQM_SAMPLE_PART 2048
+/* What kqm_sample keeps of a row between its launches. */
+typedef struct kqm_sample_state {
+  uint64_t best;         /* as argmax has it */
+  uint64_t sum[256];     /* weights by digit of the logit's order */
+  uint32_t count[256];   /* the same of tokens */
+  uint64_t above;        /* what is chosen already: weight, or tokens */
+  uint64_t above_weight; /* its weight */
+  uint64_t limit;        /* how much is chosen */
+  uint64_t total;        /* the weight of what top-k left */
+  uint32_t prefix;       /* the digits of the last one's order so far */
+  uint32_t least;        /* the order of the last one that is kept */
+  uint32_t ties;         /* how many of its logit are kept */
+  uint32_t done;
+  float largest;
+  uint32_t drawing;
+} kqm_sample_state;
+/* What a CTA finds in its part of a row. */
+typedef struct kqm_sample_part {
+  uint64_t weight; /* of what is kept but for ties */
+  uint64_t ties;
+} kqm_sample_part;
+
+/* sample: draws a token of each row of logits. The last choices of a row's sequence, whose logits may be penalised, are in `history` where argmax
+ * puts them: under the position p whose logits they come from, here at p % history_len. */
+typedef struct kqm_sample_args {
+  const float *x;               /* [rows, cols] */
+  const kqm_sampling *sampling; /* [rows] */
+  uint32_t *position;           /* [rows]: that of the logits; the token's own is the next one */
+  uint32_t *history;            /* [optional] [rows, history_len] */
+  uint32_t *out;                /* [rows]: 2^32 - 1 where the largest logit is not finite */
+  kqm_sample_state *state;      /* [rows] zero before the first call; the launcher's own from then on */
+  kqm_sample_part *parts;       /* [rows, ceil(cols / KQM_SAMPLE_PART)] */
+  uint32_t history_len;         /* 0 without history */
+  uint32_t advance;             /* 1: each position is incremented, and the token goes to the history */
+  uint32_t rows;
+  uint32_t cols; /* at most 2^24 */
+} kqm_sample_args;
+
 /* The launchers by name, each with a number of its own. */
 #define KQM_EACH_LAUNCHER(X) \
   X(1, repack)               \
@@ -384,7 +435,8 @@ typedef struct kqm_argmax_args {
   X(14, residual_add)        \
   X(15, argmax)              \
   X(16, matvec)              \
-  X(17, float_matvec)
+  X(17, float_matvec)        \
+  X(18, sample)
 
 /* kqm_NAME is compiled into the caller and says there who calls; kqm_launch_NAME, in the library, refuses a caller that has
  * another header. */
@@ -432,6 +484,7 @@ typedef struct kqm_kernels {
   kqm_status (*residual_add)(const kqm_residual_add_args *, kqm_stream);
   kqm_status (*argmax)(const kqm_argmax_args *, kqm_stream);
   kqm_status (*float_matvec)(const kqm_float_matvec_args *, kqm_stream);
+  kqm_status (*sample)(const kqm_sample_args *, kqm_stream);
   /* Text of a status: a static string. */
   const char *(*status_text)(kqm_status);
 } kqm_kernels;
@@ -439,8 +492,9 @@ typedef struct kqm_kernels {
 /* What the table depends on: the version, and the sizes of all structures, each with a weight of its own. */
 #define KQM_WEIGHTED_SIZE(number, name) +(number) * (int)sizeof(kqm_##name##_args)
 enum {
-  KQM_ABI = KQM_ABI_VERSION * 0x1000000 KQM_EACH_LAUNCHER(KQM_WEIGHTED_SIZE) + 18 * (int)sizeof(kqm_fixed_block) +
-            19 * (int)sizeof(kqm_kernels)
+  KQM_ABI = KQM_ABI_VERSION * 0x1000000 KQM_EACH_LAUNCHER(KQM_WEIGHTED_SIZE) + 19 * (int)sizeof(kqm_fixed_block) +
+            20 * (int)sizeof(kqm_kernels) + 21 * (int)sizeof(kqm_sampling) + 22 * (int)sizeof(kqm_sample_state) +
+            23 * (int)sizeof(kqm_sample_part)
 };
 /* The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's
  * KQM_ABI, which is the caller's when both have the same header. */

@@ -128,19 +128,27 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for u64 {}
 // SAFETY: as above.
 unsafe impl Plain for f32 {}
-// SAFETY: a structure of numbers, without padding: it is as large as its fields together.
-unsafe impl Plain for sys::kqm_fixed_block {}
-const _: () = {
-    const fn bytes<T>(_: fn(&sys::kqm_fixed_block) -> &T) -> usize {
-        size_of::<T>()
+/// Structures of numbers without padding: each is as large as its fields together.
+macro_rules! plain_structures {
+    ($($structure:ident { $($field:ident),* })*) => { $(
+        // SAFETY: any bits are numbers, and there is no padding.
+        unsafe impl Plain for sys::$structure {}
+        const _: () = {
+            const fn bytes<T>(_: fn(&sys::$structure) -> &T) -> usize {
+                size_of::<T>()
+            }
+            assert!(size_of::<sys::$structure>() == 0 $(+ bytes(|structure| &structure.$field))*);
+        };
+    )* };
+}
+plain_structures! {
+    kqm_fixed_block { digit, sum_low, sum_high, unit, reserved }
+    kqm_sampling { seed, temperature, top_p, min_p, penalty, top_k, window }
+    kqm_sample_state {
+        best, sum, count, above, above_weight, limit, total, prefix, least, ties, done, largest, drawing
     }
-    let fields = bytes(|block| &block.digit)
-        + bytes(|block| &block.sum_low)
-        + bytes(|block| &block.sum_high)
-        + bytes(|block| &block.unit)
-        + bytes(|block| &block.reserved);
-    assert!(size_of::<sys::kqm_fixed_block>() == fields);
-};
+    kqm_sample_part { weight, ties }
+}
 
 /// `values` as bytes.
 pub fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {

@@ -54,6 +54,7 @@ pub const KQM_EXP_C7: f64 = 0.00019841270113829523;
 pub const KQM_PLANES: u32 = 5;
 pub const KQM_FUSED_COLS: u32 = 4096;
 pub const KQM_FUSED_UNITS: u32 = 24;
+pub const KQM_SAMPLE_PART: u32 = 2048;
 /// 0: success. Negative: one of the codes below. Positive: a cudaError_t of the launch.
 pub type kqm_status = i32;
 /// cudaStream_t / CUstream.
@@ -884,6 +885,159 @@ impl Default for kqm_argmax_args {
         }
     }
 }
+/// How a token is drawn (docs/arithmetic.md). Of a row for which something here makes no sense no token is chosen.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct kqm_sampling {
+    pub seed: u64,
+    /// finite, at least 0; 0: the largest logit is taken
+    pub temperature: f32,
+    /// 0 .. 1; 1: all
+    pub top_p: f32,
+    /// 0 .. 1; 0: all
+    pub min_p: f32,
+    /// finite, above 0: of each token of the window; 1: none
+    pub penalty: f32,
+    /// 0: all
+    pub top_k: u32,
+    /// the last so many tokens, at most history_len
+    pub window: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kqm_sampling"][::core::mem::size_of::<kqm_sampling>() - 32usize];
+    ["Alignment of kqm_sampling"][::core::mem::align_of::<kqm_sampling>() - 8usize];
+    ["Offset of field: kqm_sampling::seed"][::core::mem::offset_of!(kqm_sampling, seed) - 0usize];
+    ["Offset of field: kqm_sampling::temperature"][::core::mem::offset_of!(kqm_sampling, temperature) - 8usize];
+    ["Offset of field: kqm_sampling::top_p"][::core::mem::offset_of!(kqm_sampling, top_p) - 12usize];
+    ["Offset of field: kqm_sampling::min_p"][::core::mem::offset_of!(kqm_sampling, min_p) - 16usize];
+    ["Offset of field: kqm_sampling::penalty"][::core::mem::offset_of!(kqm_sampling, penalty) - 20usize];
+    ["Offset of field: kqm_sampling::top_k"][::core::mem::offset_of!(kqm_sampling, top_k) - 24usize];
+    ["Offset of field: kqm_sampling::window"][::core::mem::offset_of!(kqm_sampling, window) - 28usize];
+};
+/// What kqm_sample keeps of a row between its launches.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct kqm_sample_state {
+    /// as argmax has it
+    pub best: u64,
+    /// weights by digit of the logit's order
+    pub sum: [u64; 256usize],
+    /// the same of tokens
+    pub count: [u32; 256usize],
+    /// what is chosen already: weight, or tokens
+    pub above: u64,
+    /// its weight
+    pub above_weight: u64,
+    /// how much is chosen
+    pub limit: u64,
+    /// the weight of what top-k left
+    pub total: u64,
+    /// the digits of the last one's order so far
+    pub prefix: u32,
+    /// the order of the last one that is kept
+    pub least: u32,
+    /// how many of its logit are kept
+    pub ties: u32,
+    pub done: u32,
+    pub largest: f32,
+    pub drawing: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kqm_sample_state"][::core::mem::size_of::<kqm_sample_state>() - 3136usize];
+    ["Alignment of kqm_sample_state"][::core::mem::align_of::<kqm_sample_state>() - 8usize];
+    ["Offset of field: kqm_sample_state::best"][::core::mem::offset_of!(kqm_sample_state, best) - 0usize];
+    ["Offset of field: kqm_sample_state::sum"][::core::mem::offset_of!(kqm_sample_state, sum) - 8usize];
+    ["Offset of field: kqm_sample_state::count"][::core::mem::offset_of!(kqm_sample_state, count) - 2056usize];
+    ["Offset of field: kqm_sample_state::above"][::core::mem::offset_of!(kqm_sample_state, above) - 3080usize];
+    ["Offset of field: kqm_sample_state::above_weight"]
+        [::core::mem::offset_of!(kqm_sample_state, above_weight) - 3088usize];
+    ["Offset of field: kqm_sample_state::limit"][::core::mem::offset_of!(kqm_sample_state, limit) - 3096usize];
+    ["Offset of field: kqm_sample_state::total"][::core::mem::offset_of!(kqm_sample_state, total) - 3104usize];
+    ["Offset of field: kqm_sample_state::prefix"][::core::mem::offset_of!(kqm_sample_state, prefix) - 3112usize];
+    ["Offset of field: kqm_sample_state::least"][::core::mem::offset_of!(kqm_sample_state, least) - 3116usize];
+    ["Offset of field: kqm_sample_state::ties"][::core::mem::offset_of!(kqm_sample_state, ties) - 3120usize];
+    ["Offset of field: kqm_sample_state::done"][::core::mem::offset_of!(kqm_sample_state, done) - 3124usize];
+    ["Offset of field: kqm_sample_state::largest"][::core::mem::offset_of!(kqm_sample_state, largest) - 3128usize];
+    ["Offset of field: kqm_sample_state::drawing"][::core::mem::offset_of!(kqm_sample_state, drawing) - 3132usize];
+};
+impl Default for kqm_sample_state {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+/// What a CTA finds in its part of a row.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct kqm_sample_part {
+    /// of what is kept but for ties
+    pub weight: u64,
+    pub ties: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kqm_sample_part"][::core::mem::size_of::<kqm_sample_part>() - 16usize];
+    ["Alignment of kqm_sample_part"][::core::mem::align_of::<kqm_sample_part>() - 8usize];
+    ["Offset of field: kqm_sample_part::weight"][::core::mem::offset_of!(kqm_sample_part, weight) - 0usize];
+    ["Offset of field: kqm_sample_part::ties"][::core::mem::offset_of!(kqm_sample_part, ties) - 8usize];
+};
+/** sample: draws a token of each row of logits. The last choices of a row's sequence, whose logits may be penalised, are in `history` where argmax
+puts them: under the position p whose logits they come from, here at p % history_len.*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct kqm_sample_args {
+    /// \[rows, cols\]
+    pub x: *const f32,
+    /// \[rows\]
+    pub sampling: *const kqm_sampling,
+    /// \[rows\]: that of the logits; the token's own is the next one
+    pub position: *mut u32,
+    /// \[optional\] \[rows, history_len\]
+    pub history: *mut u32,
+    /// \[rows\]: 2^32 - 1 where the largest logit is not finite
+    pub out: *mut u32,
+    /// \[rows\] zero before the first call; the launcher's own from then on
+    pub state: *mut kqm_sample_state,
+    /// \[rows, ceil(cols / KQM_SAMPLE_PART)\]
+    pub parts: *mut kqm_sample_part,
+    /// 0 without history
+    pub history_len: u32,
+    /// 1: each position is incremented, and the token goes to the history
+    pub advance: u32,
+    pub rows: u32,
+    /// at most 2^24
+    pub cols: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kqm_sample_args"][::core::mem::size_of::<kqm_sample_args>() - 72usize];
+    ["Alignment of kqm_sample_args"][::core::mem::align_of::<kqm_sample_args>() - 8usize];
+    ["Offset of field: kqm_sample_args::x"][::core::mem::offset_of!(kqm_sample_args, x) - 0usize];
+    ["Offset of field: kqm_sample_args::sampling"][::core::mem::offset_of!(kqm_sample_args, sampling) - 8usize];
+    ["Offset of field: kqm_sample_args::position"][::core::mem::offset_of!(kqm_sample_args, position) - 16usize];
+    ["Offset of field: kqm_sample_args::history"][::core::mem::offset_of!(kqm_sample_args, history) - 24usize];
+    ["Offset of field: kqm_sample_args::out"][::core::mem::offset_of!(kqm_sample_args, out) - 32usize];
+    ["Offset of field: kqm_sample_args::state"][::core::mem::offset_of!(kqm_sample_args, state) - 40usize];
+    ["Offset of field: kqm_sample_args::parts"][::core::mem::offset_of!(kqm_sample_args, parts) - 48usize];
+    ["Offset of field: kqm_sample_args::history_len"][::core::mem::offset_of!(kqm_sample_args, history_len) - 56usize];
+    ["Offset of field: kqm_sample_args::advance"][::core::mem::offset_of!(kqm_sample_args, advance) - 60usize];
+    ["Offset of field: kqm_sample_args::rows"][::core::mem::offset_of!(kqm_sample_args, rows) - 64usize];
+    ["Offset of field: kqm_sample_args::cols"][::core::mem::offset_of!(kqm_sample_args, cols) - 68usize];
+};
+impl Default for kqm_sample_args {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
 /** The launchers as a table, so that one caller can drive the CUDA build or the CPU emulation of the same sources. They do not ask
 who calls: who has the table was asked when it was given.*/
 #[repr(C)]
@@ -925,12 +1079,14 @@ pub struct kqm_kernels {
     pub float_matvec: ::core::option::Option<
         unsafe extern "C" fn(arg1: *const kqm_float_matvec_args, arg2: kqm_stream) -> kqm_status,
     >,
+    pub sample:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_sample_args, arg2: kqm_stream) -> kqm_status>,
     /// Text of a status: a static string.
     pub status_text: ::core::option::Option<unsafe extern "C" fn(arg1: kqm_status) -> *const ::core::ffi::c_char>,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_kernels"][::core::mem::size_of::<kqm_kernels>() - 160usize];
+    ["Size of kqm_kernels"][::core::mem::size_of::<kqm_kernels>() - 168usize];
     ["Alignment of kqm_kernels"][::core::mem::align_of::<kqm_kernels>() - 8usize];
     ["Offset of field: kqm_kernels::repack"][::core::mem::offset_of!(kqm_kernels, repack) - 0usize];
     ["Offset of field: kqm_kernels::quantize"][::core::mem::offset_of!(kqm_kernels, quantize) - 8usize];
@@ -952,9 +1108,10 @@ const _: () = {
     ["Offset of field: kqm_kernels::residual_add"][::core::mem::offset_of!(kqm_kernels, residual_add) - 128usize];
     ["Offset of field: kqm_kernels::argmax"][::core::mem::offset_of!(kqm_kernels, argmax) - 136usize];
     ["Offset of field: kqm_kernels::float_matvec"][::core::mem::offset_of!(kqm_kernels, float_matvec) - 144usize];
-    ["Offset of field: kqm_kernels::status_text"][::core::mem::offset_of!(kqm_kernels, status_text) - 152usize];
+    ["Offset of field: kqm_kernels::sample"][::core::mem::offset_of!(kqm_kernels, sample) - 152usize];
+    ["Offset of field: kqm_kernels::status_text"][::core::mem::offset_of!(kqm_kernels, status_text) - 160usize];
 };
-pub const KQM_ABI: _bindgen_ty_1 = 16819264;
+pub const KQM_ABI: _bindgen_ty_1 = 16892288;
 pub type _bindgen_ty_1 = ::core::ffi::c_uint;
 unsafe extern "C" {
     /// Most work items that a batch of `tokens` can give.
@@ -996,6 +1153,7 @@ unsafe extern "C" {
         args: *const kqm_float_matvec_args,
         stream: kqm_stream,
     ) -> kqm_status;
+    pub fn kqm_launch_sample(caller: kqm_caller, args: *const kqm_sample_args, stream: kqm_stream) -> kqm_status;
     /// Bytes of workspace that kqm_attention needs for these shapes (pointers are ignored); 0 for a caller with another header.
     pub fn kqm_launch_attention_workspace(caller: kqm_caller, args: *const kqm_attention_args) -> u64;
     /** The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's

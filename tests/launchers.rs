@@ -1088,6 +1088,43 @@ fn split<'a>(text: &'a str, operator: &str) -> Vec<&'a str> {
     parts
 }
 
+fn sample(table: &mut Table, kernels: &kqm_kernels) {
+    let nowhere = table.nowhere::<f32>();
+    let base = kqm_sample_args {
+        x: table.zeros(1),
+        sampling: table.zeros(1),
+        position: table.zeros(1),
+        history: table.zeros(1),
+        out: table.zeros(1),
+        state: table.zeros(1),
+        parts: table.zeros(1),
+        history_len: 1,
+        advance: 0,
+        rows: 1,
+        cols: 1,
+    };
+    let mut l = Launcher::new(table, "sample.cu", kernels.sample, base);
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->x", |a| a.x = null());
+    l.refuses(KQM_NULL_POINTER, "args->sampling", |a| a.sampling = null());
+    l.refuses(KQM_NULL_POINTER, "args->position", |a| a.position = null());
+    l.refuses(KQM_NULL_POINTER, "args->out", |a| a.out = null());
+    l.refuses(KQM_NULL_POINTER, "args->state", |a| a.state = null());
+    l.refuses(KQM_NULL_POINTER, "args->parts", |a| a.parts = null());
+    let history = "args->history != nullptr || args->history_len == 0";
+    l.refuses(KQM_NULL_POINTER, history, |a| a.history = null());
+    l.takes(history, "args->history != nullptr", |_| {});
+    l.takes(history, "args->history_len == 0", |a| (a.history, a.history_len) = (null(), 0));
+    l.refuses(KQM_BAD_SHAPE, "args->rows > 0", |a| a.rows = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->rows <= 65535", |a| a.rows = 65536);
+    l.refuses(KQM_BAD_SHAPE, "args->cols > 0", |a| a.cols = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->cols <= 1u << 24", |a| a.cols = (1 << 24) + 1);
+    l.refuses(KQM_BAD_SHAPE, "args->advance <= 1", |a| a.advance = 2);
+    l.launches("args->rows <= 65535", |a| (a.rows, a.x) = (65535, nowhere));
+    l.launches("args->cols <= 1u << 24", |a| (a.cols, a.x) = (1 << 24, nowhere));
+    l.launches("args->advance <= 1", |a| (a.advance, a.x) = (1, nowhere));
+}
+
 /// The parts of a condition that must all hold: an alternative to several of them is one to each.
 fn conjuncts(condition: &str) -> Vec<String> {
     let condition = match condition.strip_prefix('(') {
@@ -1134,6 +1171,7 @@ fn every_condition_is_demanded() {
         residual_add,
         rms_norm,
         rope,
+        sample,
     ];
     // All of the table but the two functions that only count, and the texts.
     assert_eq!(launchers.len() + 3, size_of::<kqm_kernels>() / size_of::<usize>());

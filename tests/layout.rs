@@ -8,8 +8,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 const PLACES: [(&str, &str, Strays); 5] = [
     ("cuda", "cu", Strays::Only(&["table"])),
     ("src/kernels", "rs", Strays::Only(&["mod"])),
-    // `sample` is what the host draws by.
-    ("src/oracle", "rs", Strays::Only(&["mod", "exp", "tree", "sample"])),
+    ("src/oracle", "rs", Strays::Only(&["mod", "exp", "tree"])),
     ("tests", "rs", Strays::Any),
     ("benches", "rs", Strays::Any),
 ];

@@ -164,9 +164,12 @@ fn the_message_says_it() {
 fn a_sampling_that_makes_no_sense_is_refused_before_anything_is_computed() {
     let model = common::model(Cpu::new());
     let mut context = context(&model, false);
-    let cold = Sampling { temperature: 0.0, ..Sampling::default() };
-    assert!(matches!(context.sample_token(&model, &TOKENS, &cold), Err(Error::Invalid(_))));
-    assert_eq!(context.position(), 0);
+    let cold = Sampling { temperature: -1.0, ..Sampling::default() };
+    let repeated = Sampling { penalty: 1.5, window: 3, ..Sampling::default() };
+    for sampling in [cold, repeated] {
+        assert!(matches!(context.sample_token(&model, &TOKENS, &sampling), Err(Error::Invalid(_))));
+        assert_eq!(context.position(), 0);
+    }
     // With one token left of all, sampling is greedy.
     let first = Sampling { top_k: 1, seed: 5, ..Sampling::default() };
     let sampled = context.generate_sampled(&model, &TOKENS, 6, &first, |_| ControlFlow::Continue(())).unwrap();

@@ -238,6 +238,7 @@ const SETS: &[(&str, &str, &[Launch])] = &[
     ("ResidualAdd", "residual_add", &[residual_add]),
     ("RmsNorm", "rms_norm", &[rms_norm]),
     ("Rope", "rope", &[rope]),
+    ("Sample", "sample", &[sample]),
 ];
 
 fn argmax(set: &Set) -> Result<()> {
@@ -261,6 +262,35 @@ fn argmax(set: &Set) -> Result<()> {
             &mut history,
         ),
     ))
+    .launch(&set.device)
+}
+
+fn sample(set: &Set) -> Result<()> {
+    let (rows, cols, history_len) = (2, 5, 3);
+    let x = set.zeros(rows * cols);
+    let sampling = set.zeros(rows);
+    let (mut position, mut out, mut state, mut parts) =
+        (set.zeros(rows), set.zeros(rows), set.zeros(rows), set.zeros(rows * Sample::parts(cols)));
+    let mut history = set.zeros(rows * history_len);
+    let histories = [large("sample: history_len"), endless("sample: history_len")];
+    Sample::new(
+        set.read("Sample.x", "sample: x", &x),
+        (
+            set.read("Sample.sampling", "sample: sampling", &sampling),
+            set.write("Sample.position", "sample: position", &mut position),
+        ),
+        set.write("Sample.out", "sample: out", &mut out),
+        (
+            set.write("Sample.state", "sample: state", &mut state),
+            set.write("Sample.parts", "sample: parts", &mut parts),
+        ),
+        [set.count("Sample.rows", "sample: rows", rows), set.count("Sample.cols", "sample: cols", cols)],
+    )
+    .history(
+        set.write("Sample.history", "sample: history", &mut history),
+        set.count_as("Sample.history_len", history_len, &histories),
+    )
+    .advance(true)
     .launch(&set.device)
 }
 

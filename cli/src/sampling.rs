@@ -42,6 +42,7 @@ impl SamplingArgs {
             top_p: top_p.unwrap_or(usual.top_p),
             min_p: min_p.unwrap_or(usual.min_p),
             seed: seed.unwrap_or(usual.seed),
+            ..usual
         };
         match sampling.fault() {
             Some(fault) => Err(Error::Invalid(format!("--temp, --top-p, --min-p: {fault}"))),

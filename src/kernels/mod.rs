@@ -29,6 +29,7 @@ mod repack;
 mod residual_add;
 mod rms_norm;
 mod rope;
+mod sample;
 
 pub use argmax::{Argmax, DecodeLoop};
 pub use attention::{Attention, Queries};
@@ -47,6 +48,7 @@ pub use repack::{Repack, tile_bytes};
 pub use residual_add::ResidualAdd;
 pub use rms_norm::RmsNorm;
 pub use rope::{CacheMut, Rope};
+pub use sample::{RowSampling, Sample, SamplePart, SampleState};
 
 /// Methods that give an operand which may be absent. They take it as such or as an `Option`.
 macro_rules! optional_operands {

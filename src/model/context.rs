@@ -606,8 +606,11 @@ impl<B: Backend> Context<B> {
         if let Some(fault) = sampling.fault() {
             return Err(Error::Invalid(fault));
         }
+        if sampling.penalises() {
+            return Err(Error::Invalid("penalty: a context does not keep the tokens that it would be for".into()));
+        }
         let logits = self.forward(model, tokens, Logits::Last)?;
-        Ok(sample(&logits, sampling, self.position as u64))
+        Ok(sample(&logits, sampling, &[], self.position as u64))
     }
 
     /// [`Self::generate`] with tokens that are drawn, each one as by [`Self::sample_token`].

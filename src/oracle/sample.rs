@@ -3,13 +3,14 @@
 
 use std::cmp::Ordering;
 
+use super::argmax::argmax;
 use super::exp::exp;
 use super::moe_router::compare;
 
 /// How a token is drawn. The definition: `docs/arithmetic.md`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by it: finite and above 0.
+    /// Logits are divided by it: finite and at least 0. With 0 the largest one is taken.
     pub temperature: f32,
     /// Only so many of the most probable tokens; 0: all.
     pub top_k: usize,
@@ -17,37 +18,79 @@ pub struct Sampling {
     pub top_p: f32,
     /// Only tokens at least so many times as probable as the most probable one, from 0 to 1; 0: all.
     pub min_p: f32,
+    /// Logits of tokens of the window are divided by it where they are above 0, and multiplied with it elsewhere: finite and above 0; 1: none are.
+    pub penalty: f32,
+    /// The last so many tokens of the sequence.
+    pub window: usize,
     /// Selects one of many sequences.
     pub seed: u64,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 }
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, penalty: 1.0, window: 0, seed: 0 }
     }
 }
 
 impl Sampling {
+    /// The largest logit, ties to the lower id.
+    pub const GREEDY: Self =
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, penalty: 1.0, window: 0, seed: 0 };
+
     /// What is wrong with the values, if anything is.
     pub fn fault(&self) -> Option<String> {
-        let Self { temperature, top_p, min_p, .. } = *self;
-        if !(temperature.is_finite() && temperature > 0.0) {
-            return Some(format!("temperature: expected a finite number above 0, found {temperature}"));
+        let Self { temperature, top_p, min_p, penalty, .. } = *self;
+        if !(temperature.is_finite() && temperature >= 0.0) {
+            return Some(format!("temperature: expected a finite number of at least 0, found {temperature}"));
+        }
+        if !(penalty.is_finite() && penalty > 0.0) {
+            return Some(format!("penalty: expected a finite number above 0, found {penalty}"));
         }
         [("top-p", top_p), ("min-p", min_p)]
             .into_iter()
             .find(|(_, share)| !(0.0..=1.0).contains(share))
             .map(|(name, share)| format!("{name}: expected a number from 0 to 1, found {share}"))
     }
+
+    /// Whether the logits of some tokens are changed.
+    pub fn penalises(&self) -> bool {
+        self.penalty != 1.0 && self.window > 0
+    }
 }
 
 /// Weight of the most probable token.
 const ONE: f32 = (1_u64 << 32) as f32;
 
-/// The token that is drawn at `position`, of a row of at least one logit of which the largest is finite and of at most 2^24.
-pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
-    let Sampling { temperature, top_k, top_p, min_p, seed } = *sampling;
-    let largest = logits.iter().copied().max_by(|&a, &b| compare(a, b)).unwrap_or(0.0);
+/// The token that is drawn at `position`, behind the tokens `before` it, of a row of at most 2^24 logits: 2^32 - 1 where the largest logit
+/// is not finite, or the sampling makes no sense.
+pub fn sample(logits: &[f32], sampling: &Sampling, before: &[u32], position: u64) -> u32 {
+    let Sampling { temperature, top_k, top_p, min_p, penalty, window, seed } = *sampling;
+    if sampling.fault().is_some() {
+        return u32::MAX;
+    }
+    let penalised: Vec<f32>;
+    let logits = if sampling.penalises() {
+        let mut listed = vec![false; logits.len()];
+        for &token in &before[before.len().saturating_sub(window)..] {
+            if let Some(listed) = listed.get_mut(token as usize) {
+                *listed = true;
+            }
+        }
+        let change = |logit: f32| if logit > 0.0 { logit / penalty } else { logit * penalty };
+        penalised =
+            logits.iter().zip(listed).map(|(&logit, listed)| if listed { change(logit) } else { logit }).collect();
+        &penalised
+    } else {
+        logits
+    };
+    let best = argmax(logits);
+    let largest = logits[best as usize];
+    if !largest.is_finite() {
+        return u32::MAX;
+    }
+    if temperature == 0.0 {
+        return best;
+    }
     // Scaled once more than an f32 needs to hold: rounding down to an integer is exact from here on.
     let probability = |logit: f32| exp((logit - largest) / temperature);
     let weight = |logit: f32| (probability(logit) * ONE) as u64;
@@ -63,11 +106,10 @@ pub fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 {
     if top_p != 1.0 {
         order.sort_unstable_by(rank);
         let all: u64 = order.iter().map(|&id| weight(logits[id as usize])).sum();
-        let wanted = f64::from(top_p) * all as f64;
+        let limit = ((f64::from(top_p) * all as f64).ceil() as u64).clamp(1, all);
         let mut before = 0;
         order.retain(|&id| {
-            let first = before == 0;
-            let kept = first || (before as f64) < wanted;
+            let kept = before < limit;
             before += weight(logits[id as usize]);
             kept
         });
@@ -149,7 +191,7 @@ mod tests {
     fn counts(logits: &[f32], sampling: &Sampling, positions: u64) -> Vec<u64> {
         let mut counts = vec![0; logits.len()];
         for position in 0..positions {
-            counts[sample(logits, sampling, position) as usize] += 1;
+            counts[sample(logits, sampling, &[], position) as usize] += 1;
         }
         counts
     }
@@ -199,7 +241,7 @@ mod tests {
     #[test]
     fn a_draw_depends_on_seed_and_position_alone() {
         let logits = logits(&[1; 64]);
-        let at = |seed, position| sample(&logits, &Sampling { seed, ..Sampling::default() }, position);
+        let at = |seed, position| sample(&logits, &Sampling { seed, ..Sampling::default() }, &[], position);
         // Equal weights share the 64 bits evenly.
         for (seed, position) in [(0, 0), (0, 1), (1, 0), (9, 1 << 40)] {
             assert_eq!(u64::from(at(seed, position)), random(seed, position) >> 58);
@@ -256,11 +298,12 @@ mod tests {
 
     #[test]
     fn one_token_and_many_of_them() {
-        assert_eq!(sample(&[-3.0], &Sampling { top_p: 0.0, min_p: 1.0, top_k: 1, ..Sampling::default() }, 5), 0);
+        let narrow = Sampling { top_p: 0.0, min_p: 1.0, top_k: 1, ..Sampling::default() };
+        assert_eq!(sample(&[-3.0], &narrow, &[], 5), 0);
         // What is 2^-32 of the largest is the last that is ever drawn, and nothing of it overflows.
         let mut many = vec![0.0_f32; 1 << 20];
         many.push(f32::NEG_INFINITY);
-        let found = sample(&many, &Sampling::default(), 3);
+        let found = sample(&many, &Sampling::default(), &[], 3);
         assert_eq!(u64::from(found), random(0, 3) >> 44);
         let tiny = [0.0, -23.0, -40.0];
         assert_eq!(kept(&tiny, &Sampling::default()), [0]);
@@ -274,9 +317,13 @@ mod tests {
             change(&mut sampling);
             sampling.fault().unwrap_or_default()
         };
-        for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        for temperature in [-1.0, f32::NAN, f32::INFINITY] {
             assert!(with(&|s| s.temperature = temperature).starts_with("temperature"), "{temperature}");
         }
+        for penalty in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            assert!(with(&|s| s.penalty = penalty).starts_with("penalty"), "{penalty}");
+        }
+        assert_eq!(Sampling::GREEDY.fault(), None);
         for share in [-0.1, 1.1, f32::NAN] {
             assert!(with(&|s| s.top_p = share).starts_with("top-p"), "{share}");
             assert!(with(&|s| s.min_p = share).starts_with("min-p"), "{share}");
@@ -284,5 +331,39 @@ mod tests {
         for share in [0.0, 1.0] {
             assert_eq!(with(&|s| (s.top_p, s.min_p, s.temperature) = (share, share, f32::MAX)), "");
         }
+    }
+
+    #[test]
+    fn what_gives_no_token_is_told_from_tokens() {
+        let greedy = |logits: &[f32]| sample(logits, &Sampling::GREEDY, &[], 0);
+        assert_eq!(greedy(&[1.0, 3.0, 3.0, f32::NEG_INFINITY]), 1);
+        for logits in [[0.0, f32::NAN], [f32::INFINITY, 1.0], [f32::NEG_INFINITY; 2]] {
+            assert_eq!(greedy(&logits), u32::MAX);
+            assert_eq!(sample(&logits, &Sampling::default(), &[], 0), u32::MAX);
+        }
+        assert_eq!(sample(&[1.0], &Sampling { top_p: -1.0, ..Sampling::default() }, &[], 0), u32::MAX);
+    }
+
+    #[test]
+    fn tokens_of_the_window_are_penalised_once() {
+        let logits = [4.0, 3.0, -1.0, -1.5];
+        let best = |penalty, window, before: &[u32]| {
+            sample(&logits, &Sampling { penalty, window, ..Sampling::GREEDY }, before, 0)
+        };
+        assert_eq!(best(1.0, 9, &[0]), 0);
+        assert_eq!(best(2.0, 9, &[1]), 0);
+        assert_eq!(best(2.0, 9, &[0]), 1);
+        assert_eq!(best(2.0, 0, &[0]), 0);
+        // 4 / 1.2 is more than 3, and 4 / 1.2 / 1.2 would not be.
+        assert_eq!(best(1.2, 9, &[0, 0]), 0);
+        // Only the last ones of the window; and what is no token does not matter.
+        assert_eq!(best(2.0, 2, &[0, 1, 9]), 0);
+        assert_eq!(best(2.0, 3, &[0, 1, u32::MAX]), 0);
+        assert_eq!(best(2.0, 3, &[0, u32::MAX, 9]), 1);
+        // Below 0 a penalty makes a logit smaller, too.
+        assert_eq!(sample(&logits[2..], &Sampling { penalty: 2.0, window: 1, ..Sampling::GREEDY }, &[0], 0), 1);
+        // What is drawn is penalised before the temperature.
+        let drawn = Sampling { penalty: 4.0, window: 1, temperature: 0.01, ..Sampling::default() };
+        assert_eq!(sample(&logits, &drawn, &[0], 7), 1);
     }
 }

@@ -92,6 +92,7 @@ fn failing(table: &sys::kqm_kernels) -> &'static sys::kqm_kernels {
         residual_add: Some(fail),
         argmax: Some(fail),
         float_matvec: Some(fail),
+        sample: Some(fail),
         // Named one by one, so that no launcher is forgotten.
         attention_workspace: table.attention_workspace,
         moe_max_items: table.moe_max_items,

@@ -23,6 +23,7 @@ macro_rules! table_around {
             residual_add(kqm_residual_add_args),
             argmax(kqm_argmax_args),
             float_matvec(kqm_float_matvec_args),
+            sample(kqm_sample_args),
         }
     };
     (@each $kernels:path, $around:path; $($kernel:ident($args:ident)),* $(,)?) => {{
