@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use kquant_moe::Result;
 use kquant_moe::model::Tensor;
 use kquant_moe::model::backend::{
-    Attention, Backend, CacheShape, Down, NormQkv, NormRouter, RoutingShape, Rows, Swiglu,
+    Attention, Backend, Batch, CacheShape, Down, InputShape, NormQkv, NormRouter, RoutingShape, Rows, Swiglu,
 };
 use kquant_moe::model::cpu::{Cache, Cpu, Fixed, Input, Routing};
 
@@ -123,14 +123,18 @@ impl Backend for Faulty {
         fn fixed(&self, blocks: usize) -> Result<Fixed>;
         fn routing(&self, shape: RoutingShape) -> Result<Routing>;
         fn cache(&self, shape: CacheShape) -> Result<Cache>;
-        fn input(&self, tokens: usize, capacity: usize) -> Result<Input>;
-        fn set_input(&self, input: &mut Input, tokens: &[u32], start: usize) -> Result<()>;
+        fn input(&self, shape: InputShape) -> Result<Input>;
+        fn set_batch(&self, input: &mut Input, batch: &Batch<'_>) -> Result<()>;
+        fn set_pages(&self, input: &mut Input, sequence: usize, first: usize, pages: &[u32]) -> Result<()>;
+        fn copy_page(&self, cache: &mut Cache, from: usize, to: usize) -> Result<()>;
+        fn read_page(&self, cache: &Cache, page: usize) -> Result<Vec<u8>>;
+        fn write_page(&self, cache: &mut Cache, page: usize, bytes: &[u8]) -> Result<()>;
         fn read(&self, buffer: &Vec<f32>, from: usize, out: &mut [f32]) -> Result<()>;
         fn read_router_logits(&self, routing: &Routing, tokens: usize) -> Result<Vec<f32>>;
         fn synchronize(&self) -> Result<()>;
-        fn copy_rows(&self, x: &Vec<f32>, row: usize, rows: usize, cols: usize, out: &mut Vec<f32>) -> Result<()>;
-        fn feed_back(&self, logits: &Vec<f32>, vocab: usize, input: &mut Input) -> Result<()>;
-        fn read_choices(&self, input: &Input, from: usize, count: usize) -> Result<Vec<u32>>;
+        fn copy_rows(&self, x: &Vec<f32>, rows: &[u32], cols: usize, out: &mut Vec<f32>) -> Result<()>;
+        fn feed_back(&self, logits: &Vec<f32>, rows: usize, vocab: usize, input: &mut Input) -> Result<()>;
+        fn read_choices(&self, input: &Input, row: usize, from: usize, count: usize) -> Result<Vec<u32>>;
         fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Infallible>>;
         fn argmax(&self, x: &Vec<f32>, rows: usize, cols: usize) -> Result<Vec<u32>>;
     }

@@ -8,8 +8,15 @@
 //! Optional outputs expose values that a fused kernel would otherwise keep in registers. The same kernel runs
 //! with and without them.
 
+use std::ops::Range;
+use std::slice::ChunksExact;
+
 use super::weights::Tensor;
-use crate::Result;
+use crate::oracle::attention::Pages;
+use crate::{Error, Result};
+
+/// Positions of a page of the cache: a chunk of attention, so that no value depends on which page it is.
+pub const PAGE: usize = Pages::POSITIONS;
 
 /// In place of a token that was chosen from logits whose largest is not finite: it names nothing.
 pub const NO_CHOICE: u32 = u32::MAX;
@@ -25,13 +32,15 @@ pub enum CacheType {
     F16,
 }
 
-/// Shape of a KV cache of one model.
+/// Shape of a KV cache of one model: a pool of pages, each of [`PAGE`] positions of all layers, that the sequences share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheShape {
     /// Layers of the model.
     pub layers: usize,
-    /// Positions that fit.
+    /// Pages of the pool.
+    pub pages: usize,
+    /// Most positions of a sequence.
     pub capacity: usize,
     /// KV heads.
     pub kv_heads: usize,
@@ -43,6 +52,140 @@ pub struct CacheShape {
     pub heads: usize,
     /// Most tokens of a batch.
     pub batch: usize,
+}
+
+impl CacheShape {
+    /// Elements of a page's keys in one layer, and as many of its values.
+    pub fn page_len(&self) -> usize {
+        PAGE * self.kv_heads * self.head_dim
+    }
+
+    /// Bytes of an element.
+    pub fn element_bytes(&self) -> usize {
+        match self.element {
+            CacheType::F32 => 4,
+            CacheType::F16 => 2,
+        }
+    }
+
+    /// Bytes of a page: its keys and values in all layers.
+    pub fn page_bytes(&self) -> usize {
+        2 * self.layers * self.page_len() * self.element_bytes()
+    }
+
+    /// The elements of a page among those of the pool, or, with a layer, among those of all layers, one behind the other.
+    pub(super) fn page_at(&self, layer: usize, page: usize) -> Result<Range<usize>> {
+        if page >= self.pages {
+            return Err(Error::Invalid(format!("page {page} of {}", self.pages)));
+        }
+        let at = (layer * self.pages + page) * self.page_len();
+        Ok(at..at + self.page_len())
+    }
+
+    /// The bytes of a page by layer, keys and then values.
+    pub(super) fn parts_of<'a>(&self, bytes: &'a [u8]) -> Result<ChunksExact<'a, u8>> {
+        if bytes.len() != self.page_bytes() {
+            return Err(Error::Invalid(format!("a page of {} bytes, found {}", self.page_bytes(), bytes.len())));
+        }
+        Ok(bytes.chunks_exact(self.page_len() * self.element_bytes()))
+    }
+}
+
+/// Shape of the input of forwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InputShape {
+    /// Most tokens of a batch.
+    pub tokens: usize,
+    /// Sequences: each has a row of pages, and as many tokens may be fed back at once.
+    pub sequences: usize,
+    /// Most positions of a sequence.
+    pub capacity: usize,
+}
+
+impl InputShape {
+    /// Pages of a sequence, at most.
+    pub fn pages_of_sequence(&self) -> usize {
+        self.capacity.div_ceil(PAGE)
+    }
+
+    /// Where `count` pages of a sequence from its page `first` on are in the table.
+    pub(super) fn pages_at(&self, sequence: usize, first: usize, count: usize) -> Result<usize> {
+        within("sequence", [sequence, self.sequences], "pages", [first, count, self.pages_of_sequence()])
+    }
+
+    /// Where `count` choices of a row from position `first` on are.
+    pub(super) fn choices_at(&self, row: usize, first: usize, count: usize) -> Result<usize> {
+        within("row", [row, self.sequences], "choices", [first, count, self.capacity])
+    }
+}
+
+/// Where `count` columns from `first` on of a row are in a table `[rows, cols]`.
+fn within(row_name: &str, [row, rows]: [usize; 2], name: &str, [first, count, cols]: [usize; 3]) -> Result<usize> {
+    if row >= rows || first.checked_add(count).is_none_or(|end| end > cols) {
+        return Err(Error::Invalid(format!("{row_name} {row} of {rows}: {name} {first}..{first}+{count} of {cols}")));
+    }
+    Ok(row * cols + first)
+}
+
+/// The tokens of a forward, in any order, and where each one is. A token sees the positions of its sequence up to its own, those
+/// of the batch among them. One whose position is not below the reach, or whose sequence or page is not there, gives NaN and leaves
+/// the cache alone.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Batch<'a> {
+    /// `[tokens]`: token ids.
+    pub tokens: &'a [u32],
+    /// `[tokens]`: their positions.
+    pub positions: &'a [u32],
+    /// `[tokens]`: their sequences.
+    pub sequences: &'a [u32],
+    /// The first so many tokens are taken one at a time by attention, for which they may be of any sequences; the others together
+    /// with their neighbours, for which neighbours had better be of one sequence and at positions that follow each other. A matter
+    /// of speed, never of bits.
+    pub singles: usize,
+    /// No token is at this position or behind it; 0: the capacity. The less it is, the better attention shares out its work.
+    pub reach: usize,
+}
+
+impl<'a> Batch<'a> {
+    /// Tokens at positions of sequences, none of them a single one, of any reach.
+    pub fn new(tokens: &'a [u32], positions: &'a [u32], sequences: &'a [u32]) -> Self {
+        Self { tokens, positions, sequences, singles: 0, reach: 0 }
+    }
+
+    /// With so many single tokens at the beginning.
+    #[must_use]
+    pub fn singles(self, singles: usize) -> Self {
+        Self { singles, ..self }
+    }
+
+    /// With a bound of the positions.
+    #[must_use]
+    pub fn reach(self, reach: usize) -> Self {
+        Self { reach, ..self }
+    }
+
+    /// Fails unless it fits into an input.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn check(&self, shape: InputShape) -> Result<()> {
+        let Self { tokens, positions, sequences, singles, reach } = *self;
+        let found = tokens.len();
+        let fault = if found == 0 || found > shape.tokens {
+            format!("expected 1 to {} tokens, found {found}", shape.tokens)
+        } else if positions.len() != found || sequences.len() != found {
+            format!("{found} tokens with {} positions and {} sequences", positions.len(), sequences.len())
+        } else if singles > found {
+            format!("{singles} single tokens among {found}")
+        } else if reach > shape.capacity {
+            format!("a reach of {reach} in a capacity of {}", shape.capacity)
+        } else {
+            return Ok(());
+        };
+        Err(Error::Invalid(format!("batch: {fault}")))
+    }
 }
 
 /// Shape of the router's results.
@@ -281,7 +424,7 @@ pub trait Backend: Sized + Send {
     type Routing: Send;
     /// Keys and values of all layers.
     type Cache: Send;
-    /// Tokens and their first position.
+    /// The tokens of a forward and where they are, the pages of sequences, and greedy choices.
     type Input: Send;
     /// A recorded sequence of operations.
     type Graph: Send;
@@ -314,11 +457,20 @@ pub trait Backend: Sized + Send {
     fn routing(&self, shape: RoutingShape) -> Result<Self::Routing>;
     /// A cache.
     fn cache(&self, shape: CacheShape) -> Result<Self::Cache>;
-    /// Room for `tokens` token ids, and for a greedy choice at each of `capacity` positions.
-    fn input(&self, tokens: usize, capacity: usize) -> Result<Self::Input>;
+    /// Room for batches of that shape. No sequence has pages yet.
+    fn input(&self, shape: InputShape) -> Result<Self::Input>;
 
-    /// Sets the tokens of the next forward and the position of the first one.
-    fn set_input(&self, input: &mut Self::Input, tokens: &[u32], start: usize) -> Result<()>;
+    /// Sets the tokens of the next forward.
+    fn set_batch(&self, input: &mut Self::Input, batch: &Batch<'_>) -> Result<()>;
+    /// Sets the pages of a sequence from its page `first` on.
+    fn set_pages(&self, input: &mut Self::Input, sequence: usize, first: usize, pages: &[u32]) -> Result<()>;
+    /// Copies page `from` of all layers to page `to`, another one.
+    fn copy_page(&self, cache: &mut Self::Cache, from: usize, to: usize) -> Result<()>;
+    /// The keys and values of a page, after all earlier operations: [`CacheShape::page_bytes`] bytes, `[layers][keys, values][PAGE,
+    /// kv_heads, head_dim]` elements, the same of every backend.
+    fn read_page(&self, cache: &Self::Cache, page: usize) -> Result<Vec<u8>>;
+    /// Sets the keys and values of a page to what [`Backend::read_page`] gave.
+    fn write_page(&self, cache: &mut Self::Cache, page: usize, bytes: &[u8]) -> Result<()>;
     /// The first `out.len()` values from index `from`, after all earlier operations.
     fn read(&self, buffer: &Self::Floats, from: usize, out: &mut [f32]) -> Result<()>;
     /// Chosen experts of the first `tokens` tokens, `[tokens, top_k]`, highest probability first.
@@ -371,22 +523,24 @@ pub trait Backend: Sized + Send {
     fn moe_swiglu(&self, operands: Swiglu<'_, Self>, routing: &mut Self::Routing, tokens: usize) -> Result<()>;
     /// See [`Down`].
     fn moe_down(&self, operands: Down<'_, Self>, routing: &Self::Routing, tokens: usize) -> Result<()>;
-    /// Copies `rows` rows of `cols` floats, from row `row` of `x`, to the start of `out`: the rows whose logits are wanted.
-    fn copy_rows(&self, x: &Self::Floats, row: usize, rows: usize, cols: usize, out: &mut Self::Floats) -> Result<()>;
-    /// Takes the largest of `vocab` logits as the next input: one token, at the next position. The token is kept under the
-    /// position whose logits it comes from.
-    fn feed_back(&self, logits: &Self::Floats, vocab: usize, input: &mut Self::Input) -> Result<()>;
-    /// The tokens that [`Backend::feed_back`] chose at `count` positions from `from` on; [`NO_CHOICE`] where the largest logit is
-    /// not finite.
-    fn read_choices(&self, input: &Self::Input, from: usize, count: usize) -> Result<Vec<u32>>;
+    /// Copies rows of `cols` floats of `x` to the start of `out`: those whose logits are wanted. Neighbours are copied together.
+    fn copy_rows(&self, x: &Self::Floats, rows: &[u32], cols: usize, out: &mut Self::Floats) -> Result<()>;
+    /// Takes the largest of each row of logits, `[rows, vocab]`, as the next input: row r replaces token r of a batch of `rows`
+    /// tokens, one of each sequence, at the next position. The token is kept as row r's choice at the position whose logits it
+    /// comes from.
+    fn feed_back(&self, logits: &Self::Floats, rows: usize, vocab: usize, input: &mut Self::Input) -> Result<()>;
+    /// The tokens that [`Backend::feed_back`] chose of row `row` at `count` positions from `from` on; [`NO_CHOICE`] where the
+    /// largest logit is not finite.
+    fn read_choices(&self, input: &Self::Input, row: usize, from: usize, count: usize) -> Result<Vec<u32>>;
     /// Records the operations that `enqueue` asks for, without doing them; they must have been done once before. `None`: the
-    /// backend cannot.
+    /// backend cannot. What is recorded depends on what the host knows of a batch, which are the number of its tokens, `singles`
+    /// and `reach`: it serves batches of the same ones. Tokens, positions, sequences and pages are read when it is replayed.
     fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Self::Graph>>;
     /// Does what was recorded.
     ///
     /// # Safety
     /// Everything that the recorded operations use is alive, and nothing else uses what they write.
     unsafe fn replay(&self, graph: &mut Self::Graph) -> Result<()>;
-    /// Index of the largest of each row of `[rows, cols]`.
+    /// Index of the largest of each row of `[rows, cols]`, as [`Backend::feed_back`] takes it.
     fn argmax(&self, x: &Self::Floats, rows: usize, cols: usize) -> Result<Vec<u32>>;
 }

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ops::{ControlFlow, Range};
 
 use super::Model;
-use super::backend::{Backend, CacheShape, CacheType, NO_CHOICE, RoutingShape};
+use super::backend::{Backend, Batch, CacheShape, CacheType, InputShape, NO_CHOICE, PAGE, RoutingShape};
 use super::config::Config;
 use super::forward::{Tracer, forward, head};
 use super::rope_table::rope_table;
@@ -101,6 +101,7 @@ struct Sizes {
     scores: usize,
     rope: usize,
     cache: CacheShape,
+    input: InputShape,
     routing: RoutingShape,
     trace: bool,
     /// What is there besides the fixed point of it, as a trace and matrices of floats want it.
@@ -173,6 +174,7 @@ impl Sizes {
             rope: capacity * config.head_dim,
             cache: CacheShape {
                 layers: config.layers,
+                pages: capacity.div_ceil(PAGE),
                 capacity,
                 kv_heads: config.kv_heads,
                 head_dim: config.head_dim,
@@ -180,6 +182,7 @@ impl Sizes {
                 heads: config.heads,
                 batch: tokens,
             },
+            input: InputShape { tokens, sequences: 1, capacity },
             routing: RoutingShape { tokens, experts: config.experts, top_k: config.top_k },
             trace,
             floats: OfFloats {
@@ -191,12 +194,7 @@ impl Sizes {
     }
 
     fn cache_bytes(&self) -> u64 {
-        let CacheShape { layers, capacity, kv_heads, head_dim, element, .. } = self.cache;
-        let bytes = match element {
-            CacheType::F32 => 4,
-            CacheType::F16 => 2,
-        };
-        2 * (layers * capacity * kv_heads * head_dim * bytes) as u64
+        (self.cache.pages * self.cache.page_bytes()) as u64
     }
 
     fn activation_bytes(&self) -> u64 {
@@ -209,8 +207,10 @@ impl Sizes {
         let routing = tokens * (experts + 2 * top_k + 1) + 4 * tokens * top_k + 1;
         let floats = 2 * self.hidden + 2 * self.q + 2 * self.kv + self.swiglu + self.expert_out;
         let output = self.output_rows + self.logits;
-        // Token ids and a choice at each position, both u32; the first position, and argmax's best logit and counter.
-        let input = self.tokens + self.cache.capacity + 4;
+        // Token ids, positions and sequences of a batch; of a sequence its pages, a choice at each position, and argmax's best logit
+        // and counter.
+        let InputShape { tokens, sequences, capacity } = self.input;
+        let input = 3 * tokens + sequences * (self.input.pages_of_sequence() + capacity + 3);
         let blocks = self.hidden_blocks + self.attn_blocks + self.swiglu_blocks + self.output_blocks;
         let values = floats + output + traced + taken + routing + self.rope + input;
         (4 * values + blocks * size_of::<sys::kqm_fixed_block>()) as u64
@@ -349,8 +349,12 @@ impl<B: Backend> State<B> {
     fn new(backend: &B, config: &Config, sizes: &Sizes) -> Result<Self> {
         let floats_if = |wanted: bool, len: usize| wanted.then(|| backend.floats(len)).transpose();
         let traced_floats = |len: usize| floats_if(sizes.trace, len);
+        let mut input = backend.input(sizes.input)?;
+        // The pages of the only sequence, in order.
+        let pages: Vec<u32> = (0..sizes.cache.pages as u32).collect();
+        backend.set_pages(&mut input, 0, 0, &pages)?;
         Ok(Self {
-            input: backend.input(sizes.tokens, sizes.cache.capacity)?,
+            input,
             hidden: backend.floats(sizes.hidden)?,
             normed: backend.floats(sizes.hidden)?,
             normed_fixed: backend.fixed(sizes.hidden_blocks)?,
@@ -670,7 +674,7 @@ impl<B: Backend> Context<B> {
         self.check_room(count)?;
         let used = self.position;
         let Self { backend, state, step, .. } = self;
-        backend.set_input(&mut state.input, &[token], used)?;
+        set_tokens(backend, &mut state.input, &[token], used, 0)?;
         mark(backend)?;
         for _ in 0..count {
             if let Step::Recorded(id, graph) = step
@@ -688,7 +692,7 @@ impl<B: Backend> Context<B> {
             }
         }
         mark(backend)?;
-        let tokens = backend.read_choices(&state.input, used, count)?;
+        let tokens = backend.read_choices(&state.input, 0, used, count)?;
         let Some(bad) = tokens.iter().position(|&token| token == NO_CHOICE) else {
             self.position = used + count;
             return Ok(tokens);
@@ -715,6 +719,7 @@ impl<B: Backend> Context<B> {
         }
         self.check_room(steps)?;
         let Self { backend, state, position, sizes, .. } = self;
+        set_tokens(backend, &mut state.input, &[0], *position, 0)?;
         let graph = backend.record(|| (0..steps).try_for_each(|_| decode_step(model, backend, state)))?;
         let (position, room) = (*position, sizes.cache.capacity - *position);
         Ok(graph.map(|graph| RecordedSteps { backend, state, graph, steps, position, room, model: PhantomData }))
@@ -738,12 +743,13 @@ impl<B: Backend> Context<B> {
             let count = batch.len();
             let last = start + count == end;
             let mut tracer = Tracer { sink, layer: None, start, rows: count, capacity: sizes.cache.capacity, last };
-            backend.set_input(&mut state.input, batch, start)?;
+            set_tokens(backend, &mut state.input, batch, start, start + count)?;
             forward(model, backend, state, count, &mut tracer)?;
             for rows in logit_rows(logits, count, last, sizes.rows) {
                 tracer.start = start + rows.start;
                 tracer.rows = rows.len();
                 tracer.last = last && rows.end == count;
+                let rows: Vec<u32> = rows.map(|row| row as u32).collect();
                 head(model, backend, state, &rows, &mut tracer)?;
                 take(backend, &state.logits, rows.len())?;
             }
@@ -778,13 +784,21 @@ impl<B: Backend> Context<B> {
     }
 }
 
+/// Sets the tokens of the next forward: the only sequence's from position `start` on, of which none is at `reach` or behind it (0: the
+/// capacity, for steps that are recorded once for every position).
+fn set_tokens<B: Backend>(backend: &B, input: &mut B::Input, tokens: &[u32], start: usize, reach: usize) -> Result<()> {
+    let positions: Vec<u32> = (start as u32..).take(tokens.len()).collect();
+    let sequences = vec![0; tokens.len()];
+    backend.set_batch(input, &Batch::new(tokens, &positions, &sequences).reach(reach))
+}
+
 /// Enqueues a decode step: the forward of the input's one token, and its most probable token as the next input.
 fn decode_step<B: Backend>(model: &Model<B>, backend: &B, state: &mut State<B>) -> Result<()> {
     // Nothing is traced, so that the position, which only the input has, does not matter.
     let mut tracer = Tracer { sink: &mut NoTrace, layer: None, start: 0, rows: 1, capacity: 0, last: true };
     forward(model, backend, state, 1, &mut tracer)?;
-    head(model, backend, state, &(0..1), &mut tracer)?;
-    backend.feed_back(&state.logits, model.config().vocab, &mut state.input)
+    head(model, backend, state, &[0], &mut tracer)?;
+    backend.feed_back(&state.logits, 1, model.config().vocab, &mut state.input)
 }
 
 /// Decode steps that were recorded in a row, see [`Context::record_steps`].
@@ -819,7 +833,7 @@ impl<B: Backend> RecordedSteps<'_, B> {
             let (used, capacity) = (self.position, self.position + self.room);
             return Err(Error::ContextOverflow { used, wanted, capacity });
         }
-        self.backend.set_input(&mut self.state.input, &[0], self.position)?;
+        set_tokens(self.backend, &mut self.state.input, &[0], self.position, 0)?;
         mark(self.backend)?;
         for _ in 0..times {
             // SAFETY: the graph was recorded on the state that is borrowed mutably and on the weights of the model that is
@@ -1090,5 +1104,161 @@ mod tests {
             let next = context.next_token(&model, &TOKENS).unwrap();
             assert_eq!(next, crate::oracle::argmax::argmax(&found[16 * vocab..]), "{what}");
         }
+    }
+
+    /// A batch of tokens of several sequences, whose logits are wanted of some rows.
+    struct Ragged {
+        model: Model<Cpu>,
+        state: State<Cpu>,
+    }
+
+    impl Ragged {
+        const CAPACITY: usize = 2 * PAGE + 30;
+        const PAGES: usize = 9;
+
+        fn new(sequences: usize) -> Self {
+            let model = tiny();
+            let options = ContextOptions { capacity: Self::CAPACITY, ..ContextOptions::default() };
+            let mut sizes = Sizes::new(model.config(), &options, OfFloats::default()).unwrap();
+            sizes.input.sequences = sequences;
+            sizes.cache.pages = 3;
+            let mut state = State::new(&Cpu, model.config(), &sizes).unwrap();
+            // A pool that is larger than the table of the only sequence of a context.
+            state.cache = Cpu.cache(CacheShape { pages: Self::PAGES, ..sizes.cache }).unwrap();
+            Self { model, state }
+        }
+
+        /// Logits of `rows` of a batch of (sequence, position, token), as bits.
+        fn run(&mut self, batch: &[(u32, usize, u32)], singles: usize, rows: &[u32]) -> Vec<Vec<u32>> {
+            let tokens: Vec<u32> = batch.iter().map(|&(.., token)| token).collect();
+            let positions: Vec<u32> = batch.iter().map(|&(_, position, _)| position as u32).collect();
+            let sequences: Vec<u32> = batch.iter().map(|&(sequence, ..)| sequence).collect();
+            let batch = Batch::new(&tokens, &positions, &sequences).singles(singles);
+            let Self { model, state } = self;
+            Cpu.set_batch(&mut state.input, &batch).unwrap();
+            let mut tracer =
+                Tracer { sink: &mut NoTrace, layer: None, start: 0, rows: tokens.len(), capacity: 0, last: true };
+            forward(model, &Cpu, state, tokens.len(), &mut tracer).unwrap();
+            head(model, &Cpu, state, rows, &mut tracer).unwrap();
+            let logits = &state.logits[..rows.len() * model.config().vocab];
+            logits.chunks_exact(model.config().vocab).map(bits).collect()
+        }
+    }
+
+    /// What a sequence of tokens gives by itself, by position.
+    fn alone(model: &Model<Cpu>, tokens: &[u32]) -> Vec<Vec<u32>> {
+        let options = ContextOptions { capacity: Ragged::CAPACITY, ..ContextOptions::default() };
+        let logits = model.context(options).unwrap().forward(model, tokens, Logits::All).unwrap();
+        logits.chunks_exact(model.config().vocab).map(bits).collect()
+    }
+
+    /// Sequences whose pages lie anywhere, prompts beside single tokens and forks: each has the bits that it has alone.
+    #[test]
+    fn sequences_in_one_batch_are_as_each_alone() {
+        let mut ragged = Ragged::new(3);
+        let token = |sequence: u32, position: usize| (position as u32 * 37 + sequence * 11) % 700;
+        let lengths = [PAGE + 3, 7, 2 * PAGE + 20];
+        let all: Vec<Vec<u32>> = (0..3).map(|s| (0..lengths[s as usize]).map(|p| token(s, p)).collect()).collect();
+        let expected: Vec<_> = all.iter().map(|tokens| alone(&ragged.model, tokens)).collect();
+        for (sequence, pages) in [[7, 2, 5], [1, 8, 6], [4, 0, 3]].iter().enumerate() {
+            // In two parts.
+            Cpu.set_pages(&mut ragged.state.input, sequence, 1, &pages[1..]).unwrap();
+            Cpu.set_pages(&mut ragged.state.input, sequence, 0, &pages[..1]).unwrap();
+        }
+        let part = |s: u32, positions: Range<usize>| positions.map(move |p| (s, p, token(s, p)));
+        // Prompts, then a single token of one beside prompts of the others, then single ones, backwards.
+        let batches: [Vec<_>; 3] = [
+            part(2, 0..PAGE + 1).chain(part(0, 0..PAGE - 1)).collect(),
+            part(0, PAGE - 1..PAGE).chain(part(1, 0..6)).chain(part(2, PAGE + 1..2 * PAGE + 19)).collect(),
+            part(2, 2 * PAGE + 19..2 * PAGE + 20).chain(part(1, 6..7)).chain(part(0, PAGE..PAGE + 1)).collect(),
+        ];
+        for (batch, singles) in batches.iter().zip([0, 1, 3]) {
+            let rows: Vec<u32> = (0..batch.len() as u32).rev().step_by(5).collect();
+            let got = ragged.run(batch, singles, &rows);
+            for (row, got) in rows.iter().zip(got) {
+                let (sequence, position, _) = batch[*row as usize];
+                assert!(got == expected[sequence as usize][position], "{sequence}, {position}");
+            }
+        }
+
+        // Sequence 1 becomes a fork of sequence 2: it shares the first page, and has a copy of the second one, which comes back from
+        // where it was saved.
+        let Ragged { state, .. } = &mut ragged;
+        let saved = Cpu.read_page(&state.cache, 0).unwrap();
+        Cpu.copy_page(&mut state.cache, 0, 8).unwrap();
+        assert_eq!(Cpu.read_page(&state.cache, 8).unwrap(), saved);
+        Cpu.write_page(&mut state.cache, 8, &vec![0; saved.len()]).unwrap();
+        assert_ne!(Cpu.read_page(&state.cache, 8).unwrap(), saved);
+        Cpu.write_page(&mut state.cache, 8, &saved).unwrap();
+        Cpu.set_pages(&mut state.input, 1, 0, &[4, 8]).unwrap();
+        let fork = [&all[2][..2 * PAGE - 1], &[99, 98]].concat();
+        let expected = alone(&ragged.model, &fork);
+        let tail: Vec<_> = (2 * PAGE - 1..fork.len()).map(|p| (1, p, fork[p])).collect();
+        assert!(ragged.run(&tail, 0, &[0, 1])[..] == expected[2 * PAGE - 1..]);
+        // A decode step of two rows on the device's own choice.
+        let Ragged { state, model } = &mut ragged;
+        let vocab = model.config().vocab;
+        Cpu.feed_back(&state.logits, 2, vocab, &mut state.input).unwrap();
+        for row in 0..2 {
+            let choice = Cpu.read_choices(&state.input, row, 2 * PAGE - 1 + row, 1).unwrap()[0] as usize;
+            let largest = f32::from_bits(expected[2 * PAGE - 1 + row][choice]);
+            assert!(expected[2 * PAGE - 1 + row].iter().all(|&logit| f32::from_bits(logit) <= largest));
+        }
+    }
+
+    /// Positions, sequences and pages that are not there give NaN and leave the cache and the other tokens alone.
+    #[test]
+    fn tokens_without_a_place_give_nan() {
+        let mut ragged = Ragged::new(2);
+        Cpu.set_pages(&mut ragged.state.input, 1, 0, &[3, Ragged::PAGES as u32]).unwrap();
+        let expected = alone(&ragged.model, &[5, 6, 7])[2].clone();
+        let before: Vec<_> = (0..Ragged::PAGES).map(|page| Cpu.read_page(&ragged.state.cache, page).unwrap()).collect();
+        let absent = [(1, Ragged::CAPACITY, 1), (2, 0, 1), (u32::MAX, 0, 1), (1, u32::MAX as usize, 1), (1, PAGE, 1)];
+        let batch = [&absent[..], &[(0, 0, 5), (0, 1, 6), (0, 2, 7), (1, 0, 9)]].concat();
+        let rows: Vec<u32> = (0..batch.len() as u32).collect();
+        let got = ragged.run(&batch, 0, &rows);
+        for row in &got[..absent.len()] {
+            assert!(row.iter().all(|&logit| f32::from_bits(logit).is_nan()));
+        }
+        assert!(got[7] == expected && got[8].iter().all(|&logit| f32::from_bits(logit).is_finite()));
+        let changed = |page: &usize| Cpu.read_page(&ragged.state.cache, *page).unwrap() != before[*page];
+        assert_eq!((0..Ragged::PAGES).filter(changed).collect::<Vec<_>>(), [0, 3]);
+        let Ragged { state, .. } = &mut ragged;
+        let batch = |tokens, positions, sequences| Batch::new(tokens, positions, sequences);
+        for bad in [
+            batch(&[], &[], &[]),
+            batch(&[0; Ragged::CAPACITY + 1], &[0; Ragged::CAPACITY + 1], &[0; Ragged::CAPACITY + 1]),
+            batch(&[1], &[], &[0]),
+            batch(&[1], &[1], &[0, 0]),
+            batch(&[1], &[1], &[0]).singles(2),
+            batch(&[1], &[1], &[0]).reach(Ragged::CAPACITY + 1),
+        ] {
+            assert!(matches!(Cpu.set_batch(&mut state.input, &bad), Err(Error::Invalid(_))), "{bad:?}");
+        }
+        for (sequence, first, count) in [(2, 0, 1), (0, 3, 1), (0, usize::MAX, 1), (1, 1, 3)] {
+            let set = Cpu.set_pages(&mut state.input, sequence, first, &vec![0; count]);
+            assert!(matches!(set, Err(Error::Invalid(_))), "{sequence}, {first}, {count}");
+        }
+        let bytes = Cpu.read_page(&state.cache, 0).unwrap();
+        let faults = [
+            Cpu.copy_page(&mut state.cache, Ragged::PAGES, 0),
+            Cpu.copy_page(&mut state.cache, 0, Ragged::PAGES),
+            Cpu.copy_page(&mut state.cache, 1, 1),
+            Cpu.write_page(&mut state.cache, Ragged::PAGES, &bytes),
+            Cpu.write_page(&mut state.cache, 0, &bytes[1..]),
+            Cpu.read_page(&state.cache, Ragged::PAGES).map(|_| ()),
+            Cpu.read_choices(&state.input, 2, 0, 1).map(|_| ()),
+            Cpu.read_choices(&state.input, 0, Ragged::CAPACITY, 1).map(|_| ()),
+        ];
+        assert!(faults.iter().all(|fault| matches!(fault, Err(Error::Invalid(_)))), "{faults:?}");
+        // A reach below a token's position.
+        let found = |ragged: &mut Ragged, reach| {
+            let Ragged { model, state } = ragged;
+            Cpu.set_batch(&mut state.input, &batch(&[5], &[4], &[0]).reach(reach)).unwrap();
+            let mut tracer = Tracer { sink: &mut NoTrace, layer: None, start: 0, rows: 1, capacity: 0, last: true };
+            forward(model, &Cpu, state, 1, &mut tracer).unwrap();
+            state.hidden[0].is_nan()
+        };
+        assert_eq!([4, 5, 0].map(|reach| found(&mut ragged, reach)), [true, false, false]);
     }
 }

@@ -9,18 +9,21 @@ mod simd;
 use std::convert::Infallible;
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::backend::{
-    Attention, Backend, CacheShape, CacheType, Down, NO_CHOICE, NormQkv, NormRouter, RoutingShape, Rows, Swiglu,
+    Attention, Backend, Batch, CacheShape, CacheType, Down, InputShape, NO_CHOICE, NormQkv, NormRouter, RoutingShape,
+    Rows, Swiglu,
 };
 use super::weights::Tensor;
-use crate::Result;
 use crate::blocks::BLOCK;
-use crate::oracle::attention::{Element, Head};
+use crate::device::{bytes_of, bytes_of_mut};
+use crate::oracle::attention::{Element, Head, Pages};
 use crate::oracle::embedding::Table;
 use crate::oracle::float_matvec::{self, Floats};
 use crate::oracle::{self, FixedBlock, Matrix};
+use crate::{Error, Result};
 use dot::SplitBlock;
 use simd::with_fma;
 
@@ -78,7 +81,7 @@ impl Routing {
     }
 }
 
-/// Keys and values, `[layers][capacity, kv_heads, head_dim]` each.
+/// Keys and values, `[layers][pages, PAGE, kv_heads, head_dim]` each.
 pub struct Cache {
     shape: CacheShape,
     values: CacheValues,
@@ -89,12 +92,29 @@ enum CacheValues {
     F16([Vec<f16>; 2]),
 }
 
-/// Tokens and the position of the first one.
+/// Tokens and where they are.
 pub struct Input {
+    shape: InputShape,
     tokens: Vec<u32>,
-    start: usize,
-    /// By position: the token chosen from its logits.
+    positions: Vec<u32>,
+    sequences: Vec<u32>,
+    reach: usize,
+    /// `[sequences, pages of a sequence]`.
+    pages: Vec<u32>,
+    /// `[sequences, capacity]`, by row and position: the token chosen from its logits.
     choices: Vec<u32>,
+}
+
+impl Input {
+    /// A token's position and its sequence's pages, of a pool of so many. One without a place is at position 0, where it sees NaN.
+    fn place(&self, token: usize, pool: usize) -> (usize, Pages<'_>) {
+        let (position, sequence) = (self.positions[token] as usize, self.sequences[token] as usize);
+        if position >= self.reach || sequence >= self.shape.sequences {
+            return (0, Pages::ABSENT);
+        }
+        let of_sequence = self.shape.pages_of_sequence();
+        (position, Pages::new(&self.pages[sequence * of_sequence..][..of_sequence], pool))
+    }
 }
 
 /// The matrix of expert `expert` of a quantized tensor: where a tensor's type decides what computes with it.
@@ -265,7 +285,7 @@ impl Backend for Cpu {
     }
 
     fn cache(&self, shape: CacheShape) -> Result<Cache> {
-        let len = shape.layers * shape.capacity * shape.kv_heads * shape.head_dim;
+        let len = shape.layers * shape.pages * shape.page_len();
         let values = match shape.element {
             CacheType::F32 => CacheValues::F32([vec![0.0; len], vec![0.0; len]]),
             CacheType::F16 => CacheValues::F16([vec![f16::ZERO; len], vec![f16::ZERO; len]]),
@@ -273,14 +293,63 @@ impl Backend for Cpu {
         Ok(Cache { shape, values })
     }
 
-    fn input(&self, tokens: usize, capacity: usize) -> Result<Input> {
-        Ok(Input { tokens: Vec::with_capacity(tokens), start: 0, choices: vec![0; capacity] })
+    fn input(&self, shape: InputShape) -> Result<Input> {
+        let [tokens, positions, sequences] = [(); 3].map(|()| Vec::with_capacity(shape.tokens));
+        let pages = vec![u32::MAX; shape.sequences * shape.pages_of_sequence()];
+        let choices = vec![0; shape.sequences * shape.capacity];
+        Ok(Input { shape, tokens, positions, sequences, reach: shape.capacity, pages, choices })
     }
 
-    fn set_input(&self, input: &mut Input, tokens: &[u32], start: usize) -> Result<()> {
-        input.tokens.clear();
-        input.tokens.extend_from_slice(tokens);
-        input.start = start;
+    fn set_batch(&self, input: &mut Input, batch: &Batch<'_>) -> Result<()> {
+        batch.check(input.shape)?;
+        let set = |to: &mut Vec<u32>, from: &[u32]| {
+            to.clear();
+            to.extend_from_slice(from);
+        };
+        set(&mut input.tokens, batch.tokens);
+        set(&mut input.positions, batch.positions);
+        set(&mut input.sequences, batch.sequences);
+        input.reach = if batch.reach == 0 { input.shape.capacity } else { batch.reach };
+        Ok(())
+    }
+
+    fn set_pages(&self, input: &mut Input, sequence: usize, first: usize, pages: &[u32]) -> Result<()> {
+        let at = input.shape.pages_at(sequence, first, pages.len())?;
+        input.pages[at..at + pages.len()].copy_from_slice(pages);
+        Ok(())
+    }
+
+    fn copy_page(&self, cache: &mut Cache, from: usize, to: usize) -> Result<()> {
+        if from == to {
+            return Err(Error::Invalid(format!("page {from} to itself")));
+        }
+        let bytes = self.read_page(cache, from)?;
+        self.write_page(cache, to, &bytes)
+    }
+
+    fn read_page(&self, cache: &Cache, page: usize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(cache.shape.page_bytes());
+        for part in 0..2 * cache.shape.layers {
+            let at = cache.shape.page_at(part / 2, page)?;
+            match &cache.values {
+                CacheValues::F32(values) => bytes.extend_from_slice(bytes_of(&values[part % 2][at])),
+                CacheValues::F16(values) => bytes.extend_from_slice(bytes_of(values[part % 2][at].reinterpret_cast())),
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn write_page(&self, cache: &mut Cache, page: usize, bytes: &[u8]) -> Result<()> {
+        let parts = cache.shape.parts_of(bytes)?;
+        for (part, bytes) in parts.enumerate() {
+            let at = cache.shape.page_at(part / 2, page)?;
+            match &mut cache.values {
+                CacheValues::F32(values) => bytes_of_mut(&mut values[part % 2][at]).copy_from_slice(bytes),
+                CacheValues::F16(values) => {
+                    bytes_of_mut(values[part % 2][at].reinterpret_cast_mut()).copy_from_slice(bytes);
+                }
+            }
+        }
         Ok(())
     }
 
@@ -363,14 +432,15 @@ impl Backend for Cpu {
     ) -> Result<()> {
         let Attention { q, k, v, q_weight, k_weight, table, heads, eps, rotated: q_rotated, .. } = operands;
         let Attention { mut q_normed, mut k_normed, mut k_out, fixed, out, scores, .. } = operands;
-        let CacheShape { capacity, kv_heads, head_dim, .. } = cache.shape;
+        let CacheShape { pages, capacity, kv_heads, head_dim, .. } = cache.shape;
         let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        let layer_at = layer * pages * cache.shape.page_len();
+        // Without a place in the cache there are no angles.
+        let none = vec![f32::NAN; head_dim];
         for token in 0..tokens {
-            let position = input.start + token;
-            if position >= capacity {
-                break;
-            }
-            let angles = &table[position * head_dim..][..head_dim];
+            let (position, of_sequence) = input.place(token, pages);
+            let row = of_sequence.row(position);
+            let angles = row.map_or(&none[..], |_| &table[position * head_dim..][..head_dim]);
             let (q_range, kv_range) =
                 (token * q_width..(token + 1) * q_width, token * kv_width..(token + 1) * kv_width);
             let mut rotated = k[kv_range.clone()].to_vec();
@@ -384,16 +454,18 @@ impl Backend for Cpu {
                     oracle::rope::rope(&mut rotated, head_dim, Some(k_weight), eps, angles, normed);
                 },
             );
-            let at = (layer * capacity + position) * kv_width;
             let v = &v[kv_range.clone()];
-            match &mut cache.values {
-                CacheValues::F32([keys, values]) => {
-                    store(&mut keys[at..], &rotated);
-                    store(&mut values[at..], v);
-                }
-                CacheValues::F16([keys, values]) => {
-                    store(&mut keys[at..], &rotated);
-                    store(&mut values[at..], v);
+            if let Some(row) = row {
+                let at = layer_at + row * kv_width;
+                match &mut cache.values {
+                    CacheValues::F32([keys, values]) => {
+                        store(&mut keys[at..], &rotated);
+                        store(&mut values[at..], v);
+                    }
+                    CacheValues::F16([keys, values]) => {
+                        store(&mut keys[at..], &rotated);
+                        store(&mut values[at..], v);
+                    }
                 }
             }
             if let Some(k_out) = &mut k_out {
@@ -401,7 +473,7 @@ impl Backend for Cpu {
             }
         }
 
-        let layer = layer * capacity * kv_heads * head_dim..(layer + 1) * capacity * kv_heads * head_dim;
+        let layer = layer_at..layer_at + pages * cache.shape.page_len();
         let mut scratch = Vec::new();
         let out = match out {
             Some(out) => out,
@@ -411,7 +483,8 @@ impl Backend for Cpu {
             }
         };
         let out = &mut out[..tokens * heads * head_dim];
-        let shape = Heads { heads, kv_heads, head_dim, capacity, start: input.start };
+        let places: Vec<_> = (0..tokens).map(|token| input.place(token, pages)).collect();
+        let shape = Heads { heads, kv_heads, head_dim, capacity, places: &places };
         let scores = scores.map(|scores| &mut scores[..tokens * heads * capacity]);
         match &cache.values {
             CacheValues::F32([k, v]) => shape.attend(q_rotated, &k[layer.clone()], &v[layer], out, scores),
@@ -515,22 +588,31 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn copy_rows(&self, x: &Vec<f32>, row: usize, rows: usize, cols: usize, out: &mut Vec<f32>) -> Result<()> {
-        out[..rows * cols].copy_from_slice(&x[row * cols..][..rows * cols]);
+    fn copy_rows(&self, x: &Vec<f32>, rows: &[u32], cols: usize, out: &mut Vec<f32>) -> Result<()> {
+        for (out, &row) in out.chunks_exact_mut(cols).zip(rows) {
+            out.copy_from_slice(&x[row as usize * cols..][..cols]);
+        }
         Ok(())
     }
 
-    fn feed_back(&self, logits: &Vec<f32>, vocab: usize, input: &mut Input) -> Result<()> {
-        let token = oracle::argmax::argmax(&logits[..vocab]);
-        input.choices[input.start] = if logits[token as usize].is_finite() { token } else { NO_CHOICE };
-        input.tokens.clear();
-        input.tokens.push(token);
-        input.start += 1;
+    fn feed_back(&self, logits: &Vec<f32>, rows: usize, vocab: usize, input: &mut Input) -> Result<()> {
+        let capacity = input.shape.capacity;
+        for (row, logits) in logits.chunks_exact(vocab).take(rows).enumerate() {
+            let token = oracle::argmax::argmax(logits);
+            let position = &mut input.positions[row];
+            // What does not fit is not kept.
+            if let Some(choice) = input.choices[row * capacity..][..capacity].get_mut(*position as usize) {
+                *choice = if logits[token as usize].is_finite() { token } else { NO_CHOICE };
+            }
+            input.tokens[row] = token;
+            *position = position.wrapping_add(1);
+        }
         Ok(())
     }
 
-    fn read_choices(&self, input: &Input, from: usize, count: usize) -> Result<Vec<u32>> {
-        Ok(input.choices[from..from + count].to_vec())
+    fn read_choices(&self, input: &Input, row: usize, from: usize, count: usize) -> Result<Vec<u32>> {
+        let at = input.shape.choices_at(row, from, count)?;
+        Ok(input.choices[at..at + count].to_vec())
     }
 
     fn record(&self, _enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Infallible>> {
@@ -554,28 +636,29 @@ fn store<T: Element>(cache: &mut [T], values: &[f32]) {
 }
 
 /// Shape of one layer's attention.
-struct Heads {
+struct Heads<'a> {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
     capacity: usize,
-    /// Position of the first token.
-    start: usize,
+    /// By token: its position, and the pages of its sequence.
+    places: &'a [(usize, Pages<'a>)],
 }
 
-impl Heads {
+impl Heads<'_> {
     /// Attention of all tokens and heads in `out`, `[tokens, heads, head_dim]`.
     fn attend<T: Element>(&self, q: &[f32], k: &[T], v: &[T], out: &mut [f32], scores: Option<&mut [f32]>) {
-        let &Self { heads, kv_heads, head_dim, capacity, start } = self;
+        let &Self { heads, kv_heads, head_dim, capacity, places } = self;
         let scale = oracle::attention::scale(head_dim);
         let task = |index: usize, out: &mut [f32], scores: Option<&mut [f32]>| {
             let (token, head) = (index / heads, index % heads);
             let from = head / (heads / kv_heads) * head_dim;
-            let head = Head { k: &k[from..], v: &v[from..], stride: kv_heads * head_dim };
+            let (position, pages) = places[token];
+            let head = Head::new(&k[from..], &v[from..], kv_heads * head_dim).paged(pages);
             let q = &q[index * head_dim..][..head_dim];
             with_fma(
                 #[inline(always)]
-                || oracle::attention::attention(q, head, start + token + 1, scale, out, scores),
+                || oracle::attention::attention(q, head, position + 1, scale, out, scores),
             );
         };
         let tasks = out.par_chunks_exact_mut(head_dim).enumerate();

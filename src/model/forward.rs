@@ -140,21 +140,21 @@ pub(super) fn forward<B: Backend, S: Sink>(
     Ok(())
 }
 
-/// Logits of the given rows of the residual stream, into the first rows of `state.logits`: `W rms_norm(hidden)`.
+/// Logits of the given rows of the residual stream, in that order, into the first rows of `state.logits`: `W rms_norm(hidden)`.
 pub(super) fn head<B: Backend, S: Sink>(
     model: &Model<B>,
     backend: &B,
     state: &mut State<B>,
-    rows: &Range<usize>,
+    rows: &[u32],
     tracer: &mut Tracer<'_, S>,
 ) -> Result<()> {
     let config = model.config();
     let weights = model.weights();
     let State { hidden, output, output_normed, output_fixed, logits, .. } = state;
-    let rows_hidden = if rows.start == 0 {
+    let rows_hidden = if rows.iter().copied().eq(0..rows.len() as u32) {
         hidden
     } else {
-        backend.copy_rows(hidden, rows.start, rows.len(), config.hidden, output)?;
+        backend.copy_rows(hidden, rows, config.hidden, output)?;
         output
     };
     let out = when(tracer.wants(Stage::OutputNorm) || backend.takes_floats(&weights.output), output_normed);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::backend::{
-    Attention, Backend, CacheShape, CacheType, Down, NormQkv, NormRouter, RoutingShape, Rows, Swiglu,
+    Attention, Backend, Batch, CacheShape, CacheType, Down, InputShape, NormQkv, NormRouter, RoutingShape, Rows, Swiglu,
 };
 use super::config::Config;
 use super::weights::{Tensor, Tensors};
@@ -65,9 +65,19 @@ pub struct Cache<D: Device> {
     workspace: Buffer<D, u8>,
 }
 
+impl<D: Device> Cache<D> {
+    /// Where a page's keys, and its values, are in the bytes of a layer, and how many they are.
+    fn page_at(&self, page: usize) -> Result<(usize, usize)> {
+        let bytes = self.shape.element_bytes();
+        let elements = self.shape.page_at(0, page)?;
+        Ok((elements.start * bytes, elements.len() * bytes))
+    }
+}
+
 /// Tokens of the next forward and their first position, on a device.
 #[derive(Debug)]
 pub struct Input<D: Device> {
+    shape: InputShape,
     tokens: Buffer<D, u32>,
     start: Buffer<D, u32>,
     /// By position: the token chosen from its logits.
@@ -343,25 +353,59 @@ impl<D: Device> Backend for Gpu<D> {
     }
 
     fn cache(&self, shape: CacheShape) -> Result<Cache<D>> {
-        let bytes = shape.capacity * shape.kv_heads * shape.head_dim * element_kind(shape.element).block_bytes();
+        let bytes = shape.pages * shape.page_len() * shape.element_bytes();
         let layers = || (0..shape.layers).map(|_| Buffer::zeroed(&self.device, bytes)).collect::<Result<Vec<_>>>();
         let workspace = Buffer::zeroed(&self.device, self.workspace_bytes(shape)? as usize)?;
         Ok(Cache { shape, keys: layers()?, values: layers()?, workspace })
     }
 
-    fn input(&self, tokens: usize, capacity: usize) -> Result<Input<D>> {
+    fn input(&self, shape: InputShape) -> Result<Input<D>> {
+        if shape.sequences != 1 {
+            return Err(Error::Invalid(format!("{} sequences on a GPU", shape.sequences)));
+        }
         Ok(Input {
-            tokens: Buffer::zeroed(&self.device, tokens)?,
+            shape,
+            tokens: Buffer::zeroed(&self.device, shape.tokens)?,
             start: Buffer::zeroed(&self.device, 1)?,
-            choices: Buffer::zeroed(&self.device, capacity)?,
+            choices: Buffer::zeroed(&self.device, shape.capacity)?,
             partial: Buffer::zeroed(&self.device, 1)?,
             done: Buffer::zeroed(&self.device, 1)?,
         })
     }
 
-    fn set_input(&self, input: &mut Input<D>, tokens: &[u32], start: usize) -> Result<()> {
-        input.tokens.write(&self.device, 0, tokens)?;
-        input.start.write(&self.device, 0, &[start as u32])
+    fn set_batch(&self, input: &mut Input<D>, batch: &Batch<'_>) -> Result<()> {
+        batch.check(input.shape)?;
+        input.tokens.write(&self.device, 0, batch.tokens)?;
+        input.start.write(&self.device, 0, &batch.positions[..1])
+    }
+
+    fn set_pages(&self, input: &mut Input<D>, sequence: usize, first: usize, pages: &[u32]) -> Result<()> {
+        input.shape.pages_at(sequence, first, pages.len()).map(|_| ())
+    }
+
+    fn copy_page(&self, cache: &mut Cache<D>, from: usize, to: usize) -> Result<()> {
+        let bytes = self.read_page(cache, from)?;
+        self.write_page(cache, to, &bytes)
+    }
+
+    fn read_page(&self, cache: &Cache<D>, page: usize) -> Result<Vec<u8>> {
+        let (at, len) = cache.page_at(page)?;
+        let mut bytes = vec![0; cache.shape.page_bytes()];
+        let parts = cache.keys.iter().zip(&cache.values).flat_map(|(keys, values)| [keys, values]);
+        for (buffer, part) in parts.zip(bytes.chunks_exact_mut(len)) {
+            buffer.read(&self.device, at, part)?;
+        }
+        Ok(bytes)
+    }
+
+    fn write_page(&self, cache: &mut Cache<D>, page: usize, bytes: &[u8]) -> Result<()> {
+        let (at, _) = cache.page_at(page)?;
+        let from = cache.shape.parts_of(bytes)?;
+        let parts = cache.keys.iter_mut().zip(&mut cache.values).flat_map(|(keys, values)| [keys, values]);
+        for (buffer, part) in parts.zip(from) {
+            buffer.write(&self.device, at, part)?;
+        }
+        Ok(())
     }
 
     fn read(&self, buffer: &Buffer<D, f32>, from: usize, out: &mut [f32]) -> Result<()> {
@@ -587,33 +631,31 @@ impl<D: Device> Backend for Gpu<D> {
         .launch(&self.device)
     }
 
-    fn copy_rows(
-        &self,
-        x: &Buffer<D, f32>,
-        row: usize,
-        rows: usize,
-        cols: usize,
-        out: &mut Buffer<D, f32>,
-    ) -> Result<()> {
-        out.copy_from(&self.device, 0, x, row * cols, rows * cols)
+    fn copy_rows(&self, x: &Buffer<D, f32>, rows: &[u32], cols: usize, out: &mut Buffer<D, f32>) -> Result<()> {
+        let mut to = 0;
+        for run in rows.chunk_by(|&a, &b| a.checked_add(1) == Some(b)) {
+            out.copy_from(&self.device, to * cols, x, run[0] as usize * cols, run.len() * cols)?;
+            to += run.len();
+        }
+        Ok(())
     }
 
-    fn feed_back(&self, logits: &Buffer<D, f32>, vocab: usize, input: &mut Input<D>) -> Result<()> {
+    fn feed_back(&self, logits: &Buffer<D, f32>, rows: usize, vocab: usize, input: &mut Input<D>) -> Result<()> {
         let feed = DecodeLoop::new(input.start.slice_mut(), input.choices.slice_mut());
         kernels::Argmax::new(
             logits.slice(),
             input.tokens.part_mut(0, 1)?,
             input.partial.slice_mut(),
             input.done.slice_mut(),
-            [1, vocab],
+            [rows, vocab],
         )
         .feed(feed)
         .launch(&self.device)
     }
 
-    fn read_choices(&self, input: &Input<D>, from: usize, count: usize) -> Result<Vec<u32>> {
+    fn read_choices(&self, input: &Input<D>, row: usize, from: usize, count: usize) -> Result<Vec<u32>> {
         let mut choices = vec![0; count];
-        input.choices.read(&self.device, from, &mut choices)?;
+        input.choices.read(&self.device, input.shape.choices_at(row, from, count)?, &mut choices)?;
         Ok(choices)
     }
 

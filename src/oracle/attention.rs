@@ -53,12 +53,53 @@ pub struct Head<'a, T> {
     pub v: &'a [T],
     /// Elements from one position to the next: `kv_heads * head_dim`.
     pub stride: usize,
+    /// Where the chunks are; `None`: one behind the other.
+    pub pages: Option<Pages<'a>>,
+}
+
+/// The pages of a sequence: chunk c is page `table[c]` of a pool. A page that the table or the pool does not have holds NaNs.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Pages<'a> {
+    /// Pages by chunk.
+    pub table: &'a [u32],
+    /// Pages of the pool.
+    pub pool: usize,
+}
+
+impl<'a> Pages<'a> {
+    /// Positions of a page.
+    pub const POSITIONS: usize = CHUNK;
+    /// The pages of a token without a place: there are none.
+    pub const ABSENT: Self = Self { table: &[], pool: 0 };
+
+    /// Pages by chunk, of a pool of so many.
+    pub fn new(table: &'a [u32], pool: usize) -> Self {
+        Self { table, pool }
+    }
+
+    /// Where a position is among those of the pool.
+    pub fn row(&self, position: usize) -> Option<usize> {
+        let page = *self.table.get(position / CHUNK)? as usize;
+        (page < self.pool).then_some(page * CHUNK + position % CHUNK)
+    }
 }
 
 impl<'a, T> Head<'a, T> {
     /// Keys and values that begin at a head's first ones.
     pub fn new(k: &'a [T], v: &'a [T], stride: usize) -> Self {
-        Self { k, v, stride }
+        Self { k, v, stride, pages: None }
+    }
+
+    /// The same keys and values as a pool of pages.
+    #[must_use]
+    pub fn paged(self, pages: Pages<'a>) -> Self {
+        Self { pages: Some(pages), ..self }
+    }
+
+    /// The row of a chunk's first position, which begins at position `first` of the sequence.
+    fn row(&self, first: usize) -> Option<usize> {
+        self.pages.map_or(Some(first), |pages| pages.row(first))
     }
 }
 
@@ -89,9 +130,10 @@ pub fn attention<T: Element>(
     let mut parts = Vec::with_capacity(seen.div_ceil(CHUNK));
     for first in (0..seen).step_by(CHUNK) {
         let count = CHUNK.min(seen - first);
+        let row = head.row(first);
         let mut s = [0.0_f32; CHUNK];
         for (i, s) in s[..count].iter_mut().enumerate() {
-            *s = dot(q, &head.k[(first + i) * head.stride..][..head_dim]) * scale;
+            *s = row.map_or(f32::NAN, |row| dot(q, &head.k[(row + i) * head.stride..][..head_dim]) * scale);
         }
         if let Some(scores) = &mut scores {
             for (out, &s) in scores[first..].iter_mut().zip(&s[..count]) {
@@ -108,7 +150,10 @@ pub fn attention<T: Element>(
         let mut chains = vec![0.0_f32; CHAINS * head_dim];
         for (g, chain) in chains.chunks_exact_mut(head_dim).enumerate() {
             for (i, &p) in p.iter().enumerate().skip(8 * g).take(8) {
-                let v = if i < count { &head.v[(first + i) * head.stride..][..head_dim] } else { &masked };
+                let v = match row {
+                    Some(row) if i < count => &head.v[(row + i) * head.stride..][..head_dim],
+                    _ => &masked,
+                };
                 for (chain, v) in chain.iter_mut().zip(v) {
                     let v = v.to_f32();
                     *chain = if i == 8 * g { p * v } else { p.mul_add(v, *chain) };
