@@ -99,6 +99,14 @@ pub enum Error {
         /// The first stage of its forward that has them, and the layer; known where the context can trace.
         point: Option<crate::diff::Point>,
     },
+    /// The same of a sequence of a pool.
+    #[error("the values of sequence {sequence} at position {position} are not finite")]
+    SequenceNotFinite {
+        /// The sequence.
+        sequence: crate::model::pages::Sequence,
+        /// The first position that has such values.
+        position: usize,
+    },
     /// An argument does not fit the operation.
     #[error("{0}")]
     Invalid(String),

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use kquant_moe::Result;
 use kquant_moe::model::Tensor;
 use kquant_moe::model::backend::{
-    Attention, Backend, Batch, CacheShape, Down, InputShape, NormQkv, NormRouter, RoutingShape, Rows, Swiglu,
+    Attention, Backend, Batch, CacheShape, Down, Draw, InputShape, NormQkv, NormRouter, RoutingShape, Rows,
+    SamplerShape, Swiglu,
 };
-use kquant_moe::model::cpu::{Cache, Cpu, Fixed, Input, Routing};
+use kquant_moe::model::cpu::{Cache, Cpu, Fixed, Input, Routing, Sampler};
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +103,7 @@ impl Backend for Faulty {
     type Routing = Routing;
     type Cache = Cache;
     type Input = Input;
+    type Sampler = Sampler;
     type Graph = Infallible;
 
     fn name(&self) -> &'static str {
@@ -135,6 +137,17 @@ impl Backend for Faulty {
         fn copy_rows(&self, x: &Vec<f32>, rows: &[u32], cols: usize, out: &mut Vec<f32>) -> Result<()>;
         fn feed_back(&self, logits: &Vec<f32>, rows: usize, vocab: usize, input: &mut Input) -> Result<()>;
         fn read_choices(&self, input: &Input, row: usize, from: usize, count: usize) -> Result<Vec<u32>>;
+        fn sampler(&self, shape: SamplerShape) -> Result<Sampler>;
+        fn set_draws(&self, sampler: &mut Sampler, draws: &[Draw<'_>]) -> Result<()>;
+        fn sample(&self, logits: &Vec<f32>, rows: usize, sampler: &mut Sampler) -> Result<Vec<u32>>;
+        fn feed_back_drawn(
+            &self,
+            logits: &Vec<f32>,
+            rows: usize,
+            input: &mut Input,
+            sampler: &mut Sampler,
+        ) -> Result<()>;
+        fn read_drawn(&self, sampler: &Sampler, row: usize, from: usize, count: usize) -> Result<Vec<u32>>;
         fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Infallible>>;
         fn argmax(&self, x: &Vec<f32>, rows: usize, cols: usize) -> Result<Vec<u32>>;
     }

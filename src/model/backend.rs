@@ -13,6 +13,7 @@ use std::slice::ChunksExact;
 
 use super::weights::Tensor;
 use crate::oracle::attention::Pages;
+use crate::oracle::sample::Sampling;
 use crate::{Error, Result};
 
 /// Positions of a page of the cache: a chunk of attention, so that no value depends on which page it is.
@@ -185,6 +186,51 @@ impl<'a> Batch<'a> {
             return Ok(());
         };
         Err(Error::Invalid(format!("batch: {fault}")))
+    }
+}
+
+/// Shape of what draws tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SamplerShape {
+    /// Most rows of logits.
+    pub rows: usize,
+    /// Logits of a row.
+    pub vocab: usize,
+    /// Of each row's sequence the last so many tokens are known: no window is larger.
+    pub history: usize,
+}
+
+impl SamplerShape {
+    /// Fails unless these draws fit.
+    pub(super) fn check(&self, draws: &[Draw<'_>]) -> Result<()> {
+        if draws.len() > self.rows {
+            return Err(Error::Invalid(format!("sampler of {} rows: {} draws", self.rows, draws.len())));
+        }
+        let wide = draws.iter().find(|draw| draw.sampling.penalises() && draw.sampling.window > self.history);
+        wide.map_or(Ok(()), |draw| {
+            let (found, most) = (draw.sampling.window, self.history);
+            Err(Error::Invalid(format!("sampling: a window of {found} tokens where {most} are kept")))
+        })
+    }
+}
+
+/// How the token of a row of logits is drawn.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Draw<'a> {
+    /// How.
+    pub sampling: Sampling,
+    /// The last tokens of the sequence, up to that of the logits: as many as the window, or all.
+    pub before: &'a [u32],
+    /// Position of the logits: that of the last token.
+    pub position: usize,
+}
+
+impl<'a> Draw<'a> {
+    /// A draw behind the tokens `before` it, of which the last one is at `position`.
+    pub fn new(sampling: Sampling, before: &'a [u32], position: usize) -> Self {
+        Self { sampling, before, position }
     }
 }
 
@@ -426,6 +472,8 @@ pub trait Backend: Sized + Send {
     type Cache: Send;
     /// The tokens of a forward and where they are, the pages of sequences, and greedy choices.
     type Input: Send;
+    /// What draws tokens.
+    type Sampler: Send;
     /// A recorded sequence of operations.
     type Graph: Send;
 
@@ -532,6 +580,23 @@ pub trait Backend: Sized + Send {
     /// The tokens that [`Backend::feed_back`] chose of row `row` at `count` positions from `from` on; [`NO_CHOICE`] where the
     /// largest logit is not finite.
     fn read_choices(&self, input: &Self::Input, row: usize, from: usize, count: usize) -> Result<Vec<u32>>;
+    /// What draws tokens of that many rows.
+    fn sampler(&self, shape: SamplerShape) -> Result<Self::Sampler>;
+    /// Sets how the tokens of the next rows of logits are drawn.
+    fn set_draws(&self, sampler: &mut Self::Sampler, draws: &[Draw<'_>]) -> Result<()>;
+    /// Draws a token of each of the first `rows` rows of logits: [`NO_CHOICE`] where the largest is not finite.
+    fn sample(&self, logits: &Self::Floats, rows: usize, sampler: &mut Self::Sampler) -> Result<Vec<u32>>;
+    /// [`Backend::feed_back`] of tokens that are drawn. They are kept, the last ones of [`SamplerShape::history`], and the next
+    /// ones are drawn with them behind those before.
+    fn feed_back_drawn(
+        &self,
+        logits: &Self::Floats,
+        rows: usize,
+        input: &mut Self::Input,
+        sampler: &mut Self::Sampler,
+    ) -> Result<()>;
+    /// The tokens that [`Backend::feed_back_drawn`] drew of row `row` from the logits of `count` positions from `from` on.
+    fn read_drawn(&self, sampler: &Self::Sampler, row: usize, from: usize, count: usize) -> Result<Vec<u32>>;
     /// Records the operations that `enqueue` asks for, without doing them; they must have been done once before. `None`: the
     /// backend cannot. What is recorded depends on what the host knows of a batch, which are the number of its tokens, `singles`
     /// and `reach`: it serves batches of the same ones. Tokens, positions, sequences and pages are read when it is replayed.

@@ -82,11 +82,24 @@ pub enum Logits {
     All,
 }
 
-/// Lengths of the buffers of a context, in floats or fixed-point blocks.
-struct Sizes {
-    tokens: usize,
+/// What a context or a pool is to hold.
+#[derive(Clone, Copy)]
+pub(super) struct Room {
+    /// Most positions of a sequence.
+    pub(super) capacity: usize,
+    pub(super) pages: usize,
+    pub(super) sequences: usize,
+    pub(super) cache: CacheType,
+    /// Most tokens of a batch.
+    pub(super) tokens: usize,
+    pub(super) trace: bool,
+}
+
+/// Lengths of the buffers of a context or a pool, in floats or fixed-point blocks.
+pub(super) struct Sizes {
+    pub(super) tokens: usize,
     /// Rows whose logits are computed at once.
-    rows: usize,
+    pub(super) rows: usize,
     hidden: usize,
     hidden_blocks: usize,
     q: usize,
@@ -100,8 +113,8 @@ struct Sizes {
     logits: usize,
     scores: usize,
     rope: usize,
-    cache: CacheShape,
-    input: InputShape,
+    pub(super) cache: CacheShape,
+    pub(super) input: InputShape,
     routing: RoutingShape,
     trace: bool,
     /// What is there besides the fixed point of it, as a trace and matrices of floats want it.
@@ -110,7 +123,7 @@ struct Sizes {
 
 /// Which matrices of a model are floats, whose activations need buffers of floats.
 #[derive(Clone, Copy, Default)]
-struct OfFloats {
+pub(super) struct OfFloats {
     /// The attention output of some layer.
     attn_output: bool,
     /// Gate or up of some layer.
@@ -129,34 +142,47 @@ impl OfFloats {
         this
     }
 
-    fn of_tensors(tensors: &Tensors) -> Self {
+    pub(super) fn of_tensors(tensors: &Tensors) -> Self {
         let layers = tensors.layers.iter().map(|layer| [&layer.attn_output, &layer.gate, &layer.up]);
         Self::new(layers, &tensors.output, Tensor::is_floats)
     }
 
-    fn of_model<B: Backend>(model: &Model<B>) -> Self {
+    pub(super) fn of_model<B: Backend>(model: &Model<B>) -> Self {
         let weights = model.weights();
         let layers = weights.layers.iter().map(|layer| [&layer.attn_output, &layer.gate, &layer.up]);
         Self::new(layers, &weights.output, |w| model.backend().takes_floats(w))
     }
 }
 
+/// Fails unless a sequence of that capacity, and batches of that size, make sense.
+pub(super) fn check_capacity(config: &Config, what: &str, capacity: usize, max_batch: usize) -> Result<()> {
+    if capacity == 0 || capacity > config.context_length {
+        let most = config.context_length;
+        return Err(Error::Invalid(format!("{what} capacity: expected 1 to {most} positions, found {capacity}")));
+    }
+    if max_batch == 0 {
+        return Err(Error::Invalid("largest batch: expected at least 1 token, found 0".into()));
+    }
+    Ok(())
+}
+
 impl Sizes {
     fn new(config: &Config, options: &ContextOptions, floats: OfFloats) -> Result<Self> {
         let ContextOptions { capacity, cache, max_batch, trace } = *options;
-        if capacity == 0 || capacity > config.context_length {
-            let most = config.context_length;
-            return Err(Error::Invalid(format!("context capacity: expected 1 to {most} positions, found {capacity}")));
-        }
-        if max_batch == 0 {
-            return Err(Error::Invalid("largest batch: expected at least 1 token, found 0".into()));
-        }
-        let scores_of_token = config.heads * capacity;
-        let most = if trace { (SCORES_BYTES / 4 / scores_of_token).max(1) } else { usize::MAX };
+        check_capacity(config, "context", capacity, max_batch)?;
+        let most = if trace { (SCORES_BYTES / 4 / (config.heads * capacity)).max(1) } else { usize::MAX };
         let tokens = max_batch.min(capacity).min(most);
-        let rows = (LOGITS_BYTES / 4 / config.vocab).clamp(1, tokens);
+        let pages = capacity.div_ceil(PAGE);
+        Ok(Self::of(config, Room { capacity, pages, sequences: 1, cache, tokens, trace }, floats))
+    }
+
+    pub(super) fn of(config: &Config, room: Room, floats: OfFloats) -> Self {
+        let Room { capacity, pages, sequences, cache, tokens, trace } = room;
+        // All sequences can take a step together.
+        let rows = (LOGITS_BYTES / 4 / config.vocab).max(sequences).min(tokens);
+        let scores_of_token = config.heads * capacity;
         let pairs = tokens * config.top_k;
-        Ok(Self {
+        Self {
             tokens,
             rows,
             hidden: tokens * config.hidden,
@@ -174,7 +200,7 @@ impl Sizes {
             rope: capacity * config.head_dim,
             cache: CacheShape {
                 layers: config.layers,
-                pages: capacity.div_ceil(PAGE),
+                pages,
                 capacity,
                 kv_heads: config.kv_heads,
                 head_dim: config.head_dim,
@@ -182,7 +208,7 @@ impl Sizes {
                 heads: config.heads,
                 batch: tokens,
             },
-            input: InputShape { tokens, sequences: 1, capacity },
+            input: InputShape { tokens, sequences, capacity },
             routing: RoutingShape { tokens, experts: config.experts, top_k: config.top_k },
             trace,
             floats: OfFloats {
@@ -190,14 +216,14 @@ impl Sizes {
                 experts: floats.experts || trace,
                 output: floats.output || trace,
             },
-        })
+        }
     }
 
-    fn cache_bytes(&self) -> u64 {
+    pub(super) fn cache_bytes(&self) -> u64 {
         (self.cache.pages * self.cache.page_bytes()) as u64
     }
 
-    fn activation_bytes(&self) -> u64 {
+    pub(super) fn activation_bytes(&self) -> u64 {
         let traced = if self.trace { self.q + 2 * self.kv + self.scores + 2 * self.hidden } else { 0 };
         let OfFloats { attn_output, experts: halves, output } = self.floats;
         let taken = [(attn_output, self.q), (halves, 2 * self.swiglu), (output, self.output_rows)];
@@ -271,7 +297,7 @@ impl MemoryPlan {
 }
 
 /// Bytes of the weights in a backend's memory.
-fn weight_bytes(tensors: &Tensors) -> u64 {
+pub(super) fn weight_bytes(tensors: &Tensors) -> u64 {
     let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
     let matrices = tensors.layers.iter().flat_map(LayerTensors::matrices).chain([&tensors.output]);
     let vectors = tensors.layers.iter().flat_map(LayerTensors::vectors).chain([&tensors.output_norm]);
@@ -289,7 +315,7 @@ pub(super) fn check_weights<B: Backend>(backend: &B, tensors: &Tensors) -> Resul
     check_free(backend, weight_bytes(tensors) + staging)
 }
 
-fn check_free<B: Backend>(backend: &B, needed: u64) -> Result<()> {
+pub(super) fn check_free<B: Backend>(backend: &B, needed: u64) -> Result<()> {
     match backend.free_memory()? {
         Some(free) if needed > free => Err(Error::OutOfMemory { needed, free }),
         _ => Ok(()),
@@ -346,15 +372,11 @@ pub(super) struct TraceBuffers<B: Backend> {
 }
 
 impl<B: Backend> State<B> {
-    fn new(backend: &B, config: &Config, sizes: &Sizes) -> Result<Self> {
+    pub(super) fn new(backend: &B, config: &Config, sizes: &Sizes) -> Result<Self> {
         let floats_if = |wanted: bool, len: usize| wanted.then(|| backend.floats(len)).transpose();
         let traced_floats = |len: usize| floats_if(sizes.trace, len);
-        let mut input = backend.input(sizes.input)?;
-        // The pages of the only sequence, in order.
-        let pages: Vec<u32> = (0..sizes.cache.pages as u32).collect();
-        backend.set_pages(&mut input, 0, 0, &pages)?;
         Ok(Self {
-            input,
+            input: backend.input(sizes.input)?,
             hidden: backend.floats(sizes.hidden)?,
             normed: backend.floats(sizes.hidden)?,
             normed_fixed: backend.fixed(sizes.hidden_blocks)?,
@@ -427,7 +449,10 @@ impl<B: Backend> Context<B> {
         let workspace = model.backend().workspace_bytes(sizes.cache)?;
         check_free(model.backend(), sizes.cache_bytes() + sizes.activation_bytes() + workspace)?;
         let backend = model.backend().fork()?;
-        let state = State::new(&backend, &config, &sizes)?;
+        let mut state = State::new(&backend, &config, &sizes)?;
+        // The pages of the only sequence, in order.
+        let pages: Vec<u32> = (0..sizes.cache.pages as u32).collect();
+        backend.set_pages(&mut state.input, 0, 0, &pages)?;
         Ok(Self { backend, config, sizes, state, position: 0, step: Step::Unknown })
     }
 

@@ -13,8 +13,8 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::backend::{
-    Attention, Backend, Batch, CacheShape, CacheType, Down, InputShape, NO_CHOICE, NormQkv, NormRouter, RoutingShape,
-    Rows, Swiglu,
+    Attention, Backend, Batch, CacheShape, CacheType, Down, Draw, InputShape, NO_CHOICE, NormQkv, NormRouter,
+    RoutingShape, Rows, SamplerShape, Swiglu,
 };
 use super::weights::Tensor;
 use crate::blocks::BLOCK;
@@ -22,6 +22,7 @@ use crate::device::{bytes_of, bytes_of_mut};
 use crate::oracle::attention::{Element, Head, Pages};
 use crate::oracle::embedding::Table;
 use crate::oracle::float_matvec::{self, Floats};
+use crate::oracle::sample::Sampling;
 use crate::oracle::{self, FixedBlock, Matrix};
 use crate::{Error, Result};
 use dot::SplitBlock;
@@ -158,6 +159,28 @@ fn products(products: &[Product<'_>], rows: usize, out: &mut [f32]) {
     }
 }
 
+/// Rows of logits, and how their tokens are drawn.
+pub struct Sampler {
+    shape: SamplerShape,
+    rows: Vec<DrawnRow>,
+}
+
+struct DrawnRow {
+    sampling: Sampling,
+    /// The last tokens before the draw.
+    before: Vec<u32>,
+    /// Position of the logits of the first token that was drawn.
+    first: usize,
+    drawn: Vec<u32>,
+}
+
+impl DrawnRow {
+    fn draw(&self, logits: &[f32]) -> u32 {
+        let position = self.first + self.drawn.len() + 1;
+        oracle::sample::sample(logits, &self.sampling, &self.before, position as u64)
+    }
+}
+
 /// A matrix's expert and the outputs that are its products. Output y has row `y / share` of the activations.
 type Outputs<'a> = (usize, &'a [u32]);
 
@@ -227,6 +250,7 @@ impl Backend for Cpu {
     type Routing = Routing;
     type Cache = Cache;
     type Input = Input;
+    type Sampler = Sampler;
     type Graph = Infallible;
 
     fn name(&self) -> &'static str {
@@ -613,6 +637,43 @@ impl Backend for Cpu {
     fn read_choices(&self, input: &Input, row: usize, from: usize, count: usize) -> Result<Vec<u32>> {
         let at = input.shape.choices_at(row, from, count)?;
         Ok(input.choices[at..at + count].to_vec())
+    }
+
+    fn sampler(&self, shape: SamplerShape) -> Result<Sampler> {
+        Ok(Sampler { shape, rows: Vec::with_capacity(shape.rows) })
+    }
+
+    fn set_draws(&self, sampler: &mut Sampler, draws: &[Draw<'_>]) -> Result<()> {
+        sampler.shape.check(draws)?;
+        sampler.rows.clear();
+        sampler.rows.extend(draws.iter().map(|draw| DrawnRow {
+            sampling: draw.sampling,
+            before: draw.before.to_vec(),
+            first: draw.position,
+            drawn: Vec::new(),
+        }));
+        Ok(())
+    }
+
+    fn sample(&self, logits: &Vec<f32>, rows: usize, sampler: &mut Sampler) -> Result<Vec<u32>> {
+        let rows = &sampler.rows[..rows];
+        Ok(rows.iter().zip(logits.chunks_exact(sampler.shape.vocab)).map(|(row, logits)| row.draw(logits)).collect())
+    }
+
+    fn feed_back_drawn(&self, logits: &Vec<f32>, rows: usize, input: &mut Input, sampler: &mut Sampler) -> Result<()> {
+        let tokens = self.sample(logits, rows, sampler)?;
+        for (index, (row, token)) in sampler.rows.iter_mut().zip(tokens).enumerate() {
+            row.before.push(token);
+            row.drawn.push(token);
+            input.tokens[index] = token;
+            input.positions[index] = input.positions[index].wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    fn read_drawn(&self, sampler: &Sampler, row: usize, from: usize, count: usize) -> Result<Vec<u32>> {
+        let row = &sampler.rows[row];
+        Ok(row.drawn[from - row.first..][..count].to_vec())
     }
 
     fn record(&self, _enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Infallible>> {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::backend::{
-    Attention, Backend, Batch, CacheShape, CacheType, Down, InputShape, NormQkv, NormRouter, RoutingShape, Rows, Swiglu,
+    Attention, Backend, Batch, CacheShape, CacheType, Down, Draw, InputShape, NormQkv, NormRouter, RoutingShape, Rows,
+    SamplerShape, Swiglu,
 };
 use super::config::Config;
 use super::weights::{Tensor, Tensors};
@@ -11,7 +12,7 @@ use crate::blocks::{BLOCK, TensorType};
 use crate::device::{Buffer, Device};
 use crate::kernels::{
     self, Activations, CacheMut, Choose, DecodeLoop, DownInput, FixedBlock, FloatMatrix, FusedNorm, Groups, Matrix,
-    Queries, Repack, RouterChoice, RouterInput, matvec_kernel,
+    Queries, Repack, RouterChoice, RouterInput, RowSampling, Sample, SamplePart, SampleState, matvec_kernel,
 };
 use crate::{Error, Result};
 
@@ -84,6 +85,27 @@ pub struct Input<D: Device> {
     choices: Buffer<D, u32>,
     partial: Buffer<D, u64>,
     done: Buffer<D, u32>,
+}
+
+/// How the tokens of rows of logits are drawn, on a device.
+#[derive(Debug)]
+pub struct Sampler<D: Device> {
+    shape: SamplerShape,
+    sampling: Buffer<D, RowSampling>,
+    /// `[rows]`: of the logits, where no batch has them.
+    position: Buffer<D, u32>,
+    /// `[rows, shape.history]`.
+    history: Buffer<D, u32>,
+    out: Buffer<D, u32>,
+    state: Buffer<D, SampleState>,
+    parts: Buffer<D, SamplePart>,
+}
+
+impl<D: Device> Sampler<D> {
+    /// Where the token that was chosen from the logits of a position is in a row of the history.
+    fn at(&self, position: usize) -> usize {
+        position % self.shape.history
+    }
 }
 
 /// Places for the results of argmax.
@@ -253,6 +275,7 @@ impl<D: Device> Backend for Gpu<D> {
     type Routing = Routing<D>;
     type Cache = Cache<D>;
     type Input = Input<D>;
+    type Sampler = Sampler<D>;
     type Graph = D::Graph;
 
     fn name(&self) -> &'static str {
@@ -657,6 +680,83 @@ impl<D: Device> Backend for Gpu<D> {
         let mut choices = vec![0; count];
         input.choices.read(&self.device, input.shape.choices_at(row, from, count)?, &mut choices)?;
         Ok(choices)
+    }
+
+    fn sampler(&self, shape: SamplerShape) -> Result<Sampler<D>> {
+        let SamplerShape { rows, vocab, history } = shape;
+        if history == 0 {
+            return Err(Error::Invalid("sampler: a history of no tokens".into()));
+        }
+        Ok(Sampler {
+            shape,
+            sampling: Buffer::zeroed(&self.device, rows)?,
+            position: Buffer::zeroed(&self.device, rows)?,
+            history: Buffer::zeroed(&self.device, rows * history)?,
+            out: Buffer::zeroed(&self.device, rows)?,
+            state: Buffer::zeroed(&self.device, rows)?,
+            parts: Buffer::zeroed(&self.device, rows * Sample::parts(vocab))?,
+        })
+    }
+
+    fn set_draws(&self, sampler: &mut Sampler<D>, draws: &[Draw<'_>]) -> Result<()> {
+        sampler.shape.check(draws)?;
+        let samplings: Vec<RowSampling> = draws.iter().map(|draw| RowSampling::from(&draw.sampling)).collect();
+        let positions: Vec<u32> = draws.iter().map(|draw| draw.position as u32).collect();
+        sampler.sampling.write(&self.device, 0, &samplings)?;
+        sampler.position.write(&self.device, 0, &positions)?;
+        if !draws.iter().any(|draw| draw.sampling.penalises()) {
+            return Ok(());
+        }
+        let history = sampler.shape.history;
+        let mut tokens = vec![0; draws.len() * history];
+        for (row, draw) in tokens.chunks_exact_mut(history).zip(draws) {
+            for (back, &token) in draw.before.iter().rev().take(history).enumerate() {
+                // The token at a position was chosen from the logits of the one before.
+                row[sampler.at(draw.position + history - 1 - back)] = token;
+            }
+        }
+        sampler.history.write(&self.device, 0, &tokens)
+    }
+
+    fn sample(&self, logits: &Buffer<D, f32>, rows: usize, sampler: &mut Sampler<D>) -> Result<Vec<u32>> {
+        let SamplerShape { vocab, history, .. } = sampler.shape;
+        let Sampler { sampling, position, history: tokens, out, state, parts, .. } = sampler;
+        let memory = (state.slice_mut(), parts.slice_mut());
+        Sample::new(logits.slice(), (sampling.slice(), position.slice_mut()), out.slice_mut(), memory, [rows, vocab])
+            .history(tokens.slice_mut(), history)
+            .launch(&self.device)?;
+        let mut drawn = vec![0; rows];
+        out.read(&self.device, 0, &mut drawn)?;
+        Ok(drawn)
+    }
+
+    fn feed_back_drawn(
+        &self,
+        logits: &Buffer<D, f32>,
+        rows: usize,
+        input: &mut Input<D>,
+        sampler: &mut Sampler<D>,
+    ) -> Result<()> {
+        let SamplerShape { vocab, history, .. } = sampler.shape;
+        let Sampler { sampling, history: tokens, state, parts, .. } = sampler;
+        let (position, out) = (input.start.slice_mut(), input.tokens.part_mut(0, rows)?);
+        let memory = (state.slice_mut(), parts.slice_mut());
+        Sample::new(logits.slice(), (sampling.slice(), position), out, memory, [rows, vocab])
+            .history(tokens.slice_mut(), history)
+            .advance(true)
+            .launch(&self.device)
+    }
+
+    fn read_drawn(&self, sampler: &Sampler<D>, row: usize, from: usize, count: usize) -> Result<Vec<u32>> {
+        let SamplerShape { rows, history, .. } = sampler.shape;
+        if row >= rows || count > history {
+            return Err(Error::Invalid(format!(
+                "sampler of {rows} rows: {count} tokens of row {row}, {history} are kept"
+            )));
+        }
+        let mut all = vec![0; history];
+        sampler.history.read(&self.device, row * history, &mut all)?;
+        Ok((from..from + count).map(|position| all[sampler.at(position)]).collect())
     }
 
     fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<D::Graph>> {

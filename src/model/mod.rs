@@ -24,6 +24,7 @@ mod end_tokens;
 mod forward;
 pub mod gpu;
 pub mod pages;
+pub mod pool;
 pub mod rope_table;
 pub mod synth;
 pub mod weights;
@@ -36,7 +37,8 @@ pub use config::{Config, RopeScaling, Yarn};
 pub use context::{Context, ContextOptions, Logits, MemoryPlan, RecordedSteps};
 pub use draft::Drafts;
 pub use end_tokens::end_tokens;
-pub use pages::Sequence;
+pub use pages::{Pages, Sequence};
+pub use pool::{Entry, Generation, Next, Pool, PoolOptions};
 pub use weights::{Tensor, Tensors, Weights};
 
 use crate::Result;
@@ -127,5 +129,14 @@ impl<B: Backend> Model<B> {
     /// allocated, when the backend has too little memory; and what the backend reports.
     pub fn context(&self, options: ContextOptions) -> Result<Context<B>> {
         Context::new(self, options)
+    }
+
+    /// A new pool of sequences, with its own cache, buffers and queue of the backend.
+    ///
+    /// # Errors
+    /// [`crate::Error::Invalid`] for options that make no sense; [`crate::Error::OutOfMemory`], before anything is
+    /// allocated, when the backend has too little memory; and what the backend reports.
+    pub fn pool(&self, options: PoolOptions) -> Result<Pool<B>> {
+        Pool::new(self, options)
     }
 }

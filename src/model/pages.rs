@@ -10,10 +10,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Error, Result, sys};
-
-/// Positions of a page: a chunk of attention (`docs/arithmetic.md`), so that paging changes no sum.
-pub const PAGE: usize = sys::KQM_ATTENTION_CHUNK as usize;
+use super::backend::PAGE;
+use crate::{Error, Result};
 
 /// Names a sequence of one pool. The handle of a sequence that was dropped names nothing, also when its place has a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +36,19 @@ pub struct PagesShape {
     pub sequences: usize,
     /// Most positions of a sequence.
     pub capacity: usize,
+}
+
+impl PagesShape {
+    /// Fails for a count that is 0, or more than 32 bits have.
+    pub(super) fn check(&self) -> Result<()> {
+        let Self { pages, sequences, capacity } = *self;
+        for (what, n) in [("pages", pages), ("sequences", sequences), ("positions of a sequence", capacity)] {
+            if n == 0 || n >= u32::MAX as usize {
+                return Err(Error::Invalid(format!("pool: expected 1 to {} {what}, found {n}", u32::MAX - 1)));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A page whose contents are to be copied before the batch writes.
@@ -137,13 +148,7 @@ impl Pages {
     /// # Errors
     /// [`Error::Invalid`] for a count that is 0, or more than 32 bits have.
     pub fn new(shape: PagesShape) -> Result<Self> {
-        for (what, n) in
-            [("pages", shape.pages), ("sequences", shape.sequences), ("positions of a sequence", shape.capacity)]
-        {
-            if n == 0 || n >= u32::MAX as usize {
-                return Err(Error::Invalid(format!("pool: expected 1 to {} {what}, found {n}", u32::MAX - 1)));
-            }
-        }
+        shape.check()?;
         Ok(Self {
             id: NEXT_POOL.fetch_add(1, Ordering::Relaxed),
             shape,
@@ -340,6 +345,10 @@ impl Pages {
     /// [`Error::Invalid`] for more tokens than were planned, tokens of another number of sequences, or the plan of another pool. The plan is
     /// abandoned then, if it is one of this pool.
     pub fn commit(&mut self, plan: Plan, tokens: &[&[u32]]) -> Result<()> {
+        self.commit_as(plan, tokens, true)
+    }
+
+    fn commit_as(&mut self, plan: Plan, tokens: &[&[u32]], found: bool) -> Result<()> {
         self.check_pool(&plan)?;
         let fits = |(extension, tokens): (&Extension, &&[u32])| tokens.len() <= extension.tokens;
         if tokens.len() != plan.extensions.len() || !plan.extensions.iter().zip(tokens).all(fits) {
@@ -353,9 +362,17 @@ impl Pages {
             slot.tokens.extend_from_slice(tokens);
             let rest = slot.pages.split_off(pages_for(slot.tokens.len()));
             self.release(rest);
-            self.note_full_pages(extension.sequence.slot as usize);
+            self.note_full_pages(extension.sequence.slot as usize, found);
         }
         Ok(())
+    }
+
+    /// [`Self::commit`] of what came from elsewhere: full pages are not found by their tokens.
+    ///
+    /// # Errors
+    /// Those of [`Self::commit`].
+    pub fn commit_apart(&mut self, plan: Plan, tokens: &[&[u32]]) -> Result<()> {
+        self.commit_as(plan, tokens, false)
     }
 
     /// The sequences of a plan stay as they were before it.
@@ -464,18 +481,25 @@ impl Pages {
         self.found.get(&Content { before, tokens }).copied()
     }
 
-    /// The pages of a sequence that became full are found by their tokens from here on, unless others already are.
-    fn note_full_pages(&mut self, slot: usize) {
+    /// The pages of a sequence that became full are found by their tokens from here on, unless others already are or they are not `listed`.
+    fn note_full_pages(&mut self, slot: usize, listed: bool) {
         let Self { slots, pages, found, next_content, .. } = self;
         let slot = &mut slots[slot];
         let known = slot.contents.len();
+        let mut new_number = || {
+            *next_content += 1;
+            *next_content - 1
+        };
         for (tokens, &page) in slot.tokens.chunks_exact(PAGE).zip(&slot.pages).skip(known) {
             let Ok(tokens) = <[u32; PAGE]>::try_from(tokens) else { continue };
+            if !listed {
+                slot.contents.push(new_number());
+                continue;
+            }
             let content = Arc::new(Content { before: slot.contents.last().copied().unwrap_or(0), tokens });
             let (_, number) = *found.entry(content.clone()).or_insert_with(|| {
                 pages[page as usize].content = Some(content);
-                *next_content += 1;
-                (page, *next_content - 1)
+                (page, new_number())
             });
             slot.contents.push(number);
         }
