@@ -6,12 +6,12 @@ use std::ops::ControlFlow;
 
 use common::random::Random;
 use common::shaped::{self, SMALL, reshaped};
-use common::{bits, emulated_device};
+use common::{bits, cuda_device, emulated_device};
 use kquant_moe::Error;
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::gpu::Gpu;
 use kquant_moe::model::{
-    Backend, CacheType, Config, ContextOptions, Drafts, Entry, Generation, Logits, Model, Next, Pool, PoolOptions,
+    Backend, CacheType, Config, ContextOptions, Entry, Generation, LoadOptions, Logits, Model, Next, Pool, PoolOptions,
     Sequence,
 };
 use kquant_moe::oracle::sample::{Sampling, sample};
@@ -305,6 +305,11 @@ impl<'a, B: Backend> Schedule<'a, B> {
     }
 
     fn run(mut self, steps: usize) -> Compared {
+        // All at once.
+        for _ in 0..self.pool.options().sequences {
+            let sequence = self.pool.create().unwrap();
+            self.live.push(Live::new(sequence, &[]));
+        }
         for _ in 0..steps {
             self.step();
         }
@@ -347,6 +352,84 @@ fn sequences_are_as_each_alone_on_the_cpu() {
     assert!(all.largest > 20, "no large batch");
 }
 
+/// On a device that records the steps of so many sequences, and replays them.
+fn sequences_are_as_each_alone<B: Backend>(backend: B, runs: &[(u64, usize, CacheType)]) {
+    let gguf = shaped::model(&LONG, 1);
+    let (model, cpu) = (common::model_of(gguf.clone(), backend), common::model_of(gguf, Cpu::new()));
+    for &(seed, steps, cache) in runs {
+        let options = options(16, 6, 48).cache(cache);
+        let found = Schedule::new(&model, &cpu, options, seed).run(steps);
+        assert!(found.logits > 100 && found.tokens > 10, "{found:?}");
+    }
+}
+
+#[test]
+fn sequences_are_as_each_alone_emulated() {
+    if let Some(device) = emulated_device() {
+        sequences_are_as_each_alone(Gpu::new(device.recording()), &[(5, 40, CacheType::F32), (6, 30, CacheType::F16)]);
+    }
+}
+
+#[test]
+fn sequences_are_as_each_alone_on_the_gpu() {
+    if let Some(device) = cuda_device() {
+        sequences_are_as_each_alone(Gpu::new(device), &[(7, 1000, CacheType::F32), (8, 1000, CacheType::F16)]);
+    }
+}
+
+/// The first position whose values are not finite is named, with its sequence, in every way of computing; and nothing has changed.
+fn what_is_not_finite_has_a_place<B: Backend>(backend: B) {
+    const WRONG: u32 = 284;
+    let gguf = common::changed::changed(&common::gguf(), &[], |tensors| {
+        let table = common::changed::tensor(tensors, "token_embd.weight");
+        table.data[WRONG as usize * 144..][..2].copy_from_slice(&half::f16::INFINITY.to_le_bytes());
+    });
+    let model = Model::load(gguf, backend, LoadOptions::default().check_blocks(false), &mut |_, _| {}).unwrap();
+    let mut pool = model.pool(PoolOptions::default().pages(6).sequences(3).capacity(70).max_batch(5)).unwrap();
+    let [a, b] = [(); 2].map(|()| pool.create().unwrap());
+    pool.forward(&model, &[Entry::new(b, &[766], Logits::None)]).unwrap();
+    let place = |error: Error| match error {
+        Error::SequenceNotFinite { sequence, position } => (sequence, position),
+        other => panic!("{other}"),
+    };
+    let text = [306, 598, WRONG, 280, 5, 6, 7];
+    for logits in [Logits::Last, Logits::All] {
+        let entries = [Entry::new(a, &[1, 2], logits), Entry::new(b, &text, logits)];
+        assert_eq!(place(pool.forward(&model, &entries).unwrap_err()), (b, 3));
+    }
+    for sampling in [Sampling::GREEDY, Sampling { seed: 4, ..Sampling::default() }] {
+        let entries = [Next::new(a, &[1, 2], sampling), Next::new(b, &text, sampling)];
+        assert_eq!(place(pool.step(&model, &entries).unwrap_err()), (b, 3));
+        let single = [Next::new(a, &[1], sampling), Next::new(b, &[WRONG], sampling)];
+        assert_eq!(place(pool.decode(&model, &single, 3).unwrap_err()), (b, 1));
+        assert_eq!(place(pool.speculate(&model, &single).unwrap_err()), (b, 1));
+        // Behind a wrong guess nothing is looked at.
+        let mut next = pool.step(&model, &[Next::new(b, &[306], sampling)]).unwrap()[0];
+        pool.truncate(b, 1).unwrap();
+        next = if next == WRONG { 0 } else { WRONG };
+        let guess = [306, next, WRONG];
+        assert_eq!(pool.speculate(&model, &[Next::new(b, &guess, sampling)]).unwrap()[0].len(), 1);
+        pool.truncate(b, 1).unwrap();
+    }
+    assert_eq!([a, b].map(|sequence| pool.position(sequence).unwrap()), [0, 1]);
+    // As nobody was ever there.
+    let found = pool.forward(&model, &[Entry::new(b, &[306], Logits::Last)]).unwrap();
+    let mut context = model.context(ContextOptions::default().capacity(8)).unwrap();
+    assert!(bits(&found[0]) == bits(&context.forward(&model, &[766, 306], Logits::Last).unwrap()));
+}
+
+#[test]
+fn what_is_not_finite_has_a_place_on_the_cpu() {
+    what_is_not_finite_has_a_place(Cpu::new());
+}
+
+#[test]
+fn what_is_not_finite_has_a_place_emulated() {
+    if let Some(device) = emulated_device() {
+        what_is_not_finite_has_a_place(Gpu::new(device.recording()));
+    }
+}
+
 /// Greedy and sampled, with drafts of any quality and without: the same tokens.
 #[test]
 fn what_is_generated_does_not_depend_on_drafts() {
@@ -387,7 +470,7 @@ fn what_is_generated_does_not_depend_on_drafts() {
                     let at = text.len() - prompt.len();
                     let mut guess: Vec<u32> = expected[at..].iter().copied().take(most).collect();
                     if let Some(token) = guess.get_mut(wrong) {
-                        *token = if at % 2 == 0 { u32::MAX } else { (*token + 1) % LONG.vocab as u32 };
+                        *token = if at.is_multiple_of(2) { u32::MAX } else { (*token + 1) % LONG.vocab as u32 };
                     }
                     guess.extend([1, 2, 3]);
                     right += guess.len().min(wrong);
@@ -415,7 +498,6 @@ fn what_is_generated_does_not_depend_on_drafts() {
         assert_eq!((found.len(), pool.position(none).unwrap()), (0, prompt.len()));
     }
     assert!(right > 100, "{right} tokens of drafts");
-    assert!(Drafts::new(2..=3).is_ok());
 }
 
 #[test]

@@ -15,9 +15,10 @@ use kquant_moe::kernels::{ResidualAdd, max_items};
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::gpu::Gpu;
 use kquant_moe::model::{
-    Backend, CacheType, Config, Context, ContextOptions, LoadOptions, Logits, MemoryPlan, Model, Tensor, Tensors,
-    Weights,
+    Backend, CacheType, Config, Context, ContextOptions, Entry, LoadOptions, Logits, MemoryPlan, Model, Next, Pool,
+    PoolOptions, Sequence, Tensor, Tensors, Weights,
 };
+use kquant_moe::oracle::sample::Sampling;
 use kquant_moe::{Error, Result, sys};
 
 use common::hooked::{Call, Hook, Hooked};
@@ -41,6 +42,7 @@ fn models_and_contexts_cross_threads() {
         share::<Weights<B>>();
         share::<Model<B>>();
         send::<Context<B>>();
+        send::<Pool<B>>();
     }
     of::<Cpu>();
     of::<Gpu<CudaDevice>>();
@@ -461,6 +463,160 @@ fn any_call_of_a_step_may_fail() {
 fn any_call_of_a_decode_may_fail() {
     let _alone = alone();
     any_call_may_fail(decode, decode);
+}
+
+/// Work of three sequences of a pool.
+type PoolWork<B> = fn(&Model<B>, &mut Pool<B>, [Sequence; 3]) -> Result<Vec<u32>>;
+
+/// A prompt beside the token of a sequence that has to leave a page to another one.
+fn pool_forward<B: Backend>(model: &Model<B>, pool: &mut Pool<B>, [_, fork, other]: [Sequence; 3]) -> Result<Vec<u32>> {
+    let entries = [Entry::new(other, &PROMPT, Logits::Last), Entry::new(fork, &[284], Logits::All)];
+    Ok(common::bits(&pool.forward(model, &entries)?.concat()))
+}
+
+/// Tokens that are drawn, one of them behind a guess.
+fn pool_speculate<B: Backend>(model: &Model<B>, pool: &mut Pool<B>, all: [Sequence; 3]) -> Result<Vec<u32>> {
+    let drawn = Sampling { penalty: 1.2, window: 4, top_p: 0.9, seed: 5, ..Sampling::default() };
+    Ok(pool.speculate(model, &[Next::new(all[1], &PROMPT, drawn), Next::new(all[0], &[3], Sampling::GREEDY)])?.concat())
+}
+
+/// Tokens that the device feeds back to itself, drawn ones and then the most probable ones.
+fn pool_decode<B: Backend>(model: &Model<B>, pool: &mut Pool<B>, all: [Sequence; 3]) -> Result<Vec<u32>> {
+    let drawn = Sampling { penalty: 1.2, window: 4, top_k: 9, seed: 5, ..Sampling::default() };
+    let entries = |sampling| all.map(|sequence| Next::new(sequence, &PROMPT[..1], sampling));
+    let mut tokens = pool.decode(model, &entries(drawn), 2)?.concat();
+    all.into_iter().try_for_each(|sequence| pool.truncate(sequence, pool.position(sequence)? - 2))?;
+    tokens.extend(pool.decode(model, &entries(Sampling::GREEDY), 2)?.concat());
+    Ok(tokens)
+}
+
+/// A sequence that was saved comes back.
+fn pool_restore<B: Backend>(_: &Model<B>, pool: &mut Pool<B>, [first, ..]: [Sequence; 3]) -> Result<Vec<u32>> {
+    let saved = pool.save(first)?;
+    let restored = pool.restore(&saved)?;
+    let same = pool.save(restored);
+    pool.drop(restored)?;
+    Ok(vec![u32::from(same? == saved)])
+}
+
+/// A pool with a sequence, one that shares its page, and one of its own.
+fn started_pool<B: Backend>(model: &Model<B>) -> (Pool<B>, [Sequence; 3]) {
+    let mut pool =
+        model.pool(PoolOptions::default().pages(5).sequences(4).capacity(100).max_batch(4).window(8)).unwrap();
+    let [first, other] = [(); 2].map(|()| pool.create().unwrap());
+    pool.forward(model, &[Entry::new(first, &[280, 5], Logits::None), Entry::new(other, &[9], Logits::None)]).unwrap();
+    let fork = pool.fork(first).unwrap();
+    (pool, [first, fork, other])
+}
+
+/// Every call of some work of a pool fails once, in every way: the error says so, no sequence has changed, nothing stays allocated, and
+/// the same work succeeds afterwards.
+fn any_call_of_a_pool_may_fail(work: PoolWork<Gpu<Hooked<Card>>>, on_cpu: PoolWork<Cpu>) {
+    let Some(emulation) = common::emulated_device() else { return };
+    let gguf = one_layer();
+    let cpu = load_from(gguf.clone(), Cpu::new()).unwrap();
+    let (mut pool, all) = started_pool(&cpu);
+    let expected = on_cpu(&cpu, &mut pool, all).unwrap();
+    for failure in [Failure::Refused, Failure::Lost] {
+        let device = Hooked::new(emulation.clone().recording(), Card::with(1 << 30));
+        let model = load_from(gguf.clone(), Gpu::new(device.clone())).unwrap();
+        let weights = device.hook().allocated().0;
+        let mut failed = 0;
+        loop {
+            // Each call is the first of its kind: of a pool that has recorded nothing, and shares what it shared.
+            let (mut pool, all) = started_pool(&model);
+            let before = all.map(|sequence| pool.save(sequence).unwrap());
+            let (allocated, free) = (device.hook().allocated().0, pool.pages().free());
+            let found = device.hook().failing(failed, failure, || work(&model, &mut pool, all));
+            let Err(error) = found else {
+                assert!(found.unwrap() == expected, "{failure:?}: without a failure");
+                break;
+            };
+            assert!(failure.is_behind(&error), "{failure:?} at call {failed}: {error}");
+            assert_eq!(device.hook().allocated().0, allocated, "{failure:?} at call {failed}: bytes");
+            assert_eq!(
+                (pool.pages().free(), pool.pages().sequences()),
+                (free, 3),
+                "{failure:?} at call {failed}: pages"
+            );
+            for (&sequence, before) in all.iter().zip(&before) {
+                // A work of two parts may have done the first one.
+                let position = pool.position(sequence).unwrap();
+                assert!(position <= 2, "{failure:?} at call {failed}: position {position}");
+                assert!(
+                    pool.save(sequence).unwrap() == *before,
+                    "{failure:?} at call {failed}: {sequence} has changed"
+                );
+            }
+            if failure == Failure::Refused {
+                assert!(work(&model, &mut pool, all).unwrap() == expected, "call {failed} again");
+            }
+            drop(pool);
+            assert_eq!(device.hook().allocated().0, weights, "{failure:?} at call {failed}: bytes");
+            failed += 1;
+        }
+        println!("{failure:?}: at {failed} calls");
+        assert!(failed > 10, "{failed} calls");
+    }
+}
+
+#[test]
+fn any_call_of_a_pools_forward_may_fail() {
+    let _alone = alone();
+    any_call_of_a_pool_may_fail(pool_forward, pool_forward);
+}
+
+#[test]
+fn any_call_of_a_pools_speculation_may_fail() {
+    let _alone = alone();
+    any_call_of_a_pool_may_fail(pool_speculate, pool_speculate);
+}
+
+#[test]
+fn any_call_of_a_pools_decode_may_fail() {
+    let _alone = alone();
+    any_call_of_a_pool_may_fail(pool_decode, pool_decode);
+}
+
+#[test]
+fn any_call_of_a_pools_restore_may_fail() {
+    let _alone = alone();
+    any_call_of_a_pool_may_fail(pool_restore, pool_restore);
+}
+
+/// A pool takes what its plan says, to the byte but for work items, and one byte less is said before anything is allocated.
+#[test]
+fn a_pool_takes_what_its_plan_says() {
+    let _alone = alone();
+    let Some(emulation) = common::emulated_device() else { return };
+    for (gguf, options) in [
+        (common::gguf(), PoolOptions::default().pages(7).sequences(3).capacity(100).max_batch(16)),
+        (shaped::model(&UNEVEN, 1), PoolOptions::default().pages(3).sequences(9).capacity(33).cache(CacheType::F16)),
+        (common::gguf(), PoolOptions::default().pages(2).sequences(5).capacity(64).max_batch(1).window(1)),
+    ] {
+        let config = Config::from_gguf(&gguf).unwrap();
+        let tensors = Tensors::find(&gguf, &config).unwrap();
+        let device = Hooked::new(emulation.clone(), Card::with(1 << 32));
+        let plan = MemoryPlan::of_pool(&Gpu::new(device.clone()), &config, &tensors, &options).unwrap();
+        let model = load_from(gguf, Gpu::new(device.clone())).unwrap();
+        let (weights, calls) = device.hook().allocated();
+        assert_eq!(weights, plan.weights);
+        let rest = plan.total() - plan.weights;
+        device.hook().free.store(rest - 1, Ordering::Relaxed);
+        let Err(Error::OutOfMemory { needed, free }) = model.pool(options) else { panic!("a pool was made") };
+        assert_eq!((needed, free), (rest, rest - 1));
+        assert_eq!(device.hook().allocated(), (weights, calls));
+        device.hook().free.store(rest, Ordering::Relaxed);
+        let pool = model.pool(options).unwrap();
+        let taken = device.hook().allocated().0 - weights;
+        let (batch, top_k) = (options.max_batch.min(64 * options.pages), config.top_k);
+        let items = max_items(&device, batch, config.experts, top_k).unwrap();
+        assert_eq!(rest - taken, (4 * 3 * (batch * top_k - items)) as u64, "{taken} taken of {rest} planned");
+        let bytes = if options.cache == CacheType::F16 { 2 } else { 4 };
+        assert_eq!(plan.cache, (2 * config.layers * options.pages * 64 * config.kv_width() * bytes) as u64);
+        drop((pool, model));
+        assert_eq!(device.hook().allocated().0, 0, "bytes left");
+    }
 }
 
 /// An engine's own stream, of cudarc or raw: kernels run in order with its work, and a model on it has the bits of the CPU.

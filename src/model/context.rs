@@ -1150,6 +1150,7 @@ mod tests {
             let mut state = State::new(&Cpu, model.config(), &sizes).unwrap();
             // A pool that is larger than the table of the only sequence of a context.
             state.cache = Cpu.cache(CacheShape { pages: Self::PAGES, ..sizes.cache }).unwrap();
+            Cpu.set_pages(&mut state.input, 0, 0, &[0, 1, 2]).unwrap();
             Self { model, state }
         }
 

@@ -2,6 +2,40 @@
 //!
 //! Values do not depend on who else is in a batch, on how prompts are cut, or on whether a sequence shares pages with others: every
 //! logit is that of [`Context`](super::Context), to the bit. Whatever fails changes no sequence.
+//!
+//! ```no_run
+//! # use kquant_moe::model::{Backend, Model};
+//! use kquant_moe::model::{Entry, Generation, Logits, Next, PoolOptions};
+//! use kquant_moe::oracle::sample::Sampling;
+//!
+//! # fn run<B: Backend>(model: &Model<B>) -> kquant_moe::Result<()> {
+//! let mut pool = model.pool(PoolOptions::default().pages(1024).sequences(64))?;
+//! // What the two prompts share is computed once, if it fills pages.
+//! let prompts = [[1, 2, 3], [1, 2, 4]];
+//! let [a, b] = [pool.create_from(&prompts[0])?, pool.create_from(&prompts[1])?];
+//! let known = [pool.position(a)?, pool.position(b)?];
+//! let drawn = Sampling { temperature: 0.7, top_p: 0.9, seed: 5, ..Sampling::default() };
+//! let next = pool.step(
+//!     model,
+//!     &[
+//!         Next::new(a, &prompts[0][known[0]..], Sampling::GREEDY),
+//!         Next::new(b, &prompts[1][known[1]..], drawn),
+//!     ],
+//! )?;
+//! // Eight steps of both at once; and then a prompt beside a sequence that goes on.
+//! let more = pool.decode(model, &[Next::new(a, &next[..1], Sampling::GREEDY), Next::new(b, &next[1..], drawn)], 8)?;
+//! let c = pool.fork(a)?;
+//! let logits = pool.forward(
+//!     model,
+//!     &[Entry::new(c, &[7, 8, 9], Logits::All), Entry::new(b, &more[1][7..], Logits::Last)],
+//! )?;
+//! assert_eq!(logits[0].len(), 3 * model.config().vocab);
+//! // Drafts from the text itself, checked several at a time.
+//! let generation = Generation::new(100).draft(6);
+//! let text = pool.generate(model, a, &more[0][7..], &generation, |_| std::ops::ControlFlow::Continue(()))?;
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
