@@ -7,7 +7,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use half::f16;
 use kquant_moe::blocks::{BLOCK, TensorType};
 use kquant_moe::device::Buffer;
-use kquant_moe::kernels::{Attention, Queries};
+use kquant_moe::kernels::{Attention, Batch, Queries};
 use kquant_moe::oracle::attention::{Head, attention};
 
 const SCALE: f32 = 0.088_388_35;
@@ -33,7 +33,10 @@ fn bench(criterion: &mut Criterion) {
         let cache: Vec<u8> =
             random.gaussians(capacity * stride).iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
         let q = ok(Buffer::from_slice(&device, &q));
-        let start = ok(Buffer::from_slice(&device, &[depth as u32]));
+        let positions: Vec<u32> = (depth as u32..).take(tokens).collect();
+        let pages: Vec<u32> = (0..(capacity / Batch::PAGE) as u32).collect();
+        let [position, sequence, pages] =
+            [positions, vec![0; tokens], pages].map(|numbers| ok(Buffer::from_slice(&device, &numbers)));
         let room = ok(Attention::workspace_bytes(&device, capacity, tokens, HEADS, HEAD_DIM));
         let workspace = ok(Buffer::<_, u8>::zeroed(&device, room));
         let make = |_| {
@@ -45,12 +48,14 @@ fn bench(criterion: &mut Criterion) {
             // SAFETY: launches of one queue follow each other, so they may share the workspace.
             let workspace =
                 unsafe { kquant_moe::device::SliceMut::from_raw(&device, workspace.slice().as_ptr() as u64, room) };
+            let operands = [position.slice(), sequence.slice(), pages.slice()];
+            let batch = Batch::new(operands, [tokens, 1], [capacity, capacity / Batch::PAGE]);
             Attention::new(
-                Queries::rotated(q.slice(), [k.slice(), v.slice()], start.slice()),
+                Queries::rotated(q.slice(), [k.slice(), v.slice()], batch),
                 workspace,
                 TensorType::F16,
-                [capacity, KV_HEADS, HEAD_DIM],
-                [tokens, HEADS],
+                [KV_HEADS, HEAD_DIM],
+                HEADS,
                 SCALE,
             )
             .fixed(fixed.slice_mut())

@@ -6,10 +6,11 @@ use common::*;
 use criterion::{Criterion, criterion_group, criterion_main};
 use kquant_moe::blocks::TensorType;
 use kquant_moe::device::Buffer;
-use kquant_moe::kernels::{CacheMut, Rope};
+use kquant_moe::kernels::{Batch, CacheMut, Rope};
 use kquant_moe::oracle::rope::rope;
 
 const CAPACITY: usize = 128;
+const PAGES: usize = CAPACITY / Batch::PAGE;
 
 fn bench(criterion: &mut Criterion) {
     let mut random = Random::new(7);
@@ -28,23 +29,20 @@ fn bench(criterion: &mut Criterion) {
                 (
                     floats,
                     ok(Buffer::zeroed(device, q.len())),
-                    ok(Buffer::from_slice(device, &[17_u32])),
+                    [(17..).take(tokens).collect(), vec![0; tokens], (0..PAGES as u32).collect::<Vec<u32>>()]
+                        .map(|numbers| ok(Buffer::from_slice(device, &numbers))),
                     cache(),
                     cache(),
                 )
             };
-            on_gpu(&mut group, device, &id, bytes, make, |([q, kv, weight, table], q_out, start, k_cache, v_cache)| {
+            on_gpu(&mut group, device, &id, bytes, make, |([q, kv, weight, table], q_out, batch, k_cache, v_cache)| {
                 Rope::new(
                     [q.slice(), kv.slice(), kv.slice()],
                     q_out.slice_mut(),
                     table.slice(),
-                    start.slice(),
-                    CacheMut::new(
-                        [k_cache.slice_mut(), v_cache.slice_mut()],
-                        TensorType::F16,
-                        [CAPACITY, KV_HEADS, HEAD_DIM],
-                    ),
-                    [tokens, HEADS],
+                    Batch::new(batch.each_ref().map(Buffer::slice), [tokens, 1], [CAPACITY, PAGES]),
+                    CacheMut::new([k_cache.slice_mut(), v_cache.slice_mut()], TensorType::F16, [KV_HEADS, HEAD_DIM]),
+                    HEADS,
                     1e-6,
                 )
                 .q_weight(weight.slice())

@@ -1,7 +1,7 @@
 // argmax: out[r] = index of the largest x[r, .], ties to the lower index; a NaN counts as largest. In a history of choices, a
 // largest value that is not finite gives 2^32 - 1.
 //
-// Shapes: x [rows, cols]. `partial` and `done` are zero before and after.
+// Shapes: x [rows, cols], histories [rows, history_len]. `partial` and `done` are zero before and after.
 // Maths: the value's order key in the high and the complemented index in the low half of 64 bits: the largest such number is
 // the answer, and a maximum has no order.
 // Launch: CTAs of 256 threads over 4,096 values each; the last CTA of a row to finish writes its result.
@@ -45,12 +45,13 @@ __global__ void __launch_bounds__(threads) argmax_kernel(kqm_argmax_args a) {
   a.done[row] = 0;
   const uint32_t index = 0xffffffffu - uint32_t(best);
   a.out[row] = index;
-  if (row == 0 && a.advance) {
-    const uint32_t at = *a.advance;
+  if (a.advance) {
+    const uint32_t at = a.advance[row];
     // What was chosen among values of which the largest is not finite is told from a choice; the decode loop goes on with it.
     const float largest = kqm_ordered_by(uint32_t(best >> 32));
-    if (a.history && at < a.history_len) a.history[at] = largest - largest == 0.0f ? index : 0xffffffffu;
-    *a.advance = at + 1;
+    if (a.history && at < a.history_len)
+      a.history[size_t(row) * a.history_len + at] = largest - largest == 0.0f ? index : 0xffffffffu;
+    a.advance[row] = at + 1;
   }
 }
 

@@ -1,19 +1,20 @@
 // attention: causal grouped-query attention over the KV cache.
 //
-//   out[t, h] = sum_i softmax_i(scale * q[t, h] . k[i, h / group]) v[i, h / group],  i = 0 ..= start + t
+//   out[t, h] = sum_i softmax_i(scale * q[t, h] . k[i, h / group]) v[i, h / group],  i = 0 ..= position[t] of sequence[t]
 //
-// Shapes: q [tokens, heads, head_dim], caches [capacity, kv_heads, head_dim] in f32 or f16, out [tokens, heads, head_dim]. Tokens at
-// positions past the capacity give NaN.
+// Shapes: q [tokens, heads, head_dim], caches [pool_pages, 64, kv_heads, head_dim] in f32 or f16, out [tokens, heads, head_dim]. Tokens
+// without a place (kqm_batch) give NaN.
 // Maths: positions are cut into chunks of 64 counted from 0, whatever the card or the batch. A chunk is reduced in f32, the
-// chunks are joined in f64 in a fixed order (docs/arithmetic.md), so one query at a time and many give the same bits.
-// Launch: four tokens and more in tiles of query rows, attention_tiles and attention_join_tokens (common/query_tiles.cuh).
-// Fewer by attention_chunks, one CTA of eight warps for a chunk, four or eight query heads of a KV head, and a token.
-// CTAs stride over the chunks of the capacity and stop at the position, which they read from memory: so a captured graph
-// serves every position. While four heads a CTA leave no CTA a second chunk they do, for speed of one; beyond that the
+// chunks are joined in f64 in a fixed order (docs/arithmetic.md), so one query at a time and many give the same bits. A page of the cache
+// is a chunk, so it does not matter which page it is.
+// Launch: neighbouring tokens in tiles of query rows, attention_tiles and attention_join_tokens (common/query_tiles.cuh).
+// Single ones by attention_chunks, one CTA of eight warps for a chunk, four or eight query heads of a KV head, and a token.
+// CTAs stride over the chunks of the reach and stop at the position, which they read from memory: so a captured graph
+// serves every position below it. While four heads a CTA leave no CTA a second chunk they do, for speed of one; beyond that the
 // two CTAs of eight heads share the chunks instead of the heads, which halves what they read and convert. attention_join,
 // one CTA for 256 outputs of a token, joins the chunks. (That the last CTA to finish joins them was slower even for few
-// chunks.) For a single token the first kernel can do the work of kqm_rope as well, and read position, keys and values while
-// qkv, or a float_matvec in its place, before it still runs.
+// chunks.) For a batch of a single token the first kernel can do the work of kqm_rope as well, and read position, pages, keys and values
+// while qkv, or a float_matvec in its place, before it still runs.
 //
 // attention_chunks, a CTA of eight warps for its chunks, one token and H heads:
 //
@@ -30,7 +31,8 @@
 //     o, m, l of the chunk to the workspace
 //
 // Where the code leaves this: the first chunk's keys and values are loaded before the wait for qkv (follows_qkv), and each next one's as
-// soon as the registers of this one's are free, so that memory works during the arithmetic; the newest key and value, which this launch
+// soon as the registers of this one's are free, so that memory works during the arithmetic; each chunk's page is looked up a chunk ahead;
+// the newest key and value, which this launch
 // makes, come from shared memory instead of the cache.
 //
 // Which lane holds what: warp w has positions 8 w .. 8 w + 7 of the chunk.
@@ -52,14 +54,14 @@ const int chunk = KQM_ATTENTION_CHUNK, warps = 8, threads = 32 * warps, max_grou
 const int positions_per_warp = chunk / warps;
 // Threads of a CTA that joins 256 outputs (four each), and the chunks whose factors are joined at once.
 const int chains = kqm_attention_chains, join_threads = 64 * chains, join_batch = 128;
-// The least number of tokens that are taken in tiles; CTAs of theirs for each one that runs at once; rows of a tile, at most.
+// The least number of neighbouring tokens that are taken in tiles; CTAs of theirs for each one that runs at once; rows of a tile, at most.
 const uint32_t least_tile_tokens = 4;
 const int tile_rounds = 8, most_tile_rows = 64;
 // CTAs of a grid in its second and third dimension.
 const uint64_t max_grid = 65535;
 const uint64_t target_workspace = 256ull << 20;
 
-uint64_t chunks_of(const kqm_attention_args &a) { return kqm_ceil_div(a.capacity, uint32_t(chunk)); }
+uint64_t chunks_of(const kqm_attention_args &a) { return kqm_chunks_of(kqm_bounded(a.batch).reach); }
 uint64_t bytes_per_token(const kqm_attention_args &a) {
   const uint64_t partial = sizeof(double) + sizeof(float) * (1 + uint64_t(a.head_dim));
   return kqm_ceil_div(a.heads * chunks_of(a) * partial, uint64_t(16)) * 16;
@@ -90,10 +92,16 @@ __device__ __forceinline__ void store_floats(KQM_SHARED_ARG(float) out, int at, 
 
 // The chunks that a CTA works on, and its query heads: `heads` of H, from row `row` of the partial results on.
 struct Work {
-  uint32_t kv_head, position, used, first, stride;
+  uint32_t kv_head, position, first, stride;
   int heads;
-  uint32_t row, score_row;
-  bool has_newest;  // the newest position's k and v are in shared memory, not in the cache
+  uint32_t row;
+  uint32_t pages;  // where those of the sequence begin in the table
+
+  __device__ __forceinline__ bool has(uint32_t index) const { return index * chunk <= position; }
+  // The page of a chunk; none behind the last one, for chunks that are looked up ahead.
+  __device__ __forceinline__ uint32_t page(const kqm_batch &b, uint32_t index) const {
+    return has(index) ? __ldcg(b.pages + pages + index) : kqm_nowhere;
+  }
 };
 
 // A warp's keys and values of a chunk. Values: warp w has positions 8 w .. 8 w + 7. Keys: lane 8 k + g has keys 8 w + k and
@@ -104,33 +112,39 @@ struct KeysAndValues {
   KqmElements<F16, per_lane> value[positions_per_warp];
   KqmElements<F16, segment> key[2];
 
-  __device__ __forceinline__ static int present(const Work &work, uint32_t index) {
-    return index + 1 < work.used ? chunk : int(work.position - index * chunk) + (work.has_newest ? 0 : 1);
+  // Positions of a chunk that are in the cache: the newest one of the fused launch is in shared memory, and a page that the pool does not
+  // have has none.
+  __device__ __forceinline__ static int present(const kqm_attention_args &a, const Work &work, uint32_t index,
+                                                uint32_t page) {
+    const int all = min(int(work.position - index * chunk) + (a.rope.q ? 0 : 1), chunk);
+    return page < a.batch.pool_pages ? all : 0;
   }
-  __device__ __forceinline__ void load_values(const kqm_attention_args &a, const Work &work, uint32_t index) {
+  __device__ __forceinline__ void load_values(const kqm_attention_args &a, const Work &work, uint32_t index,
+                                              uint32_t page) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, first = warp * positions_per_warp;
-    const size_t stride = size_t(a.kv_heads) * DIM;
-    size_t from = (index * size_t(chunk) + first) * stride + work.kv_head * DIM + lane * per_lane;
-    const int count = present(work, index) - first;
+    const uint32_t stride = a.kv_heads * DIM;
+    size_t from = kqm_page_at(page, stride) + (first * stride + work.kv_head * DIM + lane * per_lane);
+    const int count = present(a, work, index, page) - first;
     KQM_UNROLL
     for (int i = 0; i < positions_per_warp; i++, from += stride) {
       if (i < count)
         value[i].load(a.v_cache, from);
       else
-        value[i].clear();
+        value[i].fill(0);
     }
   }
-  __device__ __forceinline__ void load_keys(const kqm_attention_args &a, const Work &work, uint32_t index) {
+  __device__ __forceinline__ void load_keys(const kqm_attention_args &a, const Work &work, uint32_t index,
+                                            uint32_t page) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, first = warp * positions_per_warp + (lane >> 3);
-    const size_t stride = size_t(a.kv_heads) * DIM;
-    const size_t from = (index * size_t(chunk) + first) * stride + work.kv_head * DIM + (lane & 7) * segment;
-    const int count = present(work, index) - first;
+    const uint32_t stride = a.kv_heads * DIM;
+    const size_t from = kqm_page_at(page, stride) + size_t(first) * stride + work.kv_head * DIM + (lane & 7) * segment;
+    const int count = present(a, work, index, page) - first;
     KQM_UNROLL
     for (int i = 0; i < 2; i++) {
       if (4 * i < count)
-        key[i].load(a.k_cache, from + 4 * i * stride);
+        key[i].load(a.k_cache, from + 4 * i * size_t(stride));
       else
-        key[i].clear();
+        key[i].fill(kqm_no_keys<F16>());
     }
   }
 };
@@ -215,8 +229,9 @@ __device__ __forceinline__ void add_lanes(const float (&sum)[2][H], float (&dot)
 // Scales the lane's products and stores them: to shared memory, minus infinity where the position is not visible, and to the optional
 // output.
 template <int H>
-__device__ __forceinline__ void store_scores(const kqm_attention_args &a, const Work &work, uint32_t begin, int visible,
-                                             const float (&dot)[H / 4], KQM_SHARED_ARG(float) score) {
+__device__ __forceinline__ void store_scores(const kqm_attention_args &a, const Work &work, uint32_t first_token,
+                                             uint32_t begin, int visible, const float (&dot)[H / 4],
+                                             KQM_SHARED_ARG(float) score) {
   const Product<H> own;
   KQM_UNROLL
   for (int h = 0; h < H / 4; h++) {
@@ -224,7 +239,12 @@ __device__ __forceinline__ void store_scores(const kqm_attention_args &a, const 
     if (head >= work.heads) continue;
     const float s = kqm_canonical(__fmul_rn(dot[h], a.scale));
     score[head * chunk + own.key] = own.key < visible ? s : kqm_minus_infinity();
-    if (a.scores && own.key < visible) a.scores[size_t(work.score_row + head) * a.capacity + begin + own.key] = s;
+    if (a.scores && own.key < visible) {
+      // Worked out anew, so that no register holds it for a trace that is rarely wanted.
+      uint32_t row = first_token * a.heads + work.row + head;
+      kqm_keep(row);
+      a.scores[size_t(row) * a.batch.capacity + begin + own.key] = s;
+    }
   }
 }
 
@@ -306,27 +326,30 @@ __device__ __forceinline__ void add_warps(const KqmPartials &ws, const Work &wor
 }
 
 // The chunks of one CTA. Its first keys and values are loaded; queries, the newest k and v and the scores' zeros of absent heads
-// are on their way to shared memory. The next chunk's keys are loaded as soon as this one's are used, and so are its values.
+// are on their way to shared memory. The next chunk's keys are loaded as soon as this one's are used, and so are its values; `page` is the
+// next chunk's.
 template <bool F16, int DIM, int H>
 __device__ __forceinline__ void attend(const kqm_attention_args &a, const KqmPartials &ws, const Work &work,
-                                       KeysAndValues<F16, DIM> &cached, KQM_SHARED_ARG(float) query,
-                                       KQM_SHARED_ARG(float) score, KQM_SHARED_ARG(float) partial,
-                                       KQM_SHARED_ARG(uint32_t) newest) {
+                                       uint32_t first_token, KeysAndValues<F16, DIM> &cached,
+                                       KQM_SHARED_ARG(float) query, KQM_SHARED_ARG(float) score,
+                                       KQM_SHARED_ARG(float) partial, KQM_SHARED_ARG(uint32_t) newest) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, per_lane = KeysAndValues<F16, DIM>::per_lane;
-  const size_t chunks = (a.capacity + chunk - 1) / chunk;
+  const size_t chunks = kqm_chunks_of(a.batch.reach);
   __syncthreads();
 
-  for (uint32_t index = work.first; index < work.used; index += work.stride) {
+  for (uint32_t index = work.first; work.has(index); index += work.stride) {
     const uint32_t begin = index * chunk, next = index + work.stride;
-    const int visible = min(int(work.position - begin) + 1, chunk), own = visible - 1 - warp * positions_per_warp;
-    if (work.has_newest && index == work.used - 1 && own >= 0 && own < positions_per_warp)
-      take_newest(cached, own, newest);
+    // The token's own position, which only the last chunk has, among those of the warp.
+    const int own = int(work.position - begin) - warp * positions_per_warp,
+              visible = min(int(work.position - begin) + 1, chunk);
+    if (a.rope.q && own >= 0 && own < positions_per_warp) take_newest(cached, own, newest);
 
+    const uint32_t page = work.page(a.batch, next);
     float sum[2][H], dot[H / 4];
     multiply_keys<F16, DIM, H>(cached, query, sum);
-    if (next < work.used) cached.load_keys(a, work, next);
+    if (work.has(next)) cached.load_keys(a, work, next, page);
     add_lanes<H>(sum, dot);
-    store_scores<H>(a, work, begin, visible, dot, score);
+    store_scores<H>(a, work, first_token, begin, visible, dot, score);
     __syncthreads();
 
     const Softmax softmax(work, visible, score);
@@ -334,7 +357,7 @@ __device__ __forceinline__ void attend(const kqm_attention_args &a, const KqmPar
 
     float o[H][per_lane];
     weigh_values<F16, DIM, H>(cached, score, o);
-    if (next < work.used) cached.load_values(a, work, next);
+    if (work.has(next)) cached.load_values(a, work, next, page);
     KQM_UNROLL
     for (int h = 0; h < H; h++) store_floats(partial, (warp * H + h) * DIM + lane * per_lane, o[h]);
     softmax.store(ws, work, chunks, index);
@@ -345,8 +368,9 @@ __device__ __forceinline__ void attend(const kqm_attention_args &a, const KqmPar
 
 // The optional scores of positions that a token does not see, of `heads` heads from row `row` on: the CTAs of the token share them.
 __device__ __forceinline__ void mask_scores(const kqm_attention_args &a, uint32_t position, uint32_t row, int heads) {
-  for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < a.capacity; at += gridDim.y * threads) {
-    for (int h = 0; h < heads; h++) a.scores[size_t(row + h) * a.capacity + at] = kqm_minus_infinity();
+  const uint32_t capacity = a.batch.capacity;
+  for (uint32_t at = (blockIdx.y * threads + threadIdx.x) + position + 1; at < capacity; at += gridDim.y * threads) {
+    for (int h = 0; h < heads; h++) a.scores[size_t(row + h) * capacity + at] = kqm_minus_infinity();
   }
 }
 
@@ -365,9 +389,9 @@ __device__ __forceinline__ void store_query(const kqm_attention_args &a, const K
 // The newest k or v goes to shared memory as the cache stores it and, from the one CTA that writes it, to the cache.
 template <bool F16, int DIM>
 __device__ __forceinline__ void store_newest(const kqm_attention_args &a, const KqmHeadRow &row, int lane,
-                                             uint32_t position, bool writes, const float (&x)[8],
+                                             uint32_t page, uint32_t position, bool writes, const float (&x)[8],
                                              KQM_SHARED_ARG(uint32_t) newest) {
-  if (writes) kqm_cache_head(a.rope, row, lane, position, x);
+  if (writes) kqm_cache_head(a.rope, row, lane, page, position, x);
   if (writes && !row.is_v && a.rope.k_out) kqm_store_eight(a.rope.k_out + row.at, lane, x);
   const int from = row.is_v ? DIM : 0;
   KQM_UNROLL
@@ -402,23 +426,33 @@ __global__ void __launch_bounds__(threads, (Shape<F16, DIM>::at_once))
   float x[8] = {}, weight[8] = {};
   if (a.rope.q) kqm_load_head_weight(a.rope, row, row_lane, weight);
   kqm_touch_arguments(a);
-  // Behind qkv and float_matvec the position and the caches are what they will be: they are read at once (kqm_wait_then_release).
+  // Behind qkv and float_matvec the batch and the caches are what they will be: they are read at once (kqm_wait_then_release).
   if (!a.follows_qkv) kqm_wait_for_dependencies();
-  // A token past the capacity gives NaN and leaves the cache alone.
-  const uint32_t own_position = min(__ldcg(a.start), a.capacity) + t, position = min(own_position, a.capacity - 1),
-                 used = position / chunk + 1;
+  // The first chunk's page is looked up together with the position that decides which chunk it is. A single sequence is the first one, so
+  // that this need not wait for its number.
+  const uint32_t of_sequence = kqm_chunks_of(a.batch.capacity), first_of_four = blockIdx.y,
+                 first_of_eight = 2 * blockIdx.y + (offset != 0);
+  uint32_t pages = 0;
+  if (a.batch.sequences > 1) pages = min(__ldcg(a.batch.sequence + t), a.batch.sequences - 1) * of_sequence;
+  const uint32_t page_of_four = __ldcg(a.batch.pages + pages + min(first_of_four, of_sequence - 1)),
+                 page_of_eight = __ldcg(a.batch.pages + pages + min(first_of_eight, of_sequence - 1));
+  const KqmToken token(a.batch, t);
+  const uint32_t position = token.position, used = position / chunk + 1;
   // One CTA for four heads, or, where that would be a second round, two CTAs for eight.
   const bool eight_heads = most_heads > quad_heads && prepared > quad_heads && used > gridDim.y;
-  const uint32_t first = eight_heads ? 2 * blockIdx.y + (offset != 0) : blockIdx.y,
-                 stride = eight_heads ? 2 * gridDim.y : gridDim.y;
+  const uint32_t first = eight_heads ? first_of_eight : first_of_four, stride = eight_heads ? 2 * gridDim.y : gridDim.y;
   const int from = eight_heads ? 0 : offset, heads = eight_heads ? prepared : quad_heads_present;
   const uint32_t work_row = blockIdx.z * a.heads + first_head + from;
-  const Work work{kv_head, position, used, first, stride, heads, work_row, token_head + from, a.rope.q != nullptr};
+  const Work work{kv_head, position, first, stride, heads, work_row, pages};
   KeysAndValues<F16, DIM> cached;
+  const uint32_t first_page = !token.has_place() ? kqm_nowhere : eight_heads ? page_of_eight : page_of_four;
   if (first < used) {
-    cached.load_keys(a, work, first);
-    cached.load_values(a, work, first);
+    cached.load_keys(a, work, first, first_page);
+    cached.load_values(a, work, first, first_page);
   }
+  // The fused launch: a token whose own page is not there has no place. It gives NaN and leaves the cache alone.
+  const uint32_t own_page = a.rope.q ? token.own_page(a.batch) : 0,
+                 own_position = own_page < a.batch.pool_pages ? position : kqm_nowhere;
   kqm_wait_then_release();
   if (a.rope.q) kqm_load_head(a.rope, row, row_lane, x);
 
@@ -438,7 +472,7 @@ __global__ void __launch_bounds__(threads, (Shape<F16, DIM>::at_once))
       if (is_query)
         store_query<DIM>(a, row, row_lane, row_index, writes, x, query);
       else
-        store_newest<F16, DIM>(a, row, row_lane, own_position, writes, x, newest);
+        store_newest<F16, DIM>(a, row, row_lane, own_page, own_position, writes, x, newest);
     }
   } else {
     for (int i = threadIdx.x; i < prepared * DIM; i += threads)
@@ -448,9 +482,10 @@ __global__ void __launch_bounds__(threads, (Shape<F16, DIM>::at_once))
 
   for (int i = heads * chunk + threadIdx.x; i < most_heads * chunk; i += threads) score[i] = 0.0f;
   if (eight_heads)
-    attend<F16, DIM, most_heads>(a, ws, work, cached, query, score, partial, newest);
+    attend<F16, DIM, most_heads>(a, ws, work, first_token, cached, query, score, partial, newest);
   else
-    attend<F16, DIM, quad_heads>(a, ws, work, cached, kqm_shared_offset(query, from * DIM), score, partial, newest);
+    attend<F16, DIM, quad_heads>(a, ws, work, first_token, cached, kqm_shared_offset(query, from * DIM), score, partial,
+                                 newest);
 }
 
 // The trees over the chains: y of the thread's output, l of the weights of its head.
@@ -483,7 +518,7 @@ __global__ void __launch_bounds__(join_threads, 1)
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int chain = threadIdx.x / 64, quad = threadIdx.x % 64;
   const KqmJoinedOutputs outputs(a, 4 * quad);
-  const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(blockIdx.y) * a.heads + outputs.first_head;
+  const size_t chunks = kqm_chunks_of(a.batch.reach), first_row = size_t(blockIdx.y) * a.heads + outputs.first_head;
   const float *o = ws.o + (first_row + outputs.own_head) * chunks * outputs.dim + outputs.own % outputs.dim;
   const uint32_t t = first_token + blockIdx.y;
   // A thread makes the factor of one chunk of a batch and one head.
@@ -491,9 +526,8 @@ __global__ void __launch_bounds__(join_threads, 1)
   const int factor_head = int(threadIdx.x) / join_batch, factor_chunk = int(threadIdx.x) % join_batch;
   const size_t factor_row = (first_row + factor_head) * chunks + factor_chunk;
   kqm_touch_arguments(a);
-  // The launch before is attention_chunks, which leaves the start alone (kqm_wait_then_release).
-  const uint32_t position = min(__ldcg(a.start), a.capacity) + t;
-  const int used = int(min(position, a.capacity - 1) / chunk) + 1;
+  // The launch before is attention_chunks, which leaves the batch alone (kqm_wait_then_release).
+  const int used = int(KqmToken(a.batch, t).position / chunk) + 1;
   kqm_wait_for_dependencies();
   kqm_release_dependents();
 
@@ -558,9 +592,7 @@ __global__ void __launch_bounds__(join_threads, 1)
     double l, weighted;
     add_chains(totals, sums, quad, l, weighted);
     const int within = 4 * quad + chain, own = outputs.first + within;
-    const float sum =
-        position < a.capacity ? kqm_canonical(float(weighted * __ddiv_rn(1.0, l))) : __uint_as_float(0x7fc00000u);
-    const float y = own < outputs.all ? sum : 0.0f;
+    const float y = own < outputs.all ? kqm_canonical(float(weighted * __ddiv_rn(1.0, l))) : 0.0f;
     if (own < outputs.all && a.out) a.out[size_t(t) * outputs.all + own] = y;
     result[within] = y;
   }
@@ -591,14 +623,15 @@ int tile_rows() {
   return max_group;
 }
 
-// Many tokens, `at_once` at a time.
+// The tokens from `first` on in tiles, `at_once` at a time.
 template <bool F16, int DIM>
-kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
+kqm_status launch_tiles(const kqm_attention_args &a, uint64_t first, uint64_t at_once, kqm_stream stream) {
   typedef KqmQueryTile<F16, DIM> Tile;
   const uint32_t row = a.heads * a.head_dim, group = a.heads / a.kv_heads,
                  together = Tile::at_once * kqm_multiprocessors();
+  const uint64_t tokens = a.batch.tokens - first;
   uint32_t tile_tokens = tile_rows<Tile>() / group;
-  if (at_once > a.tokens) at_once = a.tokens;
+  if (at_once > tokens) at_once = tokens;
   // Offsets among the partial results fit into 32 bits.
   const uint64_t most = 0xffffffffu / (uint64_t(row) * chunks_of(a));
   KQM_REQUIRE(most > 0, KQM_BAD_SHAPE);
@@ -607,10 +640,10 @@ kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_strea
   while (tile_tokens > 1 && kqm_ceil_div(uint32_t(at_once), tile_tokens) * a.kv_heads * chunks_of(a) < together)
     tile_tokens /= 2;
   // Whole tiles.
-  if (at_once > tile_tokens && at_once < a.tokens) at_once -= at_once % tile_tokens;
+  if (at_once > tile_tokens && at_once < tokens) at_once -= at_once % tile_tokens;
   const KqmPartials ws = partials(a, at_once);
-  for (uint64_t t = 0; t < a.tokens; t += at_once) {
-    const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once),
+  for (uint64_t t = first; t < a.batch.tokens; t += at_once) {
+    const uint32_t count = uint32_t(a.batch.tokens - t < at_once ? a.batch.tokens - t : at_once),
                    tiles = kqm_ceil_div(count, tile_tokens);
     // Several times as many CTAs as run at once, so that they end together.
     const uint64_t wanted = kqm_ceil_div(uint64_t(tile_rounds) * together, uint64_t(tiles) * a.kv_heads);
@@ -625,25 +658,33 @@ kqm_status launch_tiles(const kqm_attention_args &a, uint64_t at_once, kqm_strea
   return KQM_OK;
 }
 
+// The first `tokens` tokens one at a time, `at_once` in a launch.
 template <bool F16, int DIM>
-kqm_status launch(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
-  if (a.tokens >= least_tile_tokens) return launch_tiles<F16, DIM>(a, at_once, stream);
+kqm_status launch_singles(const kqm_attention_args &a, uint64_t tokens, uint64_t at_once, kqm_stream stream) {
   const uint64_t chunks = chunks_of(a);
   const uint32_t group = a.heads / a.kv_heads, row = a.heads * a.head_dim;
   const uint32_t ctas = a.kv_heads * kqm_ceil_div(group, uint32_t(quad_heads));
   // As many CTAs as run at once; they stride over the chunks, low ones first.
   const uint64_t strides =
-      kqm_ceil_div(Shape<F16, DIM>::at_once * uint64_t(kqm_multiprocessors()), uint64_t(ctas) * a.tokens);
+      kqm_ceil_div(Shape<F16, DIM>::at_once * uint64_t(kqm_multiprocessors()), uint64_t(ctas) * tokens);
   const uint32_t grid_chunks = uint32_t(chunks < strides ? chunks : strides);
   const KqmPartials ws = partials(a, at_once);
-  for (uint64_t t = 0; t < a.tokens; t += at_once) {
-    const uint32_t count = uint32_t(a.tokens - t < at_once ? a.tokens - t : at_once);
+  for (uint64_t t = 0; t < tokens; t += at_once) {
+    const uint32_t count = uint32_t(tokens - t < at_once ? tokens - t : at_once);
     const dim3 grid(ctas, grid_chunks, count);
     KQM_TRY(KQM_LAUNCH((attention_chunks<F16, DIM>), grid, dim3(threads), 0, stream, a, ws, uint32_t(t)));
     KQM_TRY(KQM_LAUNCH(attention_join, dim3(kqm_ceil_div(row, uint32_t(KQM_BLOCK)), count), dim3(join_threads), 0,
                        stream, a, ws, uint32_t(t)));
   }
   return KQM_OK;
+}
+
+template <bool F16, int DIM>
+kqm_status launch(const kqm_attention_args &a, uint64_t at_once, kqm_stream stream) {
+  const uint32_t tokens = a.batch.tokens,
+                 singles = tokens - a.batch.singles < least_tile_tokens ? tokens : a.batch.singles;
+  const kqm_status status = singles > 0 ? launch_singles<F16, DIM>(a, singles, at_once, stream) : KQM_OK;
+  return status == KQM_OK && singles < tokens ? launch_tiles<F16, DIM>(a, singles, at_once, stream) : status;
 }
 
 template <bool F16>
@@ -654,13 +695,18 @@ kqm_status launch_dim(const kqm_attention_args &a, uint64_t at_once, kqm_stream 
   return launch<F16, 256>(a, at_once, stream);
 }
 
+bool same(const kqm_batch &a, const kqm_batch &b) {
+  return a.position == b.position && a.sequence == b.sequence && a.pages == b.pages && a.tokens == b.tokens &&
+         a.sequences == b.sequences && a.capacity == b.capacity && a.pool_pages == b.pool_pages && a.reach == b.reach;
+}
+
 // The fused rope works on the same token, cache and shapes.
 kqm_status check_fused(const kqm_attention_args &a) {
   const kqm_rope_args &r = a.rope;
   KQM_TRY(kqm_check_rope(r));
-  KQM_REQUIRE(a.tokens == 1 && r.tokens == 1 && r.heads == a.heads && r.kv_heads == a.kv_heads &&
-                  r.head_dim == a.head_dim && r.capacity == a.capacity && r.cache_type == a.cache_type &&
-                  r.start == a.start && r.k_cache == a.k_cache && r.v_cache == a.v_cache && r.q_out != r.q,
+  KQM_REQUIRE(a.batch.tokens == 1 && same(r.batch, a.batch) && r.heads == a.heads && r.kv_heads == a.kv_heads &&
+                  r.head_dim == a.head_dim && r.cache_type == a.cache_type && r.k_cache == a.k_cache &&
+                  r.v_cache == a.v_cache && r.q_out != r.q,
               KQM_BAD_SHAPE);
   return KQM_OK;
 }
@@ -673,16 +719,16 @@ uint64_t kqm_attention_workspace(const kqm_attention_args *args) {
   const uint64_t per_token = bytes_per_token(*args);
   if (per_token == 0) return 0;
   const uint64_t at_once = target_workspace / per_token;
-  return per_token * (at_once < 1 ? 1 : at_once < args->tokens ? at_once : args->tokens);
+  return per_token * (at_once < 1 ? 1 : at_once < args->batch.tokens ? at_once : args->batch.tokens);
 }
 
 kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream) {
-  KQM_REQUIRE(args != nullptr && args->k_cache && args->v_cache && args->start && args->workspace, KQM_NULL_POINTER);
+  KQM_REQUIRE(args != nullptr && args->k_cache && args->v_cache && args->workspace, KQM_NULL_POINTER);
+  KQM_TRY(kqm_check_batch(args->batch));
   KQM_REQUIRE(args->q != nullptr || args->rope.q != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->out != nullptr || args->fixed != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->cache_type == KQM_TYPE_F32 || args->cache_type == KQM_TYPE_F16, KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(args->tokens > 0 && args->tokens <= 0x7fffffffu && args->capacity > 0 &&
-                  args->capacity <= kqm_max_capacity && args->kv_heads > 0 && args->heads > 0 &&
+  KQM_REQUIRE(args->batch.tokens <= 0x7fffffffu && args->kv_heads > 0 && args->heads > 0 &&
                   args->heads <= kqm_max_heads && args->heads % args->kv_heads == 0 &&
                   args->heads / args->kv_heads <= uint32_t(max_group) && args->head_dim > 0 &&
                   args->head_dim % 64 == 0 && args->head_dim <= uint32_t(kqm_max_head_dim),
@@ -696,7 +742,9 @@ kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream) {
   uint64_t at_once = args->workspace_bytes / bytes_per_token(*args);
   KQM_REQUIRE(at_once > 0, KQM_WORKSPACE);
   if (at_once > max_grid) at_once = max_grid;
-  if (args->cache_type == KQM_TYPE_F16) return launch_dim<true>(*args, at_once, stream);
-  return launch_dim<false>(*args, at_once, stream);
+  kqm_attention_args a = *args;
+  a.batch = kqm_bounded(a.batch), a.rope.batch = kqm_bounded(a.rope.batch);
+  if (a.cache_type == KQM_TYPE_F16) return launch_dim<true>(a, at_once, stream);
+  return launch_dim<false>(a, at_once, stream);
 }
 KQM_ABI_END

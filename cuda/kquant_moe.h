@@ -49,7 +49,7 @@ typedef int32_t kqm_status;
 typedef void *kqm_stream;
 
 /* The version of this ABI: another one when what is here changes its meaning or its layout. */
-#define KQM_ABI_VERSION 1
+#define KQM_ABI_VERSION 2
 /* Who calls: the version, and the size of the argument structure, as the caller was compiled with them. */
 typedef uint64_t kqm_caller;
 #define KQM_CALLER(args_type) (((kqm_caller)KQM_ABI_VERSION << 32) | (kqm_caller)sizeof(args_type))
@@ -89,7 +89,7 @@ typedef uint64_t kqm_caller;
 /* Most experts the router chooses from, and most it chooses. */
 #define KQM_MAX_EXPERTS 512
 #define KQM_MAX_TOP_K 32
-/* Cache positions that attention reduces in f32 before it continues in f64. */
+/* Cache positions that attention reduces in f32 before it continues in f64, and positions of a page of the cache. */
 #define KQM_ATTENTION_CHUNK 64
 /* Most (token, expert) pairs of one expert that one work item of the expert kernels covers. */
 #define KQM_ITEM_PAIRS 32
@@ -204,55 +204,75 @@ typedef struct kqm_rms_norm_args {
   float eps;
 } kqm_rms_norm_args;
 
+/* The tokens of a batch, and where each one is. The caches of keys and of values are pools of pages, [pool_pages][KQM_ATTENTION_CHUNK
+ * positions, kv_heads, head_dim], which sequences share: position p of sequence s is position p % KQM_ATTENTION_CHUNK of page
+ * pages[s][p / KQM_ATTENTION_CHUNK]. Tokens may be of any sequences and positions, in any order. A token whose position is not below the
+ * reach, whose sequence is none of them, or whose page is none of the pool has no place: it gives NaN and leaves the caches alone. Any
+ * other page that the pool does not have holds NaNs for the tokens that see it. */
+typedef struct kqm_batch {
+  const uint32_t *position; /* [tokens] */
+  const uint32_t *sequence; /* [tokens] */
+  const uint32_t
+      *pages; /* [sequences, ceil(capacity / KQM_ATTENTION_CHUNK)], less than 2^32 in all; those that no token sees may
+                             * be anything */
+  uint32_t tokens;
+  uint32_t sequences;
+  uint32_t capacity;   /* most positions of a sequence, below 2^31 */
+  uint32_t pool_pages; /* pages of the cache of keys, and of that of values */
+  uint32_t
+      reach; /* no token is at this position or behind it; 0: the capacity. It bounds what attention lays out its launch and its
+                        * workspace for: small ones are faster */
+  uint32_t
+      singles; /* attention takes the first so many tokens one at a time, and the others together with their neighbours, for which
+                        * neighbours had better be at positions of one sequence that follow each other. A matter of speed; where fewer than
+                        * four are left they are single, too */
+} kqm_batch;
+
 /* rope: per-head RMSNorm of q and k, RoPE (NeoX layout: dimension i is paired with i + head_dim / 2), and the write
- * of k and v into the cache. Position of token t is start + t. */
+ * of k and v into the cache. */
 typedef struct kqm_rope_args {
+  kqm_batch batch;
   const float *q;        /* [tokens, heads, head_dim] */
   const float *k;        /* [tokens, kv_heads, head_dim] */
   const float *v;        /* [tokens, kv_heads, head_dim] */
   const float *q_weight; /* [optional] [head_dim] RMSNorm weight; NULL: q is not normalised */
   const float *k_weight; /* [optional] [head_dim] */
   const float *table;    /* [capacity, head_dim / 2, 2]: cosine and sine of each position and dimension pair */
-  const uint32_t *start; /* [1] position of token 0 */
   float *q_out;          /* [tokens, heads, head_dim]; may equal q */
   float *q_normed;       /* [optional] [tokens, heads, head_dim] */
   float *k_normed;       /* [optional] [tokens, kv_heads, head_dim] */
   float *k_out;          /* [optional] [tokens, kv_heads, head_dim] */
-  void *k_cache;         /* [capacity, kv_heads, head_dim] f32 or f16 */
-  void *v_cache;         /* [capacity, kv_heads, head_dim] f32 or f16 */
+  void *k_cache;         /* [pool_pages, KQM_ATTENTION_CHUNK, kv_heads, head_dim] f32 or f16 */
+  void *v_cache;         /* [pool_pages, KQM_ATTENTION_CHUNK, kv_heads, head_dim] f32 or f16 */
   uint32_t cache_type;   /* KQM_TYPE_F32 or KQM_TYPE_F16 */
-  uint32_t capacity;     /* below 2^31; tokens at positions >= capacity are not written */
-  uint32_t tokens;
-  uint32_t heads;    /* at most 65535 */
-  uint32_t kv_heads; /* at most 65535 */
-  uint32_t head_dim; /* even, a multiple of 8, at most 256 */
+  uint32_t heads;        /* at most 65535 */
+  uint32_t kv_heads;     /* at most 65535 */
+  uint32_t head_dim;     /* even, a multiple of 8, at most 256 */
   float eps;
 } kqm_rope_args;
 
-/* attention: causal grouped-query attention of `tokens` queries over the cache, in chunks of KQM_ATTENTION_CHUNK
- * positions. Token t sees positions 0 ..= start + t. */
+/* attention: causal grouped-query attention of a batch's queries over the cache, in chunks of KQM_ATTENTION_CHUNK
+ * positions. A token sees the positions of its sequence up to its own. */
 typedef struct kqm_attention_args {
+  kqm_batch batch;
   const float *q;         /* [tokens, heads, head_dim] */
-  const void *k_cache;    /* [capacity, kv_heads, head_dim] */
-  const void *v_cache;    /* [capacity, kv_heads, head_dim] */
-  const uint32_t *start;  /* [1] */
+  const void *k_cache;    /* [pool_pages, KQM_ATTENTION_CHUNK, kv_heads, head_dim] */
+  const void *v_cache;    /* [pool_pages, KQM_ATTENTION_CHUNK, kv_heads, head_dim] */
   float *out;             /* [optional] [tokens, heads, head_dim] */
   kqm_fixed_block *fixed; /* [optional] [tokens, heads * head_dim / 256] */
   float *scores;          /* [optional] [tokens, heads, capacity]: scaled scores; -inf where masked */
   void *workspace;        /* kqm_attention_workspace() bytes, 16-byte aligned */
   uint64_t workspace_bytes;
   uint32_t cache_type;
-  uint32_t capacity; /* below 2^31 */
-  uint32_t tokens;
   uint32_t heads; /* at most 65535; a multiple of kv_heads, at most 16 times; with fixed, heads * head_dim one of 256 */
   uint32_t kv_heads;
   uint32_t head_dim;  /* 64, 128, 192 or 256 */
   float scale;        /* 1 / sqrt(head_dim) */
   kqm_rope_args rope; /* [optional: rope.q NULL] a single token: do what kqm_rope does first, in the same launch; its
-                       * shapes, start and caches are those above */
+                       * batch, shapes and caches are those above */
   uint32_t
       follows_qkv; /* 1, with rope: the launch right before this one in the stream is kqm_qkv, kqm_float_matvec, or a kernel that does not let its
-                         * successor start early. start and caches, which it does not write, are read while it still runs */
+                         * successor start early. The batch and the caches, which it does not write, are read while it still runs */
 } kqm_attention_args;
 
 /* moe_router: logits = W x (F32 weights), the top_k largest (ties to the lower expert), and their softmax
@@ -359,8 +379,9 @@ typedef struct kqm_argmax_args {
   uint32_t *out;     /* [rows] */
   uint64_t *partial; /* [rows] zero before the first call; the launcher leaves it zero */
   uint32_t *done;    /* [rows] zero before the first call; the launcher leaves it zero */
-  uint32_t *advance; /* [optional] [1]: incremented by 1 (the position of the next token in a decode loop) */
-  uint32_t *history; /* [optional] [history_len]: at *advance, before it, out[0] or, of no finite value, 2^32 - 1 */
+  uint32_t *advance; /* [optional] [rows]: each incremented by 1 (the positions of a decode loop's next tokens) */
+  uint32_t *
+      history; /* [optional] [rows, history_len]: of row r at advance[r], before it, out[r] or, of no finite value, 2^32 - 1 */
   uint32_t history_len;
   uint32_t rows;
   uint32_t cols;
@@ -454,7 +475,7 @@ KQM_EACH_LAUNCHER(KQM_DECLARE_EXPORT)
 KQM_EACH_LAUNCHER(KQM_DECLARE_LAUNCHER)
 #endif
 
-/* Bytes of workspace that kqm_attention needs for these shapes (pointers are ignored); 0 for a caller with another header. */
+/* Bytes of workspace that kqm_attention needs for these shapes (pointers are ignored), and for all of a lower reach; 0 for a caller with another header. */
 uint64_t kqm_launch_attention_workspace(kqm_caller caller, const kqm_attention_args *args);
 #if !defined(KQM_IMPLEMENTATION)
 static inline uint64_t kqm_attention_workspace(const kqm_attention_args *args) {

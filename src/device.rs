@@ -402,6 +402,20 @@ impl<D: Device, T: Plain> Buffer<D, T> {
         // is borrowed mutably.
         unsafe { device.copy(to, from, len * size_of::<T>()) }
     }
+
+    /// Copies `len` elements from index `from` to index `to`, which do not overlap.
+    pub fn copy_within(&mut self, device: &D, to: usize, from: usize, len: usize) -> Result<()> {
+        self.on(device)?;
+        let (target, source) = (self.range(to, len)?, self.range(from, len)?);
+        if to.abs_diff(from) < len {
+            return Err(Error::Invalid(format!("{len} elements from index {from} to {to} overlap")));
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: both ranges were checked, and so was whose memory they are; they do not overlap.
+        unsafe { device.copy(target, source, len * size_of::<T>()) }
+    }
 }
 
 impl<D: Device, T: Plain> Drop for Buffer<D, T> {

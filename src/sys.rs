@@ -10,7 +10,7 @@ pub const KQM_UNSUPPORTED_TYPE: i32 = -3;
 pub const KQM_MISALIGNED: i32 = -4;
 pub const KQM_WORKSPACE: i32 = -5;
 pub const KQM_OTHER_ABI: i32 = -6;
-pub const KQM_ABI_VERSION: u32 = 1;
+pub const KQM_ABI_VERSION: u32 = 2;
 pub const KQM_TYPE_F32: u32 = 0;
 pub const KQM_TYPE_F16: u32 = 1;
 pub const KQM_TYPE_Q4_0: u32 = 2;
@@ -388,11 +388,64 @@ impl Default for kqm_rms_norm_args {
         }
     }
 }
+/** The tokens of a batch, and where each one is. The caches of keys and of values are pools of pages, \[pool_pages\]\[KQM_ATTENTION_CHUNK
+positions, kv_heads, head_dim\], which sequences share: position p of sequence s is position p % KQM_ATTENTION_CHUNK of page
+pages\[s\]\[p / KQM_ATTENTION_CHUNK\]. Tokens may be of any sequences and positions, in any order. A token whose position is not below the
+reach, whose sequence is none of them, or whose page is none of the pool has no place: it gives NaN and leaves the caches alone. Any
+other page that the pool does not have holds NaNs for the tokens that see it.*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct kqm_batch {
+    /// \[tokens\]
+    pub position: *const u32,
+    /// \[tokens\]
+    pub sequence: *const u32,
+    /** \[sequences, ceil(capacity / KQM_ATTENTION_CHUNK)\], less than 2^32 in all; those that no token sees may
+    be anything*/
+    pub pages: *const u32,
+    pub tokens: u32,
+    pub sequences: u32,
+    /// most positions of a sequence, below 2^31
+    pub capacity: u32,
+    /// pages of the cache of keys, and of that of values
+    pub pool_pages: u32,
+    /** no token is at this position or behind it; 0: the capacity. It bounds what attention lays out its launch and its
+    workspace for: small ones are faster*/
+    pub reach: u32,
+    /** attention takes the first so many tokens one at a time, and the others together with their neighbours, for which
+    neighbours had better be at positions of one sequence that follow each other. A matter of speed; where fewer than
+    four are left they are single, too*/
+    pub singles: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kqm_batch"][::core::mem::size_of::<kqm_batch>() - 48usize];
+    ["Alignment of kqm_batch"][::core::mem::align_of::<kqm_batch>() - 8usize];
+    ["Offset of field: kqm_batch::position"][::core::mem::offset_of!(kqm_batch, position) - 0usize];
+    ["Offset of field: kqm_batch::sequence"][::core::mem::offset_of!(kqm_batch, sequence) - 8usize];
+    ["Offset of field: kqm_batch::pages"][::core::mem::offset_of!(kqm_batch, pages) - 16usize];
+    ["Offset of field: kqm_batch::tokens"][::core::mem::offset_of!(kqm_batch, tokens) - 24usize];
+    ["Offset of field: kqm_batch::sequences"][::core::mem::offset_of!(kqm_batch, sequences) - 28usize];
+    ["Offset of field: kqm_batch::capacity"][::core::mem::offset_of!(kqm_batch, capacity) - 32usize];
+    ["Offset of field: kqm_batch::pool_pages"][::core::mem::offset_of!(kqm_batch, pool_pages) - 36usize];
+    ["Offset of field: kqm_batch::reach"][::core::mem::offset_of!(kqm_batch, reach) - 40usize];
+    ["Offset of field: kqm_batch::singles"][::core::mem::offset_of!(kqm_batch, singles) - 44usize];
+};
+impl Default for kqm_batch {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
 /** rope: per-head RMSNorm of q and k, RoPE (NeoX layout: dimension i is paired with i + head_dim / 2), and the write
-of k and v into the cache. Position of token t is start + t.*/
+of k and v into the cache.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_rope_args {
+    pub batch: kqm_batch,
     /// \[tokens, heads, head_dim\]
     pub q: *const f32,
     /// \[tokens, kv_heads, head_dim\]
@@ -405,8 +458,6 @@ pub struct kqm_rope_args {
     pub k_weight: *const f32,
     /// \[capacity, head_dim / 2, 2\]: cosine and sine of each position and dimension pair
     pub table: *const f32,
-    /// \[1\] position of token 0
-    pub start: *const u32,
     /// \[tokens, heads, head_dim\]; may equal q
     pub q_out: *mut f32,
     /// \[optional\] \[tokens, heads, head_dim\]
@@ -415,15 +466,12 @@ pub struct kqm_rope_args {
     pub k_normed: *mut f32,
     /// \[optional\] \[tokens, kv_heads, head_dim\]
     pub k_out: *mut f32,
-    /// \[capacity, kv_heads, head_dim\] f32 or f16
+    /// \[pool_pages, KQM_ATTENTION_CHUNK, kv_heads, head_dim\] f32 or f16
     pub k_cache: *mut ::core::ffi::c_void,
-    /// \[capacity, kv_heads, head_dim\] f32 or f16
+    /// \[pool_pages, KQM_ATTENTION_CHUNK, kv_heads, head_dim\] f32 or f16
     pub v_cache: *mut ::core::ffi::c_void,
     /// KQM_TYPE_F32 or KQM_TYPE_F16
     pub cache_type: u32,
-    /// below 2^31; tokens at positions \>= capacity are not written
-    pub capacity: u32,
-    pub tokens: u32,
     /// at most 65535
     pub heads: u32,
     /// at most 65535
@@ -434,28 +482,26 @@ pub struct kqm_rope_args {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_rope_args"][::core::mem::size_of::<kqm_rope_args>() - 136usize];
+    ["Size of kqm_rope_args"][::core::mem::size_of::<kqm_rope_args>() - 168usize];
     ["Alignment of kqm_rope_args"][::core::mem::align_of::<kqm_rope_args>() - 8usize];
-    ["Offset of field: kqm_rope_args::q"][::core::mem::offset_of!(kqm_rope_args, q) - 0usize];
-    ["Offset of field: kqm_rope_args::k"][::core::mem::offset_of!(kqm_rope_args, k) - 8usize];
-    ["Offset of field: kqm_rope_args::v"][::core::mem::offset_of!(kqm_rope_args, v) - 16usize];
-    ["Offset of field: kqm_rope_args::q_weight"][::core::mem::offset_of!(kqm_rope_args, q_weight) - 24usize];
-    ["Offset of field: kqm_rope_args::k_weight"][::core::mem::offset_of!(kqm_rope_args, k_weight) - 32usize];
-    ["Offset of field: kqm_rope_args::table"][::core::mem::offset_of!(kqm_rope_args, table) - 40usize];
-    ["Offset of field: kqm_rope_args::start"][::core::mem::offset_of!(kqm_rope_args, start) - 48usize];
-    ["Offset of field: kqm_rope_args::q_out"][::core::mem::offset_of!(kqm_rope_args, q_out) - 56usize];
-    ["Offset of field: kqm_rope_args::q_normed"][::core::mem::offset_of!(kqm_rope_args, q_normed) - 64usize];
-    ["Offset of field: kqm_rope_args::k_normed"][::core::mem::offset_of!(kqm_rope_args, k_normed) - 72usize];
-    ["Offset of field: kqm_rope_args::k_out"][::core::mem::offset_of!(kqm_rope_args, k_out) - 80usize];
-    ["Offset of field: kqm_rope_args::k_cache"][::core::mem::offset_of!(kqm_rope_args, k_cache) - 88usize];
-    ["Offset of field: kqm_rope_args::v_cache"][::core::mem::offset_of!(kqm_rope_args, v_cache) - 96usize];
-    ["Offset of field: kqm_rope_args::cache_type"][::core::mem::offset_of!(kqm_rope_args, cache_type) - 104usize];
-    ["Offset of field: kqm_rope_args::capacity"][::core::mem::offset_of!(kqm_rope_args, capacity) - 108usize];
-    ["Offset of field: kqm_rope_args::tokens"][::core::mem::offset_of!(kqm_rope_args, tokens) - 112usize];
-    ["Offset of field: kqm_rope_args::heads"][::core::mem::offset_of!(kqm_rope_args, heads) - 116usize];
-    ["Offset of field: kqm_rope_args::kv_heads"][::core::mem::offset_of!(kqm_rope_args, kv_heads) - 120usize];
-    ["Offset of field: kqm_rope_args::head_dim"][::core::mem::offset_of!(kqm_rope_args, head_dim) - 124usize];
-    ["Offset of field: kqm_rope_args::eps"][::core::mem::offset_of!(kqm_rope_args, eps) - 128usize];
+    ["Offset of field: kqm_rope_args::batch"][::core::mem::offset_of!(kqm_rope_args, batch) - 0usize];
+    ["Offset of field: kqm_rope_args::q"][::core::mem::offset_of!(kqm_rope_args, q) - 48usize];
+    ["Offset of field: kqm_rope_args::k"][::core::mem::offset_of!(kqm_rope_args, k) - 56usize];
+    ["Offset of field: kqm_rope_args::v"][::core::mem::offset_of!(kqm_rope_args, v) - 64usize];
+    ["Offset of field: kqm_rope_args::q_weight"][::core::mem::offset_of!(kqm_rope_args, q_weight) - 72usize];
+    ["Offset of field: kqm_rope_args::k_weight"][::core::mem::offset_of!(kqm_rope_args, k_weight) - 80usize];
+    ["Offset of field: kqm_rope_args::table"][::core::mem::offset_of!(kqm_rope_args, table) - 88usize];
+    ["Offset of field: kqm_rope_args::q_out"][::core::mem::offset_of!(kqm_rope_args, q_out) - 96usize];
+    ["Offset of field: kqm_rope_args::q_normed"][::core::mem::offset_of!(kqm_rope_args, q_normed) - 104usize];
+    ["Offset of field: kqm_rope_args::k_normed"][::core::mem::offset_of!(kqm_rope_args, k_normed) - 112usize];
+    ["Offset of field: kqm_rope_args::k_out"][::core::mem::offset_of!(kqm_rope_args, k_out) - 120usize];
+    ["Offset of field: kqm_rope_args::k_cache"][::core::mem::offset_of!(kqm_rope_args, k_cache) - 128usize];
+    ["Offset of field: kqm_rope_args::v_cache"][::core::mem::offset_of!(kqm_rope_args, v_cache) - 136usize];
+    ["Offset of field: kqm_rope_args::cache_type"][::core::mem::offset_of!(kqm_rope_args, cache_type) - 144usize];
+    ["Offset of field: kqm_rope_args::heads"][::core::mem::offset_of!(kqm_rope_args, heads) - 148usize];
+    ["Offset of field: kqm_rope_args::kv_heads"][::core::mem::offset_of!(kqm_rope_args, kv_heads) - 152usize];
+    ["Offset of field: kqm_rope_args::head_dim"][::core::mem::offset_of!(kqm_rope_args, head_dim) - 156usize];
+    ["Offset of field: kqm_rope_args::eps"][::core::mem::offset_of!(kqm_rope_args, eps) - 160usize];
 };
 impl Default for kqm_rope_args {
     fn default() -> Self {
@@ -466,19 +512,18 @@ impl Default for kqm_rope_args {
         }
     }
 }
-/** attention: causal grouped-query attention of `tokens` queries over the cache, in chunks of KQM_ATTENTION_CHUNK
-positions. Token t sees positions 0 ..= start + t.*/
+/** attention: causal grouped-query attention of a batch's queries over the cache, in chunks of KQM_ATTENTION_CHUNK
+positions. A token sees the positions of its sequence up to its own.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_attention_args {
+    pub batch: kqm_batch,
     /// \[tokens, heads, head_dim\]
     pub q: *const f32,
-    /// \[capacity, kv_heads, head_dim\]
+    /// \[pool_pages, KQM_ATTENTION_CHUNK, kv_heads, head_dim\]
     pub k_cache: *const ::core::ffi::c_void,
-    /// \[capacity, kv_heads, head_dim\]
+    /// \[pool_pages, KQM_ATTENTION_CHUNK, kv_heads, head_dim\]
     pub v_cache: *const ::core::ffi::c_void,
-    /// \[1\]
-    pub start: *const u32,
     /// \[optional\] \[tokens, heads, head_dim\]
     pub out: *mut f32,
     /// \[optional\] \[tokens, heads \* head_dim / 256\]
@@ -489,9 +534,6 @@ pub struct kqm_attention_args {
     pub workspace: *mut ::core::ffi::c_void,
     pub workspace_bytes: u64,
     pub cache_type: u32,
-    /// below 2^31
-    pub capacity: u32,
-    pub tokens: u32,
     /// at most 65535; a multiple of kv_heads, at most 16 times; with fixed, heads \* head_dim one of 256
     pub heads: u32,
     pub kv_heads: u32,
@@ -500,38 +542,36 @@ pub struct kqm_attention_args {
     /// 1 / sqrt(head_dim)
     pub scale: f32,
     /** \[optional: rope.q NULL\] a single token: do what kqm_rope does first, in the same launch; its
-    shapes, start and caches are those above*/
+    batch, shapes and caches are those above*/
     pub rope: kqm_rope_args,
     /** 1, with rope: the launch right before this one in the stream is kqm_qkv, kqm_float_matvec, or a kernel that does not let its
-    successor start early. start and caches, which it does not write, are read while it still runs*/
+    successor start early. The batch and the caches, which it does not write, are read while it still runs*/
     pub follows_qkv: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_attention_args"][::core::mem::size_of::<kqm_attention_args>() - 248usize];
+    ["Size of kqm_attention_args"][::core::mem::size_of::<kqm_attention_args>() - 312usize];
     ["Alignment of kqm_attention_args"][::core::mem::align_of::<kqm_attention_args>() - 8usize];
-    ["Offset of field: kqm_attention_args::q"][::core::mem::offset_of!(kqm_attention_args, q) - 0usize];
-    ["Offset of field: kqm_attention_args::k_cache"][::core::mem::offset_of!(kqm_attention_args, k_cache) - 8usize];
-    ["Offset of field: kqm_attention_args::v_cache"][::core::mem::offset_of!(kqm_attention_args, v_cache) - 16usize];
-    ["Offset of field: kqm_attention_args::start"][::core::mem::offset_of!(kqm_attention_args, start) - 24usize];
-    ["Offset of field: kqm_attention_args::out"][::core::mem::offset_of!(kqm_attention_args, out) - 32usize];
-    ["Offset of field: kqm_attention_args::fixed"][::core::mem::offset_of!(kqm_attention_args, fixed) - 40usize];
-    ["Offset of field: kqm_attention_args::scores"][::core::mem::offset_of!(kqm_attention_args, scores) - 48usize];
+    ["Offset of field: kqm_attention_args::batch"][::core::mem::offset_of!(kqm_attention_args, batch) - 0usize];
+    ["Offset of field: kqm_attention_args::q"][::core::mem::offset_of!(kqm_attention_args, q) - 48usize];
+    ["Offset of field: kqm_attention_args::k_cache"][::core::mem::offset_of!(kqm_attention_args, k_cache) - 56usize];
+    ["Offset of field: kqm_attention_args::v_cache"][::core::mem::offset_of!(kqm_attention_args, v_cache) - 64usize];
+    ["Offset of field: kqm_attention_args::out"][::core::mem::offset_of!(kqm_attention_args, out) - 72usize];
+    ["Offset of field: kqm_attention_args::fixed"][::core::mem::offset_of!(kqm_attention_args, fixed) - 80usize];
+    ["Offset of field: kqm_attention_args::scores"][::core::mem::offset_of!(kqm_attention_args, scores) - 88usize];
     ["Offset of field: kqm_attention_args::workspace"]
-        [::core::mem::offset_of!(kqm_attention_args, workspace) - 56usize];
+        [::core::mem::offset_of!(kqm_attention_args, workspace) - 96usize];
     ["Offset of field: kqm_attention_args::workspace_bytes"]
-        [::core::mem::offset_of!(kqm_attention_args, workspace_bytes) - 64usize];
+        [::core::mem::offset_of!(kqm_attention_args, workspace_bytes) - 104usize];
     ["Offset of field: kqm_attention_args::cache_type"]
-        [::core::mem::offset_of!(kqm_attention_args, cache_type) - 72usize];
-    ["Offset of field: kqm_attention_args::capacity"][::core::mem::offset_of!(kqm_attention_args, capacity) - 76usize];
-    ["Offset of field: kqm_attention_args::tokens"][::core::mem::offset_of!(kqm_attention_args, tokens) - 80usize];
-    ["Offset of field: kqm_attention_args::heads"][::core::mem::offset_of!(kqm_attention_args, heads) - 84usize];
-    ["Offset of field: kqm_attention_args::kv_heads"][::core::mem::offset_of!(kqm_attention_args, kv_heads) - 88usize];
-    ["Offset of field: kqm_attention_args::head_dim"][::core::mem::offset_of!(kqm_attention_args, head_dim) - 92usize];
-    ["Offset of field: kqm_attention_args::scale"][::core::mem::offset_of!(kqm_attention_args, scale) - 96usize];
-    ["Offset of field: kqm_attention_args::rope"][::core::mem::offset_of!(kqm_attention_args, rope) - 104usize];
+        [::core::mem::offset_of!(kqm_attention_args, cache_type) - 112usize];
+    ["Offset of field: kqm_attention_args::heads"][::core::mem::offset_of!(kqm_attention_args, heads) - 116usize];
+    ["Offset of field: kqm_attention_args::kv_heads"][::core::mem::offset_of!(kqm_attention_args, kv_heads) - 120usize];
+    ["Offset of field: kqm_attention_args::head_dim"][::core::mem::offset_of!(kqm_attention_args, head_dim) - 124usize];
+    ["Offset of field: kqm_attention_args::scale"][::core::mem::offset_of!(kqm_attention_args, scale) - 128usize];
+    ["Offset of field: kqm_attention_args::rope"][::core::mem::offset_of!(kqm_attention_args, rope) - 136usize];
     ["Offset of field: kqm_attention_args::follows_qkv"]
-        [::core::mem::offset_of!(kqm_attention_args, follows_qkv) - 240usize];
+        [::core::mem::offset_of!(kqm_attention_args, follows_qkv) - 304usize];
 };
 impl Default for kqm_attention_args {
     fn default() -> Self {
@@ -854,9 +894,9 @@ pub struct kqm_argmax_args {
     pub partial: *mut u64,
     /// \[rows\] zero before the first call; the launcher leaves it zero
     pub done: *mut u32,
-    /// \[optional\] \[1\]: incremented by 1 (the position of the next token in a decode loop)
+    /// \[optional\] \[rows\]: each incremented by 1 (the positions of a decode loop's next tokens)
     pub advance: *mut u32,
-    /// \[optional\] \[history_len\]: at \*advance, before it, out\[0\] or, of no finite value, 2^32 - 1
+    /// \[optional\] \[rows, history_len\]: of row r at advance\[r\], before it, out\[r\] or, of no finite value, 2^32 - 1
     pub history: *mut u32,
     pub history_len: u32,
     pub rows: u32,
@@ -1111,7 +1151,7 @@ const _: () = {
     ["Offset of field: kqm_kernels::sample"][::core::mem::offset_of!(kqm_kernels, sample) - 152usize];
     ["Offset of field: kqm_kernels::status_text"][::core::mem::offset_of!(kqm_kernels, status_text) - 160usize];
 };
-pub const KQM_ABI: _bindgen_ty_1 = 16892288;
+pub const KQM_ABI: _bindgen_ty_1 = 33670336;
 pub type _bindgen_ty_1 = ::core::ffi::c_uint;
 unsafe extern "C" {
     /// Most work items that a batch of `tokens` can give.
@@ -1154,7 +1194,7 @@ unsafe extern "C" {
         stream: kqm_stream,
     ) -> kqm_status;
     pub fn kqm_launch_sample(caller: kqm_caller, args: *const kqm_sample_args, stream: kqm_stream) -> kqm_status;
-    /// Bytes of workspace that kqm_attention needs for these shapes (pointers are ignored); 0 for a caller with another header.
+    /// Bytes of workspace that kqm_attention needs for these shapes (pointers are ignored), and for all of a lower reach; 0 for a caller with another header.
     pub fn kqm_launch_attention_workspace(caller: kqm_caller, args: *const kqm_attention_args) -> u64;
     /** The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's
     KQM_ABI, which is the caller's when both have the same header.*/

@@ -98,19 +98,21 @@ fn prefers_the_first_of_equals<D: Device>(device: &D, _: Size) {
     check(device, "ties", &x, rows.len());
 }
 
-/// Tokens go to the history at the position, until it is full; the position always advances. A token whose value is not finite
-/// has a number in the history that names nothing.
+/// Each row's tokens go to its history at its position, until it is full; the position always advances. A token whose value is not
+/// finite has a number in the history that names nothing.
 fn feeds_the_decode_loop<D: Device>(device: &D, _: Size) {
     let (rows, cols) = (2, 5000);
     let mut random = Random::new(15);
-    let mut position = Output::starting_with(device, &[2_u32]);
-    let mut history = Output::starting_with(device, &[7_u32; 12]);
-    let mut expected = vec![7_u32; 12];
+    // The second row is ahead by three.
+    let mut position = Output::starting_with(device, &[2_u32, 5]);
+    let mut history = Output::starting_with(device, &[7_u32; 24]);
+    let mut expected = vec![7_u32; 24];
     let mut partial = Output::starting_with(device, &[0_u64; 2]);
     let mut done = Output::starting_with(device, &[0_u32; 2]);
     for step in 2..14 {
         let mut x = random.gaussians(rows * cols);
         match step {
+            3 => x[cols + 17] = f32::INFINITY,
             4 => x[4321] = f32::NAN,
             5 => x[4321] = f32::from_bits(0xffc0_0001),
             6 => x[17] = f32::INFINITY,
@@ -128,11 +130,14 @@ fn feeds_the_decode_loop<D: Device>(device: &D, _: Size) {
         let (partial, done) = (partial.slice(), done.slice());
         ok(Argmax::new(x_device.slice(), out.slice(), partial, done, [rows, cols]).feed(feed).launch(device));
         let tokens: Vec<u32> = x.chunks(cols).map(argmax).collect();
-        if step < expected.len() {
+        if step < 12 {
             expected[step] = if (4..8).contains(&step) { u32::MAX } else { tokens[0] };
         }
+        if step + 3 < 12 {
+            expected[12 + step + 3] = if step == 3 { u32::MAX } else { tokens[1] };
+        }
         assert_same("tokens", &out.read(), &tokens);
-        assert_same("position", &position.read(), &[step as u32 + 1]);
+        assert_same("position", &position.read(), &[step as u32 + 1, step as u32 + 4]);
         assert_same("history", &history.read(), &expected);
     }
 }

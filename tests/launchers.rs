@@ -121,7 +121,11 @@ impl<'t, A: Copy> Launcher<'t, A> {
 
     /// The launcher calls a function that has conditions of its own, which cases with this launcher break.
     fn calls(&mut self, call: &str) {
-        self.table.refused.insert((self.file, format!("KQM_TRY({call})")));
+        self.calls_in(self.file, call);
+    }
+
+    fn calls_in(&mut self, file: &'static str, call: &str) {
+        self.table.refused.insert((file, format!("KQM_TRY({call})")));
     }
 
     /// The change brings the condition to its upper bound, and an operand to where the kernel cannot read it: that it
@@ -218,17 +222,16 @@ fn argmax(table: &mut Table, kernels: &kqm_kernels) {
 
 fn attention(table: &mut Table, kernels: &kqm_kernels) {
     const FILE: &str = "attention.cu";
-    let shapes =
-        kqm_attention_args { capacity: 1, tokens: 1, heads: 4, kv_heads: 4, head_dim: 64, ..Default::default() };
+    let batch = batch_args(table);
+    let shapes = kqm_attention_args { batch, heads: 4, kv_heads: 4, head_dim: 64, ..Default::default() };
     // SAFETY: the function reads the counts of the structure.
     let workspace_bytes = unsafe { kernels.attention_workspace.unwrap()(&shapes) };
-    let (k_cache, v_cache) = (table.zeros::<f32>(256).cast(), table.zeros::<f32>(256).cast());
+    let [k_cache, v_cache] = [(); 2].map(|()| table.zeros::<f32>(64 * 256).cast());
     let nowhere = table.nowhere::<f32>();
     let base = kqm_attention_args {
         q: table.zeros(256),
         k_cache,
         v_cache,
-        start: table.zeros(1),
         out: table.zeros(256),
         fixed: table.zeros(1),
         workspace: table.zeros::<u8>(workspace_bytes as usize).cast(),
@@ -237,7 +240,7 @@ fn attention(table: &mut Table, kernels: &kqm_kernels) {
         scale: 0.125,
         ..shapes
     };
-    let rope = rope_args(table, k_cache, v_cache, base.start.cast_mut());
+    let rope = rope_args(table, k_cache, v_cache, batch);
     // Room for more than 4 heads of 64 dimensions.
     let (many, room) = (table.zeros(16 * 256), table.zeros::<u8>(1 << 16));
     let fused = kqm_attention_args { q: null(), rope, ..base };
@@ -245,7 +248,6 @@ fn attention(table: &mut Table, kernels: &kqm_kernels) {
     l.refuses_null();
     l.refuses(KQM_NULL_POINTER, "args->k_cache", |a| a.k_cache = null());
     l.refuses(KQM_NULL_POINTER, "args->v_cache", |a| a.v_cache = null());
-    l.refuses(KQM_NULL_POINTER, "args->start", |a| a.start = null());
     l.refuses(KQM_NULL_POINTER, "args->workspace", |a| a.workspace = null());
     let queries = "args->q != nullptr || args->rope.q != nullptr";
     l.refuses(KQM_NULL_POINTER, queries, |a| a.q = null());
@@ -260,16 +262,10 @@ fn attention(table: &mut Table, kernels: &kqm_kernels) {
     }
     l.takes(types, "args->cache_type == KQM_TYPE_F32", |_| {});
     l.takes(types, "args->cache_type == KQM_TYPE_F16", |a| a.cache_type = KQM_TYPE_F16);
-    l.refuses(KQM_BAD_SHAPE, "args->tokens > 0", |a| a.tokens = 0);
-    l.refuses(KQM_BAD_SHAPE, "args->tokens <= 0x7fffffffu", |a| a.tokens = 0x8000_0000);
-    l.launches("args->tokens <= 0x7fffffffu", |a| (a.tokens, a.q) = (0x7fff_ffff, nowhere));
-    l.refuses(KQM_BAD_SHAPE, "args->capacity > 0", |a| a.capacity = 0);
-    l.refuses(KQM_BAD_SHAPE, "args->capacity <= kqm_max_capacity", |a| {
-        (a.capacity, a.workspace_bytes) = (0x8000_0000, u64::MAX);
-    });
-    l.launches("args->capacity <= kqm_max_capacity", |a| {
-        (a.capacity, a.workspace_bytes, a.q) = (0x7fff_ffff, u64::MAX, nowhere);
-    });
+    l.calls("kqm_check_batch(args->batch)");
+    l.refuses_in("common/pages.cuh", KQM_NULL_POINTER, "b.pages", |a| a.batch.pages = null());
+    l.refuses(KQM_BAD_SHAPE, "args->batch.tokens <= 0x7fffffffu", |a| a.batch.tokens = 0x8000_0000);
+    l.launches("args->batch.tokens <= 0x7fffffffu", |a| (a.batch.tokens, a.q) = (0x7fff_ffff, nowhere));
     l.refuses(KQM_BAD_SHAPE, "args->kv_heads > 0", |a| a.kv_heads = 0);
     l.refuses(KQM_BAD_SHAPE, "args->heads > 0", |a| a.heads = 0);
     l.refuses(KQM_BAD_SHAPE, "args->heads <= kqm_max_heads", |a| {
@@ -279,8 +275,8 @@ fn attention(table: &mut Table, kernels: &kqm_kernels) {
         (a.heads, a.kv_heads, a.workspace_bytes, a.q, a.fixed) = (65535, 65535, u64::MAX, nowhere, null());
     });
     l.refuses(KQM_BAD_SHAPE, "most > 0", |a| {
-        (a.tokens, a.heads, a.kv_heads, a.head_dim, a.fixed) = (4, 65535, 65535, 256, null());
-        (a.capacity, a.workspace_bytes) = (64 * 257, u64::MAX);
+        (a.batch.tokens, a.heads, a.kv_heads, a.head_dim, a.fixed) = (4, 65535, 65535, 256, null());
+        (a.batch.capacity, a.workspace_bytes) = (64 * 257, u64::MAX);
     });
     l.refuses(KQM_BAD_SHAPE, "args->heads % args->kv_heads == 0", |a| a.kv_heads = 3);
     let group = "args->heads / args->kv_heads <= uint32_t(max_group)";
@@ -323,20 +319,34 @@ fn attention(table: &mut Table, kernels: &kqm_kernels) {
     l.calls("check_fused(*args)");
     l.calls("kqm_check_rope(r)");
     l.refuses_in("common/rope.cuh", KQM_NULL_POINTER, "a.k", |a| a.rope.k = null());
-    // Two tokens of either of the two, with room for both.
-    l.refuses(KQM_BAD_SHAPE, "a.tokens == 1", |a| {
-        (a.tokens, a.out, a.fixed, a.workspace, a.workspace_bytes) = (2, many, null(), room.cast(), 1 << 16);
+    // Two tokens of both, with room for them, or of either of the two.
+    l.refuses(KQM_BAD_SHAPE, "a.batch.tokens == 1", |a| {
+        (a.batch.tokens, a.out, a.fixed, a.workspace, a.workspace_bytes) = (2, many, null(), room.cast(), 1 << 16);
+        a.rope.batch.tokens = 2;
     });
-    l.refuses(KQM_BAD_SHAPE, "r.tokens == 1", |a| a.rope.tokens = 2);
+    const SAME: &str = "same(r.batch, a.batch)";
+    l.refuses(KQM_BAD_SHAPE, SAME, |a| a.rope.batch.position = a.rope.table.cast());
+    l.refuses(KQM_BAD_SHAPE, SAME, |a| a.rope.batch.sequence = a.rope.table.cast());
+    l.refuses(KQM_BAD_SHAPE, SAME, |a| a.rope.batch.pages = a.rope.table.cast());
+    l.refuses(KQM_BAD_SHAPE, SAME, |a| a.rope.batch.tokens = 2);
+    l.refuses(KQM_BAD_SHAPE, SAME, |a| a.rope.batch.sequences = 2);
+    l.refuses(KQM_BAD_SHAPE, SAME, |a| a.rope.batch.capacity = 2);
+    l.refuses(KQM_BAD_SHAPE, SAME, |a| a.rope.batch.pool_pages = 2);
+    l.refuses(KQM_BAD_SHAPE, SAME, |a| a.rope.batch.reach = 1);
     l.refuses(KQM_BAD_SHAPE, "r.heads == a.heads", |a| a.rope.heads = 8);
     l.refuses(KQM_BAD_SHAPE, "r.kv_heads == a.kv_heads", |a| a.rope.kv_heads = 2);
     l.refuses(KQM_BAD_SHAPE, "r.head_dim == a.head_dim", |a| a.rope.head_dim = 128);
-    l.refuses(KQM_BAD_SHAPE, "r.capacity == a.capacity", |a| a.rope.capacity = 2);
     l.refuses(KQM_BAD_SHAPE, "r.cache_type == a.cache_type", |a| a.rope.cache_type = KQM_TYPE_F16);
-    l.refuses(KQM_BAD_SHAPE, "r.start == a.start", |a| a.rope.start = a.rope.table.cast());
     l.refuses(KQM_BAD_SHAPE, "r.k_cache == a.k_cache", |a| a.rope.k_cache = many.cast());
     l.refuses(KQM_BAD_SHAPE, "r.v_cache == a.v_cache", |a| a.rope.v_cache = many.cast());
     l.refuses(KQM_BAD_SHAPE, "r.q_out != r.q", |a| a.rope.q_out = a.rope.q.cast_mut());
+}
+
+/// The smallest batch.
+fn batch_args(table: &Table) -> kqm_batch {
+    let [position, sequence, pages] = [(); 3].map(|()| table.zeros::<u32>(1).cast_const());
+    let (tokens, sequences, capacity, pool_pages, reach, singles) = (1, 1, 1, 1, 0, 0);
+    kqm_batch { position, sequence, pages, tokens, sequences, capacity, pool_pages, reach, singles }
 }
 
 /// The smallest operands of `rope` but for the head dimension and the heads, which are those of [`attention`].
@@ -344,16 +354,16 @@ fn rope_args(
     table: &Table,
     k_cache: *mut std::ffi::c_void,
     v_cache: *mut std::ffi::c_void,
-    start: *mut u32,
+    batch: kqm_batch,
 ) -> kqm_rope_args {
     kqm_rope_args {
+        batch,
         q: table.zeros(256),
         k: table.zeros(256),
         v: table.zeros(256),
         q_weight: table.zeros(64),
         k_weight: table.zeros(64),
         table: table.zeros(64),
-        start,
         q_out: table.zeros(256),
         q_normed: table.zeros(256),
         k_normed: table.zeros(256),
@@ -361,8 +371,6 @@ fn rope_args(
         k_cache,
         v_cache,
         cache_type: KQM_TYPE_F32,
-        capacity: 1,
-        tokens: 1,
         heads: 4,
         kv_heads: 4,
         head_dim: 64,
@@ -372,9 +380,9 @@ fn rope_args(
 
 fn rope(table: &mut Table, kernels: &kqm_kernels) {
     const FILE: &str = "common/rope.cuh";
-    let (k_cache, v_cache) = (table.zeros::<f32>(256).cast(), table.zeros::<f32>(256).cast());
-    let start = table.zeros(1);
-    let (smallest, nowhere) = (rope_args(table, k_cache, v_cache, start), table.nowhere::<f32>());
+    let [k_cache, v_cache] = [(); 2].map(|()| table.zeros::<f32>(64 * 256).cast());
+    let batch = batch_args(table);
+    let (smallest, nowhere) = (rope_args(table, k_cache, v_cache, batch), table.nowhere::<f32>());
     let base = kqm_rope_args { heads: 1, kv_heads: 1, head_dim: 8, ..smallest };
     let mut l = Launcher::new(table, "rope.cu", kernels.rope, base);
     l.refuses_null();
@@ -383,7 +391,24 @@ fn rope(table: &mut Table, kernels: &kqm_kernels) {
     l.refuses_in(FILE, KQM_NULL_POINTER, "a.k", |a| a.k = null());
     l.refuses_in(FILE, KQM_NULL_POINTER, "a.v", |a| a.v = null());
     l.refuses_in(FILE, KQM_NULL_POINTER, "a.table", |a| a.table = null());
-    l.refuses_in(FILE, KQM_NULL_POINTER, "a.start", |a| a.start = null());
+    const BATCH: &str = "common/pages.cuh";
+    l.calls_in(FILE, "kqm_check_batch(a.batch)");
+    l.refuses_in(BATCH, KQM_NULL_POINTER, "b.position", |a| a.batch.position = null());
+    l.refuses_in(BATCH, KQM_NULL_POINTER, "b.sequence", |a| a.batch.sequence = null());
+    l.refuses_in(BATCH, KQM_NULL_POINTER, "b.pages", |a| a.batch.pages = null());
+    l.refuses_in(BATCH, KQM_BAD_SHAPE, "b.tokens > 0", |a| a.batch.tokens = 0);
+    l.refuses_in(BATCH, KQM_BAD_SHAPE, "b.sequences > 0", |a| a.batch.sequences = 0);
+    l.refuses_in(BATCH, KQM_BAD_SHAPE, "b.capacity > 0", |a| a.batch.capacity = 0);
+    l.refuses_in(BATCH, KQM_BAD_SHAPE, "b.capacity <= kqm_max_capacity", |a| a.batch.capacity = 0x8000_0000);
+    l.launches_in(BATCH, "b.capacity <= kqm_max_capacity", |a| (a.batch.capacity, a.q) = (0x7fff_ffff, nowhere));
+    l.refuses_in(BATCH, KQM_BAD_SHAPE, "b.pool_pages > 0", |a| a.batch.pool_pages = 0);
+    l.refuses_in(BATCH, KQM_BAD_SHAPE, "b.reach <= b.capacity", |a| a.batch.reach = 2);
+    l.launches_in(BATCH, "b.reach <= b.capacity", |a| (a.batch.reach, a.q) = (1, nowhere));
+    l.refuses_in(BATCH, KQM_BAD_SHAPE, "b.singles <= b.tokens", |a| a.batch.singles = 2);
+    l.launches_in(BATCH, "b.singles <= b.tokens", |a| (a.batch.singles, a.q) = (1, nowhere));
+    let table_size = "uint64_t(b.sequences) * kqm_chunks_of(b.capacity) <= 0xffffffffu";
+    l.refuses_in(BATCH, KQM_BAD_SHAPE, table_size, |a| (a.batch.sequences, a.batch.capacity) = (0x8000_0000, 128));
+    l.launches_in(BATCH, table_size, |a| (a.batch.sequences, a.q) = (u32::MAX, nowhere));
     l.refuses_in(FILE, KQM_NULL_POINTER, "a.q_out", |a| a.q_out = null());
     l.refuses_in(FILE, KQM_NULL_POINTER, "a.k_cache", |a| a.k_cache = null());
     l.refuses_in(FILE, KQM_NULL_POINTER, "a.v_cache", |a| a.v_cache = null());
@@ -393,18 +418,14 @@ fn rope(table: &mut Table, kernels: &kqm_kernels) {
     }
     l.takes_in(FILE, types, "a.cache_type == KQM_TYPE_F32", |_| {});
     l.takes_in(FILE, types, "a.cache_type == KQM_TYPE_F16", |a| a.cache_type = KQM_TYPE_F16);
-    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.tokens > 0", |a| a.tokens = 0);
-    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.tokens <= 65535", |a| a.tokens = 65536);
-    l.launches_in(FILE, "a.tokens <= 65535", |a| (a.tokens, a.q) = (65535, nowhere));
+    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.batch.tokens <= 65535", |a| a.batch.tokens = 65536);
+    l.launches_in(FILE, "a.batch.tokens <= 65535", |a| (a.batch.tokens, a.q) = (65535, nowhere));
     l.refuses_in(FILE, KQM_BAD_SHAPE, "a.heads > 0", |a| a.heads = 0);
     l.refuses_in(FILE, KQM_BAD_SHAPE, "a.heads <= kqm_max_heads", |a| a.heads = 65536);
     l.launches_in(FILE, "a.heads <= kqm_max_heads", |a| (a.heads, a.q) = (65535, nowhere));
     l.refuses_in(FILE, KQM_BAD_SHAPE, "a.kv_heads > 0", |a| a.kv_heads = 0);
     l.refuses_in(FILE, KQM_BAD_SHAPE, "a.kv_heads <= kqm_max_heads", |a| a.kv_heads = 65536);
     l.launches_in(FILE, "a.kv_heads <= kqm_max_heads", |a| (a.kv_heads, a.q) = (65535, nowhere));
-    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.capacity > 0", |a| a.capacity = 0);
-    l.refuses_in(FILE, KQM_BAD_SHAPE, "a.capacity <= kqm_max_capacity", |a| a.capacity = 0x8000_0000);
-    l.launches_in(FILE, "a.capacity <= kqm_max_capacity", |a| (a.capacity, a.q) = (0x7fff_ffff, nowhere));
     l.refuses_in(FILE, KQM_BAD_SHAPE, "a.head_dim > 0", |a| a.head_dim = 0);
     for head_dim in [1, 2, 4, 12] {
         l.refuses_in(FILE, KQM_BAD_SHAPE, "a.head_dim % 8 == 0", |a| a.head_dim = head_dim);

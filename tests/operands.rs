@@ -245,7 +245,7 @@ fn argmax(set: &Set) -> Result<()> {
     let (rows, cols) = (2, 5);
     let x = set.zeros(rows * cols);
     let (mut out, mut partial, mut done) = (set.zeros(rows), set.zeros(rows), set.zeros(rows));
-    let (mut position, mut history) = (set.zeros(1), set.zeros(3));
+    let (mut position, mut history) = (set.zeros(rows), set.zeros(rows * 3));
     Argmax::new(
         set.read("Argmax.x", "argmax: x", &x),
         set.write("Argmax.out", "argmax: out", &mut out),
@@ -258,7 +258,7 @@ fn argmax(set: &Set) -> Result<()> {
         set.any_length(
             "DecodeLoop.history",
             "argmax: feed.history",
-            invalid("argmax", "feed.history = 18446744073709551615 is too large"),
+            invalid("argmax", "feed.history = 9223372036854775807 is too large"),
             &mut history,
         ),
     ))
@@ -295,10 +295,49 @@ fn sample(set: &Set) -> Result<()> {
 }
 
 /// Shapes of `rope` and `attention`.
-const CAPACITY: usize = 6;
+const CAPACITY: usize = 70;
+const SEQUENCES: usize = 2;
+const POOL_PAGES: usize = 3;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 64;
+
+/// The memory of a batch.
+struct BatchMemory([Memory<u32>; 3]);
+
+impl BatchMemory {
+    fn new(set: &Set, tokens: usize) -> Self {
+        Self([tokens, tokens, SEQUENCES * CAPACITY.div_ceil(Batch::PAGE)].map(|len| set.zeros(len)))
+    }
+
+    /// The operands, of a kernel of that name.
+    fn operands(&self, set: &Set, kernel: &str, tokens: usize) -> Batch<'_> {
+        let name = |operand| format!("{kernel}: batch.{operand}");
+        let Self([position, sequence, pages]) = self;
+        // A number that may be 0 but not larger than another.
+        let at_most = |field, operand, most: usize| {
+            let refusals = [(most + 1, BAD_SHAPE), large(&name(operand)), endless(&name(operand))];
+            set.count_as(field, most, &refusals)
+        };
+        Batch::new(
+            [
+                set.read("Batch.position", &name("position"), position),
+                set.read("Batch.sequence", &name("sequence"), sequence),
+                set.read("Batch.pages", &name("pages"), pages),
+            ],
+            [
+                set.count("Batch.tokens", &name("tokens"), tokens),
+                set.count("Batch.sequences", &name("sequences"), SEQUENCES),
+            ],
+            [
+                set.count("Batch.capacity", &name("capacity"), CAPACITY),
+                set.count("Batch.pool_pages", &name("pool_pages"), POOL_PAGES),
+            ],
+        )
+        .reach(at_most("Batch.reach", "reach", CAPACITY))
+        .singles(at_most("Batch.singles", "singles", tokens))
+    }
+}
 
 /// The memory of `rope`.
 struct RopeMemory {
@@ -334,7 +373,7 @@ impl RopeMemory {
     fn operands<'a>(
         &'a mut self,
         set: &Set,
-        start: &'a Memory<u32>,
+        batch: &'a BatchMemory,
         [k_cache, v_cache]: [&'a mut Memory<u8>; 2],
         tokens: usize,
     ) -> Rope<'a> {
@@ -346,7 +385,7 @@ impl RopeMemory {
             ],
             set.write("Rope.q_out", "rope: q_out", &mut self.q_out),
             set.read("Rope.table", "rope: table", &self.table),
-            set.read("Rope.start", "rope: start", start),
+            batch.operands(set, "rope", tokens),
             CacheMut::new(
                 [
                     set.write("Rope.k_cache", "rope: k_cache", k_cache),
@@ -354,12 +393,11 @@ impl RopeMemory {
                 ],
                 F16,
                 [
-                    set.count("Rope.capacity", "rope: capacity", CAPACITY),
                     set.count("Rope.kv_heads", "rope: kv_heads", KV_HEADS),
                     set.count("Rope.head_dim", "rope: head_dim", HEAD_DIM),
                 ],
             ),
-            [set.count("Rope.tokens", "rope: tokens", tokens), set.count("Rope.heads", "rope: heads", HEADS)],
+            set.count("Rope.heads", "rope: heads", HEADS),
             1e-6,
         )
         .q_weight(set.read("Rope.q_weight", "rope: q_weight", &self.q_weight))
@@ -371,13 +409,13 @@ impl RopeMemory {
 }
 
 fn caches(set: &Set) -> [Memory<u8>; 2] {
-    let bytes = CAPACITY * KV_HEADS * HEAD_DIM * F16.block_bytes();
+    let bytes = POOL_PAGES * Batch::PAGE * KV_HEADS * HEAD_DIM * F16.block_bytes();
     [set.zeros(bytes), set.zeros(bytes)]
 }
 
 fn rope(set: &Set) -> Result<()> {
-    let (mut memory, start, mut caches) = (RopeMemory::new(set, 2), set.zeros(1), caches(set));
-    memory.operands(set, &start, caches.each_mut(), 2).launch(&set.device)
+    let (mut memory, batch, mut caches) = (RopeMemory::new(set, 2), BatchMemory::new(set, 2), caches(set));
+    memory.operands(set, &batch, caches.each_mut(), 2).launch(&set.device)
 }
 
 /// The operands of `attention` but for the queries.
@@ -392,14 +430,10 @@ fn attention(set: &Set, tokens: usize, q: Queries<'_>) -> Result<()> {
         set.write_as("Attention.workspace", "attention: workspace", too_small, &mut workspace),
         F16,
         [
-            set.count("Attention.capacity", "attention: capacity", CAPACITY),
             set.count("Attention.kv_heads", "attention: kv_heads", KV_HEADS),
             set.count("Attention.head_dim", "attention: head_dim", HEAD_DIM),
         ],
-        [
-            set.count("Attention.tokens", "attention: tokens", tokens),
-            set.count("Attention.heads", "attention: heads", HEADS),
-        ],
+        set.count("Attention.heads", "attention: heads", HEADS),
         0.125,
     )
     .out(set.write("Attention.out", "attention: out", &mut out))
@@ -409,21 +443,21 @@ fn attention(set: &Set, tokens: usize, q: Queries<'_>) -> Result<()> {
 }
 
 fn attention_rotated(set: &Set) -> Result<()> {
-    let (q, start, [k_cache, v_cache]) = (set.zeros(2 * HEADS * HEAD_DIM), set.zeros(1), caches(set));
+    let (q, batch, [k_cache, v_cache]) = (set.zeros(2 * HEADS * HEAD_DIM), BatchMemory::new(set, 2), caches(set));
     let queries = Queries::rotated(
         set.read("Queries::Rotated.q", "attention: q", &q),
         [
             set.read("Queries::Rotated.k_cache", "attention: k_cache", &k_cache),
             set.read("Queries::Rotated.v_cache", "attention: v_cache", &v_cache),
         ],
-        set.read("Queries::Rotated.start", "attention: start", &start),
+        batch.operands(set, "attention", 2),
     );
     attention(set, 2, queries)
 }
 
 fn attention_fused(set: &Set) -> Result<()> {
-    let (mut memory, start, mut caches) = (RopeMemory::new(set, 1), set.zeros(1), caches(set));
-    let rope = memory.operands(set, &start, caches.each_mut(), 1);
+    let (mut memory, batch, mut caches) = (RopeMemory::new(set, 1), BatchMemory::new(set, 1), caches(set));
+    let rope = memory.operands(set, &batch, caches.each_mut(), 1);
     attention(set, 1, Queries::fused(rope, false))
 }
 

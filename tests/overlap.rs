@@ -7,7 +7,7 @@ mod common;
 use common::{EmulatedDevice, emulated_device};
 use kquant_moe::blocks::TensorType;
 use kquant_moe::device::Buffer;
-use kquant_moe::kernels::{Argmax, Attention, DecodeLoop, Queries};
+use kquant_moe::kernels::{Argmax, Attention, Batch, DecodeLoop, Queries};
 use kquant_moe::model::Logits;
 use kquant_moe::model::gpu::Gpu;
 use kquant_moe::{Error, Result};
@@ -32,6 +32,7 @@ fn attention_behind_argmax(device: &EmulatedDevice) -> Result<()> {
     let (mut token, mut partial, mut done) =
         (Buffer::zeroed(device, 1)?, Buffer::zeroed(device, 1)?, Buffer::zeroed(device, 1)?);
     let (mut position, mut history) = (Buffer::zeroed(device, 1)?, Buffer::zeroed(device, 1)?);
+    let numbers = Buffer::zeroed(device, 1)?;
     let q = Buffer::from_slice(device, &vec![1.0_f32; head_dim])?;
     let cache: Buffer<_, u8> = Buffer::zeroed(device, 4 * capacity * head_dim)?;
     let mut out = Buffer::zeroed(device, head_dim)?;
@@ -39,12 +40,13 @@ fn attention_behind_argmax(device: &EmulatedDevice) -> Result<()> {
     Argmax::new(x.slice(), token.slice_mut(), partial.slice_mut(), done.slice_mut(), [1, 2])
         .feed(DecodeLoop::new(position.slice_mut(), history.slice_mut()))
         .launch(device)?;
+    let batch = Batch::new([position.slice(), numbers.slice(), numbers.slice()], [1, 1], [capacity, 1]);
     Attention::new(
-        Queries::rotated(q.slice(), [cache.slice(), cache.slice()], position.slice()),
+        Queries::rotated(q.slice(), [cache.slice(), cache.slice()], batch),
         workspace.slice_mut(),
         TensorType::F32,
-        [capacity, 1, head_dim],
-        [1, 1],
+        [1, head_dim],
+        1,
         0.125,
     )
     .out(out.slice_mut())

@@ -286,7 +286,7 @@ fn a_nan_in_the_cache_is_found<D: Device>(device: &D) {
                         assert_eq!((args.kv_heads * args.head_dim) as usize, HEADS / SHARED * HEAD_DIM);
                         let cache = if spoiled == Spoiled::Key { args.k_cache } else { args.v_cache };
                         let element = POSITION * HEADS / SHARED * HEAD_DIM + ELEMENT;
-                        // SAFETY: the element lies in the cache, whose layout is [capacity, kv_heads, head_dim].
+                        // SAFETY: the element lies in the cache, whose pages are in order: [positions, kv_heads, head_dim].
                         unsafe { device.upload(cache as u64 + (element * nan.len()) as u64, &nan) }.unwrap();
                         // The launch is on another queue.
                         device.synchronize().unwrap();

@@ -75,8 +75,9 @@ struct Schedule<'a, B: Backend> {
     /// The same model, for sequences alone.
     cpu: &'a Model<Cpu>,
     pool: Pool<B>,
-    /// Where saved sequences come back to life.
     random: Random,
+    /// Most tokens that a sequence goes on with at a time.
+    longest: usize,
     live: Vec<Live>,
     compared: Compared,
 }
@@ -84,7 +85,8 @@ struct Schedule<'a, B: Backend> {
 impl<'a, B: Backend> Schedule<'a, B> {
     fn new(model: &'a Model<B>, cpu: &'a Model<Cpu>, options: PoolOptions, seed: u64) -> Self {
         let pool = model.pool(options).unwrap();
-        Self { model, cpu, pool, random: Random::new(seed), live: Vec::new(), compared: Compared::default() }
+        let random = Random::new(seed);
+        Self { model, cpu, pool, random, longest: 200, live: Vec::new(), compared: Compared::default() }
     }
 
     fn tokens(&mut self, count: usize) -> Vec<u32> {
@@ -94,7 +96,7 @@ impl<'a, B: Backend> Schedule<'a, B> {
     /// One of a few texts, which begin alike.
     fn text(&mut self) -> Vec<u32> {
         let salt = self.random.below(3);
-        let length = 1 + self.random.below(200);
+        let length = 1 + self.random.below(self.longest);
         (0..length).map(|i| ((i * i + if i < 70 { 0 } else { salt }) % LONG.vocab) as u32).collect()
     }
 
@@ -156,7 +158,7 @@ impl<'a, B: Backend> Schedule<'a, B> {
         let parts: Vec<(Vec<u32>, Logits)> = chosen
             .iter()
             .map(|_| {
-                let count = lengths[self.random.below(8)];
+                let count = lengths[self.random.below(8)].min(self.longest);
                 (self.tokens(count), [Logits::None, Logits::Last, Logits::All][self.random.below(3)])
             })
             .collect();
@@ -333,10 +335,10 @@ fn sequences_are_as_each_alone_on_the_cpu() {
     let model = common::model_of(shaped::model(&LONG, 1), Cpu::new());
     let mut all = Compared::default();
     for (seed, pages, sequences, max_batch, cache, steps) in [
-        (1, 200, 64, 2048, CacheType::F32, 150),
-        (2, 24, 12, 64, CacheType::F16, 200),
-        (3, 16, 9, 7, CacheType::F32, 150),
-        (4, 12, 5, 1, CacheType::F32, 100),
+        (1, 200, 64, 2048, CacheType::F32, 90),
+        (2, 24, 12, 64, CacheType::F16, 160),
+        (3, 16, 9, 7, CacheType::F32, 120),
+        (4, 12, 5, 1, CacheType::F32, 80),
     ] {
         let options = options(pages, sequences, max_batch).cache(cache);
         let found = Schedule::new(&model, &model, options, seed).run(steps);
@@ -348,32 +350,38 @@ fn sequences_are_as_each_alone_on_the_cpu() {
         all.largest = all.largest.max(found.largest);
     }
     println!("{all:?}");
-    assert!(all.logits > 5000 && all.tokens > 1000 && all.refused > 10 && all.reused > 100 && all.shared > 100);
+    assert!(all.logits > 3000 && all.tokens > 800 && all.refused > 10 && all.reused > 100 && all.shared > 100);
     assert!(all.largest > 20, "no large batch");
 }
 
 /// On a device that records the steps of so many sequences, and replays them.
-fn sequences_are_as_each_alone<B: Backend>(backend: B, runs: &[(u64, usize, CacheType)]) {
+fn sequences_are_as_each_alone<B: Backend>(backend: B, longest: usize, runs: &[(u64, usize, CacheType)]) {
     let gguf = shaped::model(&LONG, 1);
     let (model, cpu) = (common::model_of(gguf.clone(), backend), common::model_of(gguf, Cpu::new()));
     for &(seed, steps, cache) in runs {
         let options = options(16, 6, 48).cache(cache);
-        let found = Schedule::new(&model, &cpu, options, seed).run(steps);
-        assert!(found.logits > 100 && found.tokens > 10, "{found:?}");
+        let mut schedule = Schedule::new(&model, &cpu, options, seed);
+        schedule.longest = longest;
+        let found = schedule.run(steps);
+        assert!(found.logits > 20 && found.tokens > 20 && found.shared > 0, "{found:?}");
     }
 }
 
 #[test]
 fn sequences_are_as_each_alone_emulated() {
     if let Some(device) = emulated_device() {
-        sequences_are_as_each_alone(Gpu::new(device.recording()), &[(5, 40, CacheType::F32), (6, 30, CacheType::F16)]);
+        sequences_are_as_each_alone(
+            Gpu::new(device.recording()),
+            70,
+            &[(5, 24, CacheType::F32), (6, 16, CacheType::F16)],
+        );
     }
 }
 
 #[test]
 fn sequences_are_as_each_alone_on_the_gpu() {
     if let Some(device) = cuda_device() {
-        sequences_are_as_each_alone(Gpu::new(device), &[(7, 1000, CacheType::F32), (8, 1000, CacheType::F16)]);
+        sequences_are_as_each_alone(Gpu::new(device), 200, &[(7, 1000, CacheType::F32), (8, 1000, CacheType::F16)]);
     }
 }
 

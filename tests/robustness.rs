@@ -12,6 +12,7 @@ use kquant_moe::blocks::TensorType;
 use kquant_moe::device::{Buffer, CudaDevice, Device, Slice, SliceMut};
 use kquant_moe::gguf::{Gguf, Value};
 use kquant_moe::kernels::{ResidualAdd, max_items};
+use kquant_moe::model::backend::PAGE;
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::gpu::Gpu;
 use kquant_moe::model::{
@@ -307,7 +308,10 @@ fn too_little_memory_is_said(gguf: &Arc<Gguf>, options: ContextOptions) {
     assert_eq!(rest - taken, (4 * 3 * (batch * top_k - items)) as u64, "{taken} taken of {rest} planned");
     // The cache's part of it.
     let bytes = if options.cache == CacheType::F16 { 2 } else { 4 };
-    assert_eq!(plan.cache, (2 * config.layers * options.capacity * config.kv_width() * bytes) as u64);
+    assert_eq!(
+        plan.cache,
+        (2 * config.layers * options.capacity.next_multiple_of(PAGE) * config.kv_width() * bytes) as u64
+    );
     drop((context, model));
     assert_eq!(device.hook().allocated().0, 0, "bytes left");
 }

@@ -7,12 +7,19 @@ use common::*;
 use half::f16;
 use kquant_moe::blocks::TensorType;
 use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
-use kquant_moe::kernels::{CacheMut, Rope};
+use kquant_moe::kernels::{Batch, CacheMut, Rope};
 use kquant_moe::oracle::attention::Element;
 use kquant_moe::oracle::rope;
 use kquant_moe::sys;
 
-on_devices!(equals_the_oracle, norms_in_one_order, stores_one_nan, batch_equals_single_tokens, refuses_bad_arguments,);
+on_devices!(
+    equals_the_oracle,
+    norms_in_one_order,
+    stores_one_nan,
+    batch_equals_single_tokens,
+    sequences_equal_each_alone,
+    refuses_bad_arguments,
+);
 
 const EPS: f32 = 1e-6;
 
@@ -70,7 +77,26 @@ impl Case {
         }
     }
 
+    /// Bytes of a position of the cache.
+    fn cache_row(&self) -> usize {
+        self.kv_heads * self.head_dim * self.cache.block_bytes()
+    }
+
+    /// One sequence, whose pages are in no order; of the caches its positions, in order.
     fn run<D: Device>(&self, device: &D, operands: &Operands) -> Results {
+        let paged = Paged::run(device, self.start, self.tokens, self.capacity);
+        let bytes = paged.pool(&[], 1).len() * self.cache_row();
+        let results = self.run_batch(device, operands, paged.batch(), bytes);
+        let in_order = |pool: &[u8]| {
+            let cache = paged.in_order(pool, self.cache_row(), 0, self.capacity);
+            // All else is as it was.
+            assert_same("pages of nobody", pool, &paged.pool_with(&cache, self.cache_row(), 0xa5));
+            cache
+        };
+        Results { k_cache: in_order(&results.k_cache), v_cache: in_order(&results.v_cache), ..results }
+    }
+
+    fn run_batch<D: Device>(&self, device: &D, operands: &Operands, batch: Batch<'_>, cache_bytes: usize) -> Results {
         let q = input(device, &operands.q);
         let mut q_out = Output::starting_with(device, &operands.q);
         // SAFETY: in place, which the kernel allows.
@@ -78,24 +104,18 @@ impl Case {
         let (k, v) = (input(device, &operands.k), input(device, &operands.v));
         let (q_weight, k_weight) = (input(device, &operands.q_weight), input(device, &operands.k_weight));
         let table = input(device, &operands.table);
-        let start = input(device, &[self.start as u32]);
         let mut q_normed = Output::new(device, operands.q.len());
         let mut k_normed = Output::new(device, operands.k.len());
         let mut k_out = Output::new(device, operands.k.len());
-        let cache_bytes = self.capacity * self.kv_heads * self.head_dim * self.cache.block_bytes();
         let mut k_cache = Output::new(device, cache_bytes);
         let mut v_cache = Output::new(device, cache_bytes);
         ok(Rope::new(
             [if self.in_place { in_place } else { q.slice() }, k.slice(), v.slice()],
             q_out.slice(),
             table.slice(),
-            start.slice(),
-            CacheMut::new(
-                [k_cache.slice(), v_cache.slice()],
-                self.cache,
-                [self.capacity, self.kv_heads, self.head_dim],
-            ),
-            [self.tokens, self.heads],
+            batch,
+            CacheMut::new([k_cache.slice(), v_cache.slice()], self.cache, [self.kv_heads, self.head_dim]),
+            self.heads,
             self.eps,
         )
         .q_weight(self.norm.then(|| q_weight.slice()))
@@ -332,11 +352,76 @@ fn batch_equals_single_tokens<D: Device>(device: &D, _: Size) {
     }
 }
 
+/// Tokens of several sequences, in pages of any order: each is what it is alone, and lies where its sequence's page is. One whose
+/// position, sequence or page is not there is written nowhere.
+fn sequences_equal_each_alone<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(18);
+    let (capacity, pool) = (200, 9);
+    let tables = [vec![7, 2, 5], vec![1, 8], vec![4, 0, 3, 6], vec![9, u32::MAX]];
+    let places = [(0, 64), (2, 199), (1, 63), (0, 63), (0, 65), (2, 0), (1, 127), (0, 130), (1, 0)];
+    let absent = [(0, 200), (4, 0), (u32::MAX, 3), (3, 5), (3, 64), (1, 128), (2, u32::MAX)];
+    for cache in [TensorType::F32, TensorType::F16] {
+        // With the whole capacity, and with a reach that ends before one of the tokens.
+        for reach in [0, 199] {
+            // Each one that has no place behind one that has.
+            let tokens: Vec<(u32, u32)> = places
+                .iter()
+                .enumerate()
+                .flat_map(|(i, &place)| [Some(place), absent.get(i).copied()])
+                .flatten()
+                .collect();
+            let batch = Case {
+                tokens: tokens.len(),
+                heads: 3,
+                kv_heads: 2,
+                head_dim: 64,
+                start: 0,
+                capacity,
+                norm: true,
+                optional: true,
+                in_place: false,
+                cache,
+                eps: EPS,
+            };
+            let operands = batch.operands(&mut random);
+            let paged = Paged::new(device, &tokens, &tables, capacity, pool);
+            let row = batch.cache_row();
+            let got = batch.run_batch(device, &operands, paged.batch().reach(reach), pool * Batch::PAGE * row);
+            let (mut k_cache, mut v_cache) =
+                (vec![0xa5; pool * Batch::PAGE * row], vec![0xa5; pool * Batch::PAGE * row]);
+            for (token, &(sequence, position)) in tokens.iter().enumerate() {
+                let part = |x: &[f32]| x[x.len() / tokens.len() * token..][..x.len() / tokens.len()].to_vec();
+                let own = places.contains(&(sequence, position)) && (reach == 0 || position < 199);
+                let position = if own { position as usize } else { capacity };
+                let one = Case { tokens: 1, start: position, ..batch };
+                let alone =
+                    Operands { q: part(&operands.q), k: part(&operands.k), v: part(&operands.v), ..operands.clone() };
+                let expected = one.expected(&alone);
+                let what = format!("token {token}");
+                assert_bits(&what, &part(&got.q), &expected.q);
+                assert_bits(&what, &part(&got.q_normed), &expected.q_normed);
+                assert_bits(&what, &part(&got.k_normed), &expected.k_normed);
+                assert_bits(&what, &part(&got.k_out), &expected.k_out);
+                if own {
+                    let page = tables[sequence as usize][position / Batch::PAGE] as usize;
+                    let at = (page * Batch::PAGE + position % Batch::PAGE) * row;
+                    k_cache[at..][..row].copy_from_slice(&expected.k_cache[position * row..][..row]);
+                    v_cache[at..][..row].copy_from_slice(&expected.v_cache[position * row..][..row]);
+                } else {
+                    assert_nan(&what, &part(&got.q));
+                }
+            }
+            assert_same("k_cache", &got.k_cache, &k_cache);
+            assert_same("v_cache", &got.v_cache, &v_cache);
+        }
+    }
+}
+
 fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let values: Buffer<D, f32> = Buffer::zeroed(device, 4096).unwrap();
-    let start: Buffer<D, u32> = Buffer::zeroed(device, 1).unwrap();
+    let numbers: Buffer<D, u32> = Buffer::zeroed(device, 65).unwrap();
     let mut q: Buffer<D, f32> = Buffer::zeroed(device, 4096).unwrap();
-    let (mut k_cache, mut v_cache) = (Buffer::zeroed(device, 4096).unwrap(), Buffer::zeroed(device, 4096).unwrap());
+    let [mut k_cache, mut v_cache] = [(); 2].map(|()| Buffer::zeroed(device, 1 << 17).unwrap());
     let q_at = q.slice_mut().as_ptr() as u64;
     let k_at = values.slice().as_ptr() as u64;
     let mut run = |q: u64, q_out: u64, k: u64, cache_kind, tokens, heads, head_dim| {
@@ -352,9 +437,9 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
             [q, k, values.slice()],
             q_out,
             values.slice(),
-            start.slice(),
-            CacheMut::new([k_cache.slice_mut(), v_cache.slice_mut()], cache_kind, [2, 1, head_dim]),
-            [tokens, heads],
+            Batch::new([numbers.slice(), numbers.slice(), numbers.slice()], [tokens, 1], [2, 1]),
+            CacheMut::new([k_cache.slice_mut(), v_cache.slice_mut()], cache_kind, [1, head_dim]),
+            heads,
             EPS,
         )
         .launch(device)

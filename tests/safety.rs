@@ -7,7 +7,10 @@ mod common;
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType::*};
 use kquant_moe::device::{Buffer, Device};
-use kquant_moe::kernels::{Choose, FixedBlock, Groups, Matrix, Matvec, MoeGroup, MoeSwiglu, ResidualAdd};
+use kquant_moe::kernels::{
+    Attention, Batch, CacheMut, Choose, FixedBlock, Groups, Matrix, Matvec, MoeGroup, MoeSwiglu, Queries, ResidualAdd,
+    Rope,
+};
 use kquant_moe::{Error, Result, sys};
 use kquant_moe_emulation as emulation;
 
@@ -15,6 +18,7 @@ on_devices!(
     groups_are_of_their_experts,
     groups_are_of_their_tokens,
     experts_that_do_not_exist_give_nan,
+    batches_of_any_contents_touch_nothing_else,
     memory_is_not_handed_out_unwritten,
     slices_are_cut_within_their_bounds,
 );
@@ -94,6 +98,78 @@ fn experts_that_do_not_exist_give_nan<D: Device>(device: &D, _: Size) {
         assert_bits("of no expert", &out[..16], &[f32::from_bits(0x7fc0_0000); 16]);
         assert!(out[16..].iter().all(|value| value.is_finite()), "of an expert");
     }
+}
+
+/// Positions, sequences and pages are numbers in memory, which safe code may set to anything: `rope` and `attention`, in two launches
+/// and in one, give NaN for what is not there, write pages of the pool alone, and touch nothing else.
+fn batches_of_any_contents_touch_nothing_else<D: Device>(device: &D, _: Size) {
+    let (heads, kv_heads, head_dim, capacity, sequences, pool) = (4, 2, 64, 130, 2, 3);
+    let mut random = Random::new(74);
+    let table: Vec<f32> = random.gaussians(capacity * head_dim);
+    let table = input(device, &table);
+    let cache_bytes = pool * Batch::PAGE * kv_heads * head_dim * F16.block_bytes();
+    for case in 0..120 {
+        let tokens = [1, 3, 9][case % 3];
+        let mut number = |good: usize| -> u32 {
+            let bad =
+                [good as u32, good as u32 + 1, 64 * good as u32, 0x7fff_ffff, 0x8000_0000, u32::MAX - 63, u32::MAX];
+            if random.below(5) == 0 { bad[random.below(bad.len())] } else { random.below(good) as u32 }
+        };
+        let position: Vec<u32> = (0..tokens).map(|_| number(capacity)).collect();
+        let sequence: Vec<u32> = (0..tokens).map(|_| number(sequences)).collect();
+        let pages: Vec<u32> = (0..sequences * capacity.div_ceil(Batch::PAGE)).map(|_| number(pool)).collect();
+        // What is written through one of two equal pages is seen through the other one, or not yet.
+        let distinct =
+            pages.chunks(pages.len() / sequences).all(|own| (1..own.len()).all(|i| !own[..i].contains(&own[i])));
+        let numbers = [position, sequence, pages].map(|numbers| input(device, &numbers));
+        let batch = Batch::new(numbers.each_ref().map(Buffer::slice), [tokens, sequences], [capacity, pool])
+            .reach([0, 100][case % 2])
+            .singles([0, tokens][case / 2 % 2]);
+        let q = input(device, &random.gaussians(tokens * heads * head_dim));
+        let kv = input(device, &random.gaussians(tokens * kv_heads * head_dim));
+        let room = ok(Attention::workspace_bytes(device, capacity, tokens, heads, head_dim));
+        let mut results = Vec::new();
+        for fused in [false, true] {
+            if fused && tokens > 1 {
+                continue;
+            }
+            let mut q_out = Output::new(device, tokens * heads * head_dim);
+            let [mut k_cache, mut v_cache] = [(); 2].map(|()| Output::starting_with(device, &vec![0_u8; cache_bytes]));
+            let mut out = Output::new(device, tokens * heads * head_dim);
+            let mut scores = Output::new(device, tokens * heads * capacity);
+            let mut workspace: Output<D, u8> = Output::new(device, room);
+            let cache = CacheMut::new([k_cache.slice(), v_cache.slice()], F16, [kv_heads, head_dim]);
+            let operands = [q.slice(), kv.slice(), kv.slice()];
+            let rope = Rope::new(operands, q_out.slice(), table.slice(), batch, cache, heads, 1e-6);
+            let queries = if fused {
+                Queries::fused(rope, true)
+            } else {
+                ok(rope.launch(device));
+                Queries::rotated(q_out.for_reading(), [k_cache.for_reading(), v_cache.for_reading()], batch)
+            };
+            ok(Attention::new(queries, workspace.slice(), F16, [kv_heads, head_dim], heads, 0.125)
+                .out(out.slice())
+                .scores(scores.slice())
+                .launch(device));
+            ok(device.synchronize());
+            workspace.read();
+            let written = out.read();
+            // Every output is written, with a number or with the NaN that there is.
+            assert!(written.iter().all(|x| x.is_finite() || x.to_bits() == 0x7fc0_0000), "case {case}");
+            results.push((
+                k_cache.read(),
+                v_cache.read(),
+                bytes(&q_out.read()),
+                bytes(&written),
+                bytes(&scores.read()),
+            ));
+        }
+        assert!(!distinct || results.iter().all(|result| *result == results[0]), "case {case}: one launch and two");
+    }
+}
+
+fn bytes(values: &[f32]) -> Vec<u8> {
+    kquant_moe::device::bytes_of(values).to_vec()
 }
 
 /// A matrix that nothing has been put into multiplies as zeros.

@@ -3,18 +3,25 @@
 #pragma once
 
 #include "fixed.cuh"
+#include "pages.cuh"
 
 // Chains of fma over the chunks of a row when they are joined.
 static const int kqm_attention_chains = 8;
 
 // Partial results, for `tokens` tokens at a time.
 struct KqmPartials {
-  float *o;   // [tokens, heads, chunks, head_dim]
-  double *l;  // [tokens, heads, chunks]
-  float *m;   // [tokens, heads, chunks]
+  float *o;   // [tokens, heads, chunks of the reach, head_dim]
+  double *l;  // [tokens, heads, chunks of the reach]
+  float *m;   // [tokens, heads, chunks of the reach]
 };
 
 __device__ __forceinline__ float kqm_minus_infinity() { return __uint_as_float(0xff800000u); }
+
+// A word of keys where there are none: NaNs. So a page that the pool does not have gives NaN, and what a token does not see it does not see.
+template <bool F16>
+__device__ __forceinline__ uint32_t kqm_no_keys() {
+  return F16 ? 0x7e007e00u : 0x7fc00000u;
+}
 
 // N neighbouring elements of a cache row as they are stored, and element i of them as f32.
 template <bool F16, int N>
@@ -35,9 +42,9 @@ struct KqmElements {
       for (int i = 0; i < words; i++) word[i] = p[i];
     }
   }
-  __device__ __forceinline__ void clear() {
+  __device__ __forceinline__ void fill(uint32_t all) {
     KQM_UNROLL
-    for (int i = 0; i < words; i++) word[i] = 0;
+    for (int i = 0; i < words; i++) word[i] = all;
   }
   // From words of shared memory that word_of made.
   __device__ __forceinline__ void load_shared(KQM_SHARED_ARG(uint32_t) from, int first) {

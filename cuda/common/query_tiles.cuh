@@ -1,9 +1,10 @@
 // Attention of many queries: tiles of the rows (a token, a query head) that share a KV head. A CTA of four warps takes a tile and some
-// of its chunks:
+// of its chunks. Neighbouring tokens of a tile at positions of one sequence that follow each other are a run, and the tokens of a prompt
+// one run in all; a run sees the same chunks:
 //
-//   for each chunk:
+//   for each run of the tile, for each chunk:
 //     keys of the chunk to registers                     KqmKeys::load; values follow to shared memory
-//     for each row of the tile that sees the chunk:
+//     for each row of the run that sees the chunk:
 //       score[row][i] = scale * q[row] . k[i]            KqmKeys::multiply_rows
 //     barrier
 //     for each row: scores to weights p, and m and l     kqm_softmax_rows, four rows a warp at a time
@@ -54,8 +55,9 @@ struct KqmQueryTile {
   // Units of 16 bytes of a position's keys or values.
   static const int units = DIM * (F16 ? 2 : 4) / 16;
   // Shared memory, in words: a chunk's keys or values as they are in the cache, then for each row of the tile its query, in the order of
-  // kqm_query_offset, its scores, in that of kqm_weight_offset, where its partial results begin, in elements of `o`, and its position.
-  static const int cached = chunk * units * 4, row_words = DIM + chunk + 2;
+  // kqm_query_offset, its scores, in that of kqm_weight_offset, where its partial results begin, in elements of `o`, its position, and its
+  // sequence.
+  static const int cached = chunk * units * 4, row_words = DIM + chunk + 3;
   __host__ __device__ static constexpr int bytes(int rows) { return 4 * (cached + rows * row_words); }
 };
 
@@ -81,7 +83,8 @@ __device__ __forceinline__ int kqm_weight_offset(int position) {
   return (position % 16 / 4 * 4 + position / 16) * 4 + position % 4;
 }
 
-// Brings the keys or values of a chunk, which begins at element `from` of the cache, to shared memory; positions from `present` on are zeros.
+// Brings the keys or values of a chunk, which begins at element `from` of the cache, to shared memory. Positions from `present` on have values
+// of zero, and keys that nobody sees (kqm_no_keys).
 // KEYS: units are exchanged so that lanes that read together, two segments of four neighbouring keys, find no bank conflicts.
 template <bool F16, int DIM, bool KEYS>
 struct KqmCachedChunk {
@@ -118,22 +121,23 @@ struct KqmCachedChunk {
  private:
   __device__ __forceinline__ static void fetch_unit(KQM_SHARED_ARG(float) shared, int to, const uint8_t *source,
                                                     bool present) {
+    const uint32_t absent = KEYS ? kqm_no_keys<F16>() : 0;
     if (present)
       kqm_async_copy_16(shared, to, source);
     else
-      kqm_shared_store<float4>(shared, to, make_float4(0.0f, 0.0f, 0.0f, 0.0f));
+      kqm_shared_store<uint4>(shared, to, make_uint4(absent, absent, absent, absent));
   }
 };
 
 // The rows of a CTA's tile: row r is token r / group of the tile, and query head r % group of the KV head. What a row has in shared memory
-// (KqmQueryTile) begins at these words.
+// (KqmQueryTile) begins at these words. The run that the CTA is at has rows first .. end - 1.
 template <bool F16, int DIM>
 struct KqmTileRows {
   typedef KqmQueryTile<F16, DIM> Tile;
   KQM_SHARED_ARG(float) shared;
-  int queries, scores, partial_offsets, positions;
-  int count;
-  uint32_t group, kv_head, first_token, start, last_position;
+  int queries, scores, partial_offsets, positions, sequences;
+  int count, first, end;
+  uint32_t group, kv_head, first_token;
 
   // `tokens` tokens from `of_call` on, of which the first one is token `of_launch` of the launch; shared memory holds `most` rows.
   __device__ __forceinline__ KqmTileRows(const kqm_attention_args &a, KQM_SHARED_ARG(float) memory, int most,
@@ -143,15 +147,46 @@ struct KqmTileRows {
         scores(queries + most * DIM),
         partial_offsets(scores + most * Tile::chunk),
         positions(partial_offsets + most),
+        sequences(positions + most),
         count(int(tokens * heads)),
+        first(0),
+        end(0),
         group(heads),
         kv_head(blockIdx.x),
-        first_token(of_call),
-        start(min(__ldcg(a.start), a.capacity) + of_call),
-        last_position(a.capacity - 1) {}
+        first_token(of_call) {
+    for (int row = threadIdx.x; row < count; row += kqm_tile_threads) {
+      const KqmToken token(a.batch, first_token + row / group);
+      kqm_shared_store<uint32_t>(shared, positions + row, token.position);
+      kqm_shared_store<uint32_t>(shared, sequences + row, token.sequence);
+    }
+    __syncthreads();
+  }
 
-  // A token past the capacity is at its last position.
-  __device__ __forceinline__ uint32_t position_of(uint32_t token) const { return min(start + token, last_position); }
+  // Goes on to the next run that has a chunk `part`. False: there is none.
+  __device__ __forceinline__ bool next_run(uint32_t part) {
+    while (end < count) {
+      first = end;
+      // A lane looks at one of the tokens that follow the run's first one, and the first that does not go on with it begins the next one.
+      const uint32_t position = position_at(first), sequence = sequence_at(first);
+      uint32_t breaks = 0;
+      for (uint32_t ahead = 1; breaks == 0; ahead += 32) {
+        const uint32_t behind = ahead + (threadIdx.x & 31);
+        const int row = first + int(behind * group), last = min(row, count - 1);
+        breaks =
+            __ballot_sync(~0u, row >= count || position_at(last) != position + behind || sequence_at(last) != sequence);
+        end = min(first + int((ahead + __ffs(int(breaks)) - 1) * group), count);
+      }
+      if (part * Tile::chunk <= position_at(end - 1)) return true;
+    }
+    return false;
+  }
+  // Where the pages of the run's sequence begin in the table, and the page of one of its chunks. The sequence kqm_nowhere has none.
+  __device__ __forceinline__ uint32_t pages(const kqm_attention_args &a) const {
+    return sequence_at(first) * kqm_chunks_of(a.batch.capacity);
+  }
+  __device__ __forceinline__ uint32_t page(const kqm_attention_args &a, uint32_t index) const {
+    return sequence_at(first) == kqm_nowhere ? kqm_nowhere : __ldcg(a.batch.pages + pages(a) + index);
+  }
   // The row among those of q.
   __device__ __forceinline__ size_t in_q(const kqm_attention_args &a, int row) const {
     return size_t(first_token + row / group) * a.heads + kv_head * group + row % group;
@@ -159,6 +194,9 @@ struct KqmTileRows {
   // In the loop over chunks positions come from shared memory, to leave registers alone.
   __device__ __forceinline__ uint32_t position_at(int row) const {
     return kqm_shared_load<uint32_t>(shared, positions + row);
+  }
+  __device__ __forceinline__ uint32_t sequence_at(int row) const {
+    return kqm_shared_load<uint32_t>(shared, sequences + row);
   }
   __device__ __forceinline__ uint32_t partial_at(int row) const {
     return kqm_shared_load<uint32_t>(shared, partial_offsets + row);
@@ -171,18 +209,17 @@ struct KqmTileRows {
   // The optional scores of positions that a row does not see: the CTAs of the tile share them.
   __device__ __forceinline__ void mask_scores(const kqm_attention_args &a) const {
     for (int row = 0; row < count; row++) {
-      float *trace = a.scores + in_q(a, row) * a.capacity;
-      for (uint32_t at = position_of(row / group) + 1 + blockIdx.y * kqm_tile_threads + threadIdx.x; at < a.capacity;
+      float *trace = a.scores + in_q(a, row) * a.batch.capacity;
+      for (uint32_t at = position_at(row) + 1 + blockIdx.y * kqm_tile_threads + threadIdx.x; at < a.batch.capacity;
            at += gridDim.y * kqm_tile_threads)
         trace[at] = kqm_minus_infinity();
     }
   }
-  // Positions, offsets among the partial results of a launch that begins at token `launch_token`, and queries to shared memory.
+  // Offsets among the partial results of a launch that begins at token `launch_token`, and queries to shared memory.
   __device__ __forceinline__ void fetch(const kqm_attention_args &a, uint32_t launch_token, uint32_t chunks) {
     for (int row = threadIdx.x; row < count; row += kqm_tile_threads) {
       kqm_shared_store<uint32_t>(shared, partial_offsets + row,
                                  (uint32_t(in_q(a, row)) - launch_token * a.heads) * chunks * DIM);
-      kqm_shared_store<uint32_t>(shared, positions + row, position_of(row / group));
     }
     for (int i = threadIdx.x; i < count * (DIM / 4); i += kqm_tile_threads) {
       const int row = i / (DIM / 4), d = i % (DIM / 4) * 4;
@@ -253,7 +290,7 @@ struct KqmKeys {
     uint32_t query = rows.queries + first * DIM + query_part(),
              score = rows.scores + first * Tile::chunk + kqm_weight_offset(index(set, 0));
     KQM_LOOP
-    for (int row = first; row < rows.count; row += Tile::key_parts) {
+    for (int row = first; row < rows.end; row += Tile::key_parts) {
       // Whole addresses, to which loads add constants.
       kqm_keep(query), kqm_keep(score);
       const float s = __fmul_rn(dot(rows.shared, query), scale);
@@ -420,11 +457,11 @@ __device__ __forceinline__ void kqm_softmax_rows(const kqm_attention_args &a, co
   const int chunk = KQM_ATTENTION_CHUNK, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const uint32_t begin = index * chunk;
   KQM_LOOP
-  for (int first = first_row + 4 * warp; first < rows.count; first += 4 * kqm_tile_warps) {
-    const int row = first + (lane >> 3), at = row < rows.count ? row : first;
-    const bool own = row < rows.count;
+  for (int first = first_row + 4 * warp; first < rows.end; first += 4 * kqm_tile_warps) {
+    const int row = first + (lane >> 3), at = row < rows.end ? row : first;
+    const bool own = row < rows.end;
     const int visible = rows.visible(at, begin);
-    float *const trace = a.scores ? a.scores + rows.in_q(a, at) * a.capacity + begin : nullptr;
+    float *const trace = a.scores ? a.scores + rows.in_q(a, at) * a.batch.capacity + begin : nullptr;
     float m;
     double l;
     if (!masked) {
@@ -459,54 +496,64 @@ __global__ void __launch_bounds__(kqm_tile_threads, (KqmQueryTile<F16, DIM>::res
   kqm_release_dependents();
   KqmTileRows<F16, DIM> rows(a, shared, int(tile_tokens * group), group, first_token + tile_first, tile_count);
   if (a.scores) rows.mask_scores(a);
-  if (part * chunk > rows.position_of(tile_count - 1)) return;
+  bool more = rows.next_run(part);
+  if (!more) return;
 
-  const uint32_t stride = a.kv_heads * DIM, chunks = (a.capacity + chunk - 1) / chunk;
-  const auto first_element = [&](uint32_t index) { return size_t(index * chunk) * stride + rows.kv_head * DIM; };
-  KeyChunk::fetch(shared, a.k_cache, first_element(part), stride,
-                  min(int(rows.position_of(tile_count - 1) - part * chunk) + 1, chunk));
-  rows.fetch(a, first_token, chunks);
+  const uint32_t stride = a.kv_heads * DIM;
+  const auto first_element = [&](uint32_t page) { return kqm_page_at(page, stride) + rows.kv_head * DIM; };
+  // Positions of a chunk that the run's last row sees, and that are there.
+  const auto present = [&](uint32_t index, uint32_t page) {
+    return page < a.batch.pool_pages ? rows.visible(rows.end - 1, index * chunk) : 0;
+  };
+  uint32_t index = part, page = rows.page(a, index);
+  rows.fetch(a, first_token, kqm_chunks_of(a.batch.reach));
+  KeyChunk::fetch(shared, a.k_cache, first_element(page), stride, present(index, page));
 
-  uint32_t index = part;
   KQM_LOOP
-  for (bool more = true; more; index += parts) {
+  while (more) {
     const uint32_t begin = index * chunk;
     kqm_async_wait<0>();
     // Keys and queries are there, and the weights of the chunk before are done with.
     __syncthreads();
     // Rows before the first one do not see the chunk. Where not all see all of it, some are masked.
-    const uint32_t first_position = rows.position_at(0);
-    const int first_row = begin > first_position ? int((begin - first_position) * group) : 0;
+    const uint32_t first_position = rows.position_at(rows.first);
+    const int first_row = rows.first + (begin > first_position ? int((begin - first_position) * group) : 0);
     const int least_visible = rows.visible(first_row, begin);
     {
       KqmKeys<F16, DIM> keys;
       const int set = warp % Tile::key_sets;
       keys.load(shared, set);
       __syncthreads();
-      ValueChunk::fetch(shared, a.v_cache, first_element(index), stride, rows.visible(rows.count - 1, begin));
+      ValueChunk::fetch(shared, a.v_cache, first_element(page), stride, present(index, page));
+      // The next chunk's page arrives by the time its keys are fetched.
+      index += parts;
+      more = index * chunk <= rows.position_at(rows.end - 1);
+      if (more) page = rows.page(a, index);
       keys.multiply_rows(rows, set, first_row, a.scale);
     }
     __syncthreads();
 
-    kqm_softmax_rows(a, ws, rows, first_row, least_visible < chunk, index);
+    kqm_softmax_rows(a, ws, rows, first_row, least_visible < chunk, begin / chunk);
     kqm_async_wait<0>();
     __syncthreads();
 
     // Of three slabs a warp has none: it loads one, so that registers never hold nothing, and leaves it at that.
     const int slab = warp % Tile::slabs, value_part = warp / Tile::slabs;
-    const int value_rows = value_part < Tile::value_parts ? rows.count : 0;
+    const int value_rows = value_part < Tile::value_parts ? rows.end : 0;
     KqmValues<F16, DIM> values;
     values.load(shared, slab);
     __syncthreads();
-    const uint32_t next = index + parts;
-    more = next * chunk <= rows.position_at(rows.count - 1);
-    if (more)
-      KeyChunk::fetch(shared, a.k_cache, first_element(next), stride, rows.visible(rows.count - 1, next * chunk));
-    float *const o = ws.o + index * DIM + slab * 64 + values.dimension(0);
+    if (more) KeyChunk::fetch(shared, a.k_cache, first_element(page), stride, present(index, page));
+    float *const o = ws.o + begin / chunk * DIM + slab * 64 + values.dimension(0);
     if (__builtin_expect(__any_sync(~0u, least_visible < chunk && values.not_finite(least_visible)), 0))
       values.template weigh_rows<true>(rows, first_row + value_part, value_rows, begin, o);
     else
       values.template weigh_rows<false>(rows, first_row + value_part, value_rows, begin, o);
+    // The next run begins like the first one.
+    if (!more && rows.next_run(part)) {
+      more = true, index = part, page = rows.page(a, index);
+      KeyChunk::fetch(shared, a.k_cache, first_element(page), stride, present(index, page));
+    }
   }
 }
 
@@ -556,14 +603,10 @@ __global__ void __launch_bounds__(kqm_join_threads, 2)
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   kqm_release_dependents();
-  // Saturated, so that no position comes around to a small one.
-  const uint32_t start = min(__ldcg(a.start), a.capacity);
-  const bool past = start + t >= a.capacity;
-  const auto used_by = [&](uint32_t token) {
-    return int(min(start + first_token + token, a.capacity - 1) / chunk) + 1;
-  };
-  const int used = used_by(within), most_used = used_by(last_token);
-  const size_t chunks = (a.capacity + chunk - 1) / chunk, first_row = size_t(within) * a.heads + outputs.first_head;
+  const auto used_by = [&](uint32_t token) { return int(KqmToken(a.batch, first_token + token).position / chunk) + 1; };
+  static_assert(kqm_join_tokens == 2, "the most chunks of a CTA's tokens are those of its first or its last one");
+  const int used = used_by(within), most_used = max(used_by(blockIdx.y * kqm_join_tokens), used_by(last_token));
+  const size_t chunks = kqm_chunks_of(a.batch.reach), first_row = size_t(within) * a.heads + outputs.first_head;
   const float *const o = ws.o + (first_row + outputs.own_head) * chunks * outputs.dim + outputs.own % outputs.dim;
   float2 value[ahead];
   const auto fetch = [&](int begin) {
@@ -621,9 +664,7 @@ __global__ void __launch_bounds__(kqm_join_threads, 2)
   const double inverse = __ddiv_rn(1.0, l_sum[0]);
   KQM_UNROLL
   for (int i = 0; i < 2; i++) {
-    // A token past the capacity gives NaN.
-    const float own = past ? __uint_as_float(0x7fc00000u) : kqm_canonical(float(sum[0][i] * inverse));
-    const float y = outputs.active ? own : 0.0f;
+    const float y = outputs.active ? kqm_canonical(float(sum[0][i] * inverse)) : 0.0f;
     if (a.out && outputs.active && stored) a.out[size_t(t) * outputs.all + outputs.own + i] = y;
     result[token * KQM_BLOCK + 2 * thread + i] = y;
   }

@@ -2,12 +2,12 @@
 // head bring zeros. rope.cu runs it for a batch, attention.cu for a single token inside its own launch.
 #pragma once
 
-#include "check.cuh"
+#include "pages.cuh"
 #include "tree.cuh"
 
 static const int kqm_max_head_dim = 256;
-// Most heads, and most positions of a cache: sums of counts stay inside their types.
-static const uint32_t kqm_max_heads = 65535, kqm_max_capacity = 0x7fffffff;
+// Most heads: sums of counts stay inside their types.
+static const uint32_t kqm_max_heads = 65535;
 
 // Eight neighbours of a cache row, whose elements are f32 or f16.
 __device__ __forceinline__ void kqm_store_cache(void *cache, uint32_t type, size_t row, int lane, const float (&x)[8]) {
@@ -50,14 +50,14 @@ __device__ __forceinline__ void kqm_load_head_weight(const kqm_rope_args &a, con
 
 // Normalises and rotates a head of q or k, in place; a head of v passes unchanged but for its NaNs. LANES lanes (16 for up to 128
 // dimensions, or 32) have a head of their own; all lanes of the warp call it. dim is a.head_dim, which callers may know when they
-// are compiled, exchange holds as many floats for these lanes, and inverse_n is 1 / dim. Positions past the capacity have no angle
-// and give NaN.
+// are compiled, exchange holds as many floats for these lanes, and inverse_n is 1 / dim. The position kqm_nowhere has no angle and gives
+// NaN.
 template <int LANES>
 __device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, int dim, const KqmHeadRow &row, int lane,
                                               uint32_t position, bool optional_outputs, double inverse_n,
                                               const float (&weight)[8], KQM_SHARED_ARG(float) exchange, float (&x)[8]) {
   const int half = dim / 2;
-  const bool active = 8 * lane < dim, fits = position < a.capacity;
+  const bool active = 8 * lane < dim, fits = position != kqm_nowhere;
   const float nan = __uint_as_float(0x7fc00000u);
   // Half a head is a multiple of four dimensions: four neighbours are in the same half, and so are their partners.
   float cosine[8], sine[8];
@@ -112,20 +112,22 @@ __device__ __forceinline__ void kqm_rope_head(const kqm_rope_args &a, int dim, c
   }
 }
 
-// Writes a rotated k, or a v, to the cache.
-__device__ __forceinline__ void kqm_cache_head(const kqm_rope_args &a, const KqmHeadRow &row, int lane,
+// Writes a rotated k, or a v, to its page, unless its position is kqm_nowhere.
+__device__ __forceinline__ void kqm_cache_head(const kqm_rope_args &a, const KqmHeadRow &row, int lane, uint32_t page,
                                                uint32_t position, const float (&x)[8]) {
-  if (8 * lane >= int(a.head_dim) || position >= a.capacity) return;
+  if (8 * lane >= int(a.head_dim) || position == kqm_nowhere) return;
+  const uint32_t of_page = position % KQM_ATTENTION_CHUNK * a.kv_heads + row.kv_head;
   kqm_store_cache(row.is_v ? a.v_cache : a.k_cache, a.cache_type,
-                  (size_t(position) * a.kv_heads + row.kv_head) * a.head_dim, lane, x);
+                  kqm_page_at(page, a.kv_heads * a.head_dim) + size_t(of_page) * a.head_dim, lane, x);
 }
 
 inline kqm_status kqm_check_rope(const kqm_rope_args &a) {
-  KQM_REQUIRE(a.q && a.k && a.v && a.table && a.start && a.q_out && a.k_cache && a.v_cache, KQM_NULL_POINTER);
+  KQM_TRY(kqm_check_batch(a.batch));
+  KQM_REQUIRE(a.q && a.k && a.v && a.table && a.q_out && a.k_cache && a.v_cache, KQM_NULL_POINTER);
   KQM_REQUIRE(a.cache_type == KQM_TYPE_F32 || a.cache_type == KQM_TYPE_F16, KQM_UNSUPPORTED_TYPE);
-  KQM_REQUIRE(a.tokens > 0 && a.tokens <= 65535 && a.heads > 0 && a.heads <= kqm_max_heads && a.kv_heads > 0 &&
-                  a.kv_heads <= kqm_max_heads && a.capacity > 0 && a.capacity <= kqm_max_capacity && a.head_dim > 0 &&
-                  a.head_dim % 8 == 0 && a.head_dim <= uint32_t(kqm_max_head_dim),
+  KQM_REQUIRE(a.batch.tokens <= 65535 && a.heads > 0 && a.heads <= kqm_max_heads && a.kv_heads > 0 &&
+                  a.kv_heads <= kqm_max_heads && a.head_dim > 0 && a.head_dim % 8 == 0 &&
+                  a.head_dim <= uint32_t(kqm_max_head_dim),
               KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(a.q, 16) && kqm_aligned(a.k, 16) && kqm_aligned(a.v, 16) && kqm_aligned(a.q_weight, 16) &&
                   kqm_aligned(a.k_weight, 16) && kqm_aligned(a.table, 16) && kqm_aligned(a.q_out, 16) &&

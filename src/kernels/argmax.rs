@@ -5,14 +5,15 @@ use super::*;
 /// What a decode loop on the device does with the token that was found.
 #[non_exhaustive]
 pub struct DecodeLoop<'a> {
-    /// `[1]`: the position, advanced by one.
+    /// `[rows]`: the positions, each advanced by one.
     pub position: SliceMut<'a, u32>,
-    /// Tokens by position: the found one is stored at the position before it advances, or 2^32 - 1 when its value is not finite.
+    /// `[rows, any]`, tokens of each row by position: the found one is stored at the position before it advances, or 2^32 - 1 when its
+    /// value is not finite.
     pub history: SliceMut<'a, u32>,
 }
 
 impl<'a> DecodeLoop<'a> {
-    /// The position and the tokens by position.
+    /// The positions, and the tokens of each row by position.
     pub fn new(position: SliceMut<'a, u32>, history: SliceMut<'a, u32>) -> Self {
         Self { position, history }
     }
@@ -29,7 +30,7 @@ pub struct Argmax<'a> {
     pub partial: SliceMut<'a, u64>,
     /// `[rows]`, zero before the first launch and after every one.
     pub done: SliceMut<'a, u32>,
-    /// For row 0: feed the token back.
+    /// Feed the tokens back.
     pub feed: Option<DecodeLoop<'a>>,
     /// Rows.
     pub rows: usize,
@@ -50,7 +51,7 @@ impl<'a> Argmax<'a> {
     }
 
     optional_operands! {
-        /// Feeds the token of row 0 back.
+        /// Feeds the tokens back.
         feed: DecodeLoop<'a>;
     }
 }
@@ -68,9 +69,10 @@ impl Argmax<'_> {
         at_least(device, NAME, "done", self.done.place(), &[self.rows])?;
         let (mut advance, mut history, mut history_len) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
         if let Some(feed) = self.feed {
-            at_least(device, NAME, "feed.position", feed.position.place(), &[1])?;
+            at_least(device, NAME, "feed.position", feed.position.place(), &[self.rows])?;
             at_least(device, NAME, "feed.history", feed.history.place(), &[0])?;
-            history_len = count(NAME, "feed.history", feed.history.len())?;
+            // Of no rows there are no histories: that is for the launcher to refuse.
+            history_len = count(NAME, "feed.history", feed.history.len() / self.rows.max(1))?;
             advance = feed.position.as_ptr();
             history = feed.history.as_ptr();
         }

@@ -17,10 +17,6 @@ pub struct Attention<'a> {
     pub scores: Option<SliceMut<'a, f32>>,
     /// At least [`Attention::workspace_bytes`].
     pub workspace: SliceMut<'a, u8>,
-    /// Positions of the cache.
-    pub capacity: usize,
-    /// Tokens.
-    pub tokens: usize,
     /// Query heads: a multiple of `kv_heads`, at most 16 times.
     pub heads: usize,
     /// KV heads.
@@ -32,18 +28,18 @@ pub struct Attention<'a> {
 }
 
 impl<'a> Attention<'a> {
-    /// Of queries that see a cache of `[capacity, kv_heads, head_dim]` elements of a type. It gives what is asked for with
+    /// Of queries that see a cache of pages of `[64, kv_heads, head_dim]` elements of a type. It gives what is asked for with
     /// [`Self::out`] and [`Self::fixed`], one of which must be.
     pub fn new(
         q: Queries<'a>,
         workspace: SliceMut<'a, u8>,
         cache_kind: TensorType,
-        [capacity, kv_heads, head_dim]: [usize; 3],
-        [tokens, heads]: [usize; 2],
+        [kv_heads, head_dim]: [usize; 2],
+        heads: usize,
         scale: f32,
     ) -> Self {
         let (out, fixed, scores) = (None, None, None);
-        Self { q, cache_kind, out, fixed, scores, workspace, capacity, tokens, heads, kv_heads, head_dim, scale }
+        Self { q, cache_kind, out, fixed, scores, workspace, heads, kv_heads, head_dim, scale }
     }
 
     optional_operands! {
@@ -56,8 +52,7 @@ impl<'a> Attention<'a> {
     }
 }
 
-/// The queries of attention, and the cache that they see. A token at a position that is not below the capacity gives
-/// NaN.
+/// The queries of attention, and the cache that they see.
 #[allow(clippy::large_enum_variant)] // made and used on the stack of one call
 #[non_exhaustive]
 pub enum Queries<'a> {
@@ -66,12 +61,12 @@ pub enum Queries<'a> {
     Rotated {
         /// `[tokens, heads, head_dim]`.
         q: Slice<'a, f32>,
-        /// `[capacity, kv_heads, head_dim]`, as bytes.
+        /// `[pool_pages, 64, kv_heads, head_dim]`, as bytes.
         k_cache: Slice<'a, u8>,
-        /// `[capacity, kv_heads, head_dim]`, as bytes.
+        /// `[pool_pages, 64, kv_heads, head_dim]`, as bytes.
         v_cache: Slice<'a, u8>,
-        /// `[1]`: position of the first token.
-        start: Slice<'a, u32>,
+        /// The tokens, and where they are.
+        batch: Batch<'a>,
     },
     /// A single token: what [`super::Rope`] does is done in the same launch, and its caches are those that are seen.
     #[non_exhaustive]
@@ -79,7 +74,7 @@ pub enum Queries<'a> {
         /// The operands, of the same shapes.
         rope: super::Rope<'a>,
         /// The launch right before this one on the queue is [`super::Qkv`], [`super::FloatMatvec`], or a kernel that does not let
-        /// its successor start early, and writes neither `start` nor the caches: they are read while it still runs. Where that is
+        /// its successor start early, and writes neither the batch nor the caches: they are read while it still runs. Where that is
         /// not true, what is read may be old.
         follows_qkv: bool,
     },
@@ -87,8 +82,8 @@ pub enum Queries<'a> {
 
 impl<'a> Queries<'a> {
     /// [`Self::Rotated`], which see the caches of k and v.
-    pub fn rotated(q: Slice<'a, f32>, [k_cache, v_cache]: [Slice<'a, u8>; 2], start: Slice<'a, u32>) -> Self {
-        Self::Rotated { q, k_cache, v_cache, start }
+    pub fn rotated(q: Slice<'a, f32>, [k_cache, v_cache]: [Slice<'a, u8>; 2], batch: Batch<'a>) -> Self {
+        Self::Rotated { q, k_cache, v_cache, batch }
     }
 
     /// [`Self::Fused`].
@@ -100,7 +95,7 @@ impl<'a> Queries<'a> {
 impl Attention<'_> {
     const NAME: &'static str = "attention";
 
-    /// Bytes of workspace for these shapes.
+    /// Bytes of workspace for these shapes. What is enough for a capacity is for every reach in it.
     ///
     /// # Errors
     /// [`Error::Invalid`] for counts that are too large.
@@ -112,8 +107,11 @@ impl Attention<'_> {
         head_dim: usize,
     ) -> Result<usize> {
         let args = sys::kqm_attention_args {
-            capacity: count(Self::NAME, "capacity", capacity)?,
-            tokens: count(Self::NAME, "tokens", tokens)?,
+            batch: sys::kqm_batch {
+                capacity: count(Self::NAME, "capacity", capacity)?,
+                tokens: count(Self::NAME, "tokens", tokens)?,
+                ..Default::default()
+            },
             heads: count(Self::NAME, "heads", heads)?,
             head_dim: count(Self::NAME, "head_dim", head_dim)?,
             ..Default::default()
@@ -127,22 +125,26 @@ impl Attention<'_> {
     /// # Errors
     /// [`Error::Invalid`] for lengths that do not fit, [`Error::Kernel`] from the launcher.
     pub fn launch<D: Device>(self, device: &D) -> Result<()> {
-        let q_shape = [self.tokens, self.heads, self.head_dim];
-        let cache_shape = [self.capacity, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
-        let ([k_cache, v_cache], start, q, rope, follows_qkv) = match self.q {
-            Queries::Rotated { q, k_cache, v_cache, start } => {
+        let Batch { tokens, capacity, pool_pages, .. } = match &self.q {
+            Queries::Rotated { batch, .. } => *batch,
+            Queries::Fused { rope, .. } => rope.batch,
+        };
+        let q_shape = [tokens, self.heads, self.head_dim];
+        let cache_shape = [pool_pages, Batch::PAGE, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
+        let ([k_cache, v_cache], batch, q, rope, follows_qkv) = match self.q {
+            Queries::Rotated { q, k_cache, v_cache, batch } => {
+                let batch = batch.args(device, Self::NAME)?;
                 at_least(device, Self::NAME, "q", q.place(), &q_shape)?;
                 at_least(device, Self::NAME, "k_cache", k_cache.place(), &cache_shape)?;
                 at_least(device, Self::NAME, "v_cache", v_cache.place(), &cache_shape)?;
-                at_least(device, Self::NAME, "start", start.place(), &[1])?;
                 let caches = [k_cache, v_cache].map(|cache| cache.as_ptr().cast());
-                (caches, start.as_ptr(), q.as_ptr(), sys::kqm_rope_args::default(), false)
+                (caches, batch, q.as_ptr(), sys::kqm_rope_args::default(), false)
             }
             // The launcher demands that the shapes are the same.
             Queries::Fused { rope, follows_qkv } => {
                 let rope = rope.args(device)?;
                 let caches = [rope.k_cache.cast_const(), rope.v_cache.cast_const()];
-                (caches, rope.start, std::ptr::null(), rope, follows_qkv)
+                (caches, rope.batch, std::ptr::null(), rope, follows_qkv)
             }
         };
         if let Some(out) = &self.out {
@@ -154,11 +156,11 @@ impl Attention<'_> {
                 Self::NAME,
                 "fixed",
                 fixed.place(),
-                &[self.tokens, self.heads.saturating_mul(self.head_dim) / BLOCK],
+                &[tokens, self.heads.saturating_mul(self.head_dim) / BLOCK],
             )?;
         }
         if let Some(scores) = &self.scores {
-            at_least(device, Self::NAME, "scores", scores.place(), &[self.tokens, self.heads, self.capacity])?;
+            at_least(device, Self::NAME, "scores", scores.place(), &[tokens, self.heads, capacity])?;
         }
         // How many bytes are enough is the launcher's to say.
         at_least(device, Self::NAME, "workspace", self.workspace.place(), &[0])?;
@@ -166,19 +168,17 @@ impl Attention<'_> {
             device,
             attention,
             sys::kqm_attention_args {
+                batch,
                 q,
                 rope,
                 k_cache,
                 v_cache,
-                start,
                 out: optional(self.out),
                 fixed: optional(self.fixed),
                 scores: optional(self.scores),
                 workspace: self.workspace.as_ptr().cast(),
                 workspace_bytes: self.workspace.len() as u64,
                 cache_type: self.cache_kind as u32,
-                capacity: count(Self::NAME, "capacity", self.capacity)?,
-                tokens: count(Self::NAME, "tokens", self.tokens)?,
                 heads: count(Self::NAME, "heads", self.heads)?,
                 kv_heads: count(Self::NAME, "kv_heads", self.kv_heads)?,
                 head_dim: count(Self::NAME, "head_dim", self.head_dim)?,

@@ -208,6 +208,79 @@ impl FusedNorm<'_> {
     }
 }
 
+/// The tokens of a batch, of any sequences and positions in any order, and where each one is in a cache: a pool of pages that sequences
+/// share, each of 64 positions. A token whose position is not below the reach, whose sequence is none of them or whose page is none of
+/// the pool gives NaN and is not written; any other page that the pool does not have holds NaNs for the tokens that see it.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Batch<'a> {
+    /// `[tokens]`.
+    pub position: Slice<'a, u32>,
+    /// `[tokens]`.
+    pub sequence: Slice<'a, u32>,
+    /// `[sequences, ceil(capacity / 64)]`: the pages of each sequence.
+    pub pages: Slice<'a, u32>,
+    /// Tokens.
+    pub tokens: usize,
+    /// Sequences.
+    pub sequences: usize,
+    /// Most positions of a sequence.
+    pub capacity: usize,
+    /// Pages of the cache of keys, and of that of values.
+    pub pool_pages: usize,
+    /// No token is at this position or behind it; 0: the capacity. The launch of attention and its workspace are laid out for it.
+    pub reach: usize,
+    /// The first so many tokens are taken one at a time by attention, the others together with their neighbours, for which neighbours
+    /// had better be at positions of one sequence that follow each other. A matter of speed, never of bits.
+    pub singles: usize,
+}
+
+impl<'a> Batch<'a> {
+    /// Positions of a page.
+    pub const PAGE: usize = sys::KQM_ATTENTION_CHUNK as usize;
+
+    /// `[position, sequence, pages]` of `[tokens, sequences]`, with `[capacity, pool_pages]`. None of the tokens is a single one, and they
+    /// may be anywhere.
+    pub fn new(
+        [position, sequence, pages]: [Slice<'a, u32>; 3],
+        [tokens, sequences]: [usize; 2],
+        [capacity, pool_pages]: [usize; 2],
+    ) -> Self {
+        Self { position, sequence, pages, tokens, sequences, capacity, pool_pages, reach: 0, singles: 0 }
+    }
+
+    /// With a bound of the positions.
+    #[must_use]
+    pub fn reach(self, reach: usize) -> Self {
+        Self { reach, ..self }
+    }
+
+    /// With so many single tokens at the beginning.
+    #[must_use]
+    pub fn singles(self, singles: usize) -> Self {
+        Self { singles, ..self }
+    }
+
+    /// The checked batch as launchers take it.
+    fn args<D: Device>(&self, device: &D, kernel: &'static str) -> Result<sys::kqm_batch> {
+        let Self { position, sequence, pages, tokens, sequences, capacity, pool_pages, reach, singles } = *self;
+        at_least(device, kernel, "batch.position", position.place(), &[tokens])?;
+        at_least(device, kernel, "batch.sequence", sequence.place(), &[tokens])?;
+        at_least(device, kernel, "batch.pages", pages.place(), &[sequences, capacity.div_ceil(Self::PAGE)])?;
+        Ok(sys::kqm_batch {
+            position: position.as_ptr(),
+            sequence: sequence.as_ptr(),
+            pages: pages.as_ptr(),
+            tokens: count(kernel, "batch.tokens", tokens)?,
+            sequences: count(kernel, "batch.sequences", sequences)?,
+            capacity: count(kernel, "batch.capacity", capacity)?,
+            pool_pages: count(kernel, "batch.pool_pages", pool_pages)?,
+            reach: count(kernel, "batch.reach", reach)?,
+            singles: count(kernel, "batch.singles", singles)?,
+        })
+    }
+}
+
 /// Activations of a product: as fixed point, or made from a row by a fused norm.
 #[non_exhaustive]
 pub enum Activations<'a> {

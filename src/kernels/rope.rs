@@ -6,12 +6,12 @@ use super::*;
 pub struct CacheMut<'a> {
     caches: [SliceMut<'a, u8>; 2],
     kind: TensorType,
-    shape: [usize; 3],
+    shape: [usize; 2],
 }
 
 impl<'a> CacheMut<'a> {
-    /// The caches of k and of v, each `[capacity, kv_heads, head_dim]` elements in F32 or F16, as bytes.
-    pub fn new(caches: [SliceMut<'a, u8>; 2], kind: TensorType, shape: [usize; 3]) -> Self {
+    /// The caches of k and of v, each pages of `[64, kv_heads, head_dim]` elements in F32 or F16, as bytes.
+    pub fn new(caches: [SliceMut<'a, u8>; 2], kind: TensorType, shape: [usize; 2]) -> Self {
         Self { caches, kind, shape }
     }
 }
@@ -19,6 +19,8 @@ impl<'a> CacheMut<'a> {
 /// Operands of `rope`. The cache's elements are f32 or f16, as `cache_kind` says.
 #[non_exhaustive]
 pub struct Rope<'a> {
+    /// The tokens, and where they are.
+    pub batch: Batch<'a>,
     /// `[tokens, heads, head_dim]`.
     pub q: Slice<'a, f32>,
     /// `[tokens, heads, head_dim]`: q after RMSNorm and RoPE.
@@ -33,25 +35,18 @@ pub struct Rope<'a> {
     pub k_weight: Option<Slice<'a, f32>>,
     /// `[capacity, head_dim / 2, 2]`: cosine and sine.
     pub table: Slice<'a, f32>,
-    /// `[1]`: position of the first token. Tokens at positions that are not below `capacity` give NaN and are not
-    /// written.
-    pub start: Slice<'a, u32>,
     /// Optional output `[tokens, heads, head_dim]`: q after RMSNorm.
     pub q_normed: Option<SliceMut<'a, f32>>,
     /// Optional output `[tokens, kv_heads, head_dim]`: k after RMSNorm.
     pub k_normed: Option<SliceMut<'a, f32>>,
     /// Optional output `[tokens, kv_heads, head_dim]`: k after RoPE, before it is rounded to the cache's type.
     pub k_out: Option<SliceMut<'a, f32>>,
-    /// `[capacity, kv_heads, head_dim]`, as bytes.
+    /// `[pool_pages, 64, kv_heads, head_dim]`, as bytes.
     pub k_cache: SliceMut<'a, u8>,
-    /// `[capacity, kv_heads, head_dim]`, as bytes.
+    /// `[pool_pages, 64, kv_heads, head_dim]`, as bytes.
     pub v_cache: SliceMut<'a, u8>,
     /// F32 or F16.
     pub cache_kind: TensorType,
-    /// Positions of the cache.
-    pub capacity: usize,
-    /// Tokens.
-    pub tokens: usize,
     /// Query heads.
     pub heads: usize,
     /// KV heads.
@@ -68,13 +63,14 @@ impl<'a> Rope<'a> {
         [q, k, v]: [Slice<'a, f32>; 3],
         q_out: SliceMut<'a, f32>,
         table: Slice<'a, f32>,
-        start: Slice<'a, u32>,
+        batch: Batch<'a>,
         cache: CacheMut<'a>,
-        [tokens, heads]: [usize; 2],
+        heads: usize,
         eps: f32,
     ) -> Self {
-        let CacheMut { caches: [k_cache, v_cache], kind: cache_kind, shape: [capacity, kv_heads, head_dim] } = cache;
+        let CacheMut { caches: [k_cache, v_cache], kind: cache_kind, shape: [kv_heads, head_dim] } = cache;
         Self {
+            batch,
             q,
             q_out,
             k,
@@ -82,15 +78,12 @@ impl<'a> Rope<'a> {
             q_weight: None,
             k_weight: None,
             table,
-            start,
             q_normed: None,
             k_normed: None,
             k_out: None,
             k_cache,
             v_cache,
             cache_kind,
-            capacity,
-            tokens,
             heads,
             kv_heads,
             head_dim,
@@ -124,15 +117,16 @@ impl Rope<'_> {
     /// The checked arguments.
     pub(super) fn args<D: Device>(self, device: &D) -> Result<sys::kqm_rope_args> {
         const NAME: &str = "rope";
-        let q_shape = [self.tokens, self.heads, self.head_dim];
-        let kv_shape = [self.tokens, self.kv_heads, self.head_dim];
-        let cache_shape = [self.capacity, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
+        let Batch { tokens, capacity, pool_pages, .. } = self.batch;
+        let q_shape = [tokens, self.heads, self.head_dim];
+        let kv_shape = [tokens, self.kv_heads, self.head_dim];
+        let cache_shape = [pool_pages, Batch::PAGE, self.kv_heads, self.head_dim, self.cache_kind.block_bytes()];
+        let batch = self.batch.args(device, NAME)?;
         at_least(device, NAME, "q", self.q.place(), &q_shape)?;
         at_least(device, NAME, "q_out", self.q_out.place(), &q_shape)?;
         at_least(device, NAME, "k", self.k.place(), &kv_shape)?;
         at_least(device, NAME, "v", self.v.place(), &kv_shape)?;
-        at_least(device, NAME, "table", self.table.place(), &[self.capacity, self.head_dim])?;
-        at_least(device, NAME, "start", self.start.place(), &[1])?;
+        at_least(device, NAME, "table", self.table.place(), &[capacity, self.head_dim])?;
         at_least(device, NAME, "k_cache", self.k_cache.place(), &cache_shape)?;
         at_least(device, NAME, "v_cache", self.v_cache.place(), &cache_shape)?;
         if let Some(weight) = &self.q_weight {
@@ -151,13 +145,13 @@ impl Rope<'_> {
             at_least(device, NAME, "k_out", out.place(), &kv_shape)?;
         }
         Ok(sys::kqm_rope_args {
+            batch,
             q: self.q.as_ptr(),
             k: self.k.as_ptr(),
             v: self.v.as_ptr(),
             q_weight: self.q_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
             k_weight: self.k_weight.map_or(std::ptr::null(), |w| w.as_ptr()),
             table: self.table.as_ptr(),
-            start: self.start.as_ptr(),
             q_out: self.q_out.as_ptr(),
             q_normed: optional(self.q_normed),
             k_normed: optional(self.k_normed),
@@ -165,8 +159,6 @@ impl Rope<'_> {
             k_cache: self.k_cache.as_ptr().cast(),
             v_cache: self.v_cache.as_ptr().cast(),
             cache_type: self.cache_kind as u32,
-            capacity: count(NAME, "capacity", self.capacity)?,
-            tokens: count(NAME, "tokens", self.tokens)?,
             heads: count(NAME, "heads", self.heads)?,
             kv_heads: count(NAME, "kv_heads", self.kv_heads)?,
             head_dim: count(NAME, "head_dim", self.head_dim)?,

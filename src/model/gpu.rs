@@ -9,7 +9,7 @@ use super::backend::{
 use super::config::Config;
 use super::weights::{Tensor, Tensors};
 use crate::blocks::{BLOCK, TensorType};
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, Slice};
 use crate::kernels::{
     self, Activations, CacheMut, Choose, DecodeLoop, DownInput, FixedBlock, FloatMatrix, FusedNorm, Groups, Matrix,
     Queries, Repack, RouterChoice, RouterInput, RowSampling, Sample, SamplePart, SampleState, matvec_kernel,
@@ -75,16 +75,38 @@ impl<D: Device> Cache<D> {
     }
 }
 
-/// Tokens of the next forward and their first position, on a device.
+/// Tokens of the next forward and where they are, on a device.
 #[derive(Debug)]
 pub struct Input<D: Device> {
     shape: InputShape,
-    tokens: Buffer<D, u32>,
-    start: Buffer<D, u32>,
-    /// By position: the token chosen from its logits.
+    /// What the host knows of the batch, and recorded launches depend on.
+    count: usize,
+    singles: usize,
+    reach: usize,
+    /// The batch's tokens, then its positions, then its sequences.
+    batch: Buffer<D, u32>,
+    /// `[sequences, pages of a sequence]`.
+    pages: Buffer<D, u32>,
+    /// `[sequences, capacity]`, by row and position: the token chosen from its logits.
     choices: Buffer<D, u32>,
     partial: Buffer<D, u64>,
     done: Buffer<D, u32>,
+}
+
+impl<D: Device> Input<D> {
+    /// The ids of the batch's first tokens.
+    fn tokens(&self, tokens: usize) -> Result<Slice<'_, u32>> {
+        self.batch.part(0, self.count)?.part(0, tokens)
+    }
+
+    /// The batch's first tokens as kernels take them, in a cache of so many pages.
+    fn batch(&self, tokens: usize, pool_pages: usize) -> Result<kernels::Batch<'_>> {
+        let Self { count, singles, reach, ref batch, ref pages, .. } = *self;
+        let InputShape { sequences, capacity, .. } = self.shape;
+        let operands = [batch.part(count, count)?, batch.part(2 * count, count)?, pages.slice()];
+        let batch = kernels::Batch::new(operands, [tokens, sequences], [capacity, pool_pages]);
+        Ok(batch.reach(reach).singles(singles.min(tokens)))
+    }
 }
 
 /// How the tokens of rows of logits are drawn, on a device.
@@ -383,32 +405,35 @@ impl<D: Device> Backend for Gpu<D> {
     }
 
     fn input(&self, shape: InputShape) -> Result<Input<D>> {
-        if shape.sequences != 1 {
-            return Err(Error::Invalid(format!("{} sequences on a GPU", shape.sequences)));
-        }
+        let InputShape { tokens, sequences, capacity } = shape;
         Ok(Input {
             shape,
-            tokens: Buffer::zeroed(&self.device, shape.tokens)?,
-            start: Buffer::zeroed(&self.device, 1)?,
-            choices: Buffer::zeroed(&self.device, shape.capacity)?,
-            partial: Buffer::zeroed(&self.device, 1)?,
-            done: Buffer::zeroed(&self.device, 1)?,
+            count: 0,
+            singles: 0,
+            reach: 0,
+            batch: Buffer::zeroed(&self.device, 3 * tokens)?,
+            pages: Buffer::from_slice(&self.device, &vec![u32::MAX; sequences * shape.pages_of_sequence()])?,
+            choices: Buffer::zeroed(&self.device, sequences * capacity)?,
+            partial: Buffer::zeroed(&self.device, sequences)?,
+            done: Buffer::zeroed(&self.device, sequences)?,
         })
     }
 
     fn set_batch(&self, input: &mut Input<D>, batch: &Batch<'_>) -> Result<()> {
         batch.check(input.shape)?;
-        input.tokens.write(&self.device, 0, batch.tokens)?;
-        input.start.write(&self.device, 0, &batch.positions[..1])
+        (input.count, input.singles, input.reach) = (batch.tokens.len(), batch.singles, batch.reach);
+        input.batch.write(&self.device, 0, &[batch.tokens, batch.positions, batch.sequences].concat())
     }
 
     fn set_pages(&self, input: &mut Input<D>, sequence: usize, first: usize, pages: &[u32]) -> Result<()> {
-        input.shape.pages_at(sequence, first, pages.len()).map(|_| ())
+        let at = input.shape.pages_at(sequence, first, pages.len())?;
+        input.pages.write(&self.device, at, pages)
     }
 
     fn copy_page(&self, cache: &mut Cache<D>, from: usize, to: usize) -> Result<()> {
-        let bytes = self.read_page(cache, from)?;
-        self.write_page(cache, to, &bytes)
+        let ((from, len), (to, _)) = (cache.page_at(from)?, cache.page_at(to)?);
+        let mut parts = cache.keys.iter_mut().chain(&mut cache.values);
+        parts.try_for_each(|buffer| buffer.copy_within(&self.device, to, from, len))
     }
 
     fn read_page(&self, cache: &Cache<D>, page: usize) -> Result<Vec<u8>> {
@@ -462,7 +487,7 @@ impl<D: Device> Backend for Gpu<D> {
             table.bytes.slice(),
             table.kind,
             [table.vocab, table.cols],
-            input.tokens.slice(),
+            input.tokens(tokens)?,
             tokens,
             out.slice_mut(),
         )
@@ -515,21 +540,18 @@ impl<D: Device> Backend for Gpu<D> {
         cache: &mut Cache<D>,
         layer: usize,
     ) -> Result<()> {
-        let CacheShape { capacity, kv_heads, head_dim, element, .. } = cache.shape;
+        let CacheShape { pages, kv_heads, head_dim, element, .. } = cache.shape;
         let Attention { q, k, v, q_weight, k_weight, table, heads, eps, rotated, .. } = operands;
         let Attention { q_normed, k_normed, k_out, fixed, out, scores, .. } = operands;
         let (k_cache, v_cache) = (&mut cache.keys[layer], &mut cache.values[layer]);
+        let batch = input.batch(tokens, pages)?;
         let rope = kernels::Rope::new(
             [q.slice(), k.slice(), v.slice()],
             rotated.slice_mut(),
             table.slice(),
-            input.start.slice(),
-            CacheMut::new(
-                [k_cache.slice_mut(), v_cache.slice_mut()],
-                element_kind(element),
-                [capacity, kv_heads, head_dim],
-            ),
-            [tokens, heads],
+            batch,
+            CacheMut::new([k_cache.slice_mut(), v_cache.slice_mut()], element_kind(element), [kv_heads, head_dim]),
+            heads,
             eps,
         )
         .q_weight(q_weight.slice())
@@ -542,14 +564,14 @@ impl<D: Device> Backend for Gpu<D> {
             Queries::fused(rope, true)
         } else {
             rope.launch(&self.device)?;
-            Queries::rotated(rotated.slice(), [k_cache.slice(), v_cache.slice()], input.start.slice())
+            Queries::rotated(rotated.slice(), [k_cache.slice(), v_cache.slice()], batch)
         };
         kernels::Attention::new(
             queries,
             cache.workspace.slice_mut(),
             element_kind(element),
-            [capacity, kv_heads, head_dim],
-            [tokens, heads],
+            [kv_heads, head_dim],
+            heads,
             crate::oracle::attention::scale(head_dim),
         )
         .out(out.map(Buffer::slice_mut))
@@ -664,16 +686,17 @@ impl<D: Device> Backend for Gpu<D> {
     }
 
     fn feed_back(&self, logits: &Buffer<D, f32>, rows: usize, vocab: usize, input: &mut Input<D>) -> Result<()> {
-        let feed = DecodeLoop::new(input.start.slice_mut(), input.choices.slice_mut());
-        kernels::Argmax::new(
-            logits.slice(),
-            input.tokens.part_mut(0, 1)?,
-            input.partial.slice_mut(),
-            input.done.slice_mut(),
-            [rows, vocab],
-        )
-        .feed(feed)
-        .launch(&self.device)
+        let Input { count, batch, choices, .. } = input;
+        if rows > *count {
+            return Err(Error::Invalid(format!("{rows} rows fed back to a batch of {count} tokens")));
+        }
+        let (tokens, behind) = batch.slice_mut().split_at(*count)?;
+        // History of `rows` rows: those of the others are behind it.
+        let choices = choices.part_mut(0, rows * input.shape.capacity)?;
+        let feed = DecodeLoop::new(behind, choices);
+        kernels::Argmax::new(logits.slice(), tokens, input.partial.slice_mut(), input.done.slice_mut(), [rows, vocab])
+            .feed(feed)
+            .launch(&self.device)
     }
 
     fn read_choices(&self, input: &Input<D>, row: usize, from: usize, count: usize) -> Result<Vec<u32>> {
@@ -738,11 +761,15 @@ impl<D: Device> Backend for Gpu<D> {
         sampler: &mut Sampler<D>,
     ) -> Result<()> {
         let SamplerShape { vocab, history, .. } = sampler.shape;
-        let Sampler { sampling, history: tokens, state, parts, .. } = sampler;
-        let (position, out) = (input.start.slice_mut(), input.tokens.part_mut(0, rows)?);
+        let Sampler { sampling, history: drawn, state, parts, .. } = sampler;
+        let Input { count, batch, .. } = input;
+        if rows > *count {
+            return Err(Error::Invalid(format!("{rows} rows fed back to a batch of {count} tokens")));
+        }
+        let (tokens, positions) = batch.slice_mut().split_at(*count)?;
         let memory = (state.slice_mut(), parts.slice_mut());
-        Sample::new(logits.slice(), (sampling.slice(), position), out, memory, [rows, vocab])
-            .history(tokens.slice_mut(), history)
+        Sample::new(logits.slice(), (sampling.slice(), positions), tokens, memory, [rows, vocab])
+            .history(drawn.slice_mut(), history)
             .advance(true)
             .launch(&self.device)
     }

@@ -605,12 +605,16 @@ mod tests {
     #[test]
     fn sequences_have_what_they_would_have_alone() {
         let mut random = Random(7);
-        let (mut created, mut shared, mut full, mut abandoned, mut copies, mut reused) = (0, 0, 0, 0, 0, 0);
+        let (mut dropped, mut shared, mut full, mut abandoned, mut copies, mut reused) = (0, 0, 0, 0, 0, 0);
         for (count, most, capacity) in [(12, 5, 300), (60, 24, 500), (200, 64, 640)] {
             let (mut pages, mut device) = pool(count, most, capacity);
             let mut live: Vec<(Sequence, Vec<u32>)> = Vec::new();
             let mut gone: Vec<Sequence> = Vec::new();
-            for step in 0..24_000 {
+            let until = dropped + 8000;
+            for step in 0.. {
+                if dropped == until {
+                    break;
+                }
                 match random.below(10) {
                     0 | 1 => match pages.create() {
                         Ok(sequence) => live.push((sequence, Vec::new())),
@@ -649,7 +653,7 @@ mod tests {
                         let (sequence, _) = live.swap_remove(random.below(live.len()));
                         pages.drop(sequence).unwrap();
                         gone.push(sequence);
-                        created += 1;
+                        dropped += 1;
                     }
                     _ => {
                         // Some sequences, each at most once, with tokens of a small alphabet.
@@ -719,9 +723,9 @@ mod tests {
             assert!(gone.into_iter().all(|sequence| pages.drop(sequence).is_err()));
         }
         println!(
-            "{created} dropped, {shared} forked, {full} times full, {abandoned} abandoned, {copies} copied, {reused} found"
+            "{dropped} dropped, {shared} forked, {full} times full, {abandoned} abandoned, {copies} copied, {reused} found"
         );
-        assert!([created, shared, full, abandoned, copies, reused].into_iter().all(|n| n > 100));
+        assert!([dropped, shared, full, abandoned, copies, reused].into_iter().all(|n| n > 100));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod matvec;
 mod memory;
 pub mod moe;
 pub mod norm;
+mod paged;
 pub mod pins;
 mod table;
 
@@ -23,6 +24,7 @@ pub use data::{
 pub use devices::{cuda_device, emulated_device};
 pub use emulated::EmulatedDevice;
 pub use memory::{Output, input};
+pub use paged::Paged;
 
 use kquant_moe::blocks::TensorType;
 
