@@ -119,7 +119,8 @@ fn batches_of_any_contents_touch_nothing_else<D: Device>(device: &D, _: Size) {
         let sequence: Vec<u32> = (0..tokens).map(|_| number(sequences)).collect();
         let pages: Vec<u32> = (0..sequences * capacity.div_ceil(Batch::PAGE)).map(|_| number(pool)).collect();
         // What is written through one of two equal pages is seen through the other one, or not yet.
-        let distinct = pages.chunks(pages.len() / sequences).all(|own| (1..own.len()).all(|i| !own[..i].contains(&own[i])));
+        let distinct =
+            pages.chunks(pages.len() / sequences).all(|own| (1..own.len()).all(|i| !own[..i].contains(&own[i])));
         let numbers = [position, sequence, pages].map(|numbers| input(device, &numbers));
         let batch = Batch::new(numbers.each_ref().map(Buffer::slice), [tokens, sequences], [capacity, pool])
             .reach([0, 100][case % 2])
