@@ -15,7 +15,9 @@
 
 namespace {
 
-const int one_token_warps = 8;
+// Warps of a CTA for a single token, and such CTAs at once on a multiprocessor: at full size three of them take all of a token's tiles at
+// once.
+const int one_token_warps = 8, one_token_ctas = 3;
 
 // One value from its row sums: silu(gate) * up.
 __device__ __forceinline__ void finish_value(const kqm_moe_swiglu_args &a, size_t at, float gate, float up) {
@@ -56,8 +58,7 @@ const int many_tokens_ctas = KqmTypeTable<KqmTileIQ1M, KqmTileIQ2S, KqmTileIQ2XS
 template <class Type>
 struct Same {
   typedef Type Tile;
-  // CTAs of moe_swiglu_one_token at once on a multiprocessor. At full size three of them take all of a token's tiles at once.
-  static const int at_once = Tile::swiglu_at_once, many_tokens_at_once = many_tokens_ctas<Type>;
+  static const int many_tokens_at_once = many_tokens_ctas<Type>;
 
   static int most_bytes(const kqm_moe_swiglu_args &) { return Tile::bytes; }
 
@@ -87,7 +88,7 @@ struct Same {
 
 // A single token, a warp for each super-block.
 template <class Pair>
-__global__ void __launch_bounds__(32 * one_token_warps, Pair::at_once) moe_swiglu_one_token(kqm_moe_swiglu_args a) {
+__global__ void __launch_bounds__(32 * one_token_warps, one_token_ctas) moe_swiglu_one_token(kqm_moe_swiglu_args a) {
   KQM_DYNAMIC_SHARED(double, contributions);
   KQM_SHARED(uint32_t, fixed, one_token_warps *kqm_fixed_words);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, super_blocks = blockDim.x >> 5;
