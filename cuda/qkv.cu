@@ -192,8 +192,8 @@ __device__ __forceinline__ void multiply_many_tokens(const kqm_qkv_args &a, cons
   kqm_wide_sums<Tile>(
       Tile::bytes, work.template data<Tile>(min(s, work.tiles - 1), 0), super_blocks, a.x,
       [=](int i) { return i < tokens ? uint32_t((first + i) * super_blocks) : kqm_wide_absent; }, shared, y);
-  kqm_wide_store(y, work.tile + s, work.w.rows, tokens,
-                 [&](int r, int token, float value) { work.store(r, first + token, value); });
+  kqm_wide_store<KqmTokenColumns>(y, work.tile + s, work.w.rows, tokens,
+                                  [&](int r, int token, float value) { work.store(r, first + token, value); });
 }
 
 template <class Types>

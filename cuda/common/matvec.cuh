@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) kqm_matvec
       Tile::bytes, static_cast<const uint8_t *>(a.w.tiles) + size_t(min(tile, tiles - 1)) * super_blocks * Tile::bytes,
       super_blocks, a.x, [=](int i) { return i < tokens ? uint32_t((first + i) * super_blocks) : kqm_wide_absent; },
       shared, y);
-  kqm_wide_store(y, tile, a.w.rows, tokens, [=](int r, int token, float value) {
+  kqm_wide_store<KqmTokenColumns>(y, tile, a.w.rows, tokens, [=](int r, int token, float value) {
     const size_t at = size_t(first + token) * a.w.rows + r;
     kqm_matvec_store(a, at, value, a.residual ? a.residual[at] : 0.0f);
   });

@@ -131,6 +131,7 @@ struct KqmTokenColumns {
   }
   __device__ __forceinline__ static int token(int result, int lane) { return 2 * (lane & 3) + result % 2; }
   __device__ __forceinline__ static int row(int result, int lane) { return (lane >> 2) + 8 * (result / 2); }
+  __device__ __forceinline__ static bool present(int) { return true; }
 
   __device__ __forceinline__ static void join(const int32_t (&d)[products][4], int, long long (&sum)[results]) {
     KQM_UNROLL

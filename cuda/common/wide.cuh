@@ -17,7 +17,8 @@ static const int kqm_wide_at_once = 3;
 static const int kqm_wide_table = 2 * kqm_wide_tokens * kqm_fixed_words,
                  kqm_wide_weights = kqm_wide_table + kqm_wide_tokens;
 inline size_t kqm_wide_bytes(int tile_bytes, unsigned blocks) {
-  const size_t groups = blocks > 16 ? KqmTokenColumns::results * kqm_wide_threads * sizeof(double) : 0;
+  const size_t groups =
+      blocks > unsigned(kqm_tree_group) ? KqmTokenColumns::results * kqm_wide_threads * sizeof(double) : 0;
   return 4 * kqm_wide_weights + size_t(2) * kqm_wide_warps * tile_bytes + groups;
 }
 static const uint32_t kqm_wide_absent = ~0u;
@@ -65,7 +66,7 @@ __device__ __forceinline__ void kqm_wide_sums(int most_bytes, const uint8_t *dat
   const auto sum_at = [&](int i) {
     return kqm_wide_weights + 2 * kqm_wide_warps * (most_bytes / 4) + 2 * (kqm_wide_threads * i + int(threadIdx.x));
   };
-  if (blocks > 16) {
+  if (blocks > kqm_tree_group) {
     KQM_UNROLL
     for (int i = 0; i < Columns::results; i++) kqm_shared_store<double>(shared, sum_at(i), 0.0);
   }
@@ -87,7 +88,7 @@ __device__ __forceinline__ void kqm_wide_sums(int most_bytes, const uint8_t *dat
     for (int i = 0; i < Columns::results; i++)
       v[i] = v[i] * kqm_shared_load<double>(
                         shared, digits + present(Columns::token(i, lane)) * kqm_fixed_words + kqm_fixed_unit);
-    if (groups.add(v, b) && blocks > 16) {
+    if (groups.add(v, b) && blocks > kqm_tree_group) {
       KQM_UNROLL
       for (int i = 0; i < Columns::results; i++)
         kqm_shared_store<double>(shared, sum_at(i), kqm_shared_load<double>(shared, sum_at(i)) + groups.group(i));
@@ -95,21 +96,20 @@ __device__ __forceinline__ void kqm_wide_sums(int most_bytes, const uint8_t *dat
   }
   KQM_UNROLL
   for (int i = 0; i < Columns::results; i++) {
-    const double sum = blocks > 16    ? kqm_shared_load<double>(shared, sum_at(i))
-                       : blocks == 16 ? 0.0 + groups.group(i)
-                                      : 0.0;
-    y[i] = kqm_canonical(float(sum + groups.tail(i, blocks)));
+    const double sum = blocks > kqm_tree_group ? kqm_shared_load<double>(shared, sum_at(i)) + groups.tail(i, blocks)
+                                               : groups.sum(i, blocks);
+    y[i] = kqm_canonical(float(sum));
   }
 }
 
-// Calls store(row of the matrix, token, sum) for the results of a row tile that are of one of the `rows` rows and `tokens` tokens.
-template <class Store>
-__device__ __forceinline__ void kqm_wide_store(const float (&y)[KqmTokenColumns::results], int tile, int rows,
-                                               int tokens, Store store) {
+// Calls store(row of the matrix, token, sum) for a lane's results of a row tile that are of one of the `rows` rows and `tokens` tokens.
+template <class Columns, class Store>
+__device__ __forceinline__ void kqm_wide_store(const float (&y)[Columns::results], int tile, int rows, int tokens,
+                                               Store store) {
   const int lane = threadIdx.x & 31;
   KQM_UNROLL
-  for (int i = 0; i < KqmTokenColumns::results; i++) {
-    const int r = tile * KQM_TILE_ROWS + KqmTokenColumns::row(i, lane), token = KqmTokenColumns::token(i, lane);
-    if (r < rows && token < tokens) store(r, token, y[i]);
+  for (int i = 0; i < Columns::results; i++) {
+    const int r = tile * KQM_TILE_ROWS + Columns::row(i, lane), token = Columns::token(i, lane);
+    if (Columns::present(lane) && r < rows && token < tokens) store(r, token, y[i]);
   }
 }
