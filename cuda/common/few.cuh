@@ -29,12 +29,12 @@ inline int kqm_few_stages(int tile_bytes, unsigned super_blocks, int ctas) {
   for (int stages = 3; stages >= 2; stages--) {
     if (ctas * (kqm_few_bytes(tile_bytes, super_blocks, stages) + 1024) <= kqm_shared_memory()) return stages;
   }
-  return kqm_few_bytes(tile_bytes, super_blocks, 2) <= kqm_wide_bytes(tile_bytes, super_blocks) ? 2 : 0;
+  return kqm_few_bytes(tile_bytes, super_blocks, 2) <= KqmWide{2, tile_bytes}.bytes(super_blocks) ? 2 : 0;
 }
 
 // Shared memory of a CTA that takes items of few tokens in `stages`, and others, or all where there are no stages, in the frame for many.
 inline size_t kqm_item_bytes(int tile_bytes, unsigned super_blocks, int stages) {
-  const size_t wide = kqm_wide_bytes(tile_bytes, super_blocks);
+  const size_t wide = KqmWide{2, tile_bytes}.bytes(super_blocks);
   return stages > 0 ? std::max(wide, kqm_few_bytes(tile_bytes, super_blocks, stages)) : wide;
 }
 
@@ -61,8 +61,16 @@ __device__ __forceinline__ void kqm_few_sums(int stages, const uint8_t *data, in
                                              const kqm_fixed_block *x, First first, int tokens,
                                              KQM_SHARED_ARG(uint32_t) shared, float (&y)[kqm_few_tokens]) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  const int of_token = super_blocks * kqm_fixed_words, tile_parts = Tile::bytes / 16,
+  const int of_token = super_blocks * kqm_fixed_words,
             weights = kqm_few_tokens * of_token + warp * stages * (Tile::bytes / 4);
+  // Where there is no super-block b nothing is copied, and the groups of copies are counted all the same.
+  const auto fetch = [&](int b, int stage) {
+    if (b < super_blocks) kqm_wide_fetch_tile<Tile>(data, b, weights + stage * (Tile::bytes / 4), shared);
+    kqm_async_commit();
+  };
+  // Weights first: they come from farther away, and where digits are has to be read before.
+  KQM_LOOP
+  for (int s = 0; s + 1 < stages; s++) fetch(s, s);
   KQM_LOOP
   for (int t = 0; t < tokens; t++) {
     const uint32_t *from = reinterpret_cast<const uint32_t *>(x + first(t));
@@ -71,21 +79,7 @@ __device__ __forceinline__ void kqm_few_sums(int stages, const uint8_t *data, in
       kqm_async_copy_16(shared, t * of_token + i, from + i);
   }
   kqm_async_commit();
-  // The stage of super-block b; where there is none, nothing is copied, and the groups of copies are counted all the same.
-  const auto fetch = [&](int b, int stage) {
-    if (b < super_blocks) {
-      const int to = weights + stage * (Tile::bytes / 4) + 4 * lane;
-      const uint8_t *from = data + size_t(b) * Tile::bytes + 16 * lane;
-      KQM_UNROLL
-      for (int i = 0; i < tile_parts; i += 32) {
-        if (i + lane < tile_parts) kqm_async_copy_16(shared, to + 4 * i, from + 16 * i);
-      }
-    }
-    kqm_async_commit();
-  };
-  KQM_LOOP
-  for (int s = 0; s + 1 < stages; s++) fetch(s, s);
-  kqm_async_wait<1>();
+  kqm_async_wait<0>();
   // Everybody's part of the digits is there.
   kqm_named_barrier(kqm_barrier_many_tokens);
   KqmTreeGroups<kqm_few_tokens> groups;
