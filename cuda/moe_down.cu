@@ -201,10 +201,21 @@ __global__ void __launch_bounds__(kqm_groups_threads, 1)
 #endif
 }
 
-// Many tokens otherwise: the pairs of an item, eight at a time.
+// The products of a warp's row tile with the pairs of an item.
+template <class Columns>
+__device__ __forceinline__ void store_products(const kqm_moe_down_args &a, const KqmItem &item, int tile,
+                                               const float (&y)[Columns::results]) {
+  kqm_wide_store<Columns>(y, tile, a.down.rows, item.count, [&](int r, int token, float value) {
+    const uint32_t pair = item.pair(token);
+    if (pair < item.pairs) a.expert_out[size_t(pair) * a.down.rows + r] = item.expert.or_nan(value);
+  });
+}
 
+// Many tokens otherwise: the pairs of an item, eight at a time, or the only one or two of it (common/few.cuh), where there are stages for
+// them.
 template <class Tile>
-__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_down_many_tokens(kqm_moe_down_args a) {
+__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
+    moe_down_many_tokens(kqm_moe_down_args a, int few_stages) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const int tile = blockIdx.x * kqm_wide_warps + (threadIdx.x >> 5), super_blocks = a.down.cols / KQM_BLOCK;
   kqm_release_dependents();
@@ -213,19 +224,25 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) moe_down_m
   const KqmItem item = kqm_item(a.groups, blockIdx.y, a.down.experts, a.tokens * a.top_k);
   if (item.count == 0) return;
   // A warp beyond the last tile works on that one, too, and stores nothing.
-  const int own_tile = min(tile, int(a.down.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
+  const uint8_t *data =
+      kqm_expert_tile<Tile>(a.down, item.expert, min(tile, int(a.down.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1));
+  if (item.count <= kqm_few_tokens && few_stages > 0) {
+    float y[kqm_few_tokens];
+    kqm_few_sums<Tile>(
+        few_stages, data, super_blocks, a.x, [&](int i) { return item.readable_pair(i) * super_blocks; }, item.count,
+        shared, y);
+    store_products<KqmTwoSharedTokens::Columns>(a, item, tile, y);
+    return;
+  }
   KQM_LOOP
   for (int part = 0; part * kqm_wide_tokens < item.count; part++) {
     const KqmItem some = kqm_item_part(item, part, kqm_wide_tokens);
     if (part > 0) __syncthreads();
     float y[KqmTokenColumns::results];
     kqm_wide_sums<Tile>(
-        Tile::bytes, kqm_expert_tile<Tile>(a.down, item.expert, own_tile), super_blocks, a.x,
+        KqmWide{2, Tile::bytes}, data, super_blocks, a.x,
         [&](int i) { return i < some.count ? some.readable_pair(i) * super_blocks : kqm_wide_absent; }, shared, y);
-    kqm_wide_store(y, tile, a.down.rows, some.count, [&](int r, int token, float value) {
-      const uint32_t pair = some.pair(token);
-      if (pair < item.pairs) a.expert_out[size_t(pair) * a.down.rows + r] = item.expert.or_nan(value);
-    });
+    store_products<KqmTokenColumns>(a, some, tile, y);
   }
 }
 
@@ -271,9 +288,11 @@ kqm_status launch(const kqm_moe_down_args &a, kqm_stream stream) {
                                       stream, a, plan, int(items)));
     }
   }
+  const int few_stages = kqm_few_stages(Tile::bytes, super_blocks, kqm_wide_at_once);
   if (!multiplied && a.tokens > 1)
     KQM_TRY(KQM_LAUNCH(moe_down_many_tokens<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items),
-                       dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, super_blocks), stream, a));
+                       dim3(kqm_wide_threads), kqm_item_bytes(Tile::bytes, super_blocks, few_stages), stream, a,
+                       few_stages));
   else if (!multiplied)
     KQM_TRY(KQM_LAUNCH(moe_down_long_token<Tile>, dim3(tiles, items),
                        dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(1))),

@@ -15,7 +15,9 @@
 
 namespace {
 
-const int one_token_warps = 8;
+// Warps of a CTA for a single token, and such CTAs at once on a multiprocessor: at full size three of them take all of a token's tiles at
+// once.
+const int one_token_warps = 8, one_token_ctas = 3;
 
 // One value from its row sums: silu(gate) * up.
 __device__ __forceinline__ void finish_value(const kqm_moe_swiglu_args &a, size_t at, float gate, float up) {
@@ -52,42 +54,23 @@ const int many_tokens_tiles =
 template <class Tile>
 const int many_tokens_ctas = KqmTypeTable<KqmTileIQ1M, KqmTileIQ2S, KqmTileIQ2XS>::is_here<Tile> ? 2 : kqm_wide_at_once;
 
-// Gate and up of one type.
-template <class Type>
-struct Same {
-  typedef Type Tile;
-  // CTAs of moe_swiglu_one_token at once on a multiprocessor. At full size three of them take all of a token's tiles at once.
-  static const int at_once = Tile::swiglu_at_once, many_tokens_at_once = many_tokens_ctas<Type>;
-
-  static int most_bytes(const kqm_moe_swiglu_args &) { return Tile::bytes; }
-
-  // Leaves the contributions of super-block b in slots `gate_slot` and `up_slot`. Both tiles are on their way before one is multiplied.
-  template <class Activations>
-  __device__ __forceinline__ static void multiply(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b,
-                                                  const Activations &x, double unit, int gate_slot, int up_slot,
-                                                  KQM_SHARED_ARG(double) contributions) {
-    const int lane = threadIdx.x & 31;
-    Tile gate, up;
-    gate.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.gate, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
-    up.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.up, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
-    kqm_contribute_packed(gate, x, unit, gate_slot, contributions);
-    kqm_contribute_packed(up, x, unit, up_slot, contributions);
-  }
-
-  // kqm_wide_sums of a row tile of gate or of up.
-  template <class First>
-  __device__ __forceinline__ static void many_tokens_sums(const kqm_moe_swiglu_args &a, bool is_gate,
-                                                          const KqmExpert &expert, int tile, int, First first,
-                                                          KQM_SHARED_ARG(uint32_t) shared,
-                                                          float (&y)[KqmTokenColumns::results]) {
-    const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, expert, tile), *up = kqm_expert_tile<Tile>(a.up, expert, tile);
-    kqm_wide_sums<Tile>(Tile::bytes, is_gate ? gate : up, a.gate.cols / KQM_BLOCK, a.x, first, shared, y);
-  }
-};
+// Gate and up of one type: leaves the contributions of super-block b in slots `gate_slot` and `up_slot`. Both tiles are on their way before
+// one is multiplied.
+template <class Tile, class Activations>
+__device__ __forceinline__ void multiply(const kqm_moe_swiglu_args &a, const KqmExpert &expert, int b,
+                                         const Activations &x, double unit, int gate_slot, int up_slot,
+                                         KQM_SHARED_ARG(double) contributions) {
+  const int lane = threadIdx.x & 31;
+  Tile gate, up;
+  gate.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.gate, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
+  up.load(KqmTileInMemory(kqm_expert_tile<Tile>(a.up, expert, blockIdx.x) + size_t(b) * Tile::bytes, lane));
+  kqm_contribute_packed(gate, x, unit, gate_slot, contributions);
+  kqm_contribute_packed(up, x, unit, up_slot, contributions);
+}
 
 // A single token, a warp for each super-block.
-template <class Pair>
-__global__ void __launch_bounds__(32 * one_token_warps, Pair::at_once) moe_swiglu_one_token(kqm_moe_swiglu_args a) {
+template <class Tile>
+__global__ void __launch_bounds__(32 * one_token_warps, one_token_ctas) moe_swiglu_one_token(kqm_moe_swiglu_args a) {
   KQM_DYNAMIC_SHARED(double, contributions);
   KQM_SHARED(uint32_t, fixed, one_token_warps *kqm_fixed_words);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, super_blocks = blockDim.x >> 5;
@@ -104,7 +87,7 @@ __global__ void __launch_bounds__(32 * one_token_warps, Pair::at_once) moe_swigl
   const KqmExpert expert = expert_of_cta(a, choice);
   stage.store(own_fixed);
   const KqmSharedToken x(own_fixed, lane);
-  Pair::multiply(a, expert, warp, x, expert.or_nan(x.unit()), warp, one_token_warps + warp, contributions);
+  multiply<Tile>(a, expert, warp, x, expert.or_nan(x.unit()), warp, one_token_warps + warp, contributions);
   __syncthreads();
   if (warp == 0) {
     // Half a warp sums up gate, the other half up.
@@ -118,7 +101,7 @@ __global__ void __launch_bounds__(32 * one_token_warps, Pair::at_once) moe_swigl
 }
 
 // A single token of any number of super-blocks.
-template <class Pair>
+template <class Tile>
 __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_token(kqm_moe_swiglu_args a) {
   KQM_DYNAMIC_SHARED(double, contributions);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5,
@@ -130,7 +113,7 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(1), 1) moe_swiglu_long_t
   const KqmExpert expert = expert_of_cta(a, choice);
   for (int b = warp; b < super_blocks; b += warps) {
     const KqmOneToken x(a.x + b, lane);
-    Pair::multiply(a, expert, b, x, x.unit(), b, super_blocks + b, contributions);
+    multiply<Tile>(a, expert, b, x, x.unit(), b, super_blocks + b, contributions);
   }
   __syncthreads();
   const int r = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
@@ -216,72 +199,99 @@ __global__ void __launch_bounds__(kqm_groups_threads, 1)
 #endif
 }
 
-// Many tokens otherwise: the pairs of an item, eight at a time, two row tiles a CTA.
+// Many tokens otherwise: the pairs of an item, eight at a time, or the only one or two of it (common/few.cuh), where there are stages for
+// them; two row tiles a CTA.
 
-template <class Pair>
-__global__ void __launch_bounds__(kqm_wide_threads, Pair::many_tokens_at_once)
-    moe_swiglu_many_tokens(kqm_moe_swiglu_args a, int most_bytes) {
+// The results of an item's pairs: warps of up hand theirs over to those of gate. All warps come, and meet.
+template <class Columns>
+__device__ __forceinline__ void finish_pairs(const kqm_moe_swiglu_args &a, const KqmItem &item, int tile, bool is_gate,
+                                             const float (&y)[Columns::results], KQM_SHARED_ARG(uint32_t) shared) {
+  const int slot = (threadIdx.x >> 5) % many_tokens_tiles, lane = threadIdx.x & 31,
+            offset = (slot * 32 + lane) * Columns::results;
+  // The digits are done with: the sums of up take over their memory.
+  __syncthreads();
+  if (!is_gate) {
+    KQM_UNROLL
+    for (int i = 0; i < Columns::results; i += 2)
+      kqm_shared_store<float2>(shared, offset + i, make_float2(y[i], y[i + 1]));
+  }
+  __syncthreads();
+  if (!is_gate) return;
+  float up[Columns::results];
+  KQM_UNROLL
+  for (int i = 0; i < Columns::results; i += 2) {
+    const float2 two = kqm_shared_load<float2>(shared, offset + i);
+    up[i] = two.x, up[i + 1] = two.y;
+  }
+  KQM_UNROLL
+  for (int i = 0; i < Columns::results; i++) {
+    const int r = tile * KQM_TILE_ROWS + Columns::row(i, lane), token = Columns::token(i, lane);
+    if (!Columns::present(lane) || r >= int(a.gate.rows) || token >= item.count) continue;
+    const uint32_t pair = item.pair(token);
+    if (pair < item.pairs)
+      finish_value(a, size_t(pair) * a.gate.rows + r, item.expert.or_nan(y[i]), item.expert.or_nan(up[i]));
+  }
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(kqm_wide_threads, many_tokens_ctas<Tile>)
+    moe_swiglu_many_tokens(kqm_moe_swiglu_args a, int few_stages) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, super_blocks = a.gate.cols / KQM_BLOCK;
+  const int warp = threadIdx.x >> 5, super_blocks = a.gate.cols / KQM_BLOCK;
   kqm_release_dependents();
   kqm_touch_arguments(a);
   kqm_wait_for_dependencies();
   const KqmItem item = kqm_item(a.groups, blockIdx.y, a.gate.experts, a.tokens * a.top_k);
   if (item.count == 0) return;
   const bool is_gate = warp < many_tokens_tiles;
-  const int s = is_gate ? warp : warp - many_tokens_tiles, tile = blockIdx.x * many_tokens_tiles + s,
-            offset = (s * 32 + lane) * KqmTokenColumns::results;
+  const int tile = blockIdx.x * many_tokens_tiles + warp % many_tokens_tiles;
   // A warp beyond the last tile works on that one, too, and stores nothing.
   const int own_tile = min(tile, int(a.gate.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS - 1);
+  const uint8_t *gate = kqm_expert_tile<Tile>(a.gate, item.expert, own_tile),
+                *up = kqm_expert_tile<Tile>(a.up, item.expert, own_tile), *data = is_gate ? gate : up;
+  if (item.count <= kqm_few_tokens && few_stages > 0) {
+    float y[kqm_few_tokens];
+    kqm_few_sums<Tile>(
+        few_stages, data, super_blocks, a.x, [&](int i) { return item.readable_pair(i) / a.top_k * super_blocks; },
+        item.count, shared, y);
+    finish_pairs<KqmTwoSharedTokens::Columns>(a, item, tile, is_gate, y, shared);
+    return;
+  }
   KQM_LOOP
   for (int part = 0; part * kqm_wide_tokens < item.count; part++) {
     const KqmItem some = kqm_item_part(item, part, kqm_wide_tokens);
-    const auto first = [&](int i) {
-      return i < some.count ? some.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent;
-    };
     float y[KqmTokenColumns::results];
-    Pair::many_tokens_sums(a, is_gate, item.expert, own_tile, most_bytes, first, shared, y);
-    // The digits are done with: the sums of up take over their memory.
-    __syncthreads();
-    if (!is_gate) kqm_shared_store<float4>(shared, offset, make_float4(y[0], y[1], y[2], y[3]));
-    __syncthreads();
-    if (is_gate) {
-      const float4 up4 = kqm_shared_load<float4>(shared, offset);
-      const float up[KqmTokenColumns::results] = {up4.x, up4.y, up4.z, up4.w};
-      KQM_UNROLL
-      for (int i = 0; i < KqmTokenColumns::results; i++) {
-        const int r = tile * KQM_TILE_ROWS + KqmTokenColumns::row(i, lane), token = KqmTokenColumns::token(i, lane);
-        if (r >= int(a.gate.rows) || token >= some.count) continue;
-        const uint32_t pair = some.pair(token);
-        if (pair < item.pairs)
-          finish_value(a, size_t(pair) * a.gate.rows + r, item.expert.or_nan(y[i]), item.expert.or_nan(up[i]));
-      }
-    }
+    kqm_wide_sums<Tile>(
+        KqmWide{2, Tile::bytes}, data, super_blocks, a.x,
+        [&](int i) { return i < some.count ? some.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent; },
+        shared, y);
+    finish_pairs<KqmTokenColumns>(a, some, tile, is_gate, y, shared);
     __syncthreads();
   }
 }
 
-template <class Pair>
+template <class Tile>
 kqm_status launch(const kqm_moe_swiglu_args &a, kqm_stream stream) {
   const unsigned super_blocks = a.gate.cols / KQM_BLOCK, tiles = kqm_ceil_div(a.gate.rows, uint32_t(KQM_TILE_ROWS));
   const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
-  if constexpr (KqmWarpgroupTypes::is_here<typename Pair::Tile>) {
+  const int few_stages = kqm_few_stages(Tile::bytes, super_blocks, many_tokens_ctas<Tile>);
+  if constexpr (KqmWarpgroupTypes::is_here<Tile>) {
     if (a.tokens > 1 && kqm_items_for_groups(a.tokens, a.gate.experts, a.top_k)) {
       const KqmWarpgroups plan = kqm_plan_warpgroups(super_blocks);
       if (plan.groups > 0)
-        return KQM_LAUNCH_WARPGROUPS(moe_swiglu_groups<typename Pair::Tile>, dim3(kqm_multiprocessors()), plan.block(),
-                                     plan.bytes(), stream, a, plan, int(items));
+        return KQM_LAUNCH_WARPGROUPS(moe_swiglu_groups<Tile>, dim3(kqm_multiprocessors()), plan.block(), plan.bytes(),
+                                     stream, a, plan, int(items));
     }
   }
   if (a.tokens > 1)
-    return KQM_LAUNCH(moe_swiglu_many_tokens<Pair>, dim3(kqm_ceil_div(tiles, unsigned(many_tokens_tiles)), items),
-                      dim3(kqm_wide_threads), kqm_wide_bytes(Pair::most_bytes(a), super_blocks), stream, a,
-                      Pair::most_bytes(a));
+    return KQM_LAUNCH(moe_swiglu_many_tokens<Tile>, dim3(kqm_ceil_div(tiles, unsigned(many_tokens_tiles)), items),
+                      dim3(kqm_wide_threads), kqm_item_bytes(Tile::bytes, super_blocks, few_stages), stream, a,
+                      few_stages);
   if (super_blocks <= unsigned(one_token_warps))
-    return KQM_LAUNCH(moe_swiglu_one_token<Pair>, dim3(tiles, items), dim3(32 * super_blocks),
+    return KQM_LAUNCH(moe_swiglu_one_token<Tile>, dim3(tiles, items), dim3(32 * super_blocks),
                       2 * kqm_contribution_bytes(one_token_warps, 1), stream, a);
   const dim3 cta(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(1)));
-  return KQM_LAUNCH(moe_swiglu_long_token<Pair>, dim3(tiles, items), cta, 2 * kqm_contribution_bytes(super_blocks, 1),
+  return KQM_LAUNCH(moe_swiglu_long_token<Tile>, dim3(tiles, items), cta, 2 * kqm_contribution_bytes(super_blocks, 1),
                     stream, a);
 }
 
@@ -333,10 +343,10 @@ __global__ void __launch_bounds__(kqm_wide_threads, many_tokens_ctas<Tile>)
     if (part > 0) __syncthreads();
     float y[KqmTokenColumns::results];
     kqm_wide_sums<Tile>(
-        Tile::bytes, is_gate ? gate : up, super_blocks, a.x,
+        KqmWide{2, Tile::bytes}, is_gate ? gate : up, super_blocks, a.x,
         [&](int i) { return i < some.count ? some.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent; },
         shared, y);
-    kqm_wide_store(y, tile, a.gate.rows, some.count, [&](int r, int token, float value) {
+    kqm_wide_store<KqmTokenColumns>(y, tile, a.gate.rows, some.count, [&](int r, int token, float value) {
       const uint32_t pair = some.pair(token);
       if (pair < item.pairs) finish_half(a, is_gate, size_t(pair) * a.gate.rows + r, item.expert.or_nan(value));
     });
@@ -349,7 +359,7 @@ kqm_status launch_half(const kqm_moe_swiglu_args &a, bool is_gate, kqm_stream st
   const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
   if (a.tokens > 1)
     return KQM_LAUNCH(moe_swiglu_half_many_tokens<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items),
-                      dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, super_blocks), stream, a, is_gate);
+                      dim3(kqm_wide_threads), KqmWide{2, Tile::bytes}.bytes(super_blocks), stream, a, is_gate);
   return KQM_LAUNCH(moe_swiglu_half_of_token<Tile>, dim3(tiles, items),
                     dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(1))),
                     kqm_contribution_bytes(super_blocks, 1), stream, a, is_gate);
@@ -380,6 +390,6 @@ kqm_status kqm_moe_swiglu(const kqm_moe_swiglu_args *args, kqm_stream stream) {
     return KQM_OK;
   }
   return KqmBlockTypes::launch(args->gate.type,
-                               [&](auto type) { return launch<Same<KqmTileOf<decltype(type)>>>(*args, stream); });
+                               [&](auto type) { return launch<KqmTileOf<decltype(type)>>(*args, stream); });
 }
 KQM_ABI_END

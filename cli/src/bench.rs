@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 use super::Outcome;
 use super::backend::{Choice, Kv};
 use super::input::{ModelArgs, Source};
-use super::kernels::Kernels;
+use super::kernels::{Kernels, Row, measure_prefill, prefill_json, prefill_table};
 use super::machine;
 use super::output::{Out, Progress, bytes};
 
 /// Bytes that are copied to measure the card's bandwidth.
 const COPY_BYTES: usize = 1 << 30;
 
-/// Measures decode, token by token with the KV cache, and prefill; on a GPU also memory and each kernel of a decode step.
+/// Measures decode, token by token with the KV cache, and prefill; on a GPU also memory and each kernel of a decode step and of a prefill.
 /// Each figure is the median of several runs after one that does not count.
 #[derive(clap::Args)]
 pub struct Args {
@@ -69,6 +69,8 @@ struct Card {
     /// Seconds of a token by the device's clock.
     step: f64,
     kernels: Kernels,
+    /// Of the prefill.
+    prefill: Vec<Row>,
 }
 
 /// Runs the command.
@@ -116,6 +118,7 @@ pub fn bench(args: &Args, out: &mut Out) -> Result<Outcome> {
                 "tokens": args.prefill,
                 "tokens_per_second": rate,
                 "runs": rates(args.prefill, &measured.prefill),
+                "kernels": card.as_ref().map(|card| prefill_json(&card.prefill)),
             })),
             "memory": card.as_ref().map(Card::memory_json),
             "step": card.as_ref().map(|card| card.kernels.json(card.step, card.copy_bandwidth)),
@@ -136,6 +139,9 @@ pub fn bench(args: &Args, out: &mut Out) -> Result<Outcome> {
         out.line(format_args!("token    {host:10.2} us, of which the steps take {step:.2} us by the card's clock"))?;
         out.line(format_args!("memory   {}", card.memory()))?;
         out.text(format_args!("\n{}", card.kernels.table(card.step, card.copy_bandwidth)))?;
+        if prefill.is_some() {
+            out.text(format_args!("\n{}", prefill_table(&card.prefill, median(&measured.prefill))))?;
+        }
     }
     Ok(Outcome::Ok)
 }
@@ -283,7 +289,19 @@ impl Measure<'_> {
         let cache_bytes = plan.cache / self.options.capacity as u64 * (context.position() as u64 + 1);
         let kernels = Kernels::measure(self.source, &model, &mut context, cache_bytes, self.args.runs)?;
         let step = median(&measured.decode_on_device) / self.args.tokens as f64;
-        Ok((measured, Card { copy_bandwidth, total, free_before, free_after, plan, step, kernels }))
+        let prefill = if self.args.prefill > 0 {
+            let tokens = self.tokens(self.args.prefill);
+            measure_prefill(model.backend().device(), self.args.runs, || {
+                context.reset();
+                let start = Instant::now();
+                // Without logits: those of a prefill without most of its kernels mean nothing.
+                context.forward(&model, &tokens, Logits::None)?;
+                Ok(start.elapsed().as_secs_f64())
+            })?
+        } else {
+            Vec::new()
+        };
+        Ok((measured, Card { copy_bandwidth, total, free_before, free_after, plan, step, kernels, prefill }))
     }
 }
 
@@ -331,6 +349,7 @@ mod tests {
             plan,
             step: 1.0,
             kernels,
+            prefill: Vec::new(),
         };
         assert_eq!((card.in_use(), card.taken()), (2_500, 1_500));
         let json = card.memory_json();

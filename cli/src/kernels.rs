@@ -1,4 +1,4 @@
-//! The time of each kernel of a decode step on a GPU.
+//! The time of each kernel of a decode step and of a prefill on a GPU.
 //!
 //! A step is recorded again with the launches of one kernel only, over the weights of all layers, and replayed. What comes
 //! between the kernels of a whole step is then not in it, and launches of one kernel overlap where they depend on nothing.
@@ -143,6 +143,49 @@ fn rate(bytes: u64, seconds: f64) -> Option<f64> {
     (bytes >= MUCH).then(|| bytes as f64 / seconds)
 }
 
+/// The kernels of a prefill, with the seconds of each one alone: a prompt is computed again with the launches of one kernel only, on what
+/// the others left in its operands. What a prompt takes without any launch is not in them. `prompt` computes the prompt, and says how long it
+/// took; the figures are medians of `runs` after one that does not count.
+pub fn measure_prefill(
+    probe: &Probe<CudaDevice>,
+    runs: usize,
+    mut prompt: impl FnMut() -> Result<f64>,
+) -> Result<Vec<Row>> {
+    /// No kernel has this name.
+    const NONE: &str = "none";
+    let mut seconds_of = |kernel| -> Result<f64> {
+        probe.only(kernel);
+        let times = (0..=runs).map(|_| prompt()).collect::<Result<Vec<_>>>();
+        probe.only(None);
+        Ok(median(&times?[1..]))
+    };
+    probe.take_counts();
+    seconds_of(None)?;
+    let kernels = probe.take_counts();
+    let without = seconds_of(Some(NONE))?;
+    let rows = kernels.into_iter().map(|(kernel, launches)| {
+        let seconds = (seconds_of(Some(kernel))? - without).max(0.0);
+        Ok(Row { kernel, launches: launches / (runs + 1), bytes: 0, seconds })
+    });
+    rows.collect()
+}
+
+/// A table of [`measure_prefill`], in which `seconds` are those of the whole prompt.
+pub fn prefill_table(rows: &[Row], seconds: f64) -> String {
+    let mut text = format!("{:<16}{:>8}{:>10}{:>9}\n", "kernel", "launches", "us", "share");
+    for Row { kernel, launches, seconds: alone, .. } in rows {
+        text += &format!("{kernel:<16}{launches:>8}{:>10.1}{:>8.1}%\n", alone * 1e6, 100.0 * alone / seconds);
+    }
+    text + &format!("{:<16}{:>8}{:>10.1}\n", "prefill", "", seconds * 1e6)
+}
+
+/// The same for programs.
+pub fn prefill_json(rows: &[Row]) -> Value {
+    rows.iter()
+        .map(|Row { kernel, launches, seconds, .. }| json!({ "kernel": kernel, "launches": launches, "us": seconds * 1e6 }))
+        .collect()
+}
+
 /// Launches and seconds of a step, as the probe lets it be recorded, with at most so many in a recording and replays of it.
 fn time(
     model: &Model<Probed>,
@@ -194,6 +237,20 @@ difference                    44.0
 Kernels replayed alone, at position 64. Whole steps replayed from there on: 231.0 us each, in one graph 228.0 us.
 ";
         assert_eq!(kernels().table(250e-6, 4e12), expected);
+    }
+
+    #[test]
+    fn a_prefill_has_its_kernels_with_their_shares() {
+        let row = |kernel, launches, us: f64| Row { kernel, launches, bytes: 0, seconds: us / 1e6 };
+        let rows = [row("moe_swiglu", 48, 600.0), row("qkv", 48, 250.0)];
+        let expected = "\
+kernel          launches        us    share
+moe_swiglu            48     600.0    60.0%
+qkv                   48     250.0    25.0%
+prefill                     1000.0
+";
+        assert_eq!(prefill_table(&rows, 1e-3), expected);
+        assert_eq!(prefill_json(&rows)[1], json!({ "kernel": "qkv", "launches": 48, "us": 250.0 }));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 // launches.
 #pragma once
 
+#include "few.cuh"
 #include "matvec.cuh"
 
 // An expert as memory names it. One that does not exist gives NaN; its weights are those of the last one, so that they can be read.

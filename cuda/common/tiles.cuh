@@ -131,6 +131,7 @@ struct KqmTokenColumns {
   }
   __device__ __forceinline__ static int token(int result, int lane) { return 2 * (lane & 3) + result % 2; }
   __device__ __forceinline__ static int row(int result, int lane) { return (lane >> 2) + 8 * (result / 2); }
+  __device__ __forceinline__ static bool present(int) { return true; }
 
   __device__ __forceinline__ static void join(const int32_t (&d)[products][4], int, long long (&sum)[results]) {
     KQM_UNROLL
@@ -596,7 +597,6 @@ struct KqmHalfTileOf16 {
 //   Factors(tile, lane)      what is not by halves, of a lane that has its columns' mins (min_lane); finish(x, sum, lane, v) makes v of the
 //                            halves' sums
 //   Cached                   a token's activations in registers
-//   swiglu_at_once           CTAs of moe_swiglu_one_token at once on a multiprocessor, which limits the registers for two tiles a warp
 //
 // LATE: a tile stays as it was loaded until it is multiplied, where all that can be made of it would take more registers than there are.
 template <class Tile, bool LATE = false>

@@ -82,6 +82,10 @@ struct KqmTreeGroups {
     }
     return sum;
   }
+  // The tree_sum of all of `count` numbers, which are at most one group.
+  __device__ __forceinline__ double sum(int i, int count) const {
+    return (count == kqm_tree_group ? 0.0 + group(i) : 0.0) + tail(i, count);
+  }
 
  private:
   template <int LEVEL>

@@ -225,7 +225,7 @@ struct KqmNibblesOf32 : KqmBlocksOf32<Tile> {
                         KqmRowField<0, 8 * BYTES, BYTES, sizeof(Block)>>
       Layout;
   typedef KqmCachedBlocks<BYTES == 4> Cached;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 q[4];
   KqmFactors<BYTES> factors;
 
@@ -258,7 +258,7 @@ struct KqmFiveBitsOf32 : KqmBlocksOf32<Tile> {
                         KqmRowField<0, 8 * BYTES, BYTES, sizeof(Block)>>
       Layout;
   typedef KqmCachedBlocks<BYTES == 4> Cached;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 q[4];
   uint4 fifth;  // of blocks 2 c and 2 c + 1 of row r, and of row r + 8
   KqmFactors<BYTES> factors;

@@ -17,7 +17,7 @@ struct KqmTileIQ1M : KqmSuperBlocks<KqmTileIQ1M, true> {
   typedef KqmTileLayout<KqmLaneField<0, 32, 1>, KqmRowField<32, 16>, KqmRowField<48, 8>> Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_IQ1_M;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 entries;  // bytes j = 0 .. 7 of row r: of the lane's eight weights of sub-block j; and of row r + 8
   // Nibble c of the 16 bits for each sub-block: of sub-blocks 0, 2, 4 and 6 in the low half, of the others in the high half.
   uint32_t high0, high8;

@@ -18,7 +18,7 @@ struct KqmTileIQ1S : KqmSuperBlocks<KqmTileIQ1S, true> {
   typedef KqmTileLayout<KqmLaneField<2, 32, 1>, KqmRowField<34, 16>, KqmRowField<0, 2>> Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_IQ1_S;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 entries;  // bytes j = 0 .. 7 of row r: of the lane's eight weights of sub-block j; and of row r + 8
   uint4 high0, high8;
   uint16_t d0, d8;

@@ -20,7 +20,7 @@ struct KqmTileIQ2S : KqmSuperBlocks<KqmTileIQ2S, true> {
       Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_IQ2_S;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 entries, signs;  // bytes j = 0 .. 7 of row r: of the lane's eight weights of sub-block j; and of row r + 8
   uint2 high0, high8, scales0, scales8;
   uint16_t d0, d8;

@@ -16,7 +16,7 @@ struct KqmTileIQ2XS : KqmSuperBlocks<KqmTileIQ2XS, true> {
   typedef KqmTileLayout<KqmLaneField<2, 64, 2>, KqmRowField<66, 8>, KqmRowField<0, 2>> Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_IQ2_XS;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 q[2];  // of half h, 16 bits for the lane's eight weights of each sub-block of row r, and of row r + 8
   uint2 scales0, scales8;
   uint16_t d0, d8;

@@ -17,7 +17,7 @@ struct KqmTileIQ2XXS : KqmSuperBlocks<KqmTileIQ2XXS, true> {
   typedef KqmTileLayout<KqmLaneField<2, 32, 1, 4, 8>, KqmLaneField<6, 32, 8, 4, 8>, KqmRowField<0, 2>> Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_IQ2_XXS;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 entries;  // bytes j = 0 .. 7 of row r: of the lane's eight weights of sub-block j; and of row r + 8
   uint4 signs;    // of sub-blocks 2 c and 2 c + 1 of row r, and of row r + 8
   uint16_t d0, d8;

@@ -20,7 +20,7 @@ struct KqmTileIQ3S : KqmSuperBlocks<KqmTileIQ3S, true> {
       Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_IQ3_S;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 q[2];   // of half h, two bytes for the lane's eight weights of each sub-block of row r, and of row r + 8
   uint4 signs;  // bytes j = 0 .. 7 of row r: of the lane's eight weights of sub-block j; and of row r + 8
   uint2 ninth0, ninth8;

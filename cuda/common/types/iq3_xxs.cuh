@@ -17,7 +17,7 @@ struct KqmTileIQ3XXS : KqmSuperBlocks<KqmTileIQ3XXS, true> {
   typedef KqmTileLayout<KqmLaneField<2, 64, 2>, KqmLaneField<66, 32, 8>, KqmRowField<0, 2>> Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_IQ3_XXS;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 q[2];   // of half h, two bytes for the lane's eight weights of each sub-block of row r, and of row r + 8
   uint4 signs;  // of sub-blocks 2 c and 2 c + 1 of row r, and of row r + 8
   uint16_t d0, d8;

@@ -18,7 +18,7 @@ struct KqmTileIQ4XS : KqmSuperBlocks<KqmTileIQ4XS> {
       Layout;
   typedef KqmCachedFours Cached;
   static const uint32_t type = KQM_TYPE_IQ4_XS;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 q[4];
   // The rows' heads: d and the scales' high bits, and their low bits.
   uint2 head0, head8;

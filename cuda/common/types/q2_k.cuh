@@ -18,7 +18,7 @@ struct KqmTileQ2K : KqmSuperBlocks<KqmTileQ2K> {
       Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_Q2_K;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 q[2];
   // Scales and mins of the sub-blocks of 16 that the lane has eight weights of, one in each 32 weights: lanes c = 0 and 1 of the first
   // one, the others of the second one.

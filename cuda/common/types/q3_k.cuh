@@ -22,7 +22,7 @@ struct KqmTileQ3K : KqmSuperBlocks<KqmTileQ3K> {
       Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_Q3_K;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 q[2], third;
   uint32_t scales0[3], scales8[3];
   uint16_t d0, d8;

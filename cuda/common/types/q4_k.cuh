@@ -17,7 +17,7 @@ struct KqmTileQ4K : KqmSuperBlocks<KqmTileQ4K> {
       Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_Q4_K;
-  static const int bytes = Layout::bytes, swiglu_at_once = 3;
+  static const int bytes = Layout::bytes;
   uint4 q[4], head0, head8;
 
   // d * (sc * q) - dmin * m: the products are exact, the difference rounds once.

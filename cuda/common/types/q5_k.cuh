@@ -20,7 +20,7 @@ struct KqmTileQ5K : KqmSuperBlocks<KqmTileQ5K> {
       Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_Q5_K;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 q[4], fifth, head0, head8;
 
   // d * (sc * q) - dmin * m: the products are exact, the difference rounds once.

@@ -21,7 +21,7 @@ struct KqmTileQ6K : KqmSuperBlocks<KqmTileQ6K> {
       Layout;
   typedef KqmCachedFours Cached;
   static const uint32_t type = KQM_TYPE_Q6_K;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 ql[4], qh[2], scale0, scale8;
   uint16_t d_bits;  // of row r in lanes with an even c, of row r + 8 in the others
 

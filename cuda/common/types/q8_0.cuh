@@ -17,7 +17,7 @@ struct KqmTileQ8_0 : KqmBlocksOf32<KqmTileQ8_0> {
       Layout;
   typedef KqmCachedBlocks<false> Cached;
   static const uint32_t type = KQM_TYPE_Q8_0;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   static const bool SIGNED = true, MINS = false;
   uint4 q[2][4];
   KqmFactors<2> factors;

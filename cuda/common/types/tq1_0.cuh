@@ -17,7 +17,7 @@ struct KqmTileTQ1_0 : KqmSuperBlocks<KqmTileTQ1_0> {
   typedef KqmTileLayout<KqmLaneField<0, 32, 8>, KqmRowField<32, 16>, KqmRowField<48, 4>, KqmRowField<52, 2>> Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_TQ1_0;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 q;             // of row r and of row r + 8
   uint2 more0, more8;  // the eight of bytes 32 .. 47 that the lane needs
   uint32_t last0, last8;

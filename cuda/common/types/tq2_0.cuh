@@ -15,7 +15,7 @@ struct KqmTileTQ2_0 : KqmSuperBlocks<KqmTileTQ2_0> {
   typedef KqmTileLayout<KqmLaneField<0, 64, 8>, KqmRowField<64, 2>> Layout;
   typedef KqmCachedEights Cached;
   static const uint32_t type = KQM_TYPE_TQ2_0;
-  static const int bytes = Layout::bytes, swiglu_at_once = 2;
+  static const int bytes = Layout::bytes;
   uint4 q[2];
   uint16_t d0, d8;
 
