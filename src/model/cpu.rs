@@ -5,6 +5,7 @@
 
 mod dot;
 mod simd;
+mod sums;
 
 use std::convert::Infallible;
 
