@@ -18,9 +18,9 @@ pub struct SplitBlock {
     digits: Digits,
     /// The same ones as [`place_by_block`] says.
     by_block: Digits,
-    /// Sums of the sub-blocks of 16 and of 32, exact, and zeros behind the latter.
+    /// Sums of the sub-blocks of 16 and of 32, exact.
     sums_of_16: [f64; 16],
-    sums_of_32: [f64; 16],
+    sums_of_32: [f64; 8],
     unit: f64,
 }
 
@@ -30,7 +30,7 @@ impl SplitBlock {
         digits: [Integers::ZERO; 3],
         by_block: [Integers::ZERO; 3],
         sums_of_16: [0.0; 16],
-        sums_of_32: [0.0; 16],
+        sums_of_32: [0.0; 8],
         unit: 0.0,
     };
 }
@@ -49,15 +49,11 @@ impl From<&FixedBlock> for SplitBlock {
         let digits = [low, middle, rest].map(|digits| digits.map(|digit| digit as i16));
         let sub_blocks = block.x.as_chunks::<16>().0;
         let sums: [i64; 16] = std::array::from_fn(|j| sub_blocks[j].iter().sum());
-        let mut sums_of_32 = [0.0; 16];
-        for (sum, pair) in sums_of_32.iter_mut().zip(sums.as_chunks::<2>().0) {
-            *sum = (pair[0] + pair[1]) as f64;
-        }
         Self {
             by_block: digits.each_ref().map(by_block),
             digits: digits.map(Integers),
             sums_of_16: sums.map(|sum| sum as f64),
-            sums_of_32,
+            sums_of_32: std::array::from_fn(|j| (sums[2 * j] + sums[2 * j + 1]) as f64),
             unit: block.unit,
         }
     }
@@ -118,20 +114,29 @@ impl<T: SuperBlock> Unpack for T {
     #[inline(always)]
     fn v<const R: usize, const N: usize>(sums: impl Sums, w: &[Scaled; R], x: [&SplitBlock; N]) -> [f64; 8] {
         let t = sums.dots(w.each_ref().map(|w| &w.weights), x.map(|x| &x.digits));
-        let v = std::array::from_fn(|i| w[i / N].d * t[i] as f64);
-        if !T::MINS {
-            return v;
+        let mut v = [0.0; 8];
+        for i in 0..8 {
+            v[i] = w[i / N].d * t[i] as f64;
         }
-        // Integers below 2^53 throughout: exact in any order.
-        let m = sums.add_lanes(std::array::from_fn(|i| {
-            let (min, sum) = (&w[i / N].mins, x[i % N]);
-            let sum = if T::SUB_BLOCK == 32 { &sum.sums_of_32 } else { &sum.sums_of_16 };
-            std::array::from_fn(|j| {
-                let product = min[j] * sum[j];
-                if T::SUB_BLOCK == 32 { product } else { min[8 + j].mul_add(sum[8 + j], product) }
-            })
-        }));
-        std::array::from_fn(|i| (-w[i / N].dmin).mul_add(m[i], v[i]))
+        if T::MINS {
+            // Integers below 2^53 throughout: exact in any order.
+            let mut products = [[0.0; 8]; 8];
+            for i in 0..8 {
+                let (mins, x) = (&w[i / N].mins, x[i % N]);
+                for j in 0..8 {
+                    products[i][j] = if T::SUB_BLOCK == 32 {
+                        mins[j] * x.sums_of_32[j]
+                    } else {
+                        mins[8 + j].mul_add(x.sums_of_16[8 + j], mins[j] * x.sums_of_16[j])
+                    };
+                }
+            }
+            let m = sums.add_lanes(products);
+            for i in 0..8 {
+                v[i] = (-w[i / N].dmin).mul_add(m[i], v[i]);
+            }
+        }
+        v
     }
 }
 
@@ -161,14 +166,18 @@ impl<B: SmallBlock> Unpack for Eight<B> {
 
     #[inline(always)]
     fn v<const R: usize, const T: usize>(sums: impl Sums, w: &[Factored; R], x: [&SplitBlock; T]) -> [f64; 8] {
-        sums.add_lanes(std::array::from_fn(|i| {
+        let mut v = [[0.0; 8]; 8];
+        for i in 0..8 {
             let (w, x) = (&w[i / T], x[i % T]);
             let t = sums.dots_by_block(&w.weights, &x.by_block);
-            std::array::from_fn(|j| {
-                let v = w.d[j] * t[j] as f64;
-                if B::MINS { w.m[j].mul_add(x.sums_of_32[j], v) } else { v }
-            })
-        }))
+            for j in 0..8 {
+                v[i][j] = w.d[j] * t[j] as f64;
+                if B::MINS {
+                    v[i][j] = w.m[j].mul_add(x.sums_of_32[j], v[i][j]);
+                }
+            }
+        }
+        sums.add_lanes(v)
     }
 }
 
@@ -202,7 +211,7 @@ fn add_block<T: Unpack, const R: usize, const N: usize>(
     }
 }
 
-/// `out[row][token] = w[row] x[token]`.
+/// `out[row][token] = w[row] x[token]` for as many rows as `out` holds.
 #[inline(always)]
 fn rows<T: Unpack>(sums: impl Sums, w: &[T], x: &[&[SplitBlock]], out: &mut [f32]) {
     let (tokens, blocks) = (x.len(), x[0].len());
@@ -211,20 +220,18 @@ fn rows<T: Unpack>(sums: impl Sums, w: &[T], x: &[&[SplitBlock]], out: &mut [f32
     let mut unpacked = vec![T::ZERO; tile];
     // Of each token as many as a tile has rows, by eight: those of the next four tokens, of the next two, and of the last one.
     let mut totals = vec![TreeSum::default(); tile / 8 * tokens];
-    let mut tiles = w.chunks(tile * blocks).peekable();
-    for out in out.chunks_mut(tile * tokens) {
-        let w = tiles.next().expect("a tile of weights for each of the output");
+    for (i, out) in out.chunks_mut(tile * tokens).enumerate() {
         totals.fill(TreeSum::default());
-        let in_tile = w.len() / blocks;
+        let in_tile = out.len() / tokens;
+        let (w, behind) = w[i * tile * blocks..].split_at(in_tile * blocks);
         // What lies behind the last row stays what it is, and goes nowhere.
         let in_use = &mut unpacked[..in_tile.next_multiple_of(8)];
         for block in 0..blocks {
             for (row, unpacked) in in_use[..in_tile].iter_mut().enumerate() {
                 w[row * blocks + block].unpack(unpacked);
             }
-            if let Some(next) = tiles.peek() {
-                prefetch(next, block, blocks);
-            }
+            // As many of the next tile's as this step is of this one.
+            prefetch(&behind[(block * tile).min(behind.len())..((block + 1) * tile).min(behind.len())]);
             for (first, count) in groups(tokens) {
                 let to = &mut totals[tile / 8 * first..][..tile / 8 * count];
                 match count {
@@ -262,21 +269,17 @@ fn groups(tokens: usize) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// Asks for part `part` of so many of these blocks ahead of time.
+/// Asks for blocks ahead of time.
 #[inline(always)]
-fn prefetch<T: Weights>(w: &[T], part: usize, parts: usize) {
+fn prefetch<T: Weights>(w: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    {
+    for line in crate::blocks::bytes(w).chunks(64) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let bytes = crate::blocks::bytes(w);
-        let length = bytes.len().div_ceil(parts).next_multiple_of(64);
-        for line in bytes.chunks(64).skip(part * length / 64).take(length / 64) {
-            // SAFETY: the instruction reads nothing that the program sees, and every x86-64 has it.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-        }
+        // SAFETY: the instruction reads nothing that the program sees, and every x86-64 has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (w, part, parts);
+    let _ = w;
 }
 
 /// What computes the sums, of those that the CPU has.
@@ -321,9 +324,7 @@ impl Instructions {
 
     /// [`product`] with these.
     fn product(self, w: Matrix<'_>, first: usize, x: &[&[SplitBlock]], out: &mut [f32]) {
-        let (blocks, rows) = (x[0].len(), out.len() / x.len());
-        let range = first * blocks..(first + rows) * blocks;
-        with_blocks!(w, w => self.rows(&w[range], x, out));
+        with_blocks!(w, w => self.rows(&w[first * x[0].len()..], x, out));
     }
 }
 
