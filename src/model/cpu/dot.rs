@@ -205,9 +205,10 @@ fn add_block<T: Unpack, const R: usize, const N: usize>(
     x: [&SplitBlock; N],
     to: &mut [TreeSum<Lanes>],
 ) {
+    let units: [f64; 8] = std::array::from_fn(|i| x[i % N].unit);
     for (w, to) in w.as_chunks::<R>().0.iter().zip(to) {
         let v = T::v(sums, w, x);
-        to.add(Lanes(std::array::from_fn(|i| x[i % N].unit * v[i])));
+        to.add(Lanes(std::array::from_fn(|i| units[i] * v[i])));
     }
 }
 
