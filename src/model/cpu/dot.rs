@@ -79,7 +79,7 @@ trait Unpack: Weights {
 
     fn unpack(&self, to: &mut Self::Unpacked);
 
-    /// v of `docs/arithmetic.md` for row r and token t in place `r * T + t`.
+    /// v of `docs/arithmetic.md` for row r and token t in place `t * R + r`.
     fn v<const R: usize, const T: usize>(sums: impl Sums, w: &[Self::Unpacked; R], x: [&SplitBlock; T]) -> [f64; 8];
 }
 
@@ -116,13 +116,13 @@ impl<T: SuperBlock> Unpack for T {
         let t = sums.dots(w.each_ref().map(|w| &w.weights), x.map(|x| &x.digits));
         let mut v = [0.0; 8];
         for i in 0..8 {
-            v[i] = w[i / N].d * t[i] as f64;
+            v[i] = w[i % R].d * t[i] as f64;
         }
         if T::MINS {
             // Integers below 2^53 throughout: exact in any order.
             let mut products = [[0.0; 8]; 8];
             for i in 0..8 {
-                let (mins, x) = (&w[i / N].mins, x[i % N]);
+                let (mins, x) = (&w[i % R].mins, x[i / R]);
                 for j in 0..8 {
                     products[i][j] = if T::SUB_BLOCK == 32 {
                         mins[j] * x.sums_of_32[j]
@@ -133,7 +133,7 @@ impl<T: SuperBlock> Unpack for T {
             }
             let m = sums.add_lanes(products);
             for i in 0..8 {
-                v[i] = (-w[i / N].dmin).mul_add(m[i], v[i]);
+                v[i] = (-w[i % R].dmin).mul_add(m[i], v[i]);
             }
         }
         v
@@ -168,7 +168,7 @@ impl<B: SmallBlock> Unpack for Eight<B> {
     fn v<const R: usize, const T: usize>(sums: impl Sums, w: &[Factored; R], x: [&SplitBlock; T]) -> [f64; 8] {
         let mut v = [[0.0; 8]; 8];
         for i in 0..8 {
-            let (w, x) = (&w[i / T], x[i % T]);
+            let (w, x) = (&w[i % R], x[i / R]);
             let t = sums.dots_by_block(&w.weights, &x.by_block);
             for j in 0..8 {
                 v[i][j] = w.d[j] * t[j] as f64;
@@ -205,7 +205,7 @@ fn add_block<T: Unpack, const R: usize, const N: usize>(
     x: [&SplitBlock; N],
     to: &mut [TreeSum<Lanes>],
 ) {
-    let units: [f64; 8] = std::array::from_fn(|i| x[i % N].unit);
+    let units: [f64; 8] = std::array::from_fn(|i| x[i / R].unit);
     for (w, to) in w.as_chunks::<R>().0.iter().zip(to) {
         let v = T::v(sums, w, x);
         to.add(Lanes(std::array::from_fn(|i| units[i] * v[i])));
@@ -243,11 +243,14 @@ fn rows<T: Unpack>(sums: impl Sums, w: &[T], x: &[&[SplitBlock]], out: &mut [f32
             }
         }
         for (first, count) in groups(tokens) {
+            let rows = 8 / count;
             let totals = &totals[tile / 8 * first..][..tile / 8 * count];
-            let totals: Vec<_> = totals.iter().flat_map(|total| total.sum().0).collect();
-            for (out, totals) in out.chunks_exact_mut(tokens).zip(totals.chunks_exact(count)) {
-                for (out, &total) in out[first..].iter_mut().zip(totals) {
-                    *out = canonical(total as f32);
+            for (out, total) in out.chunks_mut(rows * tokens).zip(totals) {
+                let total = total.sum().0;
+                for (row, out) in out.chunks_exact_mut(tokens).enumerate() {
+                    for (t, out) in out[first..][..count].iter_mut().enumerate() {
+                        *out = canonical(total[t * rows + row] as f32);
+                    }
                 }
             }
         }

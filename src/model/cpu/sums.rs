@@ -37,7 +37,7 @@ pub trait Sums: Copy {
     /// Calls `f`, and compiles what is inlined into it for these instructions.
     fn call<Y>(self, f: impl FnOnce() -> Y) -> Y;
 
-    /// `sum w[r][k] * X[t][k]` in place `r * T + t`, exact, for R T = 8.
+    /// `sum w[r][k] * X[t][k]` in place `t * R + r`, exact, for R T = 8.
     fn dots<const R: usize, const T: usize>(self, w: [&Integers; R], x: [&Digits; T]) -> [i64; 8];
 
     /// The same of the eight blocks of 32 by themselves, of which both have theirs as [`place_by_block`] says.
@@ -63,9 +63,9 @@ impl Sums for Plain {
     #[inline(always)]
     fn dots<const R: usize, const T: usize>(self, w: [&Integers; R], x: [&Digits; T]) -> [i64; 8] {
         std::array::from_fn(|i| {
-            let sums = x[i % T].each_ref().map(|x| {
+            let sums = x[i / R].each_ref().map(|x| {
                 let mut sums = [0_i32; 8];
-                for (w, x) in w[i / T].0.as_chunks::<16>().0.iter().zip(x.0.as_chunks::<16>().0) {
+                for (w, x) in w[i % R].0.as_chunks::<16>().0.iter().zip(x.0.as_chunks::<16>().0) {
                     for (lane, sum) in sums.iter_mut().enumerate() {
                         for k in [2 * lane, 2 * lane + 1] {
                             *sum += i32::from(w[k]) * i32::from(x[k]);
@@ -131,19 +131,14 @@ pub mod avx2 {
             // Four at a time, whose twelve sums are as many as there are registers for.
             for half in 0..2 {
                 // SAFETY: a value of this type says that the CPU has the features.
-                unsafe {
-                    if T == 1 {
-                        let sums = four::<4, 1>(std::array::from_fn(|r| w[4 * half + r]), [x[0]]);
-                        out[4 * half..][..4].copy_from_slice(&sums);
-                    } else if T == 2 {
-                        let sums = four::<2, 2>([w[2 * half], w[2 * half + 1]], [x[0], x[1]]);
-                        out[4 * half..][..4].copy_from_slice(&sums);
-                    } else {
-                        let sums = four::<2, 2>([w[0], w[1]], [x[2 * half], x[2 * half + 1]]);
-                        out[2 * half..][..2].copy_from_slice(&sums[..2]);
-                        out[4 + 2 * half..][..2].copy_from_slice(&sums[2..]);
+                let sums = unsafe {
+                    match R {
+                        8 => four::<4, 1>(std::array::from_fn(|r| w[4 * half + r]), [x[0]]),
+                        4 => four::<4, 1>([w[0], w[1], w[2], w[3]], [x[half]]),
+                        _ => four::<2, 2>([w[0], w[1]], [x[2 * half], x[2 * half + 1]]),
                     }
-                }
+                };
+                out[4 * half..][..4].copy_from_slice(&sums);
             }
             out
         }
@@ -190,7 +185,7 @@ pub mod avx2 {
         let (mut a, mut b, mut c, mut d) = (zero, zero, zero, zero);
         for i in 0..16 {
             let product = |[low, middle, high]: [__m256i; 3], place: usize| {
-                let (w, x) = (load(w[place / T], i), x[place % T]);
+                let (w, x) = (load(w[place % R], i), x[place / R]);
                 [
                     _mm256_add_epi32(low, _mm256_madd_epi16(w, load(&x[0], i))),
                     _mm256_add_epi32(middle, _mm256_madd_epi16(w, load(&x[1], i))),
@@ -339,7 +334,7 @@ pub mod avx512 {
         let (mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h) = (zero, zero, zero, zero, zero, zero, zero, zero);
         for i in 0..8 {
             let product = |[low, middle, high]: [__m512i; 3], place: usize| {
-                let (w, x) = (load(w[place / T], i), x[place % T]);
+                let (w, x) = (load(w[place % R], i), x[place / R]);
                 [
                     multiply_add(low, w, load(&x[0], i)),
                     multiply_add(middle, w, load(&x[1], i)),
