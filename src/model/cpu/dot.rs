@@ -393,6 +393,7 @@ mod tests {
     /// Random bits, a row of the smallest scales, mins and quants, and one of the largest (but for signs).
     #[test]
     fn equals_the_oracle() {
+        println!("{:?}", Instructions::all().collect::<Vec<_>>());
         let (rows, in_row) = (19, 5);
         for (seed, &kind) in TensorType::MATRICES.iter().enumerate() {
             let row_bytes = kind.bytes_of(in_row * BLOCK);

@@ -2,8 +2,8 @@
 //!
 //! An activation X is split into three balanced digits to the base 2^13, `X = low + 2^13 middle + 2^26 high`, all at most 2^12 in size,
 //! because |X| <= 2^38. A weight with its sub-block's scale is an integer of at most 2^12 in size, too, and so is one without. The
-//! instructions multiply pairs of 16-bit integers and add them up in 32 bits, in 8 sums or more: 32 products of at most 2^24 each, so
-//! that nothing overflows before all 256 are added.
+//! instructions multiply pairs of 16-bit integers and add them up in 32 bits, in 8 sums or 16, so that each is at most 2^29 or 2^28 in
+//! size when all 256 products of at most 2^24 are added. 16 sums are added by fours before they are widened: at most 2^30.
 //!
 //! There is no order in sums of integers, so all implementations give the same bits; `dot.rs` tests each against the oracle.
 
@@ -310,20 +310,27 @@ pub mod avx512 {
         sum
     }
 
-    /// Sums of neighbouring lanes, in 64 bits.
+    /// The first of each two lanes, in 64 bits.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    fn widen(sums: __m512i) -> __m512i {
-        // A multiplication extends the lower half's sign, a shift the upper one's.
-        _mm512_add_epi64(_mm512_mul_epi32(sums, _mm512_set1_epi64(1)), _mm512_srai_epi64::<32>(sums))
+    fn even(sums: __m512i) -> __m512i {
+        // A multiplication extends the sign.
+        _mm512_mul_epi32(sums, _mm512_set1_epi64(1))
     }
 
-    /// What three digits' sums are together, in eight parts.
+    /// The second of each two lanes, in 64 bits.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    fn whole(sums: [__m512i; 3]) -> __m512i {
-        let upper = _mm512_add_epi64(widen(sums[1]), _mm512_slli_epi64::<DIGIT_BITS>(widen(sums[2])));
-        _mm512_add_epi64(widen(sums[0]), _mm512_slli_epi64::<DIGIT_BITS>(upper))
+    fn odd(sums: __m512i) -> __m512i {
+        _mm512_srai_epi64::<32>(sums)
+    }
+
+    /// What three digits' sums are together.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn whole([low, middle, high]: [__m512i; 3]) -> __m512i {
+        let upper = _mm512_add_epi64(middle, _mm512_slli_epi64::<DIGIT_BITS>(high));
+        _mm512_add_epi64(low, _mm512_slli_epi64::<DIGIT_BITS>(upper))
     }
 
     /// `Sums::dots`: 24 sums in registers.
@@ -345,18 +352,29 @@ pub mod avx512 {
             (a, b, c, d) = (product(a, 0), product(b, 1), product(c, 2), product(d, 3));
             (e, f, g, h) = (product(e, 4), product(f, 5), product(g, 6), product(h, 7));
         }
-        let ab = add_neighbours(whole(a), whole(b));
-        let cd = add_neighbours(whole(c), whole(d));
-        let ef = add_neighbours(whole(e), whole(f));
-        let gh = add_neighbours(whole(g), whole(h));
-        to_array(add_halves(add_halves(ab, cd), add_halves(ef, gh)))
+        // Of each digit the sums of products a and b, c and d, e and f, g and h in 64 bits, in four parts.
+        let digit = |n: usize| {
+            let abcd = add_pairs(add_lanes(a[n], c[n]), add_lanes(b[n], d[n]));
+            let efgh = add_pairs(add_lanes(e[n], g[n]), add_lanes(f[n], h[n]));
+            [even(abcd), odd(abcd), even(efgh), odd(efgh)]
+        };
+        let (low, middle, high) = (digit(0), digit(1), digit(2));
+        let whole = |i: usize| whole([low[i], middle[i], high[i]]);
+        to_array(add_halves(add_halves(whole(0), whole(1)), add_halves(whole(2), whole(3))))
     }
 
-    /// Of each 128 bits the sum of a's two lanes, then of b's.
+    /// Of each 128 bits, in 32 bits: a0 + a2, b0 + b2, a1 + a3, b1 + b3.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    fn add_neighbours(a: __m512i, b: __m512i) -> __m512i {
-        _mm512_add_epi64(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
+    fn add_lanes(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b))
+    }
+
+    /// Of each 128 bits, in 32 bits: a0 + a2, a1 + a3, b0 + b2, b1 + b3.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn add_pairs(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
     }
 
     /// With numbers of 128 bits, lane by lane: a0 + a1, a2 + a3, b0 + b1, b2 + b3.
@@ -378,10 +396,10 @@ pub mod avx512 {
             }
         }
         // Two lanes are a block's.
-        to_array(whole(sums))
+        to_array(whole(sums.map(|sums| _mm512_add_epi64(even(sums), odd(sums)))))
     }
 
-    /// `Sums::add_lanes`: neighbours, pairs of them, and pairs of those, as for integers above.
+    /// `Sums::add_lanes`: neighbours, pairs of them, and pairs of those.
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn add_f64(v: [[f64; 8]; 8]) -> [f64; 8] {
