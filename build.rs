@@ -56,6 +56,10 @@ type Result<T> = std::result::Result<T, String>;
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(kqm_cuda)");
+    println!("cargo::rustc-check-cfg=cfg(kqm_avx512)");
+    if env::var("CARGO_CFG_TARGET_ARCH").unwrap() == "x86_64" && rustc_minor().is_some_and(|minor| minor >= 89) {
+        println!("cargo::rustc-cfg=kqm_avx512");
+    }
     for name in VARIABLES {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -548,6 +552,12 @@ fn output_of(program: &Path, args: &[&str]) -> Result<String> {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// Y of the compiler's release 1.Y: `std::arch` has AVX-512 from 1.89 on.
+fn rustc_minor() -> Option<u32> {
+    let output = Command::new(env::var_os("RUSTC")?).arg("--version").stdin(Stdio::null()).output().ok()?;
+    String::from_utf8(output.stdout).ok()?.strip_prefix("rustc 1.")?.split('.').next()?.parse().ok()
 }
 
 /// Every file under `dir`, sorted.

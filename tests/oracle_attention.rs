@@ -21,7 +21,11 @@ fn check<T: Element>(head_dim: usize, seen: usize, sharpness: f32, tolerance: f6
     let q: Vec<f32> = random.normals(head_dim).iter().map(|q| q * sharpness).collect();
     let round = |x: Vec<f32>| -> Vec<T> { x.into_iter().map(T::from_f32).collect() };
     let (k, v) = (round(random.normals(stride * seen)), round(random.normals(stride * seen)));
-    let widen = |x: &[T]| -> Vec<f32> { x.iter().map(|x| x.to_f32()).collect() };
+    let widen = |x: &[T]| {
+        let mut values = vec![0.0; x.len()];
+        T::to_f32(x, &mut values);
+        values
+    };
     let scale = 1.0 / (head_dim as f32).sqrt();
     let mut out = vec![0.0; head_dim];
     let mut scores = vec![0.0; seen + 3];

@@ -5,6 +5,7 @@
 
 mod dot;
 mod simd;
+mod sums;
 
 use std::convert::Infallible;
 
@@ -29,7 +30,7 @@ use dot::SplitBlock;
 use simd::with_fma;
 
 /// Rows of a matrix that one task computes.
-const TASK_ROWS: usize = 32;
+const TASK_ROWS: usize = 64;
 
 /// The CPU, with as many threads as rayon's global pool has.
 ///

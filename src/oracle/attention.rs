@@ -1,6 +1,7 @@
 //! Causal attention of one query head over the cache.
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::canonical;
 use super::exp::exp;
@@ -15,8 +16,8 @@ const CHAINS: usize = 8;
 pub trait Element: Copy + Send + Sync {
     /// The element for a value, rounded to nearest even; overflow gives infinity.
     fn from_f32(x: f32) -> Self;
-    /// Its value.
-    fn to_f32(self) -> f32;
+    /// Their values: as many as there is room for.
+    fn to_f32(from: &[Self], to: &mut [f32]);
 }
 
 impl Element for f32 {
@@ -26,8 +27,8 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
+    fn to_f32(from: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(&from[..to.len()]);
     }
 }
 
@@ -38,8 +39,8 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn to_f32(self) -> f32 {
-        f16::to_f32(self)
+    fn to_f32(from: &[Self], to: &mut [f32]) {
+        from[..to.len()].convert_to_f32_slice(to);
     }
 }
 
@@ -125,7 +126,8 @@ pub fn attention<T: Element>(
     if let Some(scores) = &mut scores {
         scores.fill(f32::NEG_INFINITY);
     }
-    let masked = vec![T::from_f32(0.0); head_dim];
+    // Of a position's keys or values.
+    let mut values = vec![0.0; head_dim];
     // Of each chunk: its largest score, the sum of its weights, and its weighted values.
     let mut parts = Vec::with_capacity(seen.div_ceil(CHUNK));
     for first in (0..seen).step_by(CHUNK) {
@@ -133,7 +135,10 @@ pub fn attention<T: Element>(
         let row = head.row(first);
         let mut s = [0.0_f32; CHUNK];
         for (i, s) in s[..count].iter_mut().enumerate() {
-            *s = row.map_or(f32::NAN, |row| dot(q, &head.k[(row + i) * head.stride..][..head_dim]) * scale);
+            *s = row.map_or(f32::NAN, |row| {
+                T::to_f32(&head.k[(row + i) * head.stride..], &mut values);
+                dot(q, &values) * scale
+            });
         }
         if let Some(scores) = &mut scores {
             for (out, &s) in scores[first..].iter_mut().zip(&s[..count]) {
@@ -150,13 +155,18 @@ pub fn attention<T: Element>(
         let mut chains = vec![0.0_f32; CHAINS * head_dim];
         for (g, chain) in chains.chunks_exact_mut(head_dim).enumerate() {
             for (i, &p) in p.iter().enumerate().skip(8 * g).take(8) {
-                let v = match row {
-                    Some(row) if i < count => &head.v[(row + i) * head.stride..][..head_dim],
-                    _ => &masked,
-                };
-                for (chain, v) in chain.iter_mut().zip(v) {
-                    let v = v.to_f32();
-                    *chain = if i == 8 * g { p * v } else { p.mul_add(v, *chain) };
+                match row {
+                    Some(row) if i < count => T::to_f32(&head.v[(row + i) * head.stride..], &mut values),
+                    _ => values.fill(0.0),
+                }
+                if i == 8 * g {
+                    for (chain, v) in chain.iter_mut().zip(&values) {
+                        *chain = p * v;
+                    }
+                } else {
+                    for (chain, &v) in chain.iter_mut().zip(&values) {
+                        *chain = p.mul_add(v, *chain);
+                    }
                 }
             }
         }
@@ -181,16 +191,19 @@ pub fn attention<T: Element>(
 
 /// Eight chains of fma, each over an eighth of the dimensions.
 #[inline(always)]
-fn dot<T: Element>(q: &[f32], k: &[T]) -> f32 {
+fn dot(q: &[f32], k: &[f32]) -> f32 {
     let segment = q.len() / CHAINS;
-    tree_of_eight(std::array::from_fn(|g| {
-        let (q, k) = (&q[g * segment..][..segment], &k[g * segment..][..segment]);
-        let mut chain = q[0] * k[0].to_f32();
-        for (q, k) in q.iter().zip(k).skip(1) {
-            chain = q.mul_add(k.to_f32(), chain);
+    let mut chains = [0.0; CHAINS];
+    for (g, chain) in chains.iter_mut().enumerate() {
+        *chain = q[g * segment] * k[g * segment];
+    }
+    // All chains side by side, since none waits for another.
+    for i in 1..segment {
+        for (g, chain) in chains.iter_mut().enumerate() {
+            *chain = q[g * segment + i].mul_add(k[g * segment + i], *chain);
         }
-        chain
-    }))
+    }
+    tree_of_eight(chains)
 }
 
 /// Balanced tree, neighbours first.

@@ -1,5 +1,7 @@
 //! Sums whose order depends on nothing but the row.
 
+use std::ops::Add;
+
 use crate::blocks::BLOCK;
 
 /// Balanced binary tree of neighbours over a power of two of values: `(v0 + v1) + (v2 + v3)` and so on.
@@ -16,39 +18,39 @@ pub fn tree_sum<const N: usize>(mut values: [f64; N]) -> f64 {
 }
 
 /// The sum of the numbers added: groups of 16, the last one filled up with zeros, each as a balanced tree of neighbours; the groups in
-/// ascending order from 0.
+/// ascending order from 0. A number is an f64, or a few of them that are added side by side.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct TreeSum {
+pub struct TreeSum<T = f64> {
     /// Sums of 1, 2, 4 and 8 neighbours that wait for the next ones, where the bit of `count` is set.
-    waiting: [f64; 4],
+    waiting: [T; 4],
     /// Numbers of the unfinished group.
     count: usize,
-    groups: f64,
+    groups: T,
 }
 
-impl TreeSum {
+impl<T: Copy + Default + Add<Output = T>> TreeSum<T> {
     /// Adds the next number.
     #[inline(always)]
-    pub fn add(&mut self, mut sum: f64) {
+    pub fn add(&mut self, mut sum: T) {
         for level in 0..4 {
             if self.count >> level & 1 == 0 {
                 self.waiting[level] = sum;
                 self.count += 1;
                 return;
             }
-            sum += self.waiting[level];
+            sum = sum + self.waiting[level];
         }
-        self.groups += sum;
+        self.groups = self.groups + sum;
         self.count = 0;
     }
 
     /// The sum. What would be added to zeros stays as it is.
     #[inline(always)]
-    pub fn sum(&self) -> f64 {
-        let mut rest = 0.0;
+    pub fn sum(&self) -> T {
+        let mut rest = T::default();
         for level in 0..4 {
             if self.count >> level & 1 == 1 {
-                rest += self.waiting[level];
+                rest = rest + self.waiting[level];
             }
         }
         self.groups + rest

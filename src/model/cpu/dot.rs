@@ -1,20 +1,23 @@
 //! Products of rows of quantized blocks with activations, fast.
 //!
-//! The oracle's sums are exact integers, so any order gives them. Here an activation X is split into three balanced
-//! 16-bit parts, `X = low + 2^16 middle + 2^32 high`, and a weight with its sub-block's scale is an integer of 16 bits too:
-//! the products are the multiply-adds of pairs of 16-bit integers that every x86-64 with AVX2 does 16 at a time. What is
-//! not an exact integer is done as the oracle does it.
+//! The oracle's sums are exact integers, so any order gives them, and `sums.rs` computes them with what the CPU has: eight products at
+//! once, of R rows and T tokens, R T = 8. Rows are unpacked to integers of 16 bits, a tile of them for as many tokens as there are. What
+//! is not an exact integer is done as the oracle does it.
 
+use std::ops::Add;
+
+use super::sums::{DIGIT_BITS, Digits, Integers, Plain, Sums, place_by_block};
 use crate::blocks::{BLOCK, Eight, SmallBlock, SuperBlock, Weights, with_blocks};
-use crate::oracle::matvec::join;
 use crate::oracle::tree::TreeSum;
 use crate::oracle::{FixedBlock, Matrix, canonical};
 
 /// A fixed-point block as the products here want it.
 #[derive(Clone, Debug)]
 pub struct SplitBlock {
-    /// Low, middle and high parts.
-    parts: [[i16; BLOCK]; 3],
+    /// Its digits in order.
+    digits: Digits,
+    /// The same ones as [`place_by_block`] says.
+    by_block: Digits,
     /// Sums of the sub-blocks of 16 and of 32, exact.
     sums_of_16: [f64; 16],
     sums_of_32: [f64; 8],
@@ -23,23 +26,32 @@ pub struct SplitBlock {
 
 impl SplitBlock {
     /// The block of 256 activations of 0.
-    pub const ZERO: Self = Self { parts: [[0; BLOCK]; 3], sums_of_16: [0.0; 16], sums_of_32: [0.0; 8], unit: 0.0 };
+    pub const ZERO: Self = Self {
+        digits: [Integers::ZERO; 3],
+        by_block: [Integers::ZERO; 3],
+        sums_of_16: [0.0; 16],
+        sums_of_32: [0.0; 8],
+        unit: 0.0,
+    };
 }
 
 impl From<&FixedBlock> for SplitBlock {
     #[inline(always)]
     fn from(block: &FixedBlock) -> Self {
         let mut rest = block.x;
-        // |X| <= 2^38, so |high| <= 2^6.
-        let parts = std::array::from_fn(|_| {
-            let part = rest.map(|x| x as i16);
-            rest = std::array::from_fn(|k| (rest[k] - i64::from(part[k])) >> 16);
-            part
-        });
+        let mut lower = || {
+            let digit = rest.map(|x| (x << (64 - DIGIT_BITS)) >> (64 - DIGIT_BITS));
+            rest = std::array::from_fn(|k| (rest[k] - digit[k]) >> DIGIT_BITS);
+            digit
+        };
+        let (low, middle) = (lower(), lower());
+        // What is left is at most 2^12 in size, of either sign.
+        let digits = [low, middle, rest].map(|digits| digits.map(|digit| digit as i16));
         let sub_blocks = block.x.as_chunks::<16>().0;
         let sums: [i64; 16] = std::array::from_fn(|j| sub_blocks[j].iter().sum());
         Self {
-            parts,
+            by_block: digits.each_ref().map(by_block),
+            digits: digits.map(Integers),
             sums_of_16: sums.map(|sum| sum as f64),
             sums_of_32: std::array::from_fn(|j| (sums[2 * j] + sums[2 * j + 1]) as f64),
             unit: block.unit,
@@ -47,39 +59,49 @@ impl From<&FixedBlock> for SplitBlock {
     }
 }
 
+/// Integers in the order of [`place_by_block`].
+#[inline(always)]
+fn by_block(from: &[i16; BLOCK]) -> Integers {
+    let mut to = Integers::ZERO;
+    for (block, from) in from.as_chunks::<32>().0.iter().enumerate() {
+        for (i, from) in from.as_chunks::<4>().0.iter().enumerate() {
+            to.0[place_by_block(block, 4 * i)..][..4].copy_from_slice(from);
+        }
+    }
+    to
+}
+
 /// A type's 256 weights as the products want them.
 trait Unpack: Weights {
-    type Unpacked: Default + Clone;
+    type Unpacked: Clone;
+
+    const ZERO: Self::Unpacked;
 
     fn unpack(&self, to: &mut Self::Unpacked);
 
-    /// v of `docs/arithmetic.md`, with `dot` for the integer sums over 256 weights.
-    fn v(w: &Self::Unpacked, x: &SplitBlock, dot: impl Fn(&[i16; BLOCK], &SplitBlock) -> i64) -> f64;
+    /// v of `docs/arithmetic.md` for row r and token t in place `t * R + r`.
+    fn v<const R: usize, const T: usize>(sums: impl Sums, w: &[Self::Unpacked; R], x: [&SplitBlock; T]) -> [f64; 8];
 }
 
 /// Integer weights of a super-block with what turns an integer sum into its contribution.
 #[derive(Clone)]
 struct Scaled {
     /// `scale * quant`, at most 4096 in size.
-    weights: [i16; BLOCK],
+    weights: Integers,
     d: f64,
     dmin: f64,
     /// Mins of the sub-blocks, as many as there are; all 0 in a type without.
     mins: [f64; 16],
 }
 
-impl Default for Scaled {
-    fn default() -> Self {
-        Self { weights: [0; BLOCK], d: 0.0, dmin: 0.0, mins: [0.0; 16] }
-    }
-}
-
 impl<T: SuperBlock> Unpack for T {
     type Unpacked = Scaled;
 
+    const ZERO: Scaled = Scaled { weights: Integers::ZERO, d: 0.0, dmin: 0.0, mins: [0.0; 16] };
+
     #[inline(always)]
     fn unpack(&self, to: &mut Scaled) {
-        self.scaled_quants(&mut to.weights);
+        self.scaled_quants(&mut to.weights.0);
         to.d = f64::from(self.factor());
         if T::MINS {
             to.dmin = self.dmin().to_f64();
@@ -90,167 +112,231 @@ impl<T: SuperBlock> Unpack for T {
     }
 
     #[inline(always)]
-    fn v(w: &Scaled, x: &SplitBlock, dot: impl Fn(&[i16; BLOCK], &SplitBlock) -> i64) -> f64 {
-        let v = w.d * dot(&w.weights, x) as f64;
-        if !T::MINS {
-            return v;
+    fn v<const R: usize, const N: usize>(sums: impl Sums, w: &[Scaled; R], x: [&SplitBlock; N]) -> [f64; 8] {
+        let t = sums.dots(w.each_ref().map(|w| &w.weights), x.map(|x| &x.digits));
+        let mut v = [0.0; 8];
+        for i in 0..8 {
+            v[i] = w[i % R].d * t[i] as f64;
         }
-        // Integers below 2^53 throughout: exact in any order.
-        let sums: &[f64] = if T::SUB_BLOCK == 32 { &x.sums_of_32 } else { &x.sums_of_16 };
-        let m: f64 = w.mins.iter().zip(sums).map(|(min, sum)| min * sum).sum();
-        (-w.dmin).mul_add(m, v)
+        if T::MINS {
+            // Integers below 2^53 throughout: exact in any order.
+            let mut products = [[0.0; 8]; 8];
+            for i in 0..8 {
+                let (mins, x) = (&w[i % R].mins, x[i / R]);
+                for j in 0..8 {
+                    products[i][j] = if T::SUB_BLOCK == 32 {
+                        mins[j] * x.sums_of_32[j]
+                    } else {
+                        mins[8 + j].mul_add(x.sums_of_16[8 + j], mins[j] * x.sums_of_16[j])
+                    };
+                }
+            }
+            let m = sums.add_lanes(products);
+            for i in 0..8 {
+                v[i] = (-w[i % R].dmin).mul_add(m[i], v[i]);
+            }
+        }
+        v
     }
 }
 
-/// Eight blocks of integer weights with their factors.
+/// Eight blocks of integer weights, as [`place_by_block`] says, with their factors.
 #[derive(Clone)]
 struct Factored {
-    weights: [i16; BLOCK],
+    weights: Integers,
     d: [f64; 8],
     m: [f64; 8],
-}
-
-impl Default for Factored {
-    fn default() -> Self {
-        Self { weights: [0; BLOCK], d: [0.0; 8], m: [0.0; 8] }
-    }
 }
 
 impl<B: SmallBlock> Unpack for Eight<B> {
     type Unpacked = Factored;
 
+    const ZERO: Factored = Factored { weights: Integers::ZERO, d: [0.0; 8], m: [0.0; 8] };
+
     #[inline(always)]
     fn unpack(&self, to: &mut Factored) {
-        for (j, (block, weights)) in self.0.iter().zip(to.weights.as_chunks_mut::<32>().0).enumerate() {
-            *weights = block.quants().map(i16::from);
+        let mut quants = [0; BLOCK];
+        for (j, (block, quants)) in self.0.iter().zip(quants.as_chunks_mut::<32>().0).enumerate() {
+            *quants = block.quants().map(i16::from);
             to.d[j] = f64::from(block.d());
             to.m[j] = block.m().to_f64();
         }
+        to.weights = by_block(&quants);
     }
 
     #[inline(always)]
-    fn v(w: &Factored, x: &SplitBlock, _: impl Fn(&[i16; BLOCK], &SplitBlock) -> i64) -> f64 {
-        let weights = w.weights.as_chunks::<32>().0;
-        let parts = x.parts.each_ref().map(|part| part.as_chunks::<32>().0);
-        let v: [f64; 8] = std::array::from_fn(|j| {
-            // 32 products of 8 and 16 bits.
-            let [low, middle, high] = parts
-                .map(|part| weights[j].iter().zip(&part[j]).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum::<i32>());
-            let t = i64::from(low) + (i64::from(middle) << 16) + (i64::from(high) << 32);
-            let v = w.d[j] * t as f64;
-            if B::MINS { w.m[j].mul_add(x.sums_of_32[j], v) } else { v }
-        });
-        join(v)
+    fn v<const R: usize, const T: usize>(sums: impl Sums, w: &[Factored; R], x: [&SplitBlock; T]) -> [f64; 8] {
+        let mut v = [[0.0; 8]; 8];
+        for i in 0..8 {
+            let (w, x) = (&w[i % R], x[i / R]);
+            let t = sums.dots_by_block(&w.weights, &x.by_block);
+            for j in 0..8 {
+                v[i][j] = w.d[j] * t[j] as f64;
+                if B::MINS {
+                    v[i][j] = w.m[j].mul_add(x.sums_of_32[j], v[i][j]);
+                }
+            }
+        }
+        sums.add_lanes(v)
     }
 }
 
-/// `sum weights[k] * X[k]`, exact.
-///
-/// Sums of 16 products of a weight and a part of an activation fit into 32 bits: `16 * 4096 * 2^15 = 2^31`, and the positive
-/// extreme is not reached, because a product of `-32 * -128` and `32767` is less and `-2^15` has a negative product.
+/// Sums of eight products.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lanes([f64; 8]);
+
+impl Add for Lanes {
+    type Output = Self;
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + other.0[i]))
+    }
+}
+
+/// Rows that are unpacked together for more than one token: they and a few tokens' activations stay in the first cache.
+const TILE: usize = 16;
+
+/// Adds the products of a block of a tile's weights with `T` tokens' activations to their sums, those of R neighbouring rows in each.
 #[inline(always)]
-fn integer_dot(weights: &[i16; BLOCK], x: &SplitBlock) -> i64 {
-    let mut total = 0;
-    for (part, x) in x.parts.iter().enumerate() {
-        for half in [0, 128] {
-            let mut sums = [0_i32; 8];
-            for i in (half..half + 128).step_by(16) {
-                for (lane, sum) in sums.iter_mut().enumerate() {
-                    for k in [i + 2 * lane, i + 2 * lane + 1] {
-                        *sum += i32::from(weights[k]) * i32::from(x[k]);
+fn add_block<T: Unpack, const R: usize, const N: usize>(
+    sums: impl Sums,
+    w: &[T::Unpacked],
+    x: [&SplitBlock; N],
+    to: &mut [TreeSum<Lanes>],
+) {
+    let units: [f64; 8] = std::array::from_fn(|i| x[i / R].unit);
+    for (w, to) in w.as_chunks::<R>().0.iter().zip(to) {
+        let v = T::v(sums, w, x);
+        to.add(Lanes(std::array::from_fn(|i| units[i] * v[i])));
+    }
+}
+
+/// `out[row][token] = w[row] x[token]` for as many rows as `out` holds.
+#[inline(always)]
+fn rows<T: Unpack>(sums: impl Sums, w: &[T], x: &[&[SplitBlock]], out: &mut [f32]) {
+    let (tokens, blocks) = (x.len(), x[0].len());
+    // A single token needs no more than what is computed at once.
+    let tile = if tokens == 1 { 8 } else { TILE };
+    let mut unpacked = vec![T::ZERO; tile];
+    // Of each token as many as a tile has rows, by eight: those of the next four tokens, of the next two, and of the last one.
+    let mut totals = vec![TreeSum::default(); tile / 8 * tokens];
+    for (i, out) in out.chunks_mut(tile * tokens).enumerate() {
+        totals.fill(TreeSum::default());
+        let in_tile = out.len() / tokens;
+        let (w, behind) = w[i * tile * blocks..].split_at(in_tile * blocks);
+        // What lies behind the last row stays what it is, and goes nowhere.
+        let in_use = &mut unpacked[..in_tile.next_multiple_of(8)];
+        for block in 0..blocks {
+            for (row, unpacked) in in_use[..in_tile].iter_mut().enumerate() {
+                w[row * blocks + block].unpack(unpacked);
+            }
+            // As many of the next tile's as this step is of this one.
+            prefetch(&behind[(block * tile).min(behind.len())..((block + 1) * tile).min(behind.len())]);
+            for (first, count) in groups(tokens) {
+                let to = &mut totals[tile / 8 * first..][..tile / 8 * count];
+                match count {
+                    4 => add_block::<T, 2, 4>(sums, in_use, std::array::from_fn(|t| &x[first + t][block]), to),
+                    2 => add_block::<T, 4, 2>(sums, in_use, std::array::from_fn(|t| &x[first + t][block]), to),
+                    _ => add_block::<T, 8, 1>(sums, in_use, [&x[first][block]], to),
+                }
+            }
+        }
+        for (first, count) in groups(tokens) {
+            let rows = 8 / count;
+            let totals = &totals[tile / 8 * first..][..tile / 8 * count];
+            for (out, total) in out.chunks_mut(rows * tokens).zip(totals) {
+                let total = total.sum().0;
+                for (row, out) in out.chunks_exact_mut(tokens).enumerate() {
+                    for (t, out) in out[first..][..count].iter_mut().enumerate() {
+                        *out = canonical(total[t * rows + row] as f32);
                     }
                 }
             }
-            total += sums.iter().map(|&sum| i64::from(sum)).sum::<i64>() << (16 * part);
         }
     }
-    total
 }
 
-/// [`integer_dot`] with AVX2.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn integer_dot_avx2(weights: &[i16; BLOCK], x: &SplitBlock) -> i64 {
-    use std::arch::x86_64::*;
-    // SAFETY: the pointers are valid for 32 bytes, the loads need no alignment.
-    let load = |values: &[i16; 16]| unsafe { _mm256_loadu_si256(values.as_ptr().cast()) };
-    let widen = |sums: __m256i| {
-        let (a, b) = (_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
-        _mm256_add_epi64(_mm256_cvtepi32_epi64(a), _mm256_cvtepi32_epi64(b))
-    };
-    let mut total = _mm256_setzero_si256();
-    let weights = weights.as_chunks().0;
-    let [x_low, x_middle, x_high] = x.parts.each_ref().map(|part| part.as_chunks().0);
-    // All of the high parts' products fit into 32 bits: 32 * 4096 * 2^6 in each of eight sums.
-    let mut high = _mm256_setzero_si256();
-    for half in [0, 8] {
-        let (mut low, mut middle) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-        for i in half..half + 8 {
-            let w = load(&weights[i]);
-            low = _mm256_add_epi32(low, _mm256_madd_epi16(w, load(&x_low[i])));
-            middle = _mm256_add_epi32(middle, _mm256_madd_epi16(w, load(&x_middle[i])));
-            high = _mm256_add_epi32(high, _mm256_madd_epi16(w, load(&x_high[i])));
-        }
-        total = _mm256_add_epi64(total, _mm256_add_epi64(widen(low), _mm256_slli_epi64::<16>(widen(middle))));
-    }
-    total = _mm256_add_epi64(total, _mm256_slli_epi64::<32>(widen(high)));
-    let pair = _mm_add_epi64(_mm256_castsi256_si128(total), _mm256_extracti128_si256::<1>(total));
-    _mm_cvtsi128_si64(pair) + _mm_extract_epi64::<1>(pair)
-}
-
-/// Rows that are unpacked together, so that activations are loaded once for all of them.
-const TILE: usize = 16;
-
-/// `out[row][token] = w[row] x[token]`, with `dot` for the integer sums.
+/// Tokens by fours, two of those that are left, and the last one: the first of each group, and how many.
 #[inline(always)]
-fn rows<T: Unpack>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32], dot: impl Fn(&[i16; BLOCK], &SplitBlock) -> i64) {
-    let (tokens, blocks) = (x.len(), x[0].len());
-    // A single token reads the weights in the order of memory.
-    let tile = if tokens == 1 { 1 } else { TILE };
-    let mut unpacked = vec![T::Unpacked::default(); tile];
-    let mut sums = vec![TreeSum::default(); tile * tokens];
-    for (w, out) in w.chunks(tile * blocks).zip(out.chunks_mut(tile * tokens)) {
-        sums.fill(TreeSum::default());
-        let in_tile = w.len() / blocks;
-        for block in 0..blocks {
-            for (row, unpacked) in unpacked[..in_tile].iter_mut().enumerate() {
-                w[row * blocks + block].unpack(unpacked);
-            }
-            for (token, x) in x.iter().enumerate() {
-                let x = &x[block];
-                for (row, w) in unpacked[..in_tile].iter().enumerate() {
-                    sums[row * tokens + token].add(x.unit * T::v(w, x, &dot));
-                }
-            }
-        }
-        for (out, sum) in out.iter_mut().zip(&sums) {
-            *out = canonical(sum.sum() as f32);
-        }
-    }
+fn groups(tokens: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let count = match tokens - first {
+            0 => return None,
+            1 => 1,
+            2 | 3 => 2,
+            _ => 4,
+        };
+        first += count;
+        Some((first - count, count))
+    })
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn rows_avx2<T: Unpack>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32]) {
-    rows(w, x, out, |weights, x| integer_dot_avx2(weights, x));
-}
-
-fn rows_of<T: Unpack>(w: &[T], x: &[&[SplitBlock]], out: &mut [f32]) {
+/// Asks for blocks ahead of time.
+#[inline(always)]
+fn prefetch<T: Weights>(w: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        // SAFETY: the CPU has the features.
-        return unsafe { rows_avx2(w, x, out) };
+    for line in crate::blocks::bytes(w).chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: the instruction reads nothing that the program sees, and every x86-64 has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
-    rows(w, x, out, integer_dot);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = w;
+}
+
+/// What computes the sums, of those that the CPU has.
+#[derive(Clone, Copy, Debug)]
+enum Instructions {
+    Plain,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(super::sums::avx2::Avx2),
+    #[cfg(kqm_avx512)]
+    Avx512(super::sums::avx512::Avx512),
+}
+
+impl Instructions {
+    /// All that the CPU has, the fastest ones first.
+    fn all() -> impl Iterator<Item = Self> {
+        let all = [
+            #[cfg(kqm_avx512)]
+            super::sums::avx512::Avx512::new().map(Self::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            super::sums::avx2::Avx2::new().map(Self::Avx2),
+            Some(Self::Plain),
+        ];
+        all.into_iter().flatten()
+    }
+
+    fn rows<T: Unpack>(self, w: &[T], x: &[&[SplitBlock]], out: &mut [f32]) {
+        /// Where `rows` is compiled for the instructions.
+        fn with<T: Unpack>(sums: impl Sums, w: &[T], x: &[&[SplitBlock]], out: &mut [f32]) {
+            sums.call(
+                #[inline(always)]
+                || rows(sums, w, x, out),
+            );
+        }
+        match self {
+            Self::Plain => with(Plain, w, x, out),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(sums) => with(sums, w, x, out),
+            #[cfg(kqm_avx512)]
+            Self::Avx512(sums) => with(sums, w, x, out),
+        }
+    }
+
+    /// [`product`] with these.
+    fn product(self, w: Matrix<'_>, first: usize, x: &[&[SplitBlock]], out: &mut [f32]) {
+        with_blocks!(w, w => self.rows(&w[first * x[0].len()..], x, out));
+    }
 }
 
 /// `out[row][token] = w[first + row] x[token]` for as many rows as `out` holds. `x` has one entry for each token, at
 /// least one, of `cols / 256` blocks.
 pub fn product(w: Matrix<'_>, first: usize, x: &[&[SplitBlock]], out: &mut [f32]) {
-    let (blocks, rows) = (x[0].len(), out.len() / x.len());
-    let range = first * blocks..(first + rows) * blocks;
-    with_blocks!(w, w => rows_of(&w[range], x, out));
+    let instructions = Instructions::all().next().expect("the plain ones are always there");
+    instructions.product(w, first, x, out);
 }
 
 #[cfg(test)]
@@ -276,34 +362,38 @@ mod tests {
             .collect();
         x[0].x = [1 << 38; BLOCK];
         x[1].x = [-(1 << 38); BLOCK];
-        // The largest low and middle parts of either sign.
-        x[2].x = [-32768 * 65537; BLOCK];
-        x[3].x = [32767 * 65537; BLOCK];
+        // The largest low and middle digits of either sign.
+        x[2].x = [-4096 * 8193; BLOCK];
+        x[3].x = [4095 * 8193; BLOCK];
         x
     }
 
     fn agrees(w: Matrix<'_>, rows_in_w: usize, blocks: usize) {
-        agrees_on(w, rows_in_w, &[0, 100, 200].map(|seed| activations(blocks, seed)));
+        let x: [_; 7] = std::array::from_fn(|token| activations(blocks, 100 * token as u64));
+        agrees_on(w, rows_in_w, &x);
     }
 
     /// For the first row of activations, for the first two of them, and so on.
     fn agrees_on(w: Matrix<'_>, rows_in_w: usize, x: &[Vec<FixedBlock>]) {
         let split: Vec<Vec<SplitBlock>> = x.iter().map(|x| x.iter().map(SplitBlock::from).collect()).collect();
+        let dots: Vec<Vec<u32>> =
+            (0..rows_in_w).map(|row| x.iter().map(|x| w.dot(row, x).to_bits()).collect()).collect();
         for tokens in 1..=x.len() {
             let refs: Vec<&[SplitBlock]> = split[..tokens].iter().map(Vec::as_slice).collect();
-            let expected: Vec<u32> =
-                (0..rows_in_w).flat_map(|row| x[..tokens].iter().map(move |x| w.dot(row, x).to_bits())).collect();
-            let mut out = vec![0.0; rows_in_w * tokens];
-            product(w, 0, &refs, &mut out);
-            assert_eq!(out.iter().map(|y| y.to_bits()).collect::<Vec<_>>(), expected);
-            with_blocks!(w, w => rows(w, &refs, &mut out, integer_dot));
-            assert_eq!(out.iter().map(|y| y.to_bits()).collect::<Vec<_>>(), expected);
+            let expected: Vec<u32> = dots.iter().flat_map(|dots| &dots[..tokens]).copied().collect();
+            for instructions in Instructions::all() {
+                let mut out = vec![0.0; rows_in_w * tokens];
+                instructions.product(w, 0, &refs, &mut out);
+                let bits: Vec<_> = out.iter().map(|y| y.to_bits()).collect();
+                assert_eq!(bits, expected, "{instructions:?}, {}, {tokens} tokens", w.kind());
+            }
         }
     }
 
     /// Random bits, a row of the smallest scales, mins and quants, and one of the largest (but for signs).
     #[test]
     fn equals_the_oracle() {
+        println!("{:?}", Instructions::all().collect::<Vec<_>>());
         let (rows, in_row) = (19, 5);
         for (seed, &kind) in TensorType::MATRICES.iter().enumerate() {
             let row_bytes = kind.bytes_of(in_row * BLOCK);
