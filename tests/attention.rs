@@ -74,7 +74,7 @@ struct Operands {
     v: Cache,
 }
 
-/// What the kernel gives: outputs, fixed point (of nothing when the outputs are no whole blocks) and scores.
+/// What the kernel gives: outputs, fixed point and scores.
 struct Results {
     out: Vec<f32>,
     fixed: Vec<FixedBlock>,
@@ -110,12 +110,10 @@ impl Shape {
         let (q, start) = (input(device, &operands.q), input(device, &[self.start as u32]));
         let (k_cache, v_cache) = (input(device, &operands.k.bytes()), input(device, &operands.v.bytes()));
         let mut workspace: Output<D, u8> = Output::new(device, workspace);
-        let blocks = if self.row().is_multiple_of(BLOCK) { self.tokens * self.row() / BLOCK } else { 0 };
         let mut out = Output::new(device, operands.q.len());
-        let mut fixed = Output::new(device, blocks);
+        let mut fixed = Output::new(device, self.tokens * self.row().div_ceil(BLOCK));
         let mut scores = Output::new(device, self.tokens * self.heads * self.capacity);
         // Without optional outputs the forward needs nothing but the fixed point.
-        let with_out = optional || blocks == 0;
         ok(Attention::new(
             Queries::rotated(q.slice(), [k_cache.slice(), v_cache.slice()], start.slice()),
             workspace.slice(),
@@ -124,13 +122,13 @@ impl Shape {
             [self.tokens, self.heads],
             self.scale(),
         )
-        .out(out.slice_if(with_out))
-        .fixed(fixed.slice_if(blocks > 0))
+        .out(out.slice_if(optional))
+        .fixed(fixed.slice())
         .scores(scores.slice_if(optional))
         .launch(device));
         workspace.read();
         Results {
-            out: if with_out { out.read() } else { Vec::new() },
+            out: if optional { out.read() } else { Vec::new() },
             fixed: fixed.read(),
             scores: if optional { scores.read() } else { Vec::new() },
         }
@@ -144,7 +142,10 @@ impl Shape {
             (Cache::F16(k), Cache::F16(v)) => self.oracle(&operands.q, k, v, &mut out, &mut scores),
             _ => unreachable!("both caches have one type"),
         }
-        let fixed = if self.row().is_multiple_of(BLOCK) { fixed_blocks(&out).1 } else { Vec::new() };
+        // The last block of a token is filled up with zeros.
+        let rows = out.chunks(self.row()).map(|row| [row, &[0.0; BLOCK]].concat());
+        let cols = self.row().next_multiple_of(BLOCK);
+        let fixed = rows.flat_map(|row| fixed_blocks(&row[..cols]).1).collect();
         Results { out, fixed, scores }
     }
 
@@ -576,8 +577,7 @@ impl Token {
         let mut k_cache = Output::starting_with(device, &self.k_cache);
         let mut v_cache = Output::starting_with(device, &self.v_cache);
         let mut workspace: Output<D, u8> = Output::new(device, shape.workspace(device));
-        let blocks = if shape.row().is_multiple_of(BLOCK) { shape.row() / BLOCK } else { 0 };
-        let (mut out, mut fixed) = (Output::new(device, shape.row()), Output::new(device, blocks));
+        let (mut out, mut fixed) = (Output::new(device, shape.row()), Output::new(device, shape.row().div_ceil(BLOCK)));
         let mut scores = Output::new(device, shape.heads * shape.capacity);
         let [q_normed, k_normed, k_out] = optional.each_mut().map(|output| output.slice_if(with_optional));
         let rope = Rope::new(
@@ -605,7 +605,6 @@ impl Token {
             ok(rope.launch(device));
             Queries::rotated(q_out.for_reading(), [k_cache.for_reading(), v_cache.for_reading()], start.slice())
         };
-        let with_out = with_optional || blocks == 0;
         ok(Attention::new(
             queries,
             workspace.slice(),
@@ -614,8 +613,8 @@ impl Token {
             [1, shape.heads],
             shape.scale(),
         )
-        .out(out.slice_if(with_out))
-        .fixed(fixed.slice_if(blocks > 0))
+        .out(out.slice_if(with_optional))
+        .fixed(fixed.slice())
         .scores(scores.slice_if(with_optional))
         .launch(device));
         workspace.read();
@@ -625,7 +624,7 @@ impl Token {
             k_cache: k_cache.read(),
             v_cache: v_cache.read(),
             results: Results {
-                out: if with_out { out.read() } else { Vec::new() },
+                out: if with_optional { out.read() } else { Vec::new() },
                 fixed: fixed.read(),
                 scores: if with_optional { scores.read() } else { Vec::new() },
             },

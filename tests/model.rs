@@ -61,7 +61,7 @@ fn hyperparameters_are_checked() {
         ("qwen3moe.expert_used_count", Value::U32(17), "experts used: expected at most 16, found 17"),
         ("qwen3moe.expert_used_count", Value::U32(0), "experts used"),
         ("qwen3moe.attention.head_count_kv", Value::U32(3), "4 query heads cannot share 3"),
-        ("qwen3moe.embedding_length", Value::U32(257), "hidden width: expected a multiple of 256, found 257"),
+        ("qwen3moe.embedding_length", Value::U32(257), "hidden width: expected a multiple of 32, found 257"),
         ("qwen3moe.attention.key_length", Value::U32(0), "value_length"),
         ("qwen3moe.attention.layer_norm_rms_epsilon", Value::F32(f32::NAN), "epsilon"),
         ("qwen3moe.rope.freq_base", Value::F32(f32::INFINITY), "RoPE base"),

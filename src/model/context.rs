@@ -155,19 +155,20 @@ impl Sizes {
         let tokens = max_batch.min(capacity).min(most);
         let rows = (LOGITS_BYTES / 4 / config.vocab).clamp(1, tokens);
         let pairs = tokens * config.top_k;
+        let (hidden, expert_ff) = (config.padded_hidden(), config.padded_expert_ff());
         Ok(Self {
             tokens,
             rows,
-            hidden: tokens * config.hidden,
-            hidden_blocks: tokens * config.hidden / BLOCK,
+            hidden: tokens * hidden,
+            hidden_blocks: tokens * hidden / BLOCK,
             q: tokens * config.q_width(),
             kv: tokens * config.kv_width(),
-            attn_blocks: tokens * config.q_width() / BLOCK,
-            swiglu: pairs * config.expert_ff,
-            swiglu_blocks: pairs * config.expert_ff / BLOCK,
-            expert_out: pairs * config.hidden,
-            output_rows: rows * config.hidden,
-            output_blocks: rows * config.hidden / BLOCK,
+            attn_blocks: tokens * config.q_width().div_ceil(BLOCK),
+            swiglu: pairs * expert_ff,
+            swiglu_blocks: pairs * expert_ff / BLOCK,
+            expert_out: pairs * hidden,
+            output_rows: rows * hidden,
+            output_blocks: rows * hidden / BLOCK,
             logits: rows * config.vocab,
             scores: tokens * scores_of_token,
             rope: capacity * config.head_dim,
@@ -272,13 +273,12 @@ impl MemoryPlan {
 
 /// Bytes of the weights in a backend's memory.
 fn weight_bytes(tensors: &Tensors) -> u64 {
-    let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
     let matrices = tensors.layers.iter().flat_map(LayerTensors::matrices).chain([&tensors.output]);
     let vectors = tensors.layers.iter().flat_map(LayerTensors::vectors).chain([&tensors.output_norm]);
-    // The embedding table stays as it is in the file.
+    // The embedding table stays in rows.
     matrices.map(Tensor::tiled_bytes).sum::<u64>()
         + vectors.map(Tensor::f32_bytes).sum::<u64>()
-        + bytes(&tensors.embedding)
+        + tensors.embedding.byte_len() as u64
 }
 
 /// Fails when the weights, and what it takes to load them, do not fit into the backend's free memory.
