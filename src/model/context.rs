@@ -929,7 +929,7 @@ mod tests {
     fn tiny() -> Model<Cpu> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tiny.gguf");
-        synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(2), seed: 5 }, &mut |_, _| {}).unwrap();
+        synth(&path, SynthOptions::new(Preset::Tiny, 5).layers(2), &mut |_, _| {}).unwrap();
         let gguf = Arc::new(Gguf::read(&path).unwrap());
         Model::load(gguf, Cpu::new(), LoadOptions { check_blocks: false, ..LoadOptions::default() }, &mut |_, _| {})
             .unwrap()
@@ -1026,7 +1026,7 @@ mod tests {
     fn positions_that_are_not_finite_are_found_in_every_group() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tiny.gguf");
-        synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(1), seed: 5 }, &mut |_, _| {}).unwrap();
+        synth(&path, SynthOptions::new(Preset::Tiny, 5).layers(1), &mut |_, _| {}).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         let table = Gguf::read(&path).unwrap().require_tensor("token_embd.weight").unwrap().offset() as usize;
         let wrong = TOKENS[5] as usize;

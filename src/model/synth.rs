@@ -523,7 +523,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.gguf");
         let hash = |layers, seed| {
-            synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(layers), seed }, &mut |_, _| {}).unwrap();
+            synth(&path, SynthOptions::new(Preset::Tiny, seed).layers(layers), &mut |_, _| {}).unwrap();
             let bytes = std::fs::read(&path).unwrap();
             bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
                 (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)

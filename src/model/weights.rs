@@ -302,7 +302,7 @@ impl LayerTensors {
     }
 }
 
-/// Tensors of a model, as they are in the file.
+/// Tensors of a model, as they are in the file but for the zeros of [`LayerTensors`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Tensors {
