@@ -296,7 +296,7 @@ fn check_free<B: Backend>(backend: &B, needed: u64) -> Result<()> {
     }
 }
 
-/// Buffers of a forward. `tokens` is the largest batch, `pairs` is `tokens * top_k`.
+/// Buffers of a forward. `tokens` is the largest batch, `pairs` is `tokens * top_k`; `hidden` and `expert_ff` are the padded widths.
 pub(super) struct State<B: Backend> {
     pub(super) input: B::Input,
     /// The residual stream, `[tokens, hidden]`.
