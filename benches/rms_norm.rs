@@ -30,7 +30,7 @@ fn bench(criterion: &mut Criterion) {
             let mut y = vec![0.0; x.len()];
             on_cpu(&mut group, &id, bytes, || {
                 for (x, y) in x.chunks(HIDDEN).zip(y.chunks_mut(HIDDEN)) {
-                    rms_norm(x, &weight, 1e-6, y);
+                    rms_norm(x, &weight, x.len(), 1e-6, y);
                 }
             });
         }

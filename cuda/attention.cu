@@ -599,7 +599,7 @@ __global__ void __launch_bounds__(join_threads, 1)
   if (!a.fixed) return;
   __syncthreads();
   if (warp != 0) return;
-  kqm_quantize_joined(result, 0, a.fixed + size_t(t) * (outputs.all / KQM_BLOCK) + blockIdx.x);
+  kqm_quantize_joined(result, 0, a.fixed + size_t(t) * gridDim.x + blockIdx.x);
 }
 
 KqmPartials partials(const kqm_attention_args &a, uint64_t tokens) {
@@ -734,7 +734,6 @@ kqm_status kqm_attention(const kqm_attention_args *args, kqm_stream stream) {
                   args->head_dim % 64 == 0 && args->head_dim <= uint32_t(kqm_max_head_dim),
               KQM_BAD_SHAPE);
   KQM_REQUIRE(!args->follows_qkv || args->rope.q != nullptr, KQM_BAD_SHAPE);
-  KQM_REQUIRE(args->fixed == nullptr || args->heads * args->head_dim % KQM_BLOCK == 0, KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->q, 16) && kqm_aligned(args->k_cache, 16) && kqm_aligned(args->v_cache, 16) &&
                   kqm_aligned(args->workspace, 16) && kqm_aligned(args->fixed, 16),
               KQM_MISALIGNED);

@@ -171,6 +171,7 @@ typedef struct kqm_fused_norm {
   const float *weight; /* [cols] */
   float *out;          /* [optional] [cols]: the normed row */
   float eps;
+  uint32_t width; /* values that the mean is of, 1 ..= cols: those behind them are zeros */
 } kqm_fused_norm;
 
 /* qkv: up to three products with the same activations in one launch, each matrix of its own type. */
@@ -202,6 +203,7 @@ typedef struct kqm_rms_norm_args {
   uint32_t tokens;
   uint32_t cols; /* a multiple of 256, at most 16384 */
   float eps;
+  uint32_t width; /* values that the mean is of, 1 ..= cols: those behind them are zeros */
 } kqm_rms_norm_args;
 
 /* The tokens of a batch, and where each one is. The caches of keys and of values are pools of pages, [pool_pages][KQM_ATTENTION_CHUNK
@@ -260,12 +262,12 @@ typedef struct kqm_attention_args {
   const void *k_cache;    /* [pool_pages, KQM_ATTENTION_CHUNK, kv_heads, head_dim] */
   const void *v_cache;    /* [pool_pages, KQM_ATTENTION_CHUNK, kv_heads, head_dim] */
   float *out;             /* [optional] [tokens, heads, head_dim] */
-  kqm_fixed_block *fixed; /* [optional] [tokens, heads * head_dim / 256] */
+  kqm_fixed_block *fixed; /* [optional] [tokens, ceil(heads * head_dim / 256)], the last block filled up with zeros */
   float *scores;          /* [optional] [tokens, heads, capacity]: scaled scores; -inf where masked */
   void *workspace;        /* kqm_attention_workspace() bytes, 16-byte aligned */
   uint64_t workspace_bytes;
   uint32_t cache_type;
-  uint32_t heads; /* at most 65535; a multiple of kv_heads, at most 16 times; with fixed, heads * head_dim one of 256 */
+  uint32_t heads; /* at most 65535; a multiple of kv_heads, at most 16 times */
   uint32_t kv_heads;
   uint32_t head_dim;  /* 64, 128, 192 or 256 */
   float scale;        /* 1 / sqrt(head_dim) */

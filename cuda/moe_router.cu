@@ -42,7 +42,7 @@ __device__ __forceinline__ void rank_experts(const kqm_moe_router_args &a, uint3
 
 // A single token. FUSED_RUNS: with a fused norm, slots for the row's runs, padded with zeros; 0 without one.
 template <int FUSED_RUNS>
-__global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_router_args a, double inverse_cols) {
+__global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_router_args a, double inverse_width) {
   KQM_SHARED(double, run_sum, kqm_max_cols / KQM_BLOCK);
   KQM_SHARED(uint32_t, is_last, 1);
   const int fused_runs = FUSED_RUNS ? FUSED_RUNS : 1;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(32 * max_warps) moe_router_kernel(kqm_moe_rout
     kqm_wait_for_dependencies();
     kqm_release_dependents();
     float x[8];
-    kqm_fused_norm_eight<fused_runs>(a.norm, warp, n0, n1, inverse_cols, run_sum, x);
+    kqm_fused_norm_eight<fused_runs>(a.norm, warp, n0, n1, inverse_width, run_sum, x);
     // The run of this warp is written by one CTA.
     if (warp % gridDim.x == blockIdx.x) {
       if (a.norm.out) kqm_store_eight(a.norm.out + warp * KQM_BLOCK, lane, x);
@@ -142,14 +142,14 @@ kqm_status kqm_moe_router(const kqm_moe_router_args *args, kqm_stream stream) {
   if (args->norm.x) KQM_TRY(kqm_check_fused_norm(args->norm, args->tokens, args->cols));
   const unsigned runs = args->cols / KQM_BLOCK, warps = kqm_even_warps(runs, max_warps);
   const dim3 grid(args->experts), cta(32 * warps);
-  const double inverse_cols = 1.0 / double(args->cols);
+  const double inverse_width = args->norm.x ? 1.0 / double(args->norm.width) : 0.0;
   if (args->tokens > 1) {
     const dim3 groups(kqm_ceil_div(args->experts, uint32_t(group_experts)),
                       kqm_ceil_div(args->tokens, uint32_t(group_tokens)));
     return KQM_LAUNCH(moe_router_many_tokens, groups, cta, 0, stream, *args);
   }
-  if (!args->norm.x) return KQM_LAUNCH(moe_router_kernel<0>, grid, cta, 0, stream, *args, inverse_cols);
-  if (runs <= 8) return KQM_LAUNCH(moe_router_kernel<8>, grid, cta, 0, stream, *args, inverse_cols);
-  return KQM_LAUNCH(moe_router_kernel<max_warps>, grid, cta, 0, stream, *args, inverse_cols);
+  if (!args->norm.x) return KQM_LAUNCH(moe_router_kernel<0>, grid, cta, 0, stream, *args, inverse_width);
+  if (runs <= 8) return KQM_LAUNCH(moe_router_kernel<8>, grid, cta, 0, stream, *args, inverse_width);
+  return KQM_LAUNCH(moe_router_kernel<max_warps>, grid, cta, 0, stream, *args, inverse_width);
 }
 KQM_ABI_END

@@ -76,7 +76,7 @@ const int most_super_blocks = KQM_FUSED_COLS / KQM_BLOCK;  // of a row that qkv_
 
 // A warp that norms and quantizes super-block b of the row.
 template <int SUPER_BLOCKS>
-__device__ __forceinline__ void norm(const kqm_qkv_args &a, int b, double inverse_cols, KQM_SHARED_ARG(double) run_sum,
+__device__ __forceinline__ void norm(const kqm_qkv_args &a, int b, double inverse_width, KQM_SHARED_ARG(double) run_sum,
                                      KQM_SHARED_ARG(uint32_t) fixed) {
   const int lane = threadIdx.x & 31;
   const float4 *weight = reinterpret_cast<const float4 *>(a.norm.weight) + 64 * b + 2 * lane;
@@ -84,7 +84,7 @@ __device__ __forceinline__ void norm(const kqm_qkv_args &a, int b, double invers
   kqm_touch_arguments(a);
   kqm_wait_then_release();
   float x[8];
-  kqm_fused_norm_eight<SUPER_BLOCKS>(a.norm, b, w0, w1, inverse_cols, run_sum, x);
+  kqm_fused_norm_eight<SUPER_BLOCKS>(a.norm, b, w0, w1, inverse_width, run_sum, x);
   if (blockIdx.x == 0 && a.norm.out) kqm_store_eight(a.norm.out + b * KQM_BLOCK, lane, x);
   KQM_SHARED_ARG(uint32_t) own = kqm_shared_offset(fixed, b * kqm_fixed_words);
   const double unit = kqm_fixed_warp(x, KqmFixedInShared{own});
@@ -127,7 +127,7 @@ struct Warps {
 // SUPER_BLOCKS: slots for a row's super-blocks; a row that has fewer pads them with zeros.
 template <class Types, bool NORM, int SUPER_BLOCKS>
 __global__ void __launch_bounds__(32 * Warps<NORM>::most, 1)
-    qkv_one_token(kqm_qkv_args a, Split split, double inverse_cols) {
+    qkv_one_token(kqm_qkv_args a, Split split, double inverse_width) {
   KQM_DYNAMIC_SHARED(double, contributions);
   KQM_SHARED(double, run_sum, NORM ? SUPER_BLOCKS : 1);
   KQM_SHARED(uint32_t, fixed, NORM ? SUPER_BLOCKS *kqm_fixed_words : 1);
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(32 * Warps<NORM>::most, 1)
     __syncthreads();
   }
   if (NORM && warp >= split.tiles * super_blocks) {
-    norm<SUPER_BLOCKS>(a, warp - split.tiles * super_blocks, inverse_cols, run_sum, fixed);
+    norm<SUPER_BLOCKS>(a, warp - split.tiles * super_blocks, inverse_width, run_sum, fixed);
   } else {
     const int s = (warp >= super_blocks) + (warp >= 2 * super_blocks), b = warp - s * super_blocks;
     Types::choose(work.w.type, [&](auto type) {
@@ -279,19 +279,19 @@ kqm_status launch(const kqm_qkv_args &a, unsigned cols, unsigned groups, kqm_str
   }
   if (one_token) {
     const dim3 cta(32 * (tiles * super_blocks + norm_warps));
-    const double inverse_cols = 1.0 / double(cols);
+    const double inverse_width = norm ? 1.0 / double(a.norm.width) : 0.0;
     const bool few = super_blocks <= 8 && Types::count > 1;
     const size_t shared = kqm_contribution_bytes(tiles * (few ? 8 : most_super_blocks), 1);
     if constexpr (Types::count > 1) {
       if (norm && few)
-        return KQM_LAUNCH((qkv_one_token<Types, true, 8>), all, cta, shared, stream, a, split, inverse_cols);
-      if (few) return KQM_LAUNCH((qkv_one_token<Types, false, 8>), all, cta, shared, stream, a, split, inverse_cols);
+        return KQM_LAUNCH((qkv_one_token<Types, true, 8>), all, cta, shared, stream, a, split, inverse_width);
+      if (few) return KQM_LAUNCH((qkv_one_token<Types, false, 8>), all, cta, shared, stream, a, split, inverse_width);
     }
     if (norm)
       return KQM_LAUNCH((qkv_one_token<Types, true, most_super_blocks>), all, cta, shared, stream, a, split,
-                        inverse_cols);
+                        inverse_width);
     return KQM_LAUNCH((qkv_one_token<Types, false, most_super_blocks>), all, cta, shared, stream, a, split,
-                      inverse_cols);
+                      inverse_width);
   }
   if constexpr (Types::count > 1)
     return KQM_LAUNCH(qkv_two_tokens<Types>, all, dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(2))),

@@ -1,7 +1,7 @@
 // rms_norm: y = (x * r) * weight, r = 1 / sqrt(mean(x^2) + eps), as f32, as fixed point, or both.
 //
 // Shapes: x [tokens, cols], weight [cols]; out [tokens, cols], fixed [tokens, cols / 256] fixed-point blocks.
-// Maths: the squares are summed in f64 as a tree whose shape depends on cols alone (common/tree.cuh).
+// Maths: the squares are summed in f64 as a tree whose shape depends on cols alone (common/tree.cuh); their mean is over the width.
 // Launch: one CTA for a token, one warp for a run of 256 (eight warps at most).
 // Bound by: latency; 8 KB a token at full size.
 #include "common/fixed.cuh"
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(256) rms_norm_kernel(kqm_rms_norm_args a) {
   kqm_touch_arguments(a);
   // The first run stays in registers: at full size every warp has just one.
   const float4 w0 = weight[64 * warp], w1 = weight[64 * warp + 1];
-  const double inverse_n = __ddiv_rn(1.0, double(a.cols));
+  const double inverse_n = __ddiv_rn(1.0, double(a.width));
   kqm_wait_for_dependencies();
   const float4 first0 = x[64 * warp], first1 = x[64 * warp + 1];
   for (int run = warp; run < runs; run += warps) {
@@ -50,7 +50,7 @@ kqm_status kqm_rms_norm(const kqm_rms_norm_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr && args->x != nullptr && args->weight != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->out != nullptr || args->fixed != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->tokens > 0 && args->tokens <= 0x7fffffffu && args->cols > 0 && args->cols % KQM_BLOCK == 0 &&
-                  args->cols <= kqm_max_cols,
+                  args->cols <= kqm_max_cols && args->width > 0 && args->width <= args->cols,
               KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->weight, 16) && kqm_aligned(args->out, 16) &&
                   kqm_aligned(args->fixed, 16),

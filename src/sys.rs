@@ -261,6 +261,8 @@ pub struct kqm_fused_norm {
     /// \[optional\] \[cols\]: the normed row
     pub out: *mut f32,
     pub eps: f32,
+    /// values that the mean is of, 1 ..= cols: those behind them are zeros
+    pub width: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -270,6 +272,7 @@ const _: () = {
     ["Offset of field: kqm_fused_norm::weight"][::core::mem::offset_of!(kqm_fused_norm, weight) - 8usize];
     ["Offset of field: kqm_fused_norm::out"][::core::mem::offset_of!(kqm_fused_norm, out) - 16usize];
     ["Offset of field: kqm_fused_norm::eps"][::core::mem::offset_of!(kqm_fused_norm, eps) - 24usize];
+    ["Offset of field: kqm_fused_norm::width"][::core::mem::offset_of!(kqm_fused_norm, width) - 28usize];
 };
 impl Default for kqm_fused_norm {
     fn default() -> Self {
@@ -366,6 +369,8 @@ pub struct kqm_rms_norm_args {
     /// a multiple of 256, at most 16384
     pub cols: u32,
     pub eps: f32,
+    /// values that the mean is of, 1 ..= cols: those behind them are zeros
+    pub width: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -378,6 +383,7 @@ const _: () = {
     ["Offset of field: kqm_rms_norm_args::tokens"][::core::mem::offset_of!(kqm_rms_norm_args, tokens) - 32usize];
     ["Offset of field: kqm_rms_norm_args::cols"][::core::mem::offset_of!(kqm_rms_norm_args, cols) - 36usize];
     ["Offset of field: kqm_rms_norm_args::eps"][::core::mem::offset_of!(kqm_rms_norm_args, eps) - 40usize];
+    ["Offset of field: kqm_rms_norm_args::width"][::core::mem::offset_of!(kqm_rms_norm_args, width) - 44usize];
 };
 impl Default for kqm_rms_norm_args {
     fn default() -> Self {

@@ -76,7 +76,7 @@ struct Operands {
     v: Cache,
 }
 
-/// What the kernel gives: outputs, fixed point (of nothing when the outputs are no whole blocks) and scores.
+/// What the kernel gives: outputs, fixed point and scores.
 struct Results {
     out: Vec<f32>,
     fixed: Vec<FixedBlock>,
@@ -140,12 +140,10 @@ impl Shape {
         let q = input(device, q_values);
         let [k_cache, v_cache] = caches.map(|cache| input(device, &cache));
         let mut workspace: Output<D, u8> = Output::new(device, workspace);
-        let blocks = if self.row().is_multiple_of(BLOCK) { self.tokens * self.row() / BLOCK } else { 0 };
         let mut out = Output::new(device, q_values.len());
-        let mut fixed = Output::new(device, blocks);
+        let mut fixed = Output::new(device, self.tokens * self.row().div_ceil(BLOCK));
         let mut scores = Output::new(device, self.tokens * self.heads * self.capacity);
         // Without optional outputs the forward needs nothing but the fixed point.
-        let with_out = optional || blocks == 0;
         ok(Attention::new(
             Queries::rotated(q.slice(), [k_cache.slice(), v_cache.slice()], batch),
             workspace.slice(),
@@ -154,13 +152,13 @@ impl Shape {
             self.heads,
             self.scale(),
         )
-        .out(out.slice_if(with_out))
-        .fixed(fixed.slice_if(blocks > 0))
+        .out(out.slice_if(optional))
+        .fixed(fixed.slice())
         .scores(scores.slice_if(optional))
         .launch(device));
         workspace.read();
         Results {
-            out: if with_out { out.read() } else { Vec::new() },
+            out: if optional { out.read() } else { Vec::new() },
             fixed: fixed.read(),
             scores: if optional { scores.read() } else { Vec::new() },
         }
@@ -174,7 +172,10 @@ impl Shape {
             (Cache::F16(k), Cache::F16(v)) => self.oracle(&operands.q, k, v, &mut out, &mut scores),
             _ => unreachable!("both caches have one type"),
         }
-        let fixed = if self.row().is_multiple_of(BLOCK) { fixed_blocks(&out).1 } else { Vec::new() };
+        // The last block of a token is filled up with zeros.
+        let rows = out.chunks(self.row()).map(|row| [row, &[0.0; BLOCK]].concat());
+        let cols = self.row().next_multiple_of(BLOCK);
+        let fixed = rows.flat_map(|row| fixed_blocks(&row[..cols]).1).collect();
         Results { out, fixed, scores }
     }
 
@@ -610,8 +611,7 @@ impl Token {
         let [mut k_cache, mut v_cache] = [&self.k_cache, &self.v_cache]
             .map(|cache| Output::starting_with(device, &paged.pool(cache, shape.cache_row())));
         let mut workspace: Output<D, u8> = Output::new(device, shape.workspace(device));
-        let blocks = if shape.row().is_multiple_of(BLOCK) { shape.row() / BLOCK } else { 0 };
-        let (mut out, mut fixed) = (Output::new(device, shape.row()), Output::new(device, blocks));
+        let (mut out, mut fixed) = (Output::new(device, shape.row()), Output::new(device, shape.row().div_ceil(BLOCK)));
         let mut scores = Output::new(device, shape.heads * shape.capacity);
         let [q_normed, k_normed, k_out] = optional.each_mut().map(|output| output.slice_if(with_optional));
         let rope = Rope::new(
@@ -635,7 +635,6 @@ impl Token {
             ok(rope.launch(device));
             Queries::rotated(q_out.for_reading(), [k_cache.for_reading(), v_cache.for_reading()], paged.batch())
         };
-        let with_out = with_optional || blocks == 0;
         ok(Attention::new(
             queries,
             workspace.slice(),
@@ -644,8 +643,8 @@ impl Token {
             shape.heads,
             shape.scale(),
         )
-        .out(out.slice_if(with_out))
-        .fixed(fixed.slice_if(blocks > 0))
+        .out(out.slice_if(with_optional))
+        .fixed(fixed.slice())
         .scores(scores.slice_if(with_optional))
         .launch(device));
         workspace.read();
@@ -655,7 +654,7 @@ impl Token {
             k_cache: self.in_order(&paged, &k_cache.read()),
             v_cache: self.in_order(&paged, &v_cache.read()),
             results: Results {
-                out: if with_out { out.read() } else { Vec::new() },
+                out: if with_optional { out.read() } else { Vec::new() },
                 fixed: fixed.read(),
                 scores: if with_optional { scores.read() } else { Vec::new() },
             },

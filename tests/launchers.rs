@@ -197,6 +197,10 @@ fn fused_norm<A: Copy>(
     launcher.calls(call);
     launcher.refuses_in(FILE, KQM_NULL_POINTER, "norm.weight != nullptr", |a| of(a).weight = null());
     launcher.refuses_in(FILE, KQM_BAD_SHAPE, "tokens == 1", two_tokens);
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, "norm.width > 0", |a| of(a).width = 0);
+    launcher.refuses_in(FILE, KQM_BAD_SHAPE, "norm.width <= cols", |a| of(a).width = 257);
+    let nowhere = launcher.table.nowhere();
+    launcher.launches_in(FILE, "norm.width <= cols", |a| of(a).x = nowhere);
     launcher.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(norm.x, 16)", |a| of(a).x = shifted(of(a).x));
     launcher.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(norm.weight, 16)", |a| of(a).weight = shifted(of(a).weight));
     launcher.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(norm.out, 16)", |a| of(a).out = shifted(of(a).out));
@@ -296,16 +300,9 @@ fn attention(table: &mut Table, kernels: &kqm_kernels) {
     let follows_qkv = "!args->follows_qkv || args->rope.q != nullptr";
     l.refuses(KQM_BAD_SHAPE, follows_qkv, |a| a.follows_qkv = 1);
     l.takes(follows_qkv, "!args->follows_qkv", |_| {});
-    let whole = "args->fixed == nullptr || args->heads * args->head_dim % KQM_BLOCK == 0";
-    let three_heads = |a: &mut kqm_attention_args| (a.heads, a.kv_heads) = (3, 3);
-    l.refuses(KQM_BAD_SHAPE, whole, three_heads);
-    l.takes(whole, "args->fixed == nullptr", |a| {
-        three_heads(a);
-        a.fixed = null();
-    });
-    l.takes(whole, "args->heads * args->head_dim % KQM_BLOCK == 0", |_| {});
     // A single head will do.
-    l.takes(whole, "args->fixed == nullptr", |a| (a.heads, a.kv_heads, a.fixed) = (1, 1, null()));
+    l.starting_with(kqm_attention_args { heads: 1, kv_heads: 1, ..base });
+    l.starting_with(base);
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->q, 16)", |a| a.q = shifted(a.q));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->k_cache, 16)", |a| a.k_cache = shifted(a.k_cache));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->v_cache, 16)", |a| a.v_cache = shifted(a.v_cache));
@@ -679,7 +676,8 @@ fn moe_router(table: &mut Table, kernels: &kqm_kernels) {
         top_k: 1,
         ..Default::default()
     };
-    let norm = kqm_fused_norm { x: table.zeros(256), weight: table.zeros(256), out: table.zeros(256), eps: 1e-6 };
+    let norm =
+        kqm_fused_norm { x: table.zeros(256), weight: table.zeros(256), out: table.zeros(256), eps: 1e-6, width: 256 };
     let mut l = Launcher::new(table, "moe_router.cu", kernels.moe_router, base);
     l.refuses_null();
     l.refuses(KQM_NULL_POINTER, "args->w", |a| a.w = null());
@@ -848,7 +846,8 @@ fn qkv(table: &mut Table, kernels: &kqm_kernels) {
     let nowhere = table.nowhere();
     let y = [(); 3].map(|()| table.zeros(1));
     let base = kqm_qkv_args { w: all, x: table.zeros(2), y, tokens: 1, ..Default::default() };
-    let norm = kqm_fused_norm { x: table.zeros(256), weight: table.zeros(256), out: table.zeros(256), eps: 1e-6 };
+    let norm =
+        kqm_fused_norm { x: table.zeros(256), weight: table.zeros(256), out: table.zeros(256), eps: 1e-6, width: 256 };
     let mut l = Launcher::new(table, "qkv.cu", kernels.qkv, base);
     l.refuses_null();
     let x = "args->x != nullptr || args->norm.x != nullptr";
@@ -1020,6 +1019,7 @@ fn rms_norm(table: &mut Table, kernels: &kqm_kernels) {
         tokens: 1,
         cols: 256,
         eps: 1e-6,
+        width: 256,
     };
     let mut l = Launcher::new(table, "rms_norm.cu", kernels.rms_norm, base);
     l.refuses_null();
@@ -1038,6 +1038,9 @@ fn rms_norm(table: &mut Table, kernels: &kqm_kernels) {
     }
     l.refuses(KQM_BAD_SHAPE, "args->cols <= kqm_max_cols", |a| a.cols = 16384 + 256);
     l.launches("args->cols <= kqm_max_cols", |a| (a.cols, a.weight) = (16384, nowhere));
+    l.refuses(KQM_BAD_SHAPE, "args->width > 0", |a| a.width = 0);
+    l.refuses(KQM_BAD_SHAPE, "args->width <= args->cols", |a| a.width = 257);
+    l.launches("args->width <= args->cols", |a| a.weight = nowhere);
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->x, 16)", |a| a.x = shifted(a.x));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->weight, 16)", |a| a.weight = shifted(a.weight));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->out, 16)", |a| a.out = shifted(a.out));

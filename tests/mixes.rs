@@ -38,17 +38,40 @@ const MOST: f64 = 4e-7;
 
 const TOKENS: [u32; 12] = [72, 101, 108, 108, 111, 44, 32, 119, 111, 114, 108, 100];
 
+/// Widths that are no multiple of 256, each alone and together: mix, hidden width, expert width; query heads, KV heads and their
+/// dimensions.
+const NARROW: [(&str, usize, usize, [usize; 3]); 8] = [
+    ("q8_0", 288, 256, [4, 2, 128]),
+    ("q5_0", 256, 96, [4, 2, 128]),
+    ("q4_1,down=f32", 256, 256, [2, 1, 64]),
+    ("q8_0", 288, 96, [6, 2, 64]),
+    ("mxfp4,attn=bf16", 288, 96, [2, 1, 64]),
+    ("q4_0,experts=f16", 544, 288, [3, 1, 64]),
+    ("bf16,experts=q5_1,head=f32", 288, 32, [2, 2, 64]),
+    // Rows of zeros of another family.
+    ("iq4_nl,down=q4_k", 32, 256, [1, 1, 192]),
+];
+
+fn narrow() -> impl Iterator<Item = (String, SynthOptions)> {
+    NARROW.into_iter().map(|(mix, hidden, expert_ff, heads)| {
+        let options = SynthOptions::new(Preset::Tiny, 12).layers(2).hidden(hidden).expert_ff(expert_ff).heads(heads);
+        (mix.into(), options)
+    })
+}
+
 fn model(mix: &str) -> Arc<Gguf> {
+    shaped(mix, SynthOptions::new(Preset::Tiny, 11).layers(3))
+}
+
+fn shaped(mix: &str, options: SynthOptions) -> Arc<Gguf> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("mix.gguf");
-    let options = SynthOptions::new(Preset::Tiny, 11).layers(3);
     synth_mix(&path, options, &mix.parse::<Mix>().unwrap(), &mut |_, _| {}).unwrap();
     Arc::new(Gguf::read(&path).unwrap())
 }
 
 /// The distance of a model's logits, when all experts are those of the f64 forward.
-fn distance(mix: &str) -> f64 {
-    let gguf = model(mix);
+fn distance(mix: &str, gguf: Arc<Gguf>) -> f64 {
     let truth = f64_forward::forward(&gguf, &TOKENS);
     let model = common::model_of(gguf, Cpu::new());
     let mut context = model.context(common::options().trace(true)).unwrap();
@@ -64,7 +87,7 @@ fn distance(mix: &str) -> f64 {
 
 fn all_are_close<'a>(mixes: impl Iterator<Item = &'a str>) {
     for mix in mixes {
-        let distance = distance(mix);
+        let distance = distance(mix, model(mix));
         println!("| {mix} | {distance:.2e} |");
         assert!(distance <= MOST, "{mix}: relative L2 {distance:e}");
     }
@@ -78,6 +101,46 @@ fn mixes_are_close_to_the_f64_forward() {
 #[test]
 fn every_type_is_close_to_the_f64_forward() {
     all_are_close(TensorType::ALL.iter().map(|kind| kind.name()));
+}
+
+/// Widths that are no multiple of 256 give what the file's weights alone give, and records of the file's widths.
+#[test]
+fn narrow_models_are_close_to_the_f64_forward() {
+    for (mix, options) in narrow() {
+        let gguf = shaped(&mix, options);
+        let distance = distance(&mix, gguf.clone());
+        println!("| {mix}, {:?}, {:?}, {:?} | {distance:.2e} |", options.hidden, options.expert_ff, options.heads);
+        assert!(distance <= MOST, "{mix}, {options:?}: relative L2 {distance:e}");
+
+        let model = common::model_of(gguf, Cpu::new());
+        let &Config { hidden, heads, kv_heads, head_dim, top_k, expert_ff, .. } = model.config();
+        assert_eq!((Some(hidden), Some(expert_ff)), (options.hidden, options.expert_ff));
+        let mut context = model.context(common::options().trace(true)).unwrap();
+        let (_, records) = common::recorded(&model, &mut context, &TOKENS[..3]);
+        for record in records {
+            let expected = match record.stage {
+                Stage::Embedding | Stage::AttnNorm | Stage::AttnProj | Stage::AttnResidual | Stage::FfnNorm => {
+                    vec![hidden]
+                }
+                Stage::MoeFfnOut | Stage::FfnResidual | Stage::OutputNorm => vec![hidden],
+                Stage::Q | Stage::QNorm | Stage::QRope | Stage::AttnOut => vec![heads, head_dim],
+                Stage::K | Stage::V | Stage::KNorm | Stage::KRope => vec![kv_heads, head_dim],
+                Stage::MoeExpertGate | Stage::MoeExpertUp | Stage::MoeExpertSwiglu => vec![top_k, expert_ff],
+                Stage::MoeExpertOut => vec![top_k, hidden],
+                _ => continue,
+            };
+            assert_eq!(record.shape[1..], expected, "{mix}: {}", record.stage);
+            assert_eq!(record.bits.len(), 3 * expected.iter().product::<usize>(), "{mix}: {}", record.stage);
+            // No zeros are recorded in place of values.
+            let zeros = record.bits.iter().filter(|&&bits| bits << 1 == 0).count();
+            assert!(
+                zeros * 8 < record.bits.len(),
+                "{mix}: {} of layer {:?}: {zeros} zeros",
+                record.stage,
+                record.layer
+            );
+        }
+    }
 }
 
 /// Of the distances something is left to see: other weights are far off.
@@ -136,6 +199,9 @@ fn attention_of_a_single_token_follows_what_it_relies_on() {
 fn mixes_equal_the_cpu<B: Backend>(backend: impl Fn() -> B) {
     for mix in MIXES {
         common::equals_the_cpu(&model(mix), backend(), CacheType::F32, &TOKENS[..3], 1);
+    }
+    for (mix, options) in narrow() {
+        common::equals_the_cpu(&shaped(&mix, options), backend(), CacheType::F16, &TOKENS[..5], 1);
     }
 }
 

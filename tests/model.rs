@@ -8,6 +8,7 @@ use common::changed::{Tensor, tensor};
 use kquant_moe::blocks::{Blocks, TensorType};
 use kquant_moe::gguf::{GgmlType, Gguf, Value};
 use kquant_moe::model::cpu::Cpu;
+use kquant_moe::model::synth::{Preset, SynthOptions, synth};
 use kquant_moe::model::{Config, LoadOptions, Logits, Model};
 use kquant_moe::{Error, Result};
 
@@ -61,7 +62,7 @@ fn hyperparameters_are_checked() {
         ("qwen3moe.expert_used_count", Value::U32(17), "experts used: expected at most 16, found 17"),
         ("qwen3moe.expert_used_count", Value::U32(0), "experts used"),
         ("qwen3moe.attention.head_count_kv", Value::U32(3), "4 query heads cannot share 3"),
-        ("qwen3moe.embedding_length", Value::U32(257), "hidden width: expected a multiple of 256, found 257"),
+        ("qwen3moe.embedding_length", Value::U32(257), "hidden width: expected a multiple of 32, found 257"),
         ("qwen3moe.attention.key_length", Value::U32(0), "value_length"),
         ("qwen3moe.attention.layer_norm_rms_epsilon", Value::F32(f32::NAN), "epsilon"),
         ("qwen3moe.rope.freq_base", Value::F32(f32::INFINITY), "RoPE base"),
@@ -164,6 +165,63 @@ fn tensors_are_found_by_shape_and_type() {
     let odd = common::shaped::model(&common::shaped::reshaped!(common::shaped::SMALL, hidden: 512, expert_ff: 256), 1);
     let down = Tensor::find(&odd, "blk.0.ffn_down_exps.weight", &[3, 512, 256], kinds, "").unwrap();
     assert_eq!(down.tiled_bytes(), 3 * 512 * 144);
+}
+
+/// Tensors of widths that are no multiple of 256 are continued with zeros, rows and columns, and are the file's in front.
+#[test]
+fn narrow_tensors_are_continued_with_zeros() {
+    use kquant_moe::model::Tensors;
+    for kind in [TensorType::Q5_1, TensorType::BF16] {
+        let gguf = common::shaped::narrow(kind);
+        let config = Config::from_gguf(&gguf).unwrap();
+        let tensors = Tensors::find(&gguf, &config).unwrap();
+        let layer = &tensors.layers[0];
+        // Where only columns of blocks are continued, floats are as they are in the file.
+        let heads = if kind == TensorType::BF16 { 128 } else { 256 };
+        for (tensor, shape, [rows, cols]) in [
+            (&tensors.embedding, [1, 2048, 512], [2048, 288]),
+            (&tensors.output_norm, [1, 1, 512], [1, 288]),
+            (&layer.q, [1, 128, 512], [128, 288]),
+            (&layer.k, [1, 64, 512], [64, 288]),
+            (&layer.q_norm, [1, 1, 64], [1, 64]),
+            (&layer.attn_output, [1, 512, heads], [288, 128]),
+            (&layer.router, [1, 16, 512], [16, 288]),
+            (&layer.up, [16, 256, 512], [96, 288]),
+            (&layer.down, [16, 512, 256], [288, 96]),
+        ] {
+            let (name, kind) = (tensor.name(), tensor.kind());
+            assert_eq!([tensor.experts(), tensor.rows(), tensor.cols()], shape, "{name}");
+            assert_eq!(tensor.bytes().len(), tensor.byte_len(), "{name}");
+            assert!(tensor.tiled_bytes() >= tensor.byte_len() as u64, "{name}");
+            let mut in_file = gguf.require_tensor(name).unwrap().data().chunks_exact(kind.bytes_of(cols));
+            for (row, bytes) in tensor.bytes().chunks_exact(kind.bytes_of(tensor.cols())).enumerate() {
+                let expected = if row % tensor.rows() < rows { in_file.next().unwrap() } else { &[] };
+                let (front, behind) = bytes.split_at(expected.len());
+                assert!(front == expected && behind.iter().all(|&byte| byte == 0), "{name}, row {row}");
+            }
+            assert!(in_file.next().is_none(), "{name}");
+            if kind == TensorType::F32 {
+                let values = tensor.bytes().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
+                assert!(values.eq(tensor.f32s().unwrap()), "{name}");
+            }
+        }
+        // Places are those in the file: the first block, or value, of the third row.
+        for (name, place) in
+            [("blk.0.attn_output.weight", 2 * 128 / kind.block_len()), ("blk.0.ffn_gate_inp.weight", 2 * 288)]
+        {
+            let spoilt = common::changed::changed(&gguf, &[], |tensors| {
+                let tensor = tensor(tensors, name);
+                let kind = TensorType::try_from(tensor.kind).unwrap();
+                tensor.data[place * kind.block_bytes()..][..kind.block_bytes().min(4)].fill(0xff);
+            });
+            let error = load(spoilt).map(drop).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(&format!(" {place} is")), "{error}");
+        }
+    }
+    // No file has K-quants of such widths.
+    let options = SynthOptions::new(Preset::Tiny, 3).hidden(288);
+    let error = synth(std::env::temp_dir().join("none.gguf"), options, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("output.weight") && error.contains("multiple of 256 weights for type Q6_K"), "{error}");
 }
 
 /// Keys that other writers leave out, or add.

@@ -342,7 +342,7 @@ fn takes_in_the_norm<D: Device>(device: &D, size: Size) {
 /// Rows whose norm shows the order of its sum, for every number of runs that the fused norm has room for; and rows with NaNs.
 fn norms_in_one_order<D: Device>(device: &D, _: Size) {
     let mut random = Random::new(410);
-    let spoilt = norm::Row::spoilt(&mut random, 512);
+    let [spoilt, narrow] = [norm::Row::spoilt, norm::Row::narrow].map(|rows| rows(&mut random, 512));
     let mut check = |rows: &[norm::Row]| {
         let shape = Shape { tokens: 1, cols: rows[0].x.len(), experts: 3, top_k: 2 };
         let w = random.gaussians(shape.experts * shape.cols);
@@ -351,6 +351,7 @@ fn norms_in_one_order<D: Device>(device: &D, _: Size) {
         }
     };
     check(&spoilt);
+    check(&narrow);
     for cols in [256, 512, 768, 1024, 2048, 2304, 4096] {
         check(&norm::Row::telling(&mut Random::new(411), cols));
     }
@@ -358,7 +359,7 @@ fn norms_in_one_order<D: Device>(device: &D, _: Size) {
     for cols in [256, 512, 768, 2048, 2304, 4096] {
         let rows = pins::dot_rows(cols);
         let shape = Shape { tokens: 1, cols, experts: rows.len(), top_k: 1 };
-        let row = norm::Row { x: vec![1.0; cols], weight: vec![1.0; cols], eps: 0.0 };
+        let row = norm::Row { x: vec![1.0; cols], weight: vec![1.0; cols], eps: 0.0, width: cols };
         shape.check_norm(device, "logits", &row, &rows.concat(), true, true);
     }
 }
@@ -378,6 +379,7 @@ fn refuses_bad_norms<D: Device>(device: &D, _: Size) {
                         Slice::from_raw(device, x.0, x.1),
                         Slice::from_raw(device, weight.0, weight.1),
                         norm::EPS,
+                        cols,
                     )
                     .out(SliceMut::from_raw(device, out.0, out.1)),
                     SliceMut::from_raw(device, fixed.0, fixed.1),

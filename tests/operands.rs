@@ -159,6 +159,11 @@ impl Set {
         self.count_as(field, right, &[(0, BAD_SHAPE), one_more, half, large(name), endless(name)])
     }
 
+    /// A count of columns that count.
+    fn width(&self, field: &'static str, name: &str, cols: usize) -> usize {
+        self.count_as(field, cols, &[(0, BAD_SHAPE), (cols + 1, BAD_SHAPE), large(name), endless(name)])
+    }
+
     /// Tokens that must be those of a grouping.
     fn grouped_tokens(&self, field: &'static str, kernel: &str, right: usize) -> usize {
         let mistake = |tokens| (tokens, invalid(kernel, "groups hold "));
@@ -676,6 +681,7 @@ impl NormMemory {
             set.read("FusedNorm.x", &name("x"), &self.x),
             set.read("FusedNorm.weight", &name("weight"), &self.weight),
             norm::EPS,
+            set.width("FusedNorm.width", &name("width"), self.x.len()),
         )
         .out(set.write("FusedNorm.out", &name("out"), &mut self.out))
     }
@@ -866,6 +872,7 @@ fn rms_norm(set: &Set) -> Result<()> {
         norm::EPS,
         [set.count("RmsNorm.tokens", "rms_norm: tokens", tokens), set.cols("RmsNorm.cols", "rms_norm: cols", cols)],
     )
+    .width(set.width("RmsNorm.width", "rms_norm: width", cols))
     .out(set.write("RmsNorm.out", "rms_norm: out", &mut out))
     .fixed(set.write("RmsNorm.fixed", "rms_norm: fixed", &mut fixed))
     .launch(&set.device)

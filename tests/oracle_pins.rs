@@ -75,13 +75,17 @@ fn sums_have_one_order() {
 fn norms_have_their_bits() {
     for pin in pins::list("norms") {
         let row = pin.row();
-        assert_bits(&format!("{} columns", row.len()), &[inverse_rms(&row, pin.values("eps")[0])], &pin.values("r"));
+        assert_bits(
+            &format!("{} columns", row.len()),
+            &[inverse_rms(&row, row.len(), pin.values("eps")[0])],
+            &pin.values("r"),
+        );
     }
     for pin in pins::list("norm_values") {
         let (mut random, cols) = (Random::new(pin.seed()), pin.number("cols"));
         let (x, weight) = (random.numbers(pin.exponent("exponent"), cols), random.numbers(1, cols));
         let mut y = vec![0.0; cols];
-        rms_norm(&x, &weight, pin.values("eps")[0], &mut y);
+        rms_norm(&x, &weight, cols, pin.values("eps")[0], &mut y);
         assert_bits(&format!("seed {}", pin.seed()), &y, &pin.values("y"));
     }
 }

@@ -41,7 +41,7 @@ fn rms_norm_is_close_to_f64() {
         let x: Vec<f32> = random.normals(cols).iter().map(|x| x * size).collect();
         let weight = random.normals(cols);
         let mut y = vec![0.0; cols];
-        rms_norm(&x, &weight, 1e-6, &mut y);
+        rms_norm(&x, &weight, cols, 1e-6, &mut y);
         let mean = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / cols as f64;
         let r = 1.0 / (mean + f64::from(1e-6_f32)).sqrt();
         for i in 0..cols {
@@ -50,14 +50,30 @@ fn rms_norm_is_close_to_f64() {
         }
     }
     let mut y = [1.0; 256];
-    rms_norm(&[0.0; 256], &[1.0; 256], 1e-6, &mut y);
+    rms_norm(&[0.0; 256], &[1.0; 256], 256, 1e-6, &mut y);
     assert_eq!(y, [0.0; 256]);
-    rms_norm(&[0.0; 256], &[1.0; 256], 0.0, &mut y);
+    rms_norm(&[0.0; 256], &[1.0; 256], 256, 0.0, &mut y);
     assert_eq!(common::bits(&y), [0x7fc0_0000; 256]);
     let mut x = [1.0; 256];
     x[9] = f32::NAN;
-    rms_norm(&x, &[1.0; 256], 1e-6, &mut y);
+    rms_norm(&x, &[1.0; 256], 256, 1e-6, &mut y);
     assert_eq!(common::bits(&y), [0x7fc0_0000; 256]);
+}
+
+/// A row that is continued with zeros has the bits of the row alone.
+#[test]
+fn rms_norm_of_fewer_values_than_columns_is_that_of_the_values() {
+    let mut random = Random::new(21);
+    for (width, cols) in [(32, 256), (288, 512), (4128, 4352)] {
+        let (mut x, mut weight) = (random.normals(width), random.normals(width));
+        let (mut alone, mut padded) = (vec![0.0; width], vec![1.0; cols]);
+        rms_norm(&x, &weight, width, 1e-6, &mut alone);
+        x.resize(cols, 0.0);
+        weight.resize(cols, 0.0);
+        rms_norm(&x, &weight, width, 1e-6, &mut padded);
+        assert_eq!(common::bits(&padded[..width]), common::bits(&alone));
+        assert_eq!(common::bits(&padded[width..]), vec![0; cols - width]);
+    }
 }
 
 #[test]
@@ -72,7 +88,7 @@ fn rope_turns_pairs_half_a_head_apart() {
         rope(&mut y, dim, Some(&weight), 1e-6, &table[position * dim..][..dim], Some(&mut normed));
         for (head, x) in x.chunks_exact(dim).enumerate() {
             let mut expected = vec![0.0; dim];
-            rms_norm(x, &weight, 1e-6, &mut expected);
+            rms_norm(x, &weight, x.len(), 1e-6, &mut expected);
             assert_eq!(normed[head * dim..][..dim], expected);
             for i in 0..dim / 2 {
                 let angle = position as f64 * f64::from(base).powf(-2.0 * i as f64 / dim as f64);

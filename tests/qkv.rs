@@ -166,6 +166,9 @@ fn stores_one_nan<D: Device>(device: &D, _: Size) {
     for row in norm::Row::spoilt(&mut random, 512) {
         check_norm(device, "NaN in the norm", &w, &row);
     }
+    for row in norm::Row::narrow(&mut random, 512) {
+        check_norm(device, &format!("{} that count", row.width), &w, &row);
+    }
 }
 
 /// The fused norm of a row against the oracle.
@@ -313,7 +316,7 @@ fn refuses_bad_norms<D: Device>(device: &D, _: Size) {
         unsafe {
             let y = [0, 0, 0].map(|_| SliceMut::from_raw(device, y_at, 64));
             let (x, weight) = (Slice::from_raw(device, x.0, x.1), Slice::from_raw(device, weight.0, weight.1));
-            let norm = FusedNorm::new(x, weight, norm::EPS).out(SliceMut::from_raw(device, out.0, out.1));
+            let norm = FusedNorm::new(x, weight, norm::EPS, 256).out(SliceMut::from_raw(device, out.0, out.1));
             Qkv::new([w, w, w], Input::Norm(norm), y, tokens).launch(device)
         }
     };

@@ -9,7 +9,14 @@ use kquant_moe::device::{Buffer, Device, Slice};
 use kquant_moe::kernels::RmsNorm;
 use kquant_moe::{oracle, sys};
 
-on_devices!(equals_the_oracle, norms_in_one_order, stores_one_nan, batch_equals_single_tokens, refuses_bad_arguments,);
+on_devices!(
+    equals_the_oracle,
+    norms_in_one_order,
+    norms_what_counts,
+    stores_one_nan,
+    batch_equals_single_tokens,
+    refuses_bad_arguments,
+);
 
 /// Compares what the kernel makes of a row, as floats and as fixed point, with the oracle; returns the floats.
 fn check<D: Device>(device: &D, what: &str, row: &norm::Row) -> Vec<f32> {
@@ -26,6 +33,15 @@ fn norms_in_one_order<D: Device>(device: &D, _: Size) {
     for cols in [256, 512, 768, 1024, 2048, 2304, 4096, 4352] {
         for (index, row) in norm::Row::telling(&mut Random::new(51), cols).iter().enumerate() {
             check(device, &format!("row {index}"), row);
+        }
+    }
+}
+
+/// Rows of fewer values than columns: the mean is of those that count.
+fn norms_what_counts<D: Device>(device: &D, _: Size) {
+    for cols in [256, 512, 2304] {
+        for row in norm::Row::narrow(&mut Random::new(53), cols) {
+            check(device, &format!("{} that count", row.width), &row);
         }
     }
 }
@@ -55,7 +71,7 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             for eps in [1e-6, 0.0] {
                 let mut expected = vec![0.0; tokens * cols];
                 for (x, y) in x.chunks(cols).zip(expected.chunks_mut(cols)) {
-                    oracle::rms_norm::rms_norm(x, &weight, eps, y);
+                    oracle::rms_norm::rms_norm(x, &weight, cols, eps, y);
                 }
                 let (with_out, with_fixed) = [(true, true), (true, false), (false, true)][case % 3];
                 let (x_device, weight_device) = (input(device, &x), input(device, &weight));
@@ -107,12 +123,17 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     let x: Buffer<D, f32> = Buffer::zeroed(device, 2 * 16640).unwrap();
     let mut out: Buffer<D, f32> = Buffer::zeroed(device, 2 * 16640).unwrap();
     let at = x.slice().as_ptr() as u64;
-    let mut run = |x_at: u64, with_out: bool, tokens, cols| {
+    let mut run_of = |x_at: u64, with_out: bool, tokens, cols, width| {
         // SAFETY: as long as the buffer says, or refused before anything is read.
         let x = unsafe { Slice::from_raw(device, x_at, 16640) };
         let out = with_out.then(|| out.slice_mut());
-        RmsNorm::new(x, x, 0.0, [tokens, cols]).out(out).launch(device)
+        RmsNorm::new(x, x, 0.0, [tokens, cols]).width(width).out(out).launch(device)
     };
+    for width in [0, 257, 512] {
+        assert_status(run_of(at, true, 1, 256, width), sys::KQM_BAD_SHAPE);
+    }
+    ok(run_of(at, true, 1, 256, 1));
+    let mut run = |x_at, with_out, tokens, cols| run_of(x_at, with_out, tokens, cols, cols);
     assert_status(run(0, true, 1, 256), sys::KQM_NULL_POINTER);
     assert_status(run(at, false, 1, 256), sys::KQM_NULL_POINTER);
     assert_status(run(at, true, 0, 256), sys::KQM_BAD_SHAPE);

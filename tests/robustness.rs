@@ -335,6 +335,8 @@ fn too_little_memory_is_said_before_anything_is_allocated() {
         with_floats(&["attn_q.", "attn_output", "ffn_down", "_norm", "gate_inp"]),
         with_floats(&["blk.2.ffn_up_exps", "attn_v"]),
         with_floats(&["output.weight"]),
+        shaped::narrow(TensorType::Q5_0),
+        shaped::narrow(TensorType::F16),
     ] {
         for (trace, cache, capacity, max_batch) in [
             (false, CacheType::F32, 96, 512),

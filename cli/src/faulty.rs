@@ -178,12 +178,12 @@ impl Backend for Faulty {
         x: &Vec<f32>,
         weight: &Vec<f32>,
         eps: f32,
-        tokens: usize,
+        shape: [usize; 2],
         out: Option<&mut Vec<f32>>,
         fixed: Option<&mut Fixed>,
     ) -> Result<()> {
         self.recorded.set(out.is_some());
-        Cpu.rms_norm(x, weight, eps, tokens, out, fixed)
+        Cpu.rms_norm(x, weight, eps, shape, out, fixed)
     }
 
     fn norm_qkv(&self, mut operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {

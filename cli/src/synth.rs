@@ -22,6 +22,15 @@ pub struct Args {
     /// Layers, when they are to be other than the preset's
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
+    /// Width of the residual stream, when it is to be another than the preset's
+    #[arg(long, value_name = "N")]
+    hidden: Option<usize>,
+    /// Width of an expert, when it is to be another than the preset's
+    #[arg(long, value_name = "N")]
+    expert_ff: Option<usize>,
+    /// Query heads, key and value heads, and dimensions of a head, when they are to be other than the preset's
+    #[arg(long, value_name = "Q,KV,DIM", value_parser = heads)]
+    heads: Option<[usize; 3]>,
     /// The types of matrices: a mix, a type for all, or types for parts (`q5_k_m`, `q8_0`, `q6_k,experts=iq4_xs,down=q5_k`)
     #[arg(long, value_name = "TYPES", default_value = "q4_k_m")]
     types: Mix,
@@ -31,6 +40,14 @@ pub struct Args {
     /// Overwrite a file that is there
     #[arg(long)]
     force: bool,
+}
+
+fn heads(text: &str) -> std::result::Result<[usize; 3], String> {
+    let counts: std::result::Result<Vec<usize>, _> = text.split(',').map(str::parse).collect();
+    counts
+        .ok()
+        .and_then(|counts| counts.try_into().ok())
+        .ok_or_else(|| "expected three numbers, such as 32,4,128".into())
 }
 
 #[derive(Clone, Copy)]
@@ -57,7 +74,11 @@ impl ValueEnum for Preset {
 
 /// Runs the command.
 pub fn synth(args: &Args, out: &mut Out) -> Result<Outcome> {
-    let options = SynthOptions::new(args.preset.0, args.seed).layers(args.layers);
+    let options = SynthOptions::new(args.preset.0, args.seed)
+        .layers(args.layers)
+        .hidden(args.hidden)
+        .expert_ff(args.expert_ff)
+        .heads(args.heads);
     output::check_output(&args.out, args.force, None)?;
     let mut progress = None;
     let len = synth::synth_mix(&args.out, options, &args.types, &mut |done, total| {

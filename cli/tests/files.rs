@@ -89,6 +89,22 @@ fn synthetic_models_run_and_depend_on_the_seed() {
     assert!(
         succeeds(&["verify", &mixed, "--tokens", "5,6,7"]).contains("finite everywhere                          pass")
     );
+    // Widths that are no multiple of 256, of which the trace has what the file has.
+    let narrow = path(&dir, "narrow.gguf");
+    let shape = ["--hidden", "288", "--expert-ff", "96", "--heads", "2,1,64", "--layers", "1"];
+    let synth = ["synth", "--out", &narrow, "--preset", "tiny"];
+    succeeds(&[&synth[..], &shape, &["--types", "q8_0"]].concat());
+    let info = succeeds(&["info", &narrow]);
+    assert!(info.contains("hidden width         288\n") && info.contains("16 of width 96, 4 for each token"), "{info}");
+    assert!(
+        succeeds(&["verify", &narrow, "--tokens", "5,6,7"]).contains("finite everywhere                          pass")
+    );
+    let traced = path(&dir, "narrow");
+    succeeds(&["trace", &narrow, "--tokens", "5,6", "--backend", "cpu", "--out", &traced]);
+    let header = fs::read(format!("{traced}/layer00.moe_expert_swiglu.npy")).unwrap();
+    assert!(String::from_utf8_lossy(&header[..128]).contains("(2, 4, 96)"), "{:?}", &header[..128]);
+    fails_with(&[&synth[..], &shape, &["--force"]].concat(), &["output.weight", "Q6_K"]);
+    fails_with(&[&synth[..], &["--hidden", "100", "--force"]].concat(), &["hidden width", "multiple of 32"]);
     let nowhere = path(&dir, "none/a.gguf");
     fails_with(&["synth", "--out", &nowhere, "--preset", "tiny"], &["none/a.gguf"]);
     fails_with(&["synth", "--out", &a, "--preset", "tiny", "--layers", "0", "--force"], &["layers"]);

@@ -44,6 +44,7 @@ fn wrong_usage_is_another_exit_code() {
         vec!["synth", "--out", "x", "--preset", "huge"],
         vec!["synth", "--out", "x", "--preset", "tiny", "--types", "q9_k"],
         vec!["synth", "--out", "x", "--preset", "tiny", "--types", "router=q8_0"],
+        vec!["synth", "--out", "x", "--preset", "tiny", "--heads", "2,1"],
     ] {
         let output = run(&args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

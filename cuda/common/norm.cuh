@@ -14,7 +14,7 @@ __device__ __forceinline__ void kqm_scale_eight(float4 x0, float4 x1, float4 w0,
 
 // The fused norm: a warp for each run of the row calls it, and makes elements 256 run + 8 lane ... of the normed row. All other
 // warps of the CTA come to the barrier kqm_barrier_run_sums. run_sum has RUNS slots, which are padded with zeros behind the row's runs.
-// w0 and w1 are the lane's norm weights, which the caller loaded before it waited for its dependencies, and inverse_n is 1 / cols.
+// w0 and w1 are the lane's norm weights, which the caller loaded before it waited for its dependencies, and inverse_n is 1 / width.
 template <int RUNS>
 __device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm, int run, float4 w0, float4 w1,
                                                      double inverse_n, KQM_SHARED_ARG(double) run_sum, float (&y)[8]) {
@@ -29,7 +29,7 @@ __device__ __forceinline__ void kqm_fused_norm_eight(const kqm_fused_norm &norm,
 
 inline kqm_status kqm_check_fused_norm(const kqm_fused_norm &norm, uint32_t tokens, uint32_t cols) {
   KQM_REQUIRE(norm.weight != nullptr, KQM_NULL_POINTER);
-  KQM_REQUIRE(tokens == 1 && cols <= KQM_FUSED_COLS, KQM_BAD_SHAPE);
+  KQM_REQUIRE(tokens == 1 && cols <= KQM_FUSED_COLS && norm.width > 0 && norm.width <= cols, KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(norm.x, 16) && kqm_aligned(norm.weight, 16) && kqm_aligned(norm.out, 16), KQM_MISALIGNED);
   return KQM_OK;
 }

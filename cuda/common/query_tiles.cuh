@@ -671,5 +671,5 @@ __global__ void __launch_bounds__(kqm_join_threads, 2)
   if (!a.fixed) return;
   __syncthreads();
   if (warp != 0 || !stored) return;
-  kqm_quantize_joined(result, token * KQM_BLOCK, a.fixed + size_t(t) * (outputs.all / KQM_BLOCK) + blockIdx.x);
+  kqm_quantize_joined(result, token * KQM_BLOCK, a.fixed + size_t(t) * gridDim.x + blockIdx.x);
 }

@@ -11,7 +11,7 @@ pub struct Attention<'a> {
     pub cache_kind: TensorType,
     /// `[tokens, heads, head_dim]`.
     pub out: Option<SliceMut<'a, f32>>,
-    /// `[tokens, heads * head_dim / 256]`.
+    /// `[tokens, heads * head_dim / 256]`, the last block of a token filled up with zeros.
     pub fixed: Option<SliceMut<'a, FixedBlock>>,
     /// Optional output `[tokens, heads, capacity]`: scaled scores, minus infinity where masked.
     pub scores: Option<SliceMut<'a, f32>>,
@@ -156,7 +156,7 @@ impl Attention<'_> {
                 Self::NAME,
                 "fixed",
                 fixed.place(),
-                &[tokens, self.heads.saturating_mul(self.head_dim) / BLOCK],
+                &[tokens, self.heads.saturating_mul(self.head_dim).div_ceil(BLOCK)],
             )?;
         }
         if let Some(scores) = &self.scores {

@@ -171,14 +171,16 @@ pub struct FusedNorm<'a> {
     pub weight: Slice<'a, f32>,
     /// Added to the mean square.
     pub eps: f32,
+    /// Values that the mean is of, at most `cols`; those behind them are zeros.
+    pub width: usize,
     /// `[cols]`: the normed row.
     pub out: Option<SliceMut<'a, f32>>,
 }
 
 impl<'a> FusedNorm<'a> {
-    /// Of the row x.
-    pub fn new(x: Slice<'a, f32>, weight: Slice<'a, f32>, eps: f32) -> Self {
-        Self { x, weight, eps, out: None }
+    /// Of the row x, of which the first `width` values count.
+    pub fn new(x: Slice<'a, f32>, weight: Slice<'a, f32>, eps: f32, width: usize) -> Self {
+        Self { x, weight, eps, width, out: None }
     }
 
     optional_operands! {
@@ -203,8 +205,9 @@ impl FusedNorm<'_> {
         if let Some(out) = &norm.out {
             at_least(device, kernel, "norm.out", out.place(), &[cols])?;
         }
-        let Self { x, weight, eps, out } = norm;
-        Ok(sys::kqm_fused_norm { x: x.as_ptr(), weight: weight.as_ptr(), out: optional(out), eps })
+        let Self { x, weight, eps, width, out } = norm;
+        let width = count(kernel, "norm.width", width)?;
+        Ok(sys::kqm_fused_norm { x: x.as_ptr(), weight: weight.as_ptr(), out: optional(out), eps, width })
     }
 }
 

@@ -15,6 +15,8 @@ pub struct RmsNorm<'a> {
     pub tokens: usize,
     /// A multiple of 256.
     pub cols: usize,
+    /// Values of a row that the mean is of; those behind them are zeros.
+    pub width: usize,
     /// `[tokens, cols]`.
     pub out: Option<SliceMut<'a, f32>>,
     /// `[tokens, cols / 256]`.
@@ -22,9 +24,15 @@ pub struct RmsNorm<'a> {
 }
 
 impl<'a> RmsNorm<'a> {
-    /// Of `[tokens, cols]`. It gives what is asked for with [`Self::out`] and [`Self::fixed`], one of which must be.
+    /// Of `[tokens, cols]`, all of which count. It gives what is asked for with [`Self::out`] and [`Self::fixed`], one of which must be.
     pub fn new(x: Slice<'a, f32>, weight: Slice<'a, f32>, eps: f32, [tokens, cols]: [usize; 2]) -> Self {
-        Self { x, weight, eps, tokens, cols, out: None, fixed: None }
+        Self { x, weight, eps, tokens, cols, width: cols, out: None, fixed: None }
+    }
+
+    /// Takes the mean of the first `width` values of a row: those behind them are zeros.
+    #[must_use]
+    pub fn width(self, width: usize) -> Self {
+        Self { width, ..self }
     }
 
     optional_operands! {
@@ -60,6 +68,7 @@ impl RmsNorm<'_> {
                 tokens: count("rms_norm", "tokens", self.tokens)?,
                 cols: count("rms_norm", "cols", self.cols)?,
                 eps: self.eps,
+                width: count("rms_norm", "width", self.width)?,
             }
         )
     }

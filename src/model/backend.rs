@@ -271,6 +271,8 @@ pub struct NormQkv<'a, B: Backend> {
     pub weight: &'a B::Floats,
     /// RMSNorm epsilon.
     pub eps: f32,
+    /// Values of a row that count in its mean: those behind them are zeros.
+    pub width: usize,
     /// Optional output: the normed rows, `[tokens, cols]`. It is there when one of the matrices [takes floats](Backend::takes_floats).
     pub normed: Option<&'a mut B::Floats>,
     /// Room for the normed rows as fixed point, `[tokens, cols / 256]` blocks.
@@ -290,6 +292,7 @@ impl<B: Backend> NormQkv<'_, B> {
             hidden: self.hidden,
             weight: self.weight,
             eps: self.eps,
+            width: self.width,
             normed: self.normed.as_deref_mut(),
             fixed: &mut *self.fixed,
             w: self.w,
@@ -326,7 +329,7 @@ pub struct Attention<'a, B: Backend> {
     pub k_normed: Option<&'a mut B::Floats>,
     /// Optional output: k after RoPE, before it is rounded to the cache's type.
     pub k_out: Option<&'a mut B::Floats>,
-    /// Output as fixed point, `[tokens, heads * head_dim / 256]` blocks.
+    /// Output as fixed point, `[tokens, heads * head_dim / 256]` blocks, the last one of a token filled up with zeros.
     pub fixed: &'a mut B::Fixed,
     /// Optional output: output as f32, `[tokens, heads, head_dim]`.
     pub out: Option<&'a mut B::Floats>,
@@ -366,6 +369,8 @@ pub struct NormRouter<'a, B: Backend> {
     pub weight: &'a B::Floats,
     /// RMSNorm epsilon.
     pub eps: f32,
+    /// Values of a row that count in its mean: those behind them are zeros.
+    pub width: usize,
     /// Router weights, `[experts, cols]`.
     pub router: &'a B::Floats,
     /// The normed rows, `[tokens, cols]`.
@@ -384,6 +389,7 @@ impl<B: Backend> NormRouter<'_, B> {
             hidden: self.hidden,
             weight: self.weight,
             eps: self.eps,
+            width: self.width,
             router: self.router,
             normed: &mut *self.normed,
             fixed: &mut *self.fixed,
@@ -532,13 +538,14 @@ pub trait Backend: Sized + Send {
 
     /// `out[t] = table[input[t]]`.
     fn embedding(&self, table: &Self::Table, input: &Self::Input, tokens: usize, out: &mut Self::Floats) -> Result<()>;
-    /// RMSNorm of rows of `weight`'s length, as f32, fixed point or both.
+    /// RMSNorm of rows of `weight`'s length, as f32, fixed point or both. `shape` is the rows, and the values of a row that count in its
+    /// mean: those behind them are zeros.
     fn rms_norm(
         &self,
         x: &Self::Floats,
         weight: &Self::Floats,
         eps: f32,
-        tokens: usize,
+        shape: [usize; 2],
         out: Option<&mut Self::Floats>,
         fixed: Option<&mut Self::Fixed>,
     ) -> Result<()>;

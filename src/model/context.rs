@@ -182,19 +182,20 @@ impl Sizes {
         let rows = (LOGITS_BYTES / 4 / config.vocab).max(sequences).min(tokens);
         let scores_of_token = config.heads * capacity;
         let pairs = tokens * config.top_k;
+        let (hidden, expert_ff) = (config.padded_hidden(), config.padded_expert_ff());
         Self {
             tokens,
             rows,
-            hidden: tokens * config.hidden,
-            hidden_blocks: tokens * config.hidden / BLOCK,
+            hidden: tokens * hidden,
+            hidden_blocks: tokens * hidden / BLOCK,
             q: tokens * config.q_width(),
             kv: tokens * config.kv_width(),
-            attn_blocks: tokens * config.q_width() / BLOCK,
-            swiglu: pairs * config.expert_ff,
-            swiglu_blocks: pairs * config.expert_ff / BLOCK,
-            expert_out: pairs * config.hidden,
-            output_rows: rows * config.hidden,
-            output_blocks: rows * config.hidden / BLOCK,
+            attn_blocks: tokens * config.q_width().div_ceil(BLOCK),
+            swiglu: pairs * expert_ff,
+            swiglu_blocks: pairs * expert_ff / BLOCK,
+            expert_out: pairs * hidden,
+            output_rows: rows * hidden,
+            output_blocks: rows * hidden / BLOCK,
             logits: rows * config.vocab,
             scores: tokens * scores_of_token,
             rope: capacity * config.head_dim,
@@ -298,13 +299,12 @@ impl MemoryPlan {
 
 /// Bytes of the weights in a backend's memory.
 pub(super) fn weight_bytes(tensors: &Tensors) -> u64 {
-    let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
     let matrices = tensors.layers.iter().flat_map(LayerTensors::matrices).chain([&tensors.output]);
     let vectors = tensors.layers.iter().flat_map(LayerTensors::vectors).chain([&tensors.output_norm]);
-    // The embedding table stays as it is in the file.
+    // The embedding table stays in rows.
     matrices.map(Tensor::tiled_bytes).sum::<u64>()
         + vectors.map(Tensor::f32_bytes).sum::<u64>()
-        + bytes(&tensors.embedding)
+        + tensors.embedding.byte_len() as u64
 }
 
 /// Fails when the weights, and what it takes to load them, do not fit into the backend's free memory.
@@ -322,7 +322,7 @@ pub(super) fn check_free<B: Backend>(backend: &B, needed: u64) -> Result<()> {
     }
 }
 
-/// Buffers of a forward. `tokens` is the largest batch, `pairs` is `tokens * top_k`.
+/// Buffers of a forward. `tokens` is the largest batch, `pairs` is `tokens * top_k`; `hidden` and `expert_ff` are the padded widths.
 pub(super) struct State<B: Backend> {
     pub(super) input: B::Input,
     /// The residual stream, `[tokens, hidden]`.
@@ -971,7 +971,7 @@ mod tests {
     fn tiny() -> Model<Cpu> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tiny.gguf");
-        synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(2), seed: 5 }, &mut |_, _| {}).unwrap();
+        synth(&path, SynthOptions::new(Preset::Tiny, 5).layers(2), &mut |_, _| {}).unwrap();
         let gguf = Arc::new(Gguf::read(&path).unwrap());
         Model::load(gguf, Cpu::new(), LoadOptions { check_blocks: false, ..LoadOptions::default() }, &mut |_, _| {})
             .unwrap()
@@ -1068,7 +1068,7 @@ mod tests {
     fn positions_that_are_not_finite_are_found_in_every_group() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tiny.gguf");
-        synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(1), seed: 5 }, &mut |_, _| {}).unwrap();
+        synth(&path, SynthOptions::new(Preset::Tiny, 5).layers(1), &mut |_, _| {}).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         let table = Gguf::read(&path).unwrap().require_tensor("token_embd.weight").unwrap().offset() as usize;
         let wrong = TOKENS[5] as usize;

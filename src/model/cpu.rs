@@ -59,6 +59,19 @@ impl Fixed {
         x.as_chunks().0.par_iter().with_min_len(64).zip(&mut self.0).for_each(one);
     }
 
+    /// Rows of so many values, the last block of each filled up with zeros.
+    fn quantize_rows(&mut self, x: &[f32], width: usize) {
+        if width.is_multiple_of(BLOCK) {
+            return self.quantize(x);
+        }
+        let cols = width.next_multiple_of(BLOCK);
+        let mut padded = vec![0.0; x.len() / width * cols];
+        for (padded, x) in padded.chunks_exact_mut(cols).zip(x.chunks_exact(width)) {
+            padded[..width].copy_from_slice(x);
+        }
+        self.quantize(&padded);
+    }
+
     /// A row of the activations, of `cols` values.
     fn row(&self, row: usize, cols: usize) -> &[SplitBlock] {
         let blocks = cols / BLOCK;
@@ -411,7 +424,7 @@ impl Backend for Cpu {
         x: &Vec<f32>,
         weight: &Vec<f32>,
         eps: f32,
-        tokens: usize,
+        [tokens, width]: [usize; 2],
         out: Option<&mut Vec<f32>>,
         fixed: Option<&mut Fixed>,
     ) -> Result<()> {
@@ -428,7 +441,7 @@ impl Backend for Cpu {
         out.par_chunks_exact_mut(cols).zip(x.par_chunks_exact(cols)).for_each(|(out, x)| {
             with_fma(
                 #[inline(always)]
-                || oracle::rms_norm::rms_norm(x, weight, eps, out),
+                || oracle::rms_norm::rms_norm(x, weight, width, eps, out),
             );
         });
         if let Some(fixed) = fixed {
@@ -438,8 +451,8 @@ impl Backend for Cpu {
     }
 
     fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
-        let NormQkv { hidden, weight, eps, mut normed, fixed, w, y } = operands;
-        self.rms_norm(hidden, weight, eps, tokens, normed.as_deref_mut(), Some(&mut *fixed))?;
+        let NormQkv { hidden, weight, eps, width, mut normed, fixed, w, y } = operands;
+        self.rms_norm(hidden, weight, eps, [tokens, width], normed.as_deref_mut(), Some(&mut *fixed))?;
         let x = Rows { fixed, floats: normed.as_deref() };
         for (w, y) in w.into_iter().zip(y) {
             plain(w, &x, tokens, y);
@@ -515,7 +528,7 @@ impl Backend for Cpu {
             CacheValues::F32([k, v]) => shape.attend(q_rotated, &k[layer.clone()], &v[layer], out, scores),
             CacheValues::F16([k, v]) => shape.attend(q_rotated, &k[layer.clone()], &v[layer], out, scores),
         }
-        fixed.quantize(out);
+        fixed.quantize_rows(out, heads * head_dim);
         Ok(())
     }
 
@@ -547,8 +560,8 @@ impl Backend for Cpu {
     }
 
     fn norm_router(&self, operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Routing) -> Result<()> {
-        let NormRouter { hidden, weight, eps, router: w, normed: x, fixed, .. } = operands;
-        self.rms_norm(hidden, weight, eps, tokens, Some(&mut *x), Some(fixed))?;
+        let NormRouter { hidden, weight, eps, width, router: w, normed: x, fixed, .. } = operands;
+        self.rms_norm(hidden, weight, eps, [tokens, width], Some(&mut *x), Some(fixed))?;
         let RoutingShape { experts, top_k, .. } = routing.shape;
         let cols = w.len() / experts;
         let logits = routing.logits.par_chunks_exact_mut(experts);

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::Model;
 use super::backend::{Attention, Backend, Down, NormQkv, NormRouter, Rows, Swiglu};
+use super::config::padded;
 use super::context::State;
 use crate::Result;
 use crate::trace::{Data, Positions, Record, Sink, Stage};
@@ -26,10 +27,12 @@ pub(super) fn forward<B: Backend, S: Sink>(
     let State { routing, swiglu, swiglu_fixed, expert_out, cache, rope_table, traced, .. } = state;
     let State { expert_gate, expert_up, .. } = state;
     let eps = config.rms_eps;
-    let token = [config.hidden];
-    let q_heads = [config.heads, config.head_dim];
-    let kv_heads = [config.kv_heads, config.head_dim];
-    let expert = [config.top_k, config.expert_ff];
+    let width = config.hidden;
+    let token = Row::padded([config.hidden]);
+    let q_heads = Row::plain([config.heads, config.head_dim]);
+    let kv_heads = Row::plain([config.kv_heads, config.head_dim]);
+    let expert = Row::padded([config.top_k, config.expert_ff]);
+    let of_experts = Row::padded([config.top_k, config.hidden]);
 
     // hidden = embedding[token]
     backend.embedding(&weights.embedding, input, tokens, hidden)?;
@@ -44,6 +47,7 @@ pub(super) fn forward<B: Backend, S: Sink>(
             hidden,
             weight: &layer.attn_norm,
             eps,
+            width,
             normed: (tracer.wants(Stage::AttnNorm) || w.iter().any(|w| backend.takes_floats(w)))
                 .then_some(&mut *normed),
             fixed: normed_fixed,
@@ -98,6 +102,7 @@ pub(super) fn forward<B: Backend, S: Sink>(
             hidden,
             weight: &layer.ffn_norm,
             eps,
+            width,
             router: &layer.router,
             normed,
             fixed: normed_fixed,
@@ -132,7 +137,7 @@ pub(super) fn forward<B: Backend, S: Sink>(
             sum: tracer.output(Stage::MoeFfnOut, &mut traced.ffn_out),
         };
         backend.moe_down(operands, routing, tokens)?;
-        tracer.floats(backend, Stage::MoeExpertOut, Some(expert_out), &[config.top_k, config.hidden])?;
+        tracer.floats(backend, Stage::MoeExpertOut, Some(expert_out), &of_experts)?;
         tracer.floats(backend, Stage::MoeFfnOut, traced.ffn_out.as_ref(), &token)?;
         tracer.floats(backend, Stage::FfnResidual, Some(hidden), &token)?;
     }
@@ -154,20 +159,39 @@ pub(super) fn head<B: Backend, S: Sink>(
     let rows_hidden = if rows.iter().copied().eq(0..rows.len() as u32) {
         hidden
     } else {
-        backend.copy_rows(hidden, rows, config.hidden, output)?;
+        backend.copy_rows(hidden, rows, config.padded_hidden(), output)?;
         output
     };
     let out = when(tracer.wants(Stage::OutputNorm) || backend.takes_floats(&weights.output), output_normed);
-    backend.rms_norm(rows_hidden, &weights.output_norm, config.rms_eps, rows.len(), out, Some(output_fixed))?;
-    tracer.floats(backend, Stage::OutputNorm, output_normed.as_ref(), &[config.hidden])?;
+    let shape = [rows.len(), config.hidden];
+    backend.rms_norm(rows_hidden, &weights.output_norm, config.rms_eps, shape, out, Some(output_fixed))?;
+    tracer.floats(backend, Stage::OutputNorm, output_normed.as_ref(), &Row::padded([config.hidden]))?;
     let x = Rows { fixed: output_fixed, floats: output_normed.as_ref() };
     backend.matvec(&weights.output, x, rows.len(), logits)?;
-    tracer.floats(backend, Stage::Logits, Some(logits), &[config.vocab])
+    tracer.floats(backend, Stage::Logits, Some(logits), &Row::plain([config.vocab]))
 }
 
 /// The buffer of an optional output, if it is wanted.
 fn when<T>(wanted: bool, buffer: &mut Option<T>) -> Option<&mut T> {
     if wanted { buffer.as_mut() } else { None }
+}
+
+/// Shape of a row of a buffer that is recorded: what of it counts, and how many values the last dimension has in the buffer.
+struct Row<const N: usize> {
+    shape: [usize; N],
+    stored: usize,
+}
+
+impl<const N: usize> Row<N> {
+    /// All of it counts.
+    fn plain(shape: [usize; N]) -> Self {
+        Self { shape, stored: shape[N - 1] }
+    }
+
+    /// The last dimension is continued with zeros to whole blocks.
+    fn padded(shape: [usize; N]) -> Self {
+        Self { shape, stored: padded(shape[N - 1]) }
+    }
 }
 
 /// Feeds a sink. With a sink that is not enabled every method is empty.
@@ -210,19 +234,23 @@ impl<S: Sink> Tracer<'_, S> {
     }
 
     /// Reads and records rows of shape `row` of a buffer.
-    fn floats<B: Backend>(
+    fn floats<B: Backend, const N: usize>(
         &mut self,
         backend: &B,
         stage: Stage,
         buffer: Option<&B::Floats>,
-        row: &[usize],
+        row: &Row<N>,
     ) -> Result<()> {
         let Some(buffer) = buffer.filter(|_| self.wants(stage)) else { return Ok(()) };
         let rows = self.selected();
-        let len: usize = row.iter().product();
+        let (width, stored) = (row.shape[N - 1], row.stored);
+        let len = row.shape[..N - 1].iter().product::<usize>() * stored;
         let mut values = vec![0.0; rows.len() * len];
         backend.read(buffer, rows.start * len, &mut values)?;
-        self.record(stage, &rows, row, Data::F32(&values))
+        if width < stored {
+            values = values.chunks_exact(stored).flat_map(|values| &values[..width]).copied().collect();
+        }
+        self.record(stage, &rows, &row.shape, Data::F32(&values))
     }
 
     /// Records rows of shape `row` of values that are read as a whole.

@@ -241,7 +241,7 @@ fn floats_of<'a, D: Device>(x: &Rows<'a, Gpu<D>>) -> Result<&'a Buffer<D, f32>> 
 /// Bytes of one expert's matrix in the file, and how many of them are staged at a time, to fill the copy engine.
 fn stage(tensor: &Tensor, staging: usize) -> (usize, usize) {
     let kind = tensor.kind();
-    let expert_bytes = tensor.rows() * (tensor.cols() / kind.block_len()) * kind.block_bytes();
+    let expert_bytes = tensor.rows() * kind.bytes_of(tensor.cols());
     (expert_bytes, (staging / expert_bytes).clamp(1, tensor.experts()))
 }
 
@@ -256,10 +256,10 @@ fn fuses_norm(cols: usize, slow_fp64: bool) -> bool {
 pub fn weight_reads(config: &Config, tensors: &Tensors, slow_fp64: bool) -> BTreeMap<&'static str, u64> {
     let mut reads = BTreeMap::new();
     let mut add = |kernel: &'static str, bytes: u64| *reads.entry(kernel).or_default() += bytes;
-    let fused = fuses_norm(config.hidden, slow_fp64);
+    let fused = fuses_norm(config.padded_hidden(), slow_fp64);
     let norm_in = |kernel| if fused { kernel } else { "rms_norm" };
     let product_in = |kernel, w: &Tensor| if w.is_floats() { matvec_kernel(w.kind()) } else { kernel };
-    let bytes = |tensor: &Tensor| tensor.bytes().len() as u64;
+    let bytes = |tensor: &Tensor| tensor.byte_len() as u64;
     add("embedding", bytes(&tensors.embedding) / config.vocab as u64);
     for layer in &tensors.layers {
         let qkv = [&layer.q, &layer.k, &layer.v];
@@ -499,20 +499,21 @@ impl<D: Device> Backend for Gpu<D> {
         x: &Buffer<D, f32>,
         weight: &Buffer<D, f32>,
         eps: f32,
-        tokens: usize,
+        [tokens, width]: [usize; 2],
         out: Option<&mut Buffer<D, f32>>,
         fixed: Option<&mut Buffer<D, FixedBlock>>,
     ) -> Result<()> {
         kernels::RmsNorm::new(x.slice(), weight.slice(), eps, [tokens, weight.len()])
+            .width(width)
             .out(out.map(Buffer::slice_mut))
             .fixed(fixed.map(Buffer::slice_mut))
             .launch(&self.device)
     }
 
     fn norm_qkv(&self, operands: NormQkv<'_, Self>, tokens: usize) -> Result<()> {
-        let NormQkv { hidden, weight, eps, mut normed, fixed, w, y } = operands;
+        let NormQkv { hidden, weight, eps, width, mut normed, fixed, w, y } = operands;
         let [Weight::Blocks(q), Weight::Blocks(k), Weight::Blocks(v)] = w else {
-            self.rms_norm(hidden, weight, eps, tokens, normed.as_deref_mut(), Some(&mut *fixed))?;
+            self.rms_norm(hidden, weight, eps, [tokens, width], normed.as_deref_mut(), Some(&mut *fixed))?;
             let x = Rows { fixed, floats: normed.as_deref() };
             let mut products: Vec<_> = w.into_iter().zip(y).collect();
             // Attention relies on the kernel of floats right before it (`Queries::Fused`).
@@ -521,11 +522,11 @@ impl<D: Device> Backend for Gpu<D> {
         };
         let fused = self.fuses_norm(tokens, weight.len());
         if !fused {
-            self.rms_norm(hidden, weight, eps, tokens, normed.as_deref_mut(), Some(&mut *fixed))?;
+            self.rms_norm(hidden, weight, eps, [tokens, width], normed.as_deref_mut(), Some(&mut *fixed))?;
         }
         let x = if fused {
             let out = normed.map(Buffer::slice_mut);
-            Activations::Norm(FusedNorm::new(hidden.slice(), weight.slice(), eps).out(out))
+            Activations::Norm(FusedNorm::new(hidden.slice(), weight.slice(), eps, width).out(out))
         } else {
             Activations::Fixed(fixed.slice())
         };
@@ -597,15 +598,15 @@ impl<D: Device> Backend for Gpu<D> {
 
     fn norm_router(&self, operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Routing<D>) -> Result<()> {
         let RoutingShape { experts, top_k, .. } = routing.shape;
-        let NormRouter { hidden, weight, eps, router, normed, fixed, choose } = operands;
+        let NormRouter { hidden, weight, eps, width, router, normed, fixed, choose } = operands;
         let cols = weight.len();
         // The pairs of a single token are its experts: nothing has to be grouped, and the choice can wait for moe_swiglu.
         let fused = self.fuses_norm(tokens, cols);
         if !fused {
-            self.rms_norm(hidden, weight, eps, tokens, Some(&mut *normed), Some(&mut *fixed))?;
+            self.rms_norm(hidden, weight, eps, [tokens, width], Some(&mut *normed), Some(&mut *fixed))?;
         }
         let x = if fused {
-            let norm = FusedNorm::new(hidden.slice(), weight.slice(), eps).out(normed.slice_mut());
+            let norm = FusedNorm::new(hidden.slice(), weight.slice(), eps, width).out(normed.slice_mut());
             RouterInput::Norm(norm, fixed.slice_mut())
         } else {
             RouterInput::Rows(normed.slice())

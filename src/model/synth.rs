@@ -1,6 +1,6 @@
 //! Synthetic models: files of a real model's exact shapes and types, with random weights of a realistic spread.
 //!
-//! A file depends on the preset, the number of layers and the seed only. It is generated in parallel and written as a
+//! A file depends on the options only. It is generated in parallel and written as a
 //! stream; memory holds a few megabytes of it.
 
 mod mix;
@@ -132,6 +132,12 @@ pub struct SynthOptions {
     pub preset: Preset,
     /// Layers, when they are to be other than the preset's.
     pub layers: Option<usize>,
+    /// Width of the residual stream, when it is to be another than the preset's: a multiple of 32.
+    pub hidden: Option<usize>,
+    /// Width of an expert, when it is to be another than the preset's: a multiple of 32.
+    pub expert_ff: Option<usize>,
+    /// Query heads, key and value heads, and dimensions of a head, when they are to be other than the preset's.
+    pub heads: Option<[usize; 3]>,
     /// Selects one of many models of the same shape.
     pub seed: u64,
 }
@@ -139,7 +145,7 @@ pub struct SynthOptions {
 impl SynthOptions {
     /// A model of the preset's shape.
     pub const fn new(preset: Preset, seed: u64) -> Self {
-        Self { preset, layers: None, seed }
+        Self { preset, layers: None, hidden: None, expert_ff: None, heads: None, seed }
     }
 
     /// Another number of layers than the preset's.
@@ -147,6 +153,42 @@ impl SynthOptions {
     pub fn layers(mut self, layers: impl Into<Option<usize>>) -> Self {
         self.layers = layers.into();
         self
+    }
+
+    /// Another width of the residual stream than the preset's.
+    #[must_use]
+    pub fn hidden(mut self, hidden: impl Into<Option<usize>>) -> Self {
+        self.hidden = hidden.into();
+        self
+    }
+
+    /// Another width of an expert than the preset's.
+    #[must_use]
+    pub fn expert_ff(mut self, expert_ff: impl Into<Option<usize>>) -> Self {
+        self.expert_ff = expert_ff.into();
+        self
+    }
+
+    /// Other query heads, key and value heads, and dimensions of a head than the preset's.
+    #[must_use]
+    pub fn heads(mut self, heads: impl Into<Option<[usize; 3]>>) -> Self {
+        self.heads = heads.into();
+        self
+    }
+
+    /// The hyperparameters.
+    fn config(&self) -> Config {
+        let preset = self.preset.config();
+        let [heads, kv_heads, head_dim] = self.heads.unwrap_or([preset.heads, preset.kv_heads, preset.head_dim]);
+        Config {
+            layers: self.layers.unwrap_or(preset.layers),
+            hidden: self.hidden.unwrap_or(preset.hidden),
+            expert_ff: self.expert_ff.unwrap_or(preset.expert_ff),
+            heads,
+            kv_heads,
+            head_dim,
+            ..preset
+        }
     }
 }
 
@@ -161,6 +203,15 @@ enum Values {
     Matrix(TensorType, f64),
 }
 
+impl Values {
+    fn kind(self) -> TensorType {
+        match self {
+            Self::Norm | Self::Router => TensorType::F32,
+            Self::Matrix(kind, _) => kind,
+        }
+    }
+}
+
 struct Declared {
     name: String,
     /// Rows first.
@@ -172,7 +223,8 @@ struct Declared {
 /// bytes in all.
 ///
 /// # Errors
-/// [`Error::Model`] for a number of layers that no model has, [`Error::Io`] when writing fails.
+/// [`Error::Model`] for a shape that no model has, [`Error::Gguf`] for a width that is no multiple of a type's blocks, [`Error::Io`] when
+/// writing fails.
 pub fn synth(path: impl AsRef<Path>, options: SynthOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<u64> {
     synth_with(path, options, &|_, usual| usual, progress)
 }
@@ -187,8 +239,7 @@ pub fn synth_with(
     kind: &dyn Fn(&str, TensorType) -> TensorType,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<u64> {
-    let mut config = options.preset.config();
-    config.layers = options.layers.unwrap_or(config.layers);
+    let config = options.config();
     config.check()?;
     let mut tensors = tensors(&config);
     let mut changed = false;
@@ -204,11 +255,7 @@ pub fn synth_with(
     metadata(&mut header, &config, options, (!changed).then_some(15))?;
     for tensor in &tensors {
         let dims: Vec<u64> = tensor.shape.iter().rev().map(|&n| n as u64).collect();
-        let kind = match tensor.values {
-            Values::Norm | Values::Router => TensorType::F32,
-            Values::Matrix(kind, _) => kind,
-        };
-        header.tensor(&tensor.name, kind, &dims)?;
+        header.tensor(&tensor.name, tensor.values.kind(), &dims)?;
     }
     let total = header.file_len();
     let mut writer = header.create()?;
@@ -216,7 +263,11 @@ pub fn synth_with(
     for (number, tensor) in tensors.iter().enumerate() {
         let stream = mix(options.seed ^ mix(number as u64 + 1));
         let elements: usize = tensor.shape.iter().product();
+        // Blocks of 32 come in eights, of which the last one may be cut off.
+        let mut left = tensor.values.kind().bytes_of(elements);
         let mut write = |bytes: &[u8]| {
+            let bytes = &bytes[..bytes.len().min(left)];
+            left -= bytes.len();
             writer.write(&tensor.name, bytes)?;
             done += bytes.len() as u64;
             progress(done, total);
@@ -232,7 +283,7 @@ pub fn synth_with(
                 kind,
                 T => {
                     let block = |rng: &mut Rng| T::synthetic(&mut || rng.next(), spread);
-                    stream_of(elements / BLOCK, stream, block, bytes, &mut write)
+                    stream_of(elements.div_ceil(BLOCK), stream, block, bytes, &mut write)
                 },
                 else unreachable!("a type has blocks or floats")
             ),
@@ -253,7 +304,7 @@ pub fn synth_mix(
     mix: &Mix,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<u64> {
-    let layers = options.layers.unwrap_or_else(|| options.preset.config().layers);
+    let layers = options.config().layers;
     synth_with(path, options, &|tensor, usual| mix.kind(tensor, usual, layers), progress)
 }
 
@@ -472,7 +523,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.gguf");
         let hash = |layers, seed| {
-            synth(&path, SynthOptions { preset: Preset::Tiny, layers: Some(layers), seed }, &mut |_, _| {}).unwrap();
+            synth(&path, SynthOptions::new(Preset::Tiny, seed).layers(layers), &mut |_, _| {}).unwrap();
             let bytes = std::fs::read(&path).unwrap();
             bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
                 (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)

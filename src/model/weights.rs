@@ -3,18 +3,21 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
 use super::backend::Backend;
-use super::config::{self, Config};
+use super::config::{self, Config, padded};
 use crate::blocks::{Blocks, TensorType};
 use crate::gguf::{Gguf, Quoted};
 use crate::oracle::embedding::dequantize;
 use crate::{Error, Result, sys};
 
 /// A tensor of an open file: a handle that is cheap to clone and keeps the file open.
+///
+/// Widths are those of whole blocks of 256. Where the file's is none, the tensor is continued with zeros: its bytes are a copy then, which
+/// is made when they are first asked for, and which clones of the tensor that are made later share.
 #[derive(Clone)]
 pub struct Tensor {
     gguf: Arc<Gguf>,
@@ -23,10 +26,13 @@ pub struct Tensor {
     rows: usize,
     cols: usize,
     experts: usize,
+    /// Rows and columns in the file.
+    in_file: [usize; 2],
+    padded: OnceLock<Arc<Vec<u8>>>,
 }
 
 impl Tensor {
-    /// The tensor `name` of the file as `[experts][rows, cols]`.
+    /// The tensor `name` of the file as `[experts][rows, cols]`, where rows of blocks are continued with zeros to a multiple of 256.
     ///
     /// `shape` is the shape that the configuration demands, rows first: `[cols]`, `[rows, cols]` or
     /// `[experts, rows, cols]`. `kinds` are the types that will do, `supported` their names.
@@ -52,13 +58,38 @@ impl Tensor {
             let found = found.ggml_type().name().into();
             return Err(Error::UnsupportedType { tensor: name.into(), found, supported });
         };
-        let (experts, rows, cols) = match *shape {
-            [cols] => (1, 1, cols),
-            [rows, cols] => (1, rows, cols),
-            [experts, rows, cols] => (experts, rows, cols),
+        let (experts, rows, in_row) = match *shape {
+            [in_row] => (1, 1, in_row),
+            [rows, in_row] => (1, rows, in_row),
+            [experts, rows, in_row] => (experts, rows, in_row),
             _ => return Err(Error::Invalid(format!("tensor {name}: {} dimensions", shape.len()))),
         };
-        Ok(Self { gguf: gguf.clone(), name: name.into(), kind, rows, cols, experts })
+        let cols = if TensorType::FLOATS.contains(&kind) { in_row } else { padded(in_row) };
+        let (gguf, name, in_file) = (gguf.clone(), name.into(), [rows, in_row]);
+        Ok(Self { gguf, name, kind, rows, cols, experts, in_file, padded: OnceLock::new() })
+    }
+
+    /// The tensor continued with zeros to so many rows and columns, at least.
+    fn continued(self, rows: usize, cols: usize) -> Self {
+        Self { rows: self.rows.max(rows), cols: self.cols.max(cols), padded: OnceLock::new(), ..self }
+    }
+
+    /// The file's rows, of which so many columns have `elements(columns)`, continued with zeros to the columns and rows in memory.
+    fn with_zeros<T: Copy + Default>(&self, data: &[T], elements: impl Fn(usize) -> usize) -> Vec<T> {
+        let ([rows, in_row], row) = (self.in_file, elements(self.cols));
+        let mut out = vec![T::default(); self.experts * self.rows * row];
+        let (from, to) = (elements(in_row), self.rows * row);
+        for (data, out) in data.chunks_exact(rows * from).zip(out.chunks_exact_mut(to)) {
+            for (data, out) in data.chunks_exact(from).zip(out.chunks_exact_mut(row)) {
+                out[..from].copy_from_slice(data);
+            }
+        }
+        out
+    }
+
+    /// Its bytes in the file.
+    fn file_bytes(&self) -> &[u8] {
+        self.gguf.tensor(&self.name).map_or(&[], |tensor| tensor.data())
     }
 
     /// Its name in the file.
@@ -71,12 +102,12 @@ impl Tensor {
         self.kind
     }
 
-    /// Rows of one expert's matrix (1 for a vector).
+    /// Rows of one expert's matrix (1 for a vector), with those of zeros.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Weights in a row.
+    /// Weights in a row, with the zeros behind the file's.
     pub fn cols(&self) -> usize {
         self.cols
     }
@@ -86,9 +117,18 @@ impl Tensor {
         self.experts
     }
 
-    /// Its bytes in the file: `experts * rows * cols` weights in whole blocks. Not aligned to anything.
+    /// Its bytes, those in the file where it is not continued with zeros: `experts * rows * cols` weights in whole blocks. Not aligned to
+    /// anything.
     pub fn bytes(&self) -> &[u8] {
-        self.gguf.tensor(&self.name).map_or(&[], |tensor| tensor.data())
+        if self.in_file == [self.rows, self.cols] {
+            return self.file_bytes();
+        }
+        self.padded.get_or_init(|| self.with_zeros(self.file_bytes(), |cols| self.kind.bytes_of(cols)).into())
+    }
+
+    /// How many bytes it has.
+    pub fn byte_len(&self) -> usize {
+        self.experts * self.rows * self.kind.bytes_of(self.cols)
     }
 
     /// Whether it has floats instead of blocks.
@@ -110,20 +150,22 @@ impl Tensor {
             let found = self.kind.name().into();
             return Err(Error::UnsupportedType { tensor: self.name().into(), found, supported: VECTOR.1 });
         }
-        let mut values = vec![0.0; self.experts * self.rows * self.cols];
-        dequantize(self.kind, self.bytes(), &mut values);
+        let [rows, in_row] = self.in_file;
+        let mut values = vec![0.0; self.experts * rows * in_row];
+        dequantize(self.kind, self.file_bytes(), &mut values);
         match values.iter().position(|value| !value.is_finite()) {
             Some(index) => Err(Error::Model(format!("tensor {}: value {index} is {}", self.name, values[index]))),
-            None => Ok(values),
+            None if self.in_file == [self.rows, self.cols] => Ok(values),
+            None => Ok(self.with_zeros(&values, |cols| cols)),
         }
     }
 
-    /// Checks, in parallel, that every block's factors, or every float, is finite. Reads the whole tensor.
+    /// Checks, in parallel, that every block's factors, or every float, is finite. Reads the whole tensor in the file.
     ///
     /// # Errors
     /// [`Error::Model`] naming the tensor and the first bad block or value.
     pub fn check_finite(&self) -> Result<()> {
-        let (bytes, kind) = (self.bytes(), self.kind);
+        let (bytes, kind) = (self.file_bytes(), self.kind);
         let (what, bad) = if self.is_floats() {
             ("value", first_float_not_finite(bytes, kind))
         } else {
@@ -143,7 +185,7 @@ impl Tensor {
     /// Bytes that a backend's copy takes when matrices of blocks are stored in tiles, each padded to whole tiles of rows.
     pub fn tiled_bytes(&self) -> u64 {
         if self.is_floats() {
-            return self.bytes().len() as u64;
+            return self.byte_len() as u64;
         }
         let rows = self.rows.next_multiple_of(sys::KQM_TILE_ROWS as usize);
         (self.experts * rows) as u64 * self.kind.bytes_of(self.cols) as u64
@@ -175,12 +217,31 @@ impl fmt::Debug for Tensor {
     }
 }
 
+/// A dimension of a tensor, in the file and in memory.
+#[derive(Clone, Copy)]
+struct Dim {
+    in_file: usize,
+    in_memory: usize,
+}
+
+impl Dim {
+    fn plain(n: usize) -> Self {
+        Self { in_file: n, in_memory: n }
+    }
+
+    /// A width that is continued with zeros to whole blocks of 256.
+    fn padded(n: usize) -> Self {
+        Self { in_file: n, in_memory: padded(n) }
+    }
+}
+
 /// Types that matrices and the embedding table may have.
 const MATRIX: (&[TensorType], &str) = (TensorType::ALL, TensorType::ALL_NAMES);
 /// Types that norms and routers may have.
 const VECTOR: (&[TensorType], &str) = (TensorType::FLOATS, TensorType::FLOAT_NAMES);
 
-/// Tensors of one layer, as they are in the file.
+/// Tensors of one layer, as they are in the file. A width of `hidden` or `expert_ff`, and rows of blocks, are continued with zeros to a
+/// multiple of 256.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LayerTensors {
@@ -241,7 +302,7 @@ impl LayerTensors {
     }
 }
 
-/// Tensors of a model, as they are in the file.
+/// Tensors of a model, as they are in the file but for the zeros of [`LayerTensors`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Tensors {
@@ -272,13 +333,14 @@ impl Tensors {
     /// it out would compute something else.
     pub fn read(gguf: &Arc<Gguf>, config: &Config) -> Result<Self, Vec<Error>> {
         let mut search = Search { gguf, known: HashSet::new(), errors: Vec::new() };
-        let Config { hidden, head_dim, experts, expert_ff, vocab, .. } = *config;
-        let (q_width, kv_width) = (config.q_width(), config.kv_width());
+        let [hidden, expert_ff] = [config.hidden, config.expert_ff].map(Dim::padded);
+        let [head_dim, experts, vocab] = [config.head_dim, config.experts, config.vocab].map(Dim::plain);
+        let [q_width, kv_width] = [config.q_width(), config.kv_width()].map(Dim::plain);
         let embedding = search.find("token_embd.weight", &[vocab, hidden], MATRIX);
         let mut layers = Vec::new();
         for number in 0..config.layers {
             let mut find =
-                |part: &str, shape: &[usize], kinds| search.find(&format!("blk.{number}.{part}.weight"), shape, kinds);
+                |part: &str, shape: &[Dim], kinds| search.find(&format!("blk.{number}.{part}.weight"), shape, kinds);
             let attn_norm = find("attn_norm", &[hidden], VECTOR);
             let q = find("attn_q", &[q_width, hidden], MATRIX);
             let k = find("attn_k", &[kv_width, hidden], MATRIX);
@@ -342,14 +404,13 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn find(
-        &mut self,
-        name: &str,
-        shape: &[usize],
-        (kinds, supported): (&[TensorType], &'static str),
-    ) -> Option<Tensor> {
+    fn find(&mut self, name: &str, shape: &[Dim], (kinds, supported): (&[TensorType], &'static str)) -> Option<Tensor> {
         self.known.insert(name.into());
-        Tensor::find(self.gguf, name, shape, kinds, supported).map_err(|error| self.errors.push(error)).ok()
+        let in_file: Vec<usize> = shape.iter().map(|dim| dim.in_file).collect();
+        let found = Tensor::find(self.gguf, name, &in_file, kinds, supported);
+        let tensor = found.map_err(|error| self.errors.push(error)).ok()?;
+        let in_memory = |from_last: usize| shape.iter().rev().nth(from_last).map_or(1, |dim| dim.in_memory);
+        Some(tensor.continued(in_memory(1), in_memory(0)))
     }
 
     fn unknown(&mut self) {
@@ -409,18 +470,19 @@ impl<B: Backend> Weights<B> {
     /// # Errors
     /// What [`Tensor::check_finite`], [`Tensor::f32s`] and the backend report.
     pub fn load(tensors: &Tensors, backend: &B, check: bool, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
-        let total = tensors.iter().map(|tensor| tensor.bytes().len() as u64).sum();
+        let total = tensors.iter().map(|tensor| tensor.byte_len() as u64).sum();
         let mut done = 0;
         progress(done, total);
         let mut step = |tensor: &Tensor| {
-            done += tensor.bytes().len() as u64;
+            done += tensor.byte_len() as u64;
             progress(done, total);
         };
         let mut matrix = |tensor: &Tensor| {
             if check {
                 tensor.check_finite()?;
             }
-            let matrix = backend.matrix(tensor)?;
+            // A copy with zeros is only kept by a backend that keeps the tensor.
+            let matrix = backend.matrix(&tensor.clone())?;
             step(tensor);
             Ok::<_, Error>(matrix)
         };
@@ -450,7 +512,7 @@ impl<B: Backend> Weights<B> {
         if check {
             tensors.embedding.check_finite()?;
         }
-        let embedding = backend.table(&tensors.embedding)?;
+        let embedding = backend.table(&tensors.embedding.clone())?;
         progress(total, total);
         Ok(Self { embedding, layers, output_norm, output })
     }

@@ -28,7 +28,7 @@ pub fn rope(
     for (head, x) in x.chunks_exact_mut(head_dim).enumerate() {
         if let Some(weight) = weight {
             let before = x.to_vec();
-            rms_norm(&before, weight, eps, x);
+            rms_norm(&before, weight, head_dim, eps, x);
         }
         if let Some(normed) = &mut normed {
             for (normed, &x) in normed[head * head_dim..].iter_mut().zip(&*x) {

@@ -16,19 +16,28 @@ pub struct Forward {
     pub experts: Vec<Vec<Vec<usize>>>,
 }
 
-/// Rows `first .. first + rows` of all rows of a tensor, without rounding.
-fn weights(tensor: &Tensor, first: usize, rows: usize) -> Vec<f64> {
-    let row_bytes = tensor.kind().bytes_of(tensor.cols());
-    let bytes = &tensor.bytes()[first * row_bytes..][..rows * row_bytes];
-    let mut out = vec![0.0; rows * tensor.cols()];
-    match Matrix::new(tensor.kind(), bytes) {
-        Some(blocks) => exact(blocks, &mut out),
-        None => {
-            let mut floats = vec![0.0; out.len()];
-            dequantize(tensor.kind(), bytes, &mut floats);
-            out = floats.into_iter().map(f64::from).collect();
-        }
+/// A matrix of a tensor in the file, without rounding: of an expert, where there are some.
+fn weights(gguf: &Gguf, tensor: &Tensor, expert: usize) -> Vec<f64> {
+    let (kind, shape) = (tensor.kind(), gguf.require_tensor(tensor.name()).unwrap().shape());
+    let matrix = shape.iter().rev().take(2).product::<u64>() as usize;
+    rows(gguf, tensor, kind.bytes_of(expert * matrix), matrix)
+}
+
+/// So many weights from a byte of a tensor in the file on, without rounding.
+fn rows(gguf: &Gguf, tensor: &Tensor, from: usize, count: usize) -> Vec<f64> {
+    let kind = tensor.kind();
+    let mut bytes = gguf.require_tensor(tensor.name()).unwrap().data()[from..][..kind.bytes_of(count)].to_vec();
+    if tensor.is_floats() {
+        let mut floats = vec![0.0; count];
+        dequantize(kind, &bytes, &mut floats);
+        return floats.into_iter().map(f64::from).collect();
     }
+    // Blocks of 32 are read in eights.
+    let whole = count.next_multiple_of(256);
+    bytes.resize(kind.bytes_of(whole), 0);
+    let mut out = vec![0.0; whole];
+    exact(Matrix::new(kind, &bytes).unwrap(), &mut out);
+    out.truncate(count);
     out
 }
 
@@ -67,8 +76,8 @@ fn heads(x: &[f64], weight: &[f64], position: usize, config: &Config) -> Vec<f64
 }
 
 /// Attention of all tokens, `[tokens][heads * head_dim]`.
-fn attention(normed: &[Vec<f64>], layer: &LayerTensors, config: &Config) -> Vec<Vec<f64>> {
-    let all = |tensor: &Tensor| weights(tensor, 0, tensor.rows());
+fn attention(gguf: &Gguf, normed: &[Vec<f64>], layer: &LayerTensors, config: &Config) -> Vec<Vec<f64>> {
+    let all = |tensor: &Tensor| weights(gguf, tensor, 0);
     let [q, k, v, q_norm, k_norm] = [&layer.q, &layer.k, &layer.v, &layer.q_norm, &layer.k_norm].map(all);
     let of_tokens = |w: &[f64], norm: Option<&[f64]>| -> Vec<Vec<f64>> {
         let rows = normed.iter().map(|x| product(w, x)).enumerate();
@@ -95,15 +104,15 @@ fn attention(normed: &[Vec<f64>], layer: &LayerTensors, config: &Config) -> Vec<
 }
 
 /// The experts' output of one token, and which they are.
-fn experts(x: &[f64], layer: &LayerTensors, config: &Config) -> (Vec<f64>, Vec<usize>) {
-    let logits = product(&weights(&layer.router, 0, config.experts), x);
+fn experts(gguf: &Gguf, x: &[f64], layer: &LayerTensors, config: &Config) -> (Vec<f64>, Vec<usize>) {
+    let logits = product(&weights(gguf, &layer.router, 0), x);
     let mut order: Vec<usize> = (0..config.experts).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
     order.truncate(config.top_k);
     let p = softmax(&order.iter().map(|&expert| logits[expert]).collect::<Vec<_>>());
     let mut sum = vec![0.0; config.hidden];
     for (&expert, p) in order.iter().zip(p) {
-        let of_expert = |tensor: &Tensor| weights(tensor, expert * tensor.rows(), tensor.rows());
+        let of_expert = |tensor: &Tensor| weights(gguf, tensor, expert);
         let [gate, up] = [&layer.gate, &layer.up].map(|tensor| product(&of_expert(tensor), x));
         let swiglu: Vec<f64> = gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
         for (sum, down) in sum.iter_mut().zip(product(&of_expert(&layer.down), &swiglu)) {
@@ -117,27 +126,28 @@ fn experts(x: &[f64], layer: &LayerTensors, config: &Config) -> (Vec<f64>, Vec<u
 pub fn forward(gguf: &Arc<Gguf>, tokens: &[u32]) -> Forward {
     let config = Config::from_gguf(gguf).unwrap();
     let tensors = Tensors::find(gguf, &config).unwrap();
-    let vector = |tensor: &Tensor| weights(tensor, 0, 1);
-    let mut hidden: Vec<Vec<f64>> =
-        tokens.iter().map(|&token| weights(&tensors.embedding, token as usize, 1)).collect();
+    let vector = |tensor: &Tensor| weights(gguf, tensor, 0);
+    let row_bytes = tensors.embedding.kind().bytes_of(config.hidden);
+    let embedding = |token: u32| rows(gguf, &tensors.embedding, token as usize * row_bytes, config.hidden);
+    let mut hidden: Vec<Vec<f64>> = tokens.iter().map(|&token| embedding(token)).collect();
     let mut chosen = Vec::new();
     for layer in &tensors.layers {
         let norm = vector(&layer.attn_norm);
         let normed: Vec<_> = hidden.iter().map(|x| rms_norm(x, &norm, config.rms_eps)).collect();
-        let output = weights(&layer.attn_output, 0, config.hidden);
-        for (hidden, attended) in hidden.iter_mut().zip(attention(&normed, layer, &config)) {
+        let output = weights(gguf, &layer.attn_output, 0);
+        for (hidden, attended) in hidden.iter_mut().zip(attention(gguf, &normed, layer, &config)) {
             hidden.iter_mut().zip(product(&output, &attended)).for_each(|(hidden, x)| *hidden += x);
         }
         let norm = vector(&layer.ffn_norm);
         let mut of_layer = Vec::new();
         for hidden in &mut hidden {
-            let (sum, experts) = experts(&rms_norm(hidden, &norm, config.rms_eps), layer, &config);
+            let (sum, experts) = experts(gguf, &rms_norm(hidden, &norm, config.rms_eps), layer, &config);
             hidden.iter_mut().zip(sum).for_each(|(hidden, x)| *hidden += x);
             of_layer.push(experts);
         }
         chosen.push(of_layer);
     }
-    let (norm, output) = (vector(&tensors.output_norm), weights(&tensors.output, 0, config.vocab));
+    let (norm, output) = (vector(&tensors.output_norm), weights(gguf, &tensors.output, 0));
     let logits = hidden.iter().flat_map(|x| product(&output, &rms_norm(x, &norm, config.rms_eps))).collect();
     Forward { logits, experts: chosen }
 }

@@ -13,6 +13,8 @@ pub struct Row {
     pub x: Vec<f32>,
     pub weight: Vec<f32>,
     pub eps: f32,
+    /// Values that count.
+    pub width: usize,
 }
 
 /// The normed row, as floats and as fixed point.
@@ -24,12 +26,26 @@ pub struct Normed {
 
 impl Row {
     pub fn random(random: &mut Random, kind: Activations, cols: usize) -> Self {
-        Self { x: kind.row(random, cols), weight: random.gaussians(cols), eps: EPS }
+        Self { x: kind.row(random, cols), weight: random.gaussians(cols), eps: EPS, width: cols }
+    }
+
+    /// Rows of fewer values than columns, also with something behind them, where zeros should be.
+    pub fn narrow(random: &mut Random, cols: usize) -> Vec<Self> {
+        let mut rows = Vec::new();
+        for width in [1, cols - 224, cols - 32, cols - 1] {
+            let mut zeros = Self { width, ..Self::random(random, Activations::Gaussian, cols) };
+            zeros.x[width..].fill(0.0);
+            zeros.weight[width..].fill(0.0);
+            let filled = Self { width, ..Self::random(random, Activations::Gaussian, cols) };
+            rows.extend([zeros, filled]);
+        }
+        rows
     }
 
     /// Rows whose norm shows the order of its sum.
     pub fn telling(random: &mut Random, cols: usize) -> Vec<Self> {
-        pins::norm_rows(cols).into_iter().map(|(x, eps)| Self { x, weight: random.gaussians(cols), eps }).collect()
+        let row = |(x, eps)| Self { x, weight: random.gaussians(cols), eps, width: cols };
+        pins::norm_rows(cols).into_iter().map(row).collect()
     }
 
     /// Rows with NaNs that are not the one that kernels store: in x, and in a few weights.
@@ -49,7 +65,7 @@ impl Row {
     /// What the oracle makes of it.
     pub fn normed(&self) -> Normed {
         let mut row = vec![0.0; self.x.len()];
-        oracle::rms_norm::rms_norm(&self.x, &self.weight, self.eps, &mut row);
+        oracle::rms_norm::rms_norm(&self.x, &self.weight, self.width, self.eps, &mut row);
         let (blocks, digits) = fixed_blocks(&row);
         Normed { row, blocks, digits }
     }
@@ -60,6 +76,7 @@ impl Row {
             weight: input(device, &self.weight),
             out: Output::new(device, self.x.len()),
             eps: self.eps,
+            width: self.width,
         }
     }
 }
@@ -70,12 +87,13 @@ pub struct UploadedRow<D: Device> {
     pub weight: Buffer<D, f32>,
     pub out: Output<D, f32>,
     pub eps: f32,
+    pub width: usize,
 }
 
 impl<D: Device> UploadedRow<D> {
     /// The operand, with or without its optional output.
     pub fn fused(&mut self, optional: bool) -> FusedNorm<'_> {
-        FusedNorm::new(self.x.slice(), self.weight.slice(), self.eps).out(self.out.slice_if(optional))
+        FusedNorm::new(self.x.slice(), self.weight.slice(), self.eps, self.width).out(self.out.slice_if(optional))
     }
 
     /// What the kernel of its own makes of it, as floats and as fixed point.
@@ -83,6 +101,7 @@ impl<D: Device> UploadedRow<D> {
         let cols = self.x.len();
         let (mut out, mut fixed) = (Output::new(device, cols), Output::new(device, cols / 256));
         ok(RmsNorm::new(self.x.slice(), self.weight.slice(), self.eps, [1, cols])
+            .width(self.width)
             .out(out.slice())
             .fixed(fixed.slice())
             .launch(device));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kquant_moe::blocks::TensorType::{self, F32, Q4K, Q6K};
 use kquant_moe::gguf::{Gguf, Header};
+use kquant_moe::model::synth::{Preset, SynthOptions, synth_with};
 use kquant_moe::model::{Config, RopeScaling};
 
 use super::random::Random;
@@ -28,6 +29,16 @@ pub const SMALL: Config = reshaped!(
     rms_eps: UNEVEN.rms_eps,
     rope_base: UNEVEN.rope_base,
 );
+
+/// A model of one layer in a type of blocks of 32, none of whose widths is a multiple of 256: hidden 288, of an expert 96, of 2 query heads
+/// 128.
+pub fn narrow(kind: TensorType) -> Arc<Gguf> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("narrow.gguf");
+    let options = SynthOptions::new(Preset::Tiny, 3).layers(1).hidden(288).expert_ff(96).heads([2, 1, 64]);
+    synth_with(&path, options, &|_, _| kind, &mut |_, _| {}).unwrap();
+    Arc::new(Gguf::read(&path).unwrap())
+}
 
 /// A model of that shape. Its matrices are in Q4_K and Q6_K, by turns.
 pub fn model(config: &Config, seed: u64) -> Arc<Gguf> {
