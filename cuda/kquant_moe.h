@@ -208,24 +208,25 @@ typedef struct kqm_rms_norm_args {
  * positions, kv_heads, head_dim], which sequences share: position p of sequence s is position p % KQM_ATTENTION_CHUNK of page
  * pages[s][p / KQM_ATTENTION_CHUNK]. Tokens may be of any sequences and positions, in any order. A token whose position is not below the
  * reach, whose sequence is none of them, or whose page is none of the pool has no place: it gives NaN and leaves the caches alone. Any
- * other page that the pool does not have holds NaNs for the tokens that see it. */
+ * other page that the pool does not have holds NaNs for the tokens that see it. A position of a page that is written belongs to one token
+ * of the batch, and is seen as that token's position alone.
+ *
+ * What follows from the host's numbers is laid out when a launch is made, and recorded with it; what is in memory is read when it runs.
+ * No value depends on `reach`, unless a token is at it or behind, nor on `singles`, which are for the speed of attention: its launch and
+ * its workspace are laid out for the reach, and the less that is the better. It takes the first `singles` tokens one at a time, whatever
+ * they are, and the others together with their neighbours, for which neighbours had better be at positions of one sequence that follow each
+ * other. Where fewer than four are left these are single, too. */
 typedef struct kqm_batch {
   const uint32_t *position; /* [tokens] */
   const uint32_t *sequence; /* [tokens] */
   const uint32_t
-      *pages; /* [sequences, ceil(capacity / KQM_ATTENTION_CHUNK)], less than 2^32 in all; those that no token sees may
-                             * be anything */
+      *pages; /* [sequences, ceil(capacity / KQM_ATTENTION_CHUNK)]; those that no token sees may be anything */
   uint32_t tokens;
-  uint32_t sequences;
+  uint32_t sequences;  /* times ceil(capacity / KQM_ATTENTION_CHUNK) less than 2^32 */
   uint32_t capacity;   /* most positions of a sequence, below 2^31 */
   uint32_t pool_pages; /* pages of the cache of keys, and of that of values */
-  uint32_t
-      reach; /* no token is at this position or behind it; 0: the capacity. It bounds what attention lays out its launch and its
-                        * workspace for: small ones are faster */
-  uint32_t
-      singles; /* attention takes the first so many tokens one at a time, and the others together with their neighbours, for which
-                        * neighbours had better be at positions of one sequence that follow each other. A matter of speed; where fewer than
-                        * four are left they are single, too */
+  uint32_t reach;      /* no token is at this position or behind it; 0: the capacity */
+  uint32_t singles;    /* at most all tokens */
 } kqm_batch;
 
 /* rope: per-head RMSNorm of q and k, RoPE (NeoX layout: dimension i is paired with i + head_dim / 2), and the write

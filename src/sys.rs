@@ -392,7 +392,14 @@ impl Default for kqm_rms_norm_args {
 positions, kv_heads, head_dim\], which sequences share: position p of sequence s is position p % KQM_ATTENTION_CHUNK of page
 pages\[s\]\[p / KQM_ATTENTION_CHUNK\]. Tokens may be of any sequences and positions, in any order. A token whose position is not below the
 reach, whose sequence is none of them, or whose page is none of the pool has no place: it gives NaN and leaves the caches alone. Any
-other page that the pool does not have holds NaNs for the tokens that see it.*/
+other page that the pool does not have holds NaNs for the tokens that see it. A position of a page that is written belongs to one token
+of the batch, and is seen as that token's position alone.
+
+What follows from the host's numbers is laid out when a launch is made, and recorded with it; what is in memory is read when it runs.
+No value depends on `reach`, unless a token is at it or behind, nor on `singles`, which are for the speed of attention: its launch and
+its workspace are laid out for the reach, and the less that is the better. It takes the first `singles` tokens one at a time, whatever
+they are, and the others together with their neighbours, for which neighbours had better be at positions of one sequence that follow each
+other. Where fewer than four are left these are single, too.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_batch {
@@ -400,21 +407,18 @@ pub struct kqm_batch {
     pub position: *const u32,
     /// \[tokens\]
     pub sequence: *const u32,
-    /** \[sequences, ceil(capacity / KQM_ATTENTION_CHUNK)\], less than 2^32 in all; those that no token sees may
-    be anything*/
+    /// \[sequences, ceil(capacity / KQM_ATTENTION_CHUNK)\]; those that no token sees may be anything
     pub pages: *const u32,
     pub tokens: u32,
+    /// times ceil(capacity / KQM_ATTENTION_CHUNK) less than 2^32
     pub sequences: u32,
     /// most positions of a sequence, below 2^31
     pub capacity: u32,
     /// pages of the cache of keys, and of that of values
     pub pool_pages: u32,
-    /** no token is at this position or behind it; 0: the capacity. It bounds what attention lays out its launch and its
-    workspace for: small ones are faster*/
+    /// no token is at this position or behind it; 0: the capacity
     pub reach: u32,
-    /** attention takes the first so many tokens one at a time, and the others together with their neighbours, for which
-    neighbours had better be at positions of one sequence that follow each other. A matter of speed; where fewer than
-    four are left they are single, too*/
+    /// at most all tokens
     pub singles: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]

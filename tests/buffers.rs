@@ -34,6 +34,13 @@ fn parts_and_copies<D: Device>(device: &D) {
     assert_eq!(read(device, &other), [0; 4]);
     other.copy_from(device, 1, &buffer, 2, 3).unwrap();
     assert_eq!(read(device, &other), [0, 30, 4, 5]);
+    // Parts beside each other, backwards too.
+    let mut moved = Buffer::from_slice(device, &[1, 2, 3, 4, 5]).unwrap();
+    moved.copy_within(device, 2, 0, 2).unwrap();
+    assert_eq!(read(device, &moved), [1, 2, 1, 2, 5]);
+    moved.copy_within(device, 0, 3, 2).unwrap();
+    assert_eq!(read(device, &moved), [2, 5, 1, 2, 5]);
+    moved.copy_within(device, 5, 5, 0).unwrap();
     // Nothing, at the very end.
     other.copy_from(device, 4, &buffer, 5, 0).unwrap();
     other.write(device, 4, &[]).unwrap();
@@ -49,6 +56,9 @@ fn parts_and_copies<D: Device>(device: &D) {
         refused("part", buffer.part(from, len).map(drop));
         refused("part_mut", buffer.part_mut(from, len).map(drop));
         refused("copy from", other.copy_from(device, 0, &buffer, from, len));
+    }
+    for (to, from, len) in [(0, 1, 2), (1, 0, 2), (2, 2, 1), (0, 3, 3), (3, 0, 3), (0, usize::MAX, 2)] {
+        refused("copy within", moved.copy_within(device, to, from, len));
     }
     refused("copy to", other.copy_from(device, 2, &buffer, 0, 3));
     refused("write", buffer.write(device, 3, &[1, 2, 3]));
