@@ -23,7 +23,7 @@ use kquant_moe::oracle::sample::Sampling;
 use kquant_moe::{Error, Result, sys};
 
 use common::hooked::{Call, Hook, Hooked};
-use common::shaped::{self, UNEVEN, reshaped};
+use common::shaped::{self, SMALL, UNEVEN, reshaped};
 
 const TINY: &[u8] = include_bytes!("../cli/model/tiny-qwen3moe-q4_k_m.gguf");
 
@@ -476,24 +476,29 @@ type PoolWork<B> = fn(&Model<B>, &mut Pool<B>, [Sequence; 3]) -> Result<Vec<u32>
 
 /// A prompt beside the token of a sequence that has to leave a page to another one.
 fn pool_forward<B: Backend>(model: &Model<B>, pool: &mut Pool<B>, [_, fork, other]: [Sequence; 3]) -> Result<Vec<u32>> {
-    let entries = [Entry::new(other, &PROMPT, Logits::Last), Entry::new(fork, &[284], Logits::All)];
+    let entries = [Entry::new(other, &[1, 2, 3], Logits::Last), Entry::new(fork, &[4], Logits::All)];
     Ok(common::bits(&pool.forward(model, &entries)?.concat()))
 }
 
 /// Tokens that are drawn, one of them behind a guess.
 fn pool_speculate<B: Backend>(model: &Model<B>, pool: &mut Pool<B>, all: [Sequence; 3]) -> Result<Vec<u32>> {
     let drawn = Sampling { penalty: 1.2, window: 4, top_p: 0.9, seed: 5, ..Sampling::default() };
-    Ok(pool.speculate(model, &[Next::new(all[1], &PROMPT, drawn), Next::new(all[0], &[3], Sampling::GREEDY)])?.concat())
+    Ok(pool
+        .speculate(model, &[Next::new(all[1], &[1, 2, 3], drawn), Next::new(all[0], &[3], Sampling::GREEDY)])?
+        .concat())
 }
 
-/// Tokens that the device feeds back to itself, drawn ones and then the most probable ones.
-fn pool_decode<B: Backend>(model: &Model<B>, pool: &mut Pool<B>, all: [Sequence; 3]) -> Result<Vec<u32>> {
+/// Tokens that the device feeds back to itself, of two sequences that had a page together.
+fn pool_decode<B: Backend>(model: &Model<B>, pool: &mut Pool<B>, [first, fork, _]: [Sequence; 3]) -> Result<Vec<u32>> {
+    let entries = [first, fork].map(|sequence| Next::new(sequence, &[7], Sampling::GREEDY));
+    Ok(pool.decode(model, &entries, 2)?.concat())
+}
+
+/// The same of tokens that are drawn.
+fn pool_draw<B: Backend>(model: &Model<B>, pool: &mut Pool<B>, [first, .., other]: [Sequence; 3]) -> Result<Vec<u32>> {
     let drawn = Sampling { penalty: 1.2, window: 4, top_k: 9, seed: 5, ..Sampling::default() };
-    let entries = |sampling| all.map(|sequence| Next::new(sequence, &PROMPT[..1], sampling));
-    let mut tokens = pool.decode(model, &entries(drawn), 2)?.concat();
-    all.into_iter().try_for_each(|sequence| pool.truncate(sequence, pool.position(sequence)? - 2))?;
-    tokens.extend(pool.decode(model, &entries(Sampling::GREEDY), 2)?.concat());
-    Ok(tokens)
+    let entries = [first, other].map(|sequence| Next::new(sequence, &[7], drawn));
+    Ok(pool.decode(model, &entries, 3)?.concat())
 }
 
 /// A sequence that was saved comes back.
@@ -510,7 +515,7 @@ fn started_pool<B: Backend>(model: &Model<B>) -> (Pool<B>, [Sequence; 3]) {
     let mut pool =
         model.pool(PoolOptions::default().pages(5).sequences(4).capacity(100).max_batch(4).window(8)).unwrap();
     let [first, other] = [(); 2].map(|()| pool.create().unwrap());
-    pool.forward(model, &[Entry::new(first, &[280, 5], Logits::None), Entry::new(other, &[9], Logits::None)]).unwrap();
+    pool.forward(model, &[Entry::new(first, &[8, 5], Logits::None), Entry::new(other, &[9], Logits::None)]).unwrap();
     let fork = pool.fork(first).unwrap();
     (pool, [first, fork, other])
 }
@@ -519,7 +524,7 @@ fn started_pool<B: Backend>(model: &Model<B>) -> (Pool<B>, [Sequence; 3]) {
 /// the same work succeeds afterwards.
 fn any_call_of_a_pool_may_fail(work: PoolWork<Gpu<Hooked<Card>>>, on_cpu: PoolWork<Cpu>) {
     let Some(emulation) = common::emulated_device() else { return };
-    let gguf = one_layer();
+    let gguf = shaped::model(&SMALL, 1);
     let cpu = load_from(gguf.clone(), Cpu::new()).unwrap();
     let (mut pool, all) = started_pool(&cpu);
     let expected = on_cpu(&cpu, &mut pool, all).unwrap();
@@ -546,9 +551,6 @@ fn any_call_of_a_pool_may_fail(work: PoolWork<Gpu<Hooked<Card>>>, on_cpu: PoolWo
                 "{failure:?} at call {failed}: pages"
             );
             for (&sequence, before) in all.iter().zip(&before) {
-                // A work of two parts may have done the first one.
-                let position = pool.position(sequence).unwrap();
-                assert!(position <= 2, "{failure:?} at call {failed}: position {position}");
                 assert!(
                     pool.save(sequence).unwrap() == *before,
                     "{failure:?} at call {failed}: {sequence} has changed"
@@ -562,7 +564,7 @@ fn any_call_of_a_pool_may_fail(work: PoolWork<Gpu<Hooked<Card>>>, on_cpu: PoolWo
             failed += 1;
         }
         println!("{failure:?}: at {failed} calls");
-        assert!(failed > 10, "{failed} calls");
+        assert!(failed > 5, "{failed} calls");
     }
 }
 
@@ -582,6 +584,12 @@ fn any_call_of_a_pools_speculation_may_fail() {
 fn any_call_of_a_pools_decode_may_fail() {
     let _alone = alone();
     any_call_of_a_pool_may_fail(pool_decode, pool_decode);
+}
+
+#[test]
+fn any_call_of_a_pools_drawn_decode_may_fail() {
+    let _alone = alone();
+    any_call_of_a_pool_may_fail(pool_draw, pool_draw);
 }
 
 #[test]
