@@ -155,14 +155,21 @@ struct Request {
 
 impl Line {
     fn new(number: usize, line: &[u8]) -> Self {
-        let value = serde_json::from_slice::<Value>(line).ok();
+        let line = match std::str::from_utf8(line) {
+            Ok(line) => line,
+            Err(error) => {
+                let fault = format!("the line is not UTF-8 from byte {} on", error.valid_up_to());
+                return Self { number, id: None, fields: Err(fault) };
+            }
+        };
+        let value = serde_json::from_str::<Value>(line).ok();
         let id = value.as_ref().and_then(|value| Id::deserialize(value.get("id")?).ok());
         let fields = match &value {
             Some(Value::Object(fields)) if id.is_none() && fields.contains_key("id") => {
                 Err("id: expected a string or an integer of 64 bits".into())
             }
             Some(value) if !value.is_object() => Err("expected a JSON object".into()),
-            _ => serde_json::from_slice::<Fields>(line).map_err(|error| fault_of(&error)),
+            _ => serde_json::from_str::<Fields>(line).map_err(|error| fault_of(&error)),
         };
         Self { number, id, fields }
     }
@@ -328,20 +335,7 @@ impl Job for Work<'_, '_> {
         let (model, pool) = self.source.load_with_pool(backend, options)?;
         let at_once = if device.is_some() { STEPS_ON_GPU } else { 1 };
         let start = Instant::now();
-        let progress = Progress::count("prompts", self.requests.len());
-        let batch = Batching {
-            model: &model,
-            pool,
-            waiting: self.requests,
-            running: Vec::new(),
-            reserved: 0,
-            at_once,
-            ends: &self.ends,
-            answers: self.answers,
-            progress,
-            done: Done::default(),
-        };
-        let done = batch.run()?;
+        let done = Batching::new(&model, pool, self.requests, at_once, &self.ends, self.answers).run()?;
         Ok(Done { on, seconds: start.elapsed().as_secs_f64(), ..done })
     }
 }
@@ -381,7 +375,21 @@ struct Batching<'a, 'b, B: Backend> {
     done: Done,
 }
 
-impl<B: Backend> Batching<'_, '_, B> {
+impl<'a, 'b, B: Backend> Batching<'a, 'b, B> {
+    /// All of the requests wait.
+    fn new(
+        model: &'a Model<B>,
+        pool: Pool<B>,
+        waiting: VecDeque<Request>,
+        at_once: usize,
+        ends: &'a [u32],
+        answers: &'a mut Answers<'b>,
+    ) -> Self {
+        let progress = Progress::count("prompts", waiting.len());
+        let (running, done) = (Vec::new(), Done::default());
+        Self { model, pool, waiting, running, reserved: 0, at_once, ends, answers, progress, done }
+    }
+
     fn run(mut self) -> Result<Done> {
         let mut at_once = self.at_once;
         while !self.answers.out.is_closed() {
@@ -510,6 +518,14 @@ fn shared(a: &[u32], b: &[u32]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::io::Write;
+    use std::rc::Rc;
+    use std::sync::Arc;
+
+    use kquant_moe::gguf::Gguf;
+    use kquant_moe::model::{CacheType, Config, Tensors, cpu::Cpu};
+
     use super::*;
 
     fn fault(line: &str) -> (Option<Id>, String) {
@@ -558,7 +574,80 @@ mod tests {
             assert!(found.1.contains(parts) && found.1.is_empty() == parts.is_empty(), "{line}: {}", found.1);
         }
         let broken = Line::new(3, b"{\"id\": \"\xff\"}");
-        assert!(broken.id.is_none() && broken.fields.unwrap_err().contains("unicode"));
+        assert_eq!((broken.id, broken.fields.unwrap_err().as_str()), (None, "the line is not UTF-8 from byte 8 on"));
+    }
+
+    /// Standard output in memory.
+    #[derive(Clone, Default)]
+    struct Written(Rc<RefCell<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.borrow_mut().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The built-in model with keys of which those of some tokens do not fit into half precision.
+    fn large_keys() -> Source {
+        let mut bytes = include_bytes!("../model/tiny-qwen3moe-q4_k_m.gguf").to_vec();
+        let source = Source::built_in().unwrap();
+        let weights = source.gguf.tensor("blk.0.attn_k_norm.weight").unwrap().data().to_vec();
+        let at = bytes.windows(weights.len()).position(|window| window == weights).unwrap();
+        for value in bytes[at..][..weights.len()].as_chunks_mut().0 {
+            *value = (f32::from_le_bytes(*value) * 7000.0).to_le_bytes();
+        }
+        let gguf = Arc::new(Gguf::from_vec("large keys", bytes).unwrap());
+        let config = Config::from_gguf(&gguf).unwrap();
+        let tensors = Tensors::find(&gguf, &config).unwrap();
+        ModelArgs::default().source(gguf, config, tensors)
+    }
+
+    /// As on a GPU: a text ends, or is not finite, somewhere among steps whose tokens are read back together.
+    #[test]
+    fn what_is_generated_does_not_depend_on_steps_at_once() {
+        let source = large_keys();
+        let request = |(number, prompt): (usize, &[u32])| Request {
+            number,
+            id: Id::Unsigned(number as u64),
+            prompt: prompt.to_vec(),
+            count: 20,
+            sampling: Sampling {
+                seed: number as u64,
+                ..if number == 4 { Sampling::default() } else { Sampling::GREEDY }
+            },
+        };
+        let prompts: [&[u32]; 6] = [&[20], &[4, 5], &[1, 2, 3], &[30], &[30], &[10]];
+        let generated = |at_once: usize, ends: &[u32]| {
+            let options = PoolOptions::default().pages(4).sequences(4).capacity(64).cache(CacheType::F16);
+            let (model, pool) = source.load_with_pool(Cpu::new(), options).unwrap();
+            let written = Written::default();
+            let mut out = Out::to(written.clone());
+            let mut answers = Answers { tokenizer: None, failed: 0, out: &mut out };
+            let requests = prompts.into_iter().enumerate().map(request).collect();
+            Batching::new(&model, pool, requests, at_once, ends, &mut answers).run().unwrap();
+            let failed = answers.failed;
+            let text = String::from_utf8(written.0.take()).unwrap();
+            let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            lines.sort_by_key(|line| line["id"].as_u64());
+            assert_eq!((lines.len(), failed), (6, lines.iter().filter(|line| line["error"].is_string()).count()));
+            lines
+        };
+        let whole = generated(1, &[]);
+        let errors: Vec<bool> = whole.iter().map(|line| line["error"].is_string()).collect();
+        assert!(errors[1..3] == [true, true] && !errors[0] && !errors[3] && errors[5], "{whole:?}");
+        assert!(whole[1]["error"].as_str().unwrap().contains("position 12:"), "{}", whole[1]);
+        // A token at which the first text stops before its end, and maybe others.
+        let end = whole[0]["tokens"][10].as_u64().unwrap() as u32;
+        let ended = generated(1, &[end]);
+        assert!(ended[0]["finish"] == "stop" && ended[0]["tokens"].as_array().unwrap().len() <= 10, "{}", ended[0]);
+        for at_once in [3, 8] {
+            assert_eq!(generated(at_once, &[]), whole, "{at_once}");
+            assert_eq!(generated(at_once, &[end]), ended, "{at_once}");
+        }
     }
 
     #[test]

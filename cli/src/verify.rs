@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use kquant_moe::device::{CudaDevice, Device as _};
 use kquant_moe::diff::{Array, Point, Report, Values};
 use kquant_moe::model::backend::PAGE;
-use kquant_moe::model::{Backend, Context, ContextOptions, Entry, Generation, Logits, Model, Pool, PoolOptions};
+use kquant_moe::model::{Backend, Context, ContextOptions, Entry, Generation, Logits, Model, Next, Pool, PoolOptions};
 use kquant_moe::oracle::sample::Sampling;
 use kquant_moe::trace::{NoTrace, Record, Select, Selection, Stage};
 use kquant_moe::{Error, Result};
@@ -27,8 +27,11 @@ const MEMORY_SHARE: f64 = 0.95;
 const TOP: usize = 5;
 /// Sequences that are computed together.
 const SEQUENCES: usize = 4;
-/// Tokens that are generated with drafts and without, and of a draft.
+/// Steps of sequences together.
+const STEPS: usize = 4;
+/// Tokens that are generated with drafts and without, behind so many, and tokens of a draft.
 const GENERATED: usize = 8;
+const PROMPT: usize = 16;
 const DRAFT: usize = 3;
 /// In the table of a failed clause, stages with a smaller cosine are said to diverge instead of to match.
 const MIN_COSINE: f64 = 0.99;
@@ -269,20 +272,22 @@ impl Gather<'_> {
             .sequences(SEQUENCES)
             .capacity(capacity)
             .cache(self.options.cache);
-        let context = model.context(self.options.capacity(capacity))?;
-        let mut both = Both { model, context, pool: model.pool(options)? };
-        let together = both.together(self.tokens)?;
+        let context = || model.context(self.options.capacity(capacity));
+        let both = || Ok::<_, Error>(Both { model, context: context()?, pool: model.pool(options)? });
+        let all = self.tokens;
+        let together = Both::together(both()?, all)?;
         progress.step();
-        let forked = both.forked(&self.tokens[..self.tokens.len().min(most - 1)])?;
+        // Both of the others need room for a token more, or a few.
+        let forked = Both::forked(both()?, &all[..all.len().min(most - 1)])?;
         progress.step();
-        let speculated =
-            both.speculated(&self.tokens[..self.tokens.len().min(capacity.saturating_sub(GENERATED)).max(1)])?;
+        let prompt = capacity.saturating_sub(GENERATED).clamp(1, PROMPT);
+        let speculated = Both::speculated(both()?, &all[..all.len().min(prompt)])?;
         progress.step();
         Ok(PoolFaults { together, forked, speculated })
     }
 }
 
-/// A context and a pool of the same model.
+/// A new context and a new pool of the same model.
 struct Both<'a, B: Backend> {
     model: &'a Model<B>,
     context: Context<B>,
@@ -312,8 +317,9 @@ impl<B: Backend> Both<'_, B> {
         or_fault(self.pool.forward(self.model, entries))
     }
 
-    /// Sequences of different lengths and contents: all but the last token of each in one batch, and the last ones in another.
-    fn together(&mut self, tokens: &[u32]) -> Result<Option<String>> {
+    /// Sequences of different lengths and contents: all but the last token of each in one batch, the last ones in another, and then steps
+    /// that feed each other.
+    fn together(mut self, tokens: &[u32]) -> Result<Option<String>> {
         let texts: Vec<&[u32]> =
             (0..SEQUENCES).map(|number| &tokens[number * tokens.len() / (SEQUENCES + 1)..]).collect();
         let mut sequences = Vec::new();
@@ -330,20 +336,58 @@ impl<B: Backend> Both<'_, B> {
             (Ok(first), Ok(last)) => (first, last),
             (Err(fault), _) | (_, Err(fault)) => return Ok(Some(fault)),
         };
-        let mut first = first.into_iter();
+        // Behind the longest one there is room for these and for the last token that they choose.
+        let steps = STEPS.min((self.context.capacity() - tokens.len()).saturating_sub(1));
+        let what = |number: usize| format!("sequence {number} of {SEQUENCES}");
+        let (mut first, mut alone) = (first.into_iter(), Vec::new());
         for (number, (text, last)) in texts.iter().zip(last).enumerate() {
             let found = if text.len() > 1 { first.next().unwrap_or_default() } else { Vec::new() };
-            let what = format!("sequence {number} of {SEQUENCES}");
-            if let Some(fault) = self.logits_fault(&what, text, &[found, last].concat())? {
+            if let Some(fault) = self.logits_fault(&what(number), text, &[found, last].concat())? {
                 return Ok(Some(fault));
             }
+            if steps > 0 {
+                // The context goes on from there.
+                let each = |_| ControlFlow::Continue(());
+                let generated = self.context.generate(self.model, &text[..1], steps, each);
+                let after = |tokens: Vec<u32>| {
+                    let logits = self.context.forward(self.model, &tokens[steps - 1..], Logits::Last)?;
+                    Ok((tokens, logits))
+                };
+                match or_fault(generated.and_then(after))? {
+                    Ok(step) => alone.push(step),
+                    Err(fault) => return Ok(Some(fault)),
+                }
+            }
         }
-        sequences.into_iter().try_for_each(|sequence| self.pool.drop(sequence))?;
-        Ok(None)
+        let next: Vec<Next<'_>> =
+            pairs().map(|(&sequence, text)| Next::new(sequence, &text[..1], Sampling::GREEDY)).collect();
+        let found = match or_fault(self.pool.decode(self.model, &next, steps))? {
+            Ok(found) if steps > 0 => found,
+            Ok(_) => return Ok(None),
+            Err(fault) => return Ok(Some(fault)),
+        };
+        if let Some(number) = alone.iter().zip(&found).position(|((alone, _), found)| alone != found) {
+            return Ok(Some(format!("{}: the tokens of {steps} steps", what(number))));
+        }
+        let last: Vec<Entry<'_>> = sequences
+            .iter()
+            .zip(&found)
+            .map(|(&sequence, found)| Entry::new(sequence, &found[steps - 1..], Logits::Last))
+            .collect();
+        let logits = match self.forward(&last)? {
+            Ok(logits) => logits,
+            Err(fault) => return Ok(Some(fault)),
+        };
+        let bad = alone.iter().zip(&logits).position(|((_, alone), found)| bits(alone).ne(bits(found)));
+        Ok(bad.map(|number| format!("{}: the logits after {steps} steps", what(number))))
     }
 
     /// Two that part after half of the tokens.
-    fn forked(&mut self, tokens: &[u32]) -> Result<Option<String>> {
+    fn forked(mut self, tokens: &[u32]) -> Result<Option<String>> {
+        if tokens.is_empty() {
+            // A model of a single position has nothing behind a fork.
+            return Ok(None);
+        }
         let (before, behind) = tokens.split_at(tokens.len().div_ceil(2));
         let other = &tokens[..behind.len().max(1)];
         let first = self.pool.create()?;
@@ -363,12 +407,11 @@ impl<B: Backend> Both<'_, B> {
                 return Ok(Some(fault));
             }
         }
-        [first, second].into_iter().try_for_each(|sequence| self.pool.drop(sequence))?;
         Ok(None)
     }
 
     /// Tokens that are the most probable ones, and tokens that are drawn, with drafts of which the last token is wrong.
-    fn speculated(&mut self, prompt: &[u32]) -> Result<Option<String>> {
+    fn speculated(mut self, prompt: &[u32]) -> Result<Option<String>> {
         let count = GENERATED.min(self.context.capacity() + 1 - prompt.len());
         let drawn = Sampling { seed: 1, ..Sampling::default() };
         for (what, sampling) in [("most probable", Sampling::GREEDY), ("drawn", drawn)] {
@@ -391,7 +434,6 @@ impl<B: Backend> Both<'_, B> {
                 Ok(found) => found,
                 Err(fault) => return Ok(Some(fault)),
             };
-            self.pool.drop(sequence)?;
             if let Some(index) = plain.iter().zip(&found).position(|(plain, found)| plain != found) {
                 return Ok(Some(format!(
                     "{what} tokens: token {index} is {} instead of {}",
@@ -810,17 +852,22 @@ mod tests {
         for (fault, clauses, first) in [
             (Fault::Hidden, vec![HIDDEN_CLAUSE, VALUES_CLAUSE], Some(hidden)),
             // What is computed for one of many tokens is not what is computed for it alone.
-            (Fault::Grouped, vec![HIDDEN_CLAUSE, VALUES_CLAUSE, DECODE_CLAUSE], Some(hidden)),
-            (Fault::Single, vec![DECODE_CLAUSE], Some(hidden)),
+            (Fault::Grouped, vec![HIDDEN_CLAUSE, VALUES_CLAUSE, DECODE_CLAUSE, TOGETHER_CLAUSE], Some(hidden)),
+            (Fault::Single, vec![DECODE_CLAUSE, TOGETHER_CLAUSE], Some(hidden)),
             (Fault::Indices, vec![INDICES_CLAUSE, VALUES_CLAUSE, DECODE_CLAUSE], Some("layer00.moe_router_indices")),
             (Fault::Weights, vec![VALUES_CLAUSE, WEIGHTS_CLAUSE, DECODE_CLAUSE], Some("layer00.moe_router")),
-            (Fault::Top, vec![VALUES_CLAUSE, TOP_CLAUSE, DECODE_CLAUSE], Some("logits")),
+            // The first row of what is computed is another one for a sequence alone, in a batch, and behind a fork.
+            (
+                Fault::Top,
+                vec![VALUES_CLAUSE, TOP_CLAUSE, DECODE_CLAUSE, TOGETHER_CLAUSE, FORK_CLAUSE, DRAFTS_CLAUSE],
+                Some("logits"),
+            ),
             // The first prefill is the odd one, or the second.
             (Fault::Run(1), vec![HIDDEN_CLAUSE, VALUES_CLAUSE, DECODE_CLAUSE, REPEAT_CLAUSE], Some(hidden)),
             (Fault::Run(2), vec![REPEAT_CLAUSE], None),
             (Fault::Run(3), vec![DECODE_CLAUSE], Some(hidden)),
-            (Fault::Untraced, vec![DECODE_CLAUSE, REPEAT_CLAUSE], None),
-            (Fault::UntracedSingle, vec![DECODE_CLAUSE], None),
+            (Fault::Untraced, vec![DECODE_CLAUSE, REPEAT_CLAUSE, TOGETHER_CLAUSE, FORK_CLAUSE], None),
+            (Fault::UntracedSingle, vec![DECODE_CLAUSE, TOGETHER_CLAUSE], None),
         ] {
             let expected = (clauses, Outcome::Failed, first.map(str::to_owned));
             assert_eq!(found(fault, true), expected, "{fault:?}");
@@ -834,11 +881,11 @@ mod tests {
     fn a_fault_of_the_cpu_alone_is_found_as_well() {
         let hidden = "layer00.ffn_residual";
         for (fault, clauses, first) in [
-            (Fault::Grouped, vec![DECODE_CLAUSE], Some(hidden)),
-            (Fault::Single, vec![DECODE_CLAUSE], Some(hidden)),
+            (Fault::Grouped, vec![DECODE_CLAUSE, TOGETHER_CLAUSE], Some(hidden)),
+            (Fault::Single, vec![DECODE_CLAUSE, TOGETHER_CLAUSE], Some(hidden)),
             (Fault::Weights, vec![WEIGHTS_CLAUSE, DECODE_CLAUSE], None),
             (Fault::Run(2), vec![REPEAT_CLAUSE], None),
-            (Fault::UntracedSingle, vec![DECODE_CLAUSE], None),
+            (Fault::UntracedSingle, vec![DECODE_CLAUSE, TOGETHER_CLAUSE], None),
             (Fault::Together, vec![TOGETHER_CLAUSE], None),
             (Fault::Copies, vec![FORK_CLAUSE], None),
             (Fault::Choices, vec![DRAFTS_CLAUSE], None),

@@ -138,24 +138,51 @@ fn a_bad_line_is_an_error_of_its_own() {
     }
 }
 
+/// Keys that are almost too large for half precision: of some tokens they are.
 #[test]
 fn values_that_are_not_finite_end_their_line_alone() {
     let dir = TempDir::new().unwrap();
     let keys = |part: &mut Part| {
         if part.name == "blk.0.attn_k_norm.weight" {
             for value in part.data.as_chunks_mut().0 {
-                *value = (f32::from_le_bytes(*value) * 1e5).to_le_bytes();
+                *value = (f32::from_le_bytes(*value) * 7000.0).to_le_bytes();
             }
         }
         true
     };
     let model = changed(&dir, keys, &[]);
-    let plain = [json!({"id": 1, "tokens": [1, 2, 3], "n": 4}), json!({"id": 2, "tokens": [4, 5], "n": 4})];
-    let (found, notes) = answers(&["-m", &model, "--kv", "f16"], &lines(&plain), 1);
-    assert!(notes.ends_with(", 2 lines failed"), "{notes}");
-    for (line, position) in found.iter().zip([2, 1]) {
-        let error = format!("no token follows position {position}: the values there are not finite");
-        assert_eq!(line["error"], error, "{line}");
+    let prompts = [
+        (json!([10]), Some(0)),
+        (json!([1, 2, 3]), Some(3)),
+        (json!([20]), None),
+        (json!([4, 5]), Some(12)),
+        (json!([30]), None),
+    ];
+    let requests: Vec<Json> =
+        (0..).zip(&prompts).map(|(id, (tokens, _))| json!({"id": id, "tokens": tokens, "n": 20})).collect();
+    let found = ["1", "2", "16"].map(|parallel| {
+        let args = ["-m", &model, "--kv", "f16", "--parallel", parallel];
+        let (found, notes) = answers(&args, &lines(&requests), 1);
+        assert!(notes.ends_with(", 3 lines failed"), "{notes}");
+        found
+    });
+    assert!(found[0] == found[1] && found[1] == found[2], "{found:?}");
+    for (line, (_, position)) in found[0].iter().zip(&prompts) {
+        match position {
+            Some(position) => {
+                let error = format!("no token follows position {position}: the values there are not finite");
+                assert_eq!(line["error"], error, "{line}");
+            }
+            None => assert_eq!(line["tokens"].as_array().unwrap().len(), 20, "{line}"),
+        }
+    }
+    // The same place as with a sequence alone, and with the stage.
+    let args = ["run", &model, "--kv", "f16", "-q", "-n", "20", "--tokens", "4,5"];
+    for more in [&[][..], &["--speculate", "3"]] {
+        let output = run(&[&args[..], more].concat());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && error.contains("position 12 "), "{error}");
+        assert!(error.contains("layer00.attn_scores"), "{error}");
     }
 }
 
