@@ -1,11 +1,16 @@
 //! `bench`: tokens per second of decode and prefill, and on a GPU where the time of a decode step goes.
 
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use kquant_moe::device::{CudaDevice, CudaMark, Device as _, Probe};
+use kquant_moe::model::backend::PAGE;
 use kquant_moe::model::cpu::Cpu;
 use kquant_moe::model::gpu::Gpu;
-use kquant_moe::model::{Backend, Context, ContextOptions, Logits, MemoryPlan, Model};
+use kquant_moe::model::{
+    Backend, Context, ContextOptions, Entry, Logits, MemoryPlan, Model, Next, Pool, PoolOptions, Sequence,
+};
+use kquant_moe::oracle::sample::Sampling;
 use kquant_moe::{Error, Result};
 use serde_json::{Value, json};
 
@@ -19,7 +24,8 @@ use super::output::{Out, Progress, bytes};
 /// Bytes that are copied to measure the card's bandwidth.
 const COPY_BYTES: usize = 1 << 30;
 
-/// Measures decode, token by token with the KV cache, and prefill; on a GPU also memory and each kernel of a decode step and of a prefill.
+/// Measures decode, token by token with the KV cache, of one sequence or of many together, and prefill; on a GPU also memory and each
+/// kernel of a decode step of one, and of a prefill.
 /// Each figure is the median of several runs after one that does not count.
 #[derive(clap::Args)]
 pub struct Args {
@@ -34,6 +40,9 @@ pub struct Args {
     /// Positions in use when decoding starts
     #[arg(long, value_name = "POSITIONS", default_value_t = 0)]
     depth: usize,
+    /// Decode so many sequences of different tokens together, each --tokens at --depth
+    #[arg(long, value_name = "B")]
+    sequences: Option<NonZeroUsize>,
     /// Tokens of the prompt whose prefill is measured, from an empty cache; 0 leaves it out
     #[arg(long, value_name = "N", default_value_t = 512)]
     prefill: usize,
@@ -82,6 +91,9 @@ pub fn bench(args: &Args, out: &mut Out) -> Result<Outcome> {
     let capacity = source.capacity(args.depth.saturating_add(args.tokens).max(args.prefill), None)?;
     let options = ContextOptions::default().capacity(capacity).cache(args.kv.cache_type());
     let device = args.backend.device()?;
+    if let Some(count) = args.sequences {
+        return Together { measure: Measure { source: &source, args, options }, count: count.get() }.bench(device, out);
+    }
     let measure = Measure { source: &source, args, options };
     // Unlike other commands, this one has work for a GPU that the CPU cannot do.
     let (measured, card) = match &device {
@@ -200,8 +212,12 @@ struct Measure<'a> {
 impl Measure<'_> {
     /// Tokens in no order, so that decode and prefill use all experts.
     fn tokens(&self, count: usize) -> Vec<u32> {
+        self.tokens_from(1, count)
+    }
+
+    /// The same from another start.
+    fn tokens_from(&self, mut state: u64, count: usize) -> Vec<u32> {
         let vocab = self.source.config.vocab as u64;
-        let mut state = 1_u64;
         let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             ((state >> 33) % vocab) as u32
@@ -214,6 +230,26 @@ impl Measure<'_> {
         let start = Instant::now();
         context.next_token(model, tokens)?;
         Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Seconds of all runs of prefill, if it is measured.
+    fn prefills<B: Backend>(
+        &self,
+        model: &Model<B>,
+        context: &mut Context<B>,
+        progress: &Progress,
+    ) -> Result<Vec<f64>> {
+        let mut seconds = Vec::new();
+        if self.args.prefill > 0 {
+            let tokens = self.tokens(self.args.prefill);
+            self.prefill(model, context, &tokens)?;
+            progress.step();
+            for _ in 0..self.args.runs {
+                seconds.push(self.prefill(model, context, &tokens)?);
+                progress.step();
+            }
+        }
+        Ok(seconds)
     }
 
     /// Seconds by the host's clock, and by the device's where `mark` marks its queue.
@@ -232,11 +268,7 @@ impl Measure<'_> {
             Ok(())
         })?;
         let seconds = start.elapsed().as_secs_f64();
-        let on_device = match &marks[..] {
-            [first, last] => Some(last.seconds_since(first)?),
-            _ => None,
-        };
-        Ok((seconds, on_device))
+        Ok((seconds, between(&marks)?))
     }
 
     /// Loads the model and measures its rates. The context is left where the last run of decode ended.
@@ -249,15 +281,7 @@ impl Measure<'_> {
         let mut measured = Measured::default();
         // Both kinds of runs, one more of each, and the way to the depth.
         let progress = Progress::count("measuring", 2 * self.args.runs + 3);
-        if self.args.prefill > 0 {
-            let tokens = self.tokens(self.args.prefill);
-            self.prefill(&model, &mut context, &tokens)?;
-            progress.step();
-            for _ in 0..self.args.runs {
-                measured.prefill.push(self.prefill(&model, &mut context, &tokens)?);
-                progress.step();
-            }
-        }
+        measured.prefill = self.prefills(&model, &mut context, &progress)?;
         context.reset();
         if self.args.depth > 0 {
             context.forward(&model, &self.tokens(self.args.depth), Logits::None)?;
@@ -305,9 +329,190 @@ impl Measure<'_> {
     }
 }
 
+/// Seconds between marks that come in pairs, of all pairs; none without marks.
+fn between(marks: &[CudaMark]) -> Result<Option<f64>> {
+    let pairs = marks.as_chunks().0.iter();
+    let seconds = pairs.map(|[first, last]| last.seconds_since(first)).collect::<Result<Vec<_>>>()?;
+    Ok((!seconds.is_empty()).then(|| seconds.iter().sum()))
+}
+
+/// Many sequences, which are decoded together.
+struct Together<'a> {
+    measure: Measure<'a>,
+    count: usize,
+}
+
+/// Bytes of a GPU's memory, free and in all.
+type Memory = (u64, u64);
+
+/// What was measured of sequences together, and the memory of the GPU when they were there.
+type Measurements = (Measured, Option<Memory>);
+
+impl Together<'_> {
+    fn options(&self) -> Result<PoolOptions> {
+        let Args { depth, tokens, kv, .. } = self.measure.args;
+        let capacity = self.measure.source.capacity(depth.saturating_add(*tokens), None)?;
+        let pages = capacity.div_ceil(PAGE).saturating_mul(self.count);
+        Ok(PoolOptions::default().pages(pages).sequences(self.count).capacity(capacity).cache(kv.cache_type()))
+    }
+
+    /// Measures and says what was found.
+    fn bench(&self, device: Option<CudaDevice>, out: &mut Out) -> Result<Outcome> {
+        let Self { measure: Measure { source, args, .. }, count } = self;
+        let before = device.as_ref().map(CudaDevice::memory).transpose()?;
+        let (measured, memory) = match &device {
+            None => self.rates(Cpu::new(), |_| Ok(None), || Ok(None))?,
+            Some(device) => {
+                let mark = |backend: &Gpu<CudaDevice>| backend.device().mark().map(Some);
+                self.rates(Gpu::new(device.clone()), mark, || device.memory().map(Some))?
+            }
+        };
+        let (runs, steps) = (args.runs, args.tokens);
+        let tokens = count * steps;
+        let seconds = median(&measured.decode);
+        let on_device = (!measured.decode_on_device.is_empty()).then(|| median(&measured.decode_on_device));
+        let milliseconds = |seconds: f64| 1e3 * seconds / steps as f64;
+        let prefill = (args.prefill > 0).then(|| args.prefill as f64 / median(&measured.prefill));
+        let in_use = memory.map(|(free, total)| total - free);
+        let taken = before.zip(memory).map(|((before, _), (after, _))| before.saturating_sub(after));
+        let name = device.as_ref().map_or("cpu", |_| "cuda");
+        if args.json {
+            let rates = |tokens: usize, runs: &[f64]| runs.iter().map(|run| tokens as f64 / run).collect::<Vec<_>>();
+            out.json(&json!({
+                "model": source.name(),
+                "backend": name,
+                "kv": args.kv.name(),
+                "machine": machine::facts(device.as_ref())?,
+                "decode": {
+                    "sequences": count,
+                    "depth": args.depth,
+                    "tokens": steps,
+                    "tokens_per_second": tokens as f64 / seconds,
+                    "milliseconds_per_step": milliseconds(seconds),
+                    "runs": rates(tokens, &measured.decode),
+                    "device_tokens_per_second": on_device.map(|seconds| tokens as f64 / seconds),
+                    "device_milliseconds_per_step": on_device.map(milliseconds),
+                    "device_runs": on_device.map(|_| rates(tokens, &measured.decode_on_device)),
+                },
+                "prefill": prefill.map(|rate| json!({
+                    "tokens": args.prefill,
+                    "tokens_per_second": rate,
+                    "runs": rates(args.prefill, &measured.prefill),
+                })),
+                "memory": memory.map(|(_, total)| json!({ "total": total, "in_use": in_use, "taken": taken })),
+            }))?;
+            return Ok(Outcome::Ok);
+        }
+        let on = device.as_ref().map_or_else(|| Ok(machine::cpu()), CudaDevice::describe)?;
+        out.line(format_args!("{} on {name} ({on}), KV cache in {}", source.name(), args.kv.name()))?;
+        out.line(format_args!(
+            "decode   {:10.2} tokens/s  of {count} sequences together, median of {runs}, {steps} steps at depth {}",
+            tokens as f64 / seconds,
+            args.depth
+        ))?;
+        let clock =
+            on_device.map_or(String::new(), |seconds| format!(", {:.3} by the card's clock", milliseconds(seconds)));
+        out.line(format_args!("step     {:10.3} ms{clock}", milliseconds(seconds)))?;
+        if let Some(prefill) = prefill {
+            out.line(format_args!("prefill  {prefill:10.2} tokens/s  median of {runs}, {} tokens", args.prefill))?;
+        }
+        if let (Some((_, total)), Some(in_use), Some(taken)) = (memory, in_use, taken) {
+            let [in_use, total, taken] = [in_use, total, taken].map(bytes);
+            out.line(format_args!("memory   {in_use:>10} of {total} in use, {taken} for the model"))?;
+        }
+        Ok(Outcome::Ok)
+    }
+
+    fn rates<B: Backend>(
+        &self,
+        backend: B,
+        mark: impl Fn(&B) -> Result<Option<CudaMark>>,
+        memory: impl Fn() -> Result<Option<Memory>>,
+    ) -> Result<Measurements> {
+        let Args { runs, depth, .. } = *self.measure.args;
+        let mut measured = Measured::default();
+        // Both kinds of runs, one more of each, and the way of each sequence to the depth.
+        let progress = Progress::count("measuring", 2 * runs + 2 + self.count);
+        let (model, mut pool) = self.measure.source.load_with_pool(backend, self.options()?)?;
+        let mut sequences = Vec::with_capacity(self.count);
+        for number in 0..self.count {
+            let sequence = pool.create()?;
+            let tokens = self.text(number, depth + 1);
+            // The last one is what decoding starts from.
+            if depth > 0 {
+                pool.forward(&model, &[Entry::new(sequence, &tokens[..depth], Logits::None)])?;
+            }
+            sequences.push((sequence, tokens[depth]));
+            progress.step();
+        }
+        self.decode(&model, &mut pool, &sequences, &mark)?;
+        progress.step();
+        for _ in 0..runs {
+            let (seconds, on_device) = self.decode(&model, &mut pool, &sequences, &mark)?;
+            measured.decode.push(seconds);
+            measured.decode_on_device.extend(on_device);
+            progress.step();
+        }
+        let memory = memory()?;
+        drop(pool);
+        if self.measure.args.prefill > 0 {
+            let mut context = model.context(self.measure.options)?;
+            measured.prefill = self.measure.prefills(&model, &mut context, &progress)?;
+        }
+        Ok((measured, memory))
+    }
+
+    /// Tokens of a sequence, which are no other's.
+    fn text(&self, number: usize, count: usize) -> Vec<u32> {
+        let mut tokens = self.measure.tokens_from(number as u64 + 1, count);
+        // The first one tells sequences apart, however short they are, up to the size of the vocabulary.
+        tokens[0] = (number % self.measure.source.config.vocab) as u32;
+        tokens
+    }
+
+    /// Seconds by the host's clock, and by the device's where `mark` marks its queue.
+    fn decode<B: Backend>(
+        &self,
+        model: &Model<B>,
+        pool: &mut Pool<B>,
+        sequences: &[(Sequence, u32)],
+        mark: &impl Fn(&B) -> Result<Option<CudaMark>>,
+    ) -> Result<(f64, Option<f64>)> {
+        let Args { depth, tokens, .. } = *self.measure.args;
+        for &(sequence, _) in sequences {
+            pool.truncate(sequence, depth)?;
+        }
+        let entries: Vec<Next<'_>> = sequences
+            .iter()
+            .map(|(sequence, token)| Next::new(*sequence, std::slice::from_ref(token), Sampling::GREEDY))
+            .collect();
+        let mut marks = Vec::new();
+        let start = Instant::now();
+        pool.decode_marked(model, &entries, tokens, |backend| {
+            marks.extend(mark(backend)?);
+            Ok(())
+        })?;
+        Ok((start.elapsed().as_secs_f64(), between(&marks)?))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sequences_that_are_decoded_together_are_different() {
+        let source = Source::built_in().unwrap();
+        let measure = Measure { source: &source, args: &args(), options: ContextOptions::default() };
+        let together = Together { measure, count: 300 };
+        for length in [1, 2, 100] {
+            let texts: std::collections::HashSet<_> = (0..300).map(|number| together.text(number, length)).collect();
+            assert_eq!(texts.len(), 300);
+        }
+        let [a, b] = [0, 1].map(|number| together.text(number, 100));
+        let same = a.iter().zip(&b).filter(|(a, b)| a == b).count();
+        assert!(same < 5, "{same}");
+    }
 
     #[test]
     fn medians() {
@@ -315,20 +520,24 @@ mod tests {
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
     }
 
-    #[test]
-    fn tokens_to_measure_with_are_of_all_the_vocabulary() {
-        let source = Source::built_in().unwrap();
-        let args = Args {
+    fn args() -> Args {
+        Args {
             model: ModelArgs::default(),
             tokens: 1,
             runs: 1,
             depth: 0,
+            sequences: None,
             prefill: 0,
             backend: Choice::Cpu,
             kv: Kv::F32,
             json: false,
-        };
-        let measure = Measure { source: &source, args: &args, options: ContextOptions::default() };
+        }
+    }
+
+    #[test]
+    fn tokens_to_measure_with_are_of_all_the_vocabulary() {
+        let source = Source::built_in().unwrap();
+        let measure = Measure { source: &source, args: &args(), options: ContextOptions::default() };
         let tokens = measure.tokens(4096);
         assert_eq!(tokens[..100], measure.tokens(100));
         assert!(tokens.iter().all(|&token| token < 2048));

@@ -38,6 +38,12 @@ pub enum Fault {
     Weights,
     /// The two largest logits of the first row change places.
     Top,
+    /// The residual stream of batches with tokens of several sequences is off by one bit.
+    Together,
+    /// Pages are not copied.
+    Copies,
+    /// Of several tokens that are chosen from logits at the same time, all but the first are other ones.
+    Choices,
 }
 
 /// The backend.
@@ -48,12 +54,14 @@ pub struct Faulty {
     forwards: Arc<AtomicUsize>,
     /// Whether the last norm was recorded.
     recorded: Cell<bool>,
+    /// Whether the batch has tokens of several sequences.
+    mixed: Cell<bool>,
 }
 
 impl Faulty {
     /// A backend that says that it has this name.
     pub fn new(name: &'static str, fault: Fault) -> Self {
-        Self { name, fault, forwards: Arc::default(), recorded: Cell::new(false) }
+        Self { name, fault, forwards: Arc::default(), recorded: Cell::new(false), mixed: Cell::new(false) }
     }
 
     fn spoil_hidden(&self, hidden: &mut [f32], cols: usize, tokens: usize) {
@@ -61,6 +69,7 @@ impl Faulty {
             Fault::Hidden | Fault::Nan => true,
             Fault::Grouped => tokens > 1,
             Fault::Single => tokens == 1,
+            Fault::Together => self.mixed.get(),
             Fault::Run(number) => self.forwards.load(Ordering::Relaxed) == number,
             _ => false,
         };
@@ -126,9 +135,7 @@ impl Backend for Faulty {
         fn routing(&self, shape: RoutingShape) -> Result<Routing>;
         fn cache(&self, shape: CacheShape) -> Result<Cache>;
         fn input(&self, shape: InputShape) -> Result<Input>;
-        fn set_batch(&self, input: &mut Input, batch: &Batch<'_>) -> Result<()>;
         fn set_pages(&self, input: &mut Input, sequence: usize, first: usize, pages: &[u32]) -> Result<()>;
-        fn copy_page(&self, cache: &mut Cache, from: usize, to: usize) -> Result<()>;
         fn read_page(&self, cache: &Cache, page: usize) -> Result<Vec<u8>>;
         fn write_page(&self, cache: &mut Cache, page: usize, bytes: &[u8]) -> Result<()>;
         fn read(&self, buffer: &Vec<f32>, from: usize, out: &mut [f32]) -> Result<()>;
@@ -139,7 +146,6 @@ impl Backend for Faulty {
         fn read_choices(&self, input: &Input, row: usize, from: usize, count: usize) -> Result<Vec<u32>>;
         fn sampler(&self, shape: SamplerShape) -> Result<Sampler>;
         fn set_draws(&self, sampler: &mut Sampler, draws: &[Draw<'_>]) -> Result<()>;
-        fn sample(&self, logits: &Vec<f32>, rows: usize, sampler: &mut Sampler) -> Result<Vec<u32>>;
         fn feed_back_drawn(
             &self,
             logits: &Vec<f32>,
@@ -150,6 +156,23 @@ impl Backend for Faulty {
         fn read_drawn(&self, sampler: &Sampler, row: usize, from: usize, count: usize) -> Result<Vec<u32>>;
         fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Option<Infallible>>;
         fn argmax(&self, x: &Vec<f32>, rows: usize, cols: usize) -> Result<Vec<u32>>;
+    }
+
+    fn set_batch(&self, input: &mut Input, batch: &Batch<'_>) -> Result<()> {
+        self.mixed.set(batch.sequences.windows(2).any(|pair| pair[0] != pair[1]));
+        Cpu.set_batch(input, batch)
+    }
+
+    fn copy_page(&self, cache: &mut Cache, from: usize, to: usize) -> Result<()> {
+        if self.fault == Fault::Copies { Ok(()) } else { Cpu.copy_page(cache, from, to) }
+    }
+
+    fn sample(&self, logits: &Vec<f32>, rows: usize, sampler: &mut Sampler) -> Result<Vec<u32>> {
+        let mut chosen = Cpu.sample(logits, rows, sampler)?;
+        if self.fault == Fault::Choices {
+            chosen.iter_mut().skip(1).for_each(|token| *token ^= 1);
+        }
+        Ok(chosen)
     }
 
     fn read_indices(&self, routing: &Routing, tokens: usize) -> Result<Vec<u32>> {

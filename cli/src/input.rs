@@ -10,7 +10,8 @@ use std::sync::Arc;
 use kquant_moe::gguf::{Gguf, Override, part_paths};
 use kquant_moe::model::gpu::weight_reads;
 use kquant_moe::model::{
-    Backend, Config, Context, ContextOptions, LoadOptions, Logits, MemoryPlan, Model, Tensors, end_tokens,
+    Backend, Config, Context, ContextOptions, LoadOptions, Logits, MemoryPlan, Model, Pool, PoolOptions, Tensors,
+    end_tokens,
 };
 use kquant_moe::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -79,6 +80,10 @@ impl Source {
     /// Loads the weights into a backend's memory, after checking that they and a context with `options` fit.
     pub fn load<B: Backend>(&self, backend: B, options: &ContextOptions) -> Result<Model<B>> {
         MemoryPlan::on(&backend, &self.config, &self.tensors, options)?.check(&backend)?;
+        self.load_checked(backend)
+    }
+
+    fn load_checked<B: Backend>(&self, backend: B) -> Result<Model<B>> {
         let progress = Progress::bytes("loading", self.gguf.file_len());
         Model::load(self.gguf.clone(), backend, LoadOptions::default(), &mut |done, _| progress.set(done))
     }
@@ -88,6 +93,14 @@ impl Source {
         let model = self.load(backend, &options)?;
         let context = model.context(options)?;
         Ok((model, context))
+    }
+
+    /// Loads the weights, with a pool, after checking that both fit.
+    pub fn load_with_pool<B: Backend>(&self, backend: B, options: PoolOptions) -> Result<(Model<B>, Pool<B>)> {
+        MemoryPlan::of_pool(&backend, &self.config, &self.tensors, &options)?.check(&backend)?;
+        let model = self.load_checked(backend)?;
+        let pool = model.pool(options)?;
+        Ok((model, pool))
     }
 
     /// Appends a prompt but for its last batch, and shows how far it is. Returns that batch.
@@ -117,7 +130,12 @@ impl Source {
         options: ContextOptions,
         error: Error,
     ) -> Error {
-        let Error::NotFinite { point: None, .. } = error else { return error };
+        let error = match error {
+            // A pool cannot trace, and has no other sequences here that a name would tell apart.
+            Error::SequenceNotFinite { position, .. } => Error::NotFinite { position, point: None },
+            error @ Error::NotFinite { point: None, .. } => error,
+            error => return error,
+        };
         let options = options.trace(true);
         // Whatever else may fail here, such as too little memory, says less than the error that there is.
         let found = model.context(options).and_then(|mut context| context.forward(model, tokens, Logits::Last));
@@ -327,24 +345,37 @@ pub fn text_of(bytes: Vec<u8>, name: &str) -> Result<String> {
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct ModelArgs {
     /// GGUF file, of a split one any part; the built-in model when there is none
-    #[arg(value_name = "MODEL")]
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
     pub path: Option<PathBuf>,
-    /// The same
-    #[arg(short, long = "model", value_name = "MODEL", conflicts_with = "path")]
-    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    options: ModelOptions,
+}
+
+/// The model file, of commands whose own file stands where others have the model.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct ModelOptions {
+    /// GGUF file, of a split one any part; the built-in model when there is none
+    #[arg(short, long = "model", value_name = "MODEL")]
+    model: Option<PathBuf>,
     /// Metadata in place of the file's, such as qwen3moe.expert_used_count=4
     #[arg(long = "override", value_name = "KEY=VALUE")]
-    pub overrides: Vec<Override>,
+    overrides: Vec<Override>,
+}
+
+impl From<ModelOptions> for ModelArgs {
+    fn from(options: ModelOptions) -> Self {
+        Self { path: None, options }
+    }
 }
 
 impl ModelArgs {
     fn file(&self) -> Option<&Path> {
-        self.path.as_deref().or(self.model.as_deref())
+        self.path.as_deref().or(self.options.model.as_deref())
     }
 
     /// Opens the file, whatever it is.
     pub fn gguf(&self) -> Result<Arc<Gguf>> {
-        open_gguf(self.file())?.with(&self.overrides).map(Arc::new)
+        open_gguf(self.file())?.with(&self.options.overrides).map(Arc::new)
     }
 
     /// Opens the file, which must be a model, and checks everything that does not need the weights.

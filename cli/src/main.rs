@@ -7,6 +7,7 @@ mod chat;
 mod diff;
 #[cfg(test)]
 mod faulty;
+mod generate;
 mod info;
 mod input;
 mod kernels;
@@ -39,6 +40,7 @@ Examples:
   kquant-moe model.gguf < prompt.txt              the same with a text of any length
   kquant-moe model.gguf --chat                    talk; with -p 'Why?' one answer
   kquant-moe run -m model.gguf --temp 0.7 --top-p 0.8 --top-k 20 --seed 1
+  kquant-moe generate -m model.gguf prompts.jsonl many prompts at once, a line of JSON each
   kquant-moe verify model.gguf                    compare CPU and GPU, layer by layer, in bits
   kquant-moe info model.gguf                      shape, types, memory, and what keeps a file from running
   kquant-moe bench model.gguf --depth 2048        tokens/s with 2048 positions in use
@@ -69,6 +71,8 @@ fn version() -> String {
 enum Command {
     /// Generate text, or answer (what is done without a command)
     Run(run::Args),
+    /// Go on with many prompts at once: JSON lines in, JSON lines out
+    Generate(generate::Args),
     /// Write the logits of every token to a file
     Logits(logits::Args),
     /// Check the results: GPU against CPU in bits, prefill against decode, run against run
@@ -139,6 +143,7 @@ fn carry_out(command: Command) -> Result<Outcome> {
     let mut out = Out::new();
     match command {
         Command::Run(args) => run::run(&args, &mut out),
+        Command::Generate(args) => generate::generate(&args, &mut out),
         Command::Logits(args) => logits::logits(&args),
         Command::Verify(args) => verify::verify(&args, &mut out),
         Command::Info(args) => info::info(&args, &mut out),

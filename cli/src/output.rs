@@ -20,14 +20,19 @@ const TICK: Duration = Duration::from_millis(250);
 /// Standard output. When its reader is gone, what comes is dropped: a command whose result is also an exit code goes on to
 /// that, and others ask [`Out::is_closed`].
 pub struct Out {
-    stdout: io::Stdout,
+    stdout: Box<dyn Write>,
     closed: bool,
 }
 
 impl Out {
     /// Standard output.
     pub fn new() -> Self {
-        Self { stdout: io::stdout(), closed: false }
+        Self::to(io::stdout())
+    }
+
+    /// What takes its place.
+    pub fn to(writer: impl Write + 'static) -> Self {
+        Self { stdout: Box::new(writer), closed: false }
     }
 
     /// Whether the reader is gone.

@@ -1,10 +1,14 @@
 //! `run`: text that goes on, or answers.
 
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 use kquant_moe::device::CudaDevice;
-use kquant_moe::model::{Backend, Context, ContextOptions, Logits, Model};
+use kquant_moe::model::backend::PAGE;
+use kquant_moe::model::{
+    Backend, Context, ContextOptions, Drafts, Entry, Generation, Logits, Model, Pool, PoolOptions,
+};
 use kquant_moe::oracle::sample::Sampling;
 use kquant_moe::{Error, Result};
 
@@ -18,6 +22,9 @@ use super::tokenizer::{Decoder, Tokenizer};
 
 const PROMPT: &str = "fn main() {\n";
 const TOKENS: usize = 64;
+
+/// Tokens that are computed at once where the logits of speculated ones are compared.
+const SPECULATED: usize = 5;
 
 /// The CPU computes larger models too slowly for a check that nobody asked for.
 const PARITY_BYTES: u64 = 1 << 30;
@@ -42,6 +49,9 @@ pub struct Args {
     /// Positions to make room for [default: as many as are needed; for --chat 4096, or all that the model has]
     #[arg(long, value_name = "POSITIONS")]
     pub context: Option<usize>,
+    /// Guess up to N tokens from what followed the last ones elsewhere in the text, and check them all at once; the text stays the same
+    #[arg(long, value_name = "N", conflicts_with = "chat")]
+    pub speculate: Option<NonZeroUsize>,
     /// Write only what is generated
     #[arg(short, long)]
     pub quiet: bool,
@@ -73,7 +83,17 @@ pub fn run(args: &Args, out: &mut Out) -> Result<Outcome> {
         out,
     };
     let compare = device.is_some() && source.gguf.file_len() <= PARITY_BYTES && !args.quiet;
-    let job = Generate { source: &source, prompt: &prompt, count, options, compare, sampling, writer: &mut writer };
+    let speculate = args.speculate;
+    let job = Generate {
+        source: &source,
+        prompt: &prompt,
+        count,
+        options,
+        compare,
+        sampling,
+        speculate,
+        writer: &mut writer,
+    };
     let generated = backend::run(device.as_ref(), job)?;
     writer.finish()?;
     if args.quiet || out.is_closed() {
@@ -93,7 +113,7 @@ pub fn run(args: &Args, out: &mut Out) -> Result<Outcome> {
 }
 
 /// Tokens to generate, and positions of the context for them. What nobody asked for is no more than fits.
-fn lengths(source: &Source, prompt: usize, n: Option<usize>, context: Option<usize>) -> Result<(usize, usize)> {
+pub fn lengths(source: &Source, prompt: usize, n: Option<usize>, context: Option<usize>) -> Result<(usize, usize)> {
     // The last token is not appended.
     let needed = |count: usize| prompt.saturating_add(count.saturating_sub(1));
     match n {
@@ -192,6 +212,8 @@ struct Generate<'a, 'b> {
     options: ContextOptions,
     compare: bool,
     sampling: Option<Sampling>,
+    /// Most tokens of a draft.
+    speculate: Option<NonZeroUsize>,
     writer: &'a mut Writer<'b>,
 }
 
@@ -199,6 +221,8 @@ struct Generated {
     tokens: Vec<u32>,
     /// Logits that each of the tokens was chosen by, if they are to be compared.
     logits: Option<Vec<f32>>,
+    /// What came of drafts, if there were any to be.
+    drafted: Option<Drafted>,
     backend: &'static str,
     device: String,
     prefill_seconds: f64,
@@ -215,7 +239,10 @@ impl Generated {
             1 => "one token generated".to_owned(),
             count => format!("{:.1} tokens/s over {count} tokens", rate(count - 1, self.decode_seconds)),
         };
-        format!("{backend} ({device}): {decode}, prompt of {prompt} at {prefill:.1} tokens/s")
+        let drafted = self
+            .drafted
+            .map_or(String::new(), |Drafted { right, all }| format!(", {right} of {all} drafted tokens were right"));
+        format!("{backend} ({device}): {decode}{drafted}, prompt of {prompt} at {prefill:.1} tokens/s")
     }
 }
 
@@ -224,7 +251,19 @@ impl Job for Generate<'_, '_> {
 
     fn run<B: Backend>(self, backend: B, device: Option<&CudaDevice>) -> Result<Generated> {
         let name = backend.name();
-        let (model, mut context) = self.source.load_with_context(backend, self.options)?;
+        // Drafts are a pool's, and plain steps a context's. The tokens are the same.
+        let ContextOptions { capacity, cache, .. } = self.options;
+        let pool = PoolOptions::default().pages(capacity.div_ceil(PAGE)).sequences(1).capacity(capacity).cache(cache);
+        let (model, mut way) = match self.speculate {
+            Some(most) => {
+                let (model, pool) = self.source.load_with_pool(backend, pool)?;
+                (model, Way::Drafts(pool, most.get()))
+            }
+            None => {
+                let (model, context) = self.source.load_with_context(backend, self.options)?;
+                (model, Way::Plain(context))
+            }
+        };
         self.writer.prompt(self.prompt)?;
         let start = Instant::now();
         let (mut first, mut last) = (None, start);
@@ -238,25 +277,103 @@ impl Job for Generate<'_, '_> {
                 ControlFlow::Break(())
             })
         };
-        let rest = self.source.prefill(&model, &mut context, self.prompt);
-        let tokens = rest
-            .and_then(|rest| sampling::generate(&model, &mut context, rest, self.count, self.sampling.as_ref(), each));
+        let sampling = self.sampling.as_ref();
+        let mut drafted = None;
+        let tokens = match &mut way {
+            Way::Plain(context) => self
+                .source
+                .prefill(&model, context, self.prompt)
+                .and_then(|rest| sampling::generate(&model, context, rest, self.count, sampling, each)),
+            Way::Drafts(pool, most) => {
+                let generation = Generation::new(self.count).sampling(sampling.copied().unwrap_or(Sampling::GREEDY));
+                let drafted = drafted.insert(Drafted::default());
+                speculate(&model, pool, self.prompt, &generation.draft(*most), drafted, each)
+            }
+        };
         // Steps are computed several at a time: the token that shows it may not have been seen.
         let tokens = tokens.map_err(|error| self.source.located(&model, &seen, self.options, error))?;
         if let Some(error) = failed {
             return Err(error);
         }
         let prefilled = first.unwrap_or_else(Instant::now);
-        let logits = self.compare.then(|| decode_logits(&model, &mut context, self.prompt, &tokens)).transpose()?;
+        let logits = match (self.compare, way) {
+            (false, _) => None,
+            (true, Way::Plain(mut context)) => Some(decode_logits(&model, &mut context, self.prompt, &tokens)?),
+            (true, Way::Drafts(mut pool, _)) => Some(drafted_logits(&model, &mut pool, self.prompt, &tokens)?),
+        };
         Ok(Generated {
             tokens,
             logits,
+            drafted,
             backend: name,
             device: device.map_or_else(|| Ok(super::machine::cpu()), CudaDevice::describe)?,
             prefill_seconds: (prefilled - start).as_secs_f64(),
             decode_seconds: last.saturating_duration_since(prefilled).as_secs_f64(),
         })
     }
+}
+
+/// How tokens are generated.
+enum Way<B: Backend> {
+    /// One after the other.
+    Plain(Context<B>),
+    /// With drafts of at most so many.
+    Drafts(Pool<B>, usize),
+}
+
+/// Tokens of drafts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Drafted {
+    right: usize,
+    all: usize,
+}
+
+impl Drafted {
+    /// Counts drafts, each with its place in the text, of which a token is right as long as all before it are.
+    fn of(text: &[u32], drafts: &[(usize, Vec<u32>)]) -> Self {
+        let right =
+            |(place, draft): &(usize, Vec<u32>)| draft.iter().zip(&text[*place..]).take_while(|(a, b)| a == b).count();
+        Self { right: drafts.iter().map(right).sum(), all: drafts.iter().map(|(_, draft)| draft.len()).sum() }
+    }
+}
+
+/// Appends a prompt and generates with drafts from the text itself.
+fn speculate<B: Backend>(
+    model: &Model<B>,
+    pool: &mut Pool<B>,
+    prompt: &[u32],
+    generation: &Generation,
+    drafted: &mut Drafted,
+    each: impl FnMut(u32) -> ControlFlow<()>,
+) -> Result<Vec<u32>> {
+    let sequence = pool.create()?;
+    let (mut known, mut drafts) = (Drafts::default(), Vec::new());
+    let draft = |text: &[u32], most| {
+        known.extend(&text[known.tokens().len()..]);
+        let draft = known.draft(most);
+        drafts.push((text.len(), draft.clone()));
+        draft
+    };
+    let tokens = pool.generate_with(model, sequence, prompt, generation, draft, each)?;
+    *drafted = Drafted::of(&[prompt, &tokens].concat(), &drafts);
+    pool.drop(sequence)?;
+    Ok(tokens)
+}
+
+/// [`decode_logits`] on the way that generated the tokens with drafts: several at once.
+fn drafted_logits<B: Backend>(
+    model: &Model<B>,
+    pool: &mut Pool<B>,
+    prompt: &[u32],
+    generated: &[u32],
+) -> Result<Vec<f32>> {
+    let Some((_, appended)) = generated.split_last() else { return Ok(Vec::new()) };
+    let sequence = pool.create()?;
+    let mut logits = pool.forward(model, &[Entry::new(sequence, prompt, Logits::Last)])?.concat();
+    for tokens in appended.chunks(SPECULATED) {
+        logits.extend(pool.forward(model, &[Entry::new(sequence, tokens, Logits::All)])?.concat());
+    }
+    Ok(logits)
 }
 
 /// The logits that generated tokens were chosen by, computed on the way that generated them: token by token.
@@ -366,10 +483,24 @@ mod tests {
     }
 
     #[test]
+    fn a_drafted_token_is_right_when_all_before_it_are() {
+        let drafts = |drafts: &[(usize, &[u32])]| {
+            let drafts: Vec<_> = drafts.iter().map(|&(place, draft)| (place, draft.to_vec())).collect();
+            let Drafted { right, all } = Drafted::of(&[1, 2, 3, 4], &drafts);
+            (right, all)
+        };
+        assert_eq!(drafts(&[]), (0, 0));
+        assert_eq!(drafts(&[(1, &[2, 3]), (3, &[5])]), (2, 3));
+        // Behind a wrong one, behind the end, and one that is empty.
+        assert_eq!(drafts(&[(1, &[2, 9, 4]), (3, &[4, 5]), (4, &[6]), (2, &[])]), (2, 6));
+    }
+
+    #[test]
     fn speeds_are_of_the_tokens_between_the_first_and_the_last() {
         let generated = |count| Generated {
             tokens: vec![1; count],
             logits: None,
+            drafted: None,
             backend: "cpu",
             device: "any".into(),
             prefill_seconds: 0.5,
@@ -378,6 +509,10 @@ mod tests {
         let text = generated(9).speed(10);
         assert!(text.contains("4.0 tokens/s over 9 tokens") && text.contains("10 at 20.0 tokens/s"), "{text}");
         assert!(generated(2).speed(10).contains("0.5 tokens/s over 2 tokens"));
+        let drafted = Some(Drafted { right: 3, all: 8 });
+        assert!(
+            Generated { drafted, ..generated(9) }.speed(10).contains("9 tokens, 3 of 8 drafted tokens were right, ")
+        );
         for (count, text) in [(0, "-n 0"), (1, "one token")] {
             let speed = generated(count).speed(10);
             assert!(!speed.contains("over") && speed.contains(text), "{speed}");

@@ -12,24 +12,29 @@ use kquant_moe::{Error, Result};
 pub struct SamplingArgs {
     /// Draw tokens at this temperature; 0 takes the most probable one [default: 1 with another of these]
     #[arg(long, value_name = "T")]
-    temp: Option<f32>,
+    pub temp: Option<f32>,
     /// Draw from the K most probable tokens
     #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
+    pub top_k: Option<usize>,
     /// Draw from the most probable tokens that together have this share of the probability
     #[arg(long, value_name = "P")]
-    top_p: Option<f32>,
+    pub top_p: Option<f32>,
     /// Draw from tokens with at least this part of the most probable one's probability
     #[arg(long, value_name = "P")]
-    min_p: Option<f32>,
+    pub min_p: Option<f32>,
     /// Selects one of many texts; the same seed gives the same text on every machine [default: 0]
     #[arg(long, value_name = "S")]
-    seed: Option<u64>,
+    pub seed: Option<u64>,
 }
 
 impl SamplingArgs {
     /// How tokens are drawn; none when the most probable one is taken.
     pub fn sampling(&self) -> Result<Option<Sampling>> {
+        self.checked().map_err(|fault| Error::Invalid(format!("--temp, --top-p, --min-p: {fault}")))
+    }
+
+    /// The same, or what is wrong with the values.
+    pub fn checked(&self) -> Result<Option<Sampling>, String> {
         let Self { temp, top_k, top_p, min_p, seed } = *self;
         let any = temp.is_some() || top_k.is_some() || top_p.is_some() || min_p.is_some() || seed.is_some();
         if !any || temp == Some(0.0) {
@@ -45,7 +50,7 @@ impl SamplingArgs {
             ..usual
         };
         match sampling.fault() {
-            Some(fault) => Err(Error::Invalid(format!("--temp, --top-p, --min-p: {fault}"))),
+            Some(fault) => Err(fault),
             None => Ok(Some(sampling)),
         }
     }

@@ -1,10 +1,13 @@
 //! `verify`: what the crate promises, checked on a model.
 
 use std::fmt;
+use std::ops::ControlFlow;
 
 use kquant_moe::device::{CudaDevice, Device as _};
 use kquant_moe::diff::{Array, Point, Report, Values};
-use kquant_moe::model::{Backend, Context, ContextOptions, Logits, Model};
+use kquant_moe::model::backend::PAGE;
+use kquant_moe::model::{Backend, Context, ContextOptions, Entry, Generation, Logits, Model, Next, Pool, PoolOptions};
+use kquant_moe::oracle::sample::Sampling;
 use kquant_moe::trace::{NoTrace, Record, Select, Selection, Stage};
 use kquant_moe::{Error, Result};
 use serde_json::{Value, json};
@@ -22,11 +25,19 @@ const WEIGHTS_SUM: f64 = 1e-6;
 const MEMORY_SHARE: f64 = 0.95;
 /// Most probable tokens that are compared.
 const TOP: usize = 5;
+/// Sequences that are computed together.
+const SEQUENCES: usize = 4;
+/// Steps of sequences together.
+const STEPS: usize = 4;
+/// Tokens that are generated with drafts and without, behind so many, and tokens of a draft.
+const GENERATED: usize = 8;
+const PROMPT: usize = 16;
+const DRAFT: usize = 3;
 /// In the table of a failed clause, stages with a smaller cosine are said to diverge instead of to match.
 const MIN_COSINE: f64 = 0.99;
 
-/// Checks a model: GPU against CPU, layer by layer, in bits; prefill against decode; one run against another. Without a
-/// GPU it checks what the CPU can and says what it skips. Fails when a clause fails.
+/// Checks a model: GPU against CPU, layer by layer, in bits; prefill against decode; one run against another; many sequences
+/// against each alone. Without a GPU it checks what the CPU can and says what it skips. Fails when a clause fails.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -189,8 +200,21 @@ struct Evidence {
     untraced: [Vec<f32>; 2],
     /// The first difference between the traced prefill and a second one.
     unstable: Option<String>,
+    /// Where sequences of a pool leave what they are alone.
+    pool: PoolFaults,
     /// Bytes of the card in use, and all that it has.
     memory: Option<(u64, u64)>,
+}
+
+/// Where sequences of a pool leave what they are alone.
+#[derive(Default)]
+struct PoolFaults {
+    /// Of different lengths, computed together.
+    together: Option<String>,
+    /// Forked from another one.
+    forked: Option<String>,
+    /// Generated with drafts.
+    speculated: Option<String>,
 }
 
 struct Gather<'a> {
@@ -208,7 +232,7 @@ impl Job for Gather<'_> {
         let (model, mut plain) = self.source.load_with_context(backend, self.options)?;
         let mut traced = model.context(self.options.trace(true))?;
         let one_by_one: Vec<&[u32]> = tokens.chunks(1).collect();
-        let progress = Progress::count(if device.is_some() { "checking the GPU" } else { "checking the CPU" }, 5);
+        let progress = Progress::count(if device.is_some() { "checking the GPU" } else { "checking the CPU" }, 8);
 
         let prefill = capture(&model, &mut traced, &[tokens])?;
         progress.step();
@@ -221,8 +245,10 @@ impl Job for Gather<'_> {
         let whole = untraced(&model, &mut plain, &[tokens])?;
         progress.step();
         let untraced = [whole, untraced(&model, &mut plain, &one_by_one)?];
-        drop(progress);
         let memory = device.map(|device| device.memory()).transpose()?;
+        drop((plain, traced));
+        let pool = self.pool_faults(&model, &progress)?;
+        drop(progress);
         Ok(Evidence {
             backend: name,
             on: device.map_or_else(|| Ok(machine::cpu()), CudaDevice::describe)?,
@@ -230,8 +256,195 @@ impl Job for Gather<'_> {
             decode,
             untraced,
             unstable,
+            pool,
             memory: memory.map(|(free, total)| (total - free, total)),
         })
+    }
+}
+
+impl Gather<'_> {
+    /// Compares what a pool computes with what a context does.
+    fn pool_faults<B: Backend>(&self, model: &Model<B>, progress: &Progress) -> Result<PoolFaults> {
+        let most = model.config().context_length;
+        let capacity = (self.tokens.len() + GENERATED).min(most);
+        let options = PoolOptions::default()
+            .pages(SEQUENCES * capacity.div_ceil(PAGE))
+            .sequences(SEQUENCES)
+            .capacity(capacity)
+            .cache(self.options.cache);
+        let context = || model.context(self.options.capacity(capacity));
+        let both = || Ok::<_, Error>(Both { model, context: context()?, pool: model.pool(options)? });
+        let all = self.tokens;
+        let together = Both::together(both()?, all)?;
+        progress.step();
+        // Both of the others need room for a token more, or a few.
+        let forked = Both::forked(both()?, &all[..all.len().min(most - 1)])?;
+        progress.step();
+        let prompt = capacity.saturating_sub(GENERATED).clamp(1, PROMPT);
+        let speculated = Both::speculated(both()?, &all[..all.len().min(prompt)])?;
+        progress.step();
+        Ok(PoolFaults { together, forked, speculated })
+    }
+}
+
+/// A new context and a new pool of the same model.
+struct Both<'a, B: Backend> {
+    model: &'a Model<B>,
+    context: Context<B>,
+    pool: Pool<B>,
+}
+
+/// What a pool computes; that the values are not finite is a fault, and no error.
+fn or_fault<T>(computed: Result<T>) -> Result<Result<T, String>> {
+    match computed {
+        Err(error @ (Error::SequenceNotFinite { .. } | Error::NotFinite { .. })) => Ok(Err(error.to_string())),
+        computed => computed.map(Ok),
+    }
+}
+
+impl<B: Backend> Both<'_, B> {
+    /// Where logits differ from those of a context, which computes `tokens` at once.
+    fn logits_fault(&mut self, what: &str, tokens: &[u32], found: &[f32]) -> Result<Option<String>> {
+        let alone = untraced(self.model, &mut self.context, &[tokens])?;
+        let alone = &alone[alone.len().saturating_sub(found.len())..];
+        let vocab = self.model.config().vocab;
+        let bad = bits(alone).zip(bits(found)).position(|(alone, found)| alone != found);
+        let first = tokens.len() - found.len() / vocab;
+        Ok(bad.map(|index| format!("{what}: the logits of token {}", first + index / vocab)))
+    }
+
+    fn forward(&mut self, entries: &[Entry<'_>]) -> Result<Result<Vec<Vec<f32>>, String>> {
+        or_fault(self.pool.forward(self.model, entries))
+    }
+
+    /// Sequences of different lengths and contents: all but the last token of each in one batch, the last ones in another, and then steps
+    /// that feed each other.
+    fn together(mut self, tokens: &[u32]) -> Result<Option<String>> {
+        let texts: Vec<&[u32]> =
+            (0..SEQUENCES).map(|number| &tokens[number * tokens.len() / (SEQUENCES + 1)..]).collect();
+        let mut sequences = Vec::new();
+        for _ in &texts {
+            sequences.push(self.pool.create()?);
+        }
+        let pairs = || sequences.iter().zip(&texts);
+        let longer = pairs().filter(|(_, text)| text.len() > 1);
+        let entries: Vec<Entry<'_>> =
+            longer.map(|(&sequence, text)| Entry::new(sequence, &text[..text.len() - 1], Logits::All)).collect();
+        let last: Vec<Entry<'_>> =
+            pairs().map(|(&sequence, text)| Entry::new(sequence, &text[text.len() - 1..], Logits::All)).collect();
+        let (first, last) = match (self.forward(&entries)?, self.forward(&last)?) {
+            (Ok(first), Ok(last)) => (first, last),
+            (Err(fault), _) | (_, Err(fault)) => return Ok(Some(fault)),
+        };
+        // Behind the longest one there is room for these and for the last token that they choose.
+        let steps = STEPS.min((self.context.capacity() - tokens.len()).saturating_sub(1));
+        let what = |number: usize| format!("sequence {number} of {SEQUENCES}");
+        let (mut first, mut alone) = (first.into_iter(), Vec::new());
+        for (number, (text, last)) in texts.iter().zip(last).enumerate() {
+            let found = if text.len() > 1 { first.next().unwrap_or_default() } else { Vec::new() };
+            if let Some(fault) = self.logits_fault(&what(number), text, &[found, last].concat())? {
+                return Ok(Some(fault));
+            }
+            if steps > 0 {
+                // The context goes on from there.
+                let each = |_| ControlFlow::Continue(());
+                let generated = self.context.generate(self.model, &text[..1], steps, each);
+                let after = |tokens: Vec<u32>| {
+                    let logits = self.context.forward(self.model, &tokens[steps - 1..], Logits::Last)?;
+                    Ok((tokens, logits))
+                };
+                match or_fault(generated.and_then(after))? {
+                    Ok(step) => alone.push(step),
+                    Err(fault) => return Ok(Some(fault)),
+                }
+            }
+        }
+        let next: Vec<Next<'_>> =
+            pairs().map(|(&sequence, text)| Next::new(sequence, &text[..1], Sampling::GREEDY)).collect();
+        let found = match or_fault(self.pool.decode(self.model, &next, steps))? {
+            Ok(found) if steps > 0 => found,
+            Ok(_) => return Ok(None),
+            Err(fault) => return Ok(Some(fault)),
+        };
+        if let Some(number) = alone.iter().zip(&found).position(|((alone, _), found)| alone != found) {
+            return Ok(Some(format!("{}: the tokens of {steps} steps", what(number))));
+        }
+        let last: Vec<Entry<'_>> = sequences
+            .iter()
+            .zip(&found)
+            .map(|(&sequence, found)| Entry::new(sequence, &found[steps - 1..], Logits::Last))
+            .collect();
+        let logits = match self.forward(&last)? {
+            Ok(logits) => logits,
+            Err(fault) => return Ok(Some(fault)),
+        };
+        let bad = alone.iter().zip(&logits).position(|((_, alone), found)| bits(alone).ne(bits(found)));
+        Ok(bad.map(|number| format!("{}: the logits after {steps} steps", what(number))))
+    }
+
+    /// Two that part after half of the tokens.
+    fn forked(mut self, tokens: &[u32]) -> Result<Option<String>> {
+        if tokens.is_empty() {
+            // A model of a single position has nothing behind a fork.
+            return Ok(None);
+        }
+        let (before, behind) = tokens.split_at(tokens.len().div_ceil(2));
+        let other = &tokens[..behind.len().max(1)];
+        let first = self.pool.create()?;
+        if let Err(fault) = self.forward(&[Entry::new(first, before, Logits::None)])? {
+            return Ok(Some(fault));
+        }
+        let second = self.pool.fork(first)?;
+        for (sequence, what, behind) in [(second, "the fork", other), (first, "what was forked", behind)] {
+            if behind.is_empty() {
+                continue;
+            }
+            let found = match self.forward(&[Entry::new(sequence, behind, Logits::All)])? {
+                Ok(found) => found.concat(),
+                Err(fault) => return Ok(Some(fault)),
+            };
+            if let Some(fault) = self.logits_fault(what, &[before, behind].concat(), &found)? {
+                return Ok(Some(fault));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tokens that are the most probable ones, and tokens that are drawn, with drafts of which the last token is wrong.
+    fn speculated(mut self, prompt: &[u32]) -> Result<Option<String>> {
+        let count = GENERATED.min(self.context.capacity() + 1 - prompt.len());
+        let drawn = Sampling { seed: 1, ..Sampling::default() };
+        for (what, sampling) in [("most probable", Sampling::GREEDY), ("drawn", drawn)] {
+            self.context.reset();
+            let each = |_| ControlFlow::Continue(());
+            let plain = self.context.generate_sampled(self.model, prompt, count, &sampling, each);
+            let plain = match or_fault(plain)? {
+                Ok(plain) => plain,
+                Err(fault) => return Ok(Some(fault)),
+            };
+            let sequence = self.pool.create()?;
+            let draft = |text: &[u32], most: usize| {
+                let mut draft: Vec<u32> = plain.iter().copied().skip(text.len() - prompt.len()).take(most).collect();
+                draft.iter_mut().skip(DRAFT - 1).for_each(|token| *token ^= 1);
+                draft
+            };
+            let generation = Generation::new(count).sampling(sampling).draft(DRAFT);
+            let found = self.pool.generate_with(self.model, sequence, prompt, &generation, draft, each);
+            let found = match or_fault(found)? {
+                Ok(found) => found,
+                Err(fault) => return Ok(Some(fault)),
+            };
+            if let Some(index) = plain.iter().zip(&found).position(|(plain, found)| plain != found) {
+                return Ok(Some(format!(
+                    "{what} tokens: token {index} is {} instead of {}",
+                    found[index], plain[index]
+                )));
+            }
+            if plain.len() != found.len() {
+                return Ok(Some(format!("{what} tokens: {} instead of {}", found.len(), plain.len())));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -415,6 +628,9 @@ impl Clauses<'_> {
             each("finite everywhere", About::Other, &Evidence::finite_fault),
             each("one prefill equals token-by-token decode", About::Decode, &Evidence::decode_fault),
             each("two runs equal", About::Other, &Evidence::repeat_fault),
+            each("sequences together equal each alone", About::Other, &|run| run.pool.together.clone()),
+            each("a fork equals what is computed anew", About::Other, &|run| run.pool.forked.clone()),
+            each("tokens with drafts equal those without", About::Other, &|run| run.pool.speculated.clone()),
             Clause {
                 name: "GPU memory at most 95% of the card",
                 about: About::Other,
@@ -499,6 +715,7 @@ mod tests {
             decode: None,
             untraced: [LOGITS.to_vec(), LOGITS.to_vec()],
             unstable: None,
+            pool: PoolFaults::default(),
             memory: (backend == "cuda").then_some((95, 100)),
         }
     }
@@ -523,7 +740,7 @@ mod tests {
         for require_cuda in [false, true] {
             let clauses = Clauses { cpu: &cpu, gpu: None, no_gpu: Some("why".into()), require_cuda, vocab: 6 };
             let count = |wanted: fn(&State) -> bool| clauses.all().iter().filter(|c| wanted(&c.state)).count();
-            assert_eq!(count(|state| matches!(state, State::Pass)), 4);
+            assert_eq!(count(|state| matches!(state, State::Pass)), 7);
             assert_eq!(count(|state| matches!(state, State::Fail(_))), usize::from(require_cuda));
         }
     }
@@ -570,6 +787,14 @@ mod tests {
         assert_eq!(parts(Evidence { decode, ..evidence("cuda") }), ["one prefill equals token-by-token decode"]);
         let unstable = Some("logits".into());
         assert_eq!(parts(Evidence { unstable, ..evidence("cuda") }), ["two runs equal"]);
+        let fault = || Some("why".to_owned());
+        for (pool, clause) in [
+            (PoolFaults { together: fault(), ..PoolFaults::default() }, TOGETHER_CLAUSE),
+            (PoolFaults { forked: fault(), ..PoolFaults::default() }, FORK_CLAUSE),
+            (PoolFaults { speculated: fault(), ..PoolFaults::default() }, DRAFTS_CLAUSE),
+        ] {
+            assert_eq!(parts(Evidence { pool, ..evidence("cuda") }), [clause]);
+        }
         let memory = Some((96, 100));
         assert_eq!(parts(Evidence { memory, ..evidence("cuda") }), ["GPU memory at most 95% of the card"]);
     }
@@ -590,6 +815,9 @@ mod tests {
     const FINITE_CLAUSE: &str = "finite everywhere";
     const DECODE_CLAUSE: &str = "one prefill equals token-by-token decode";
     const REPEAT_CLAUSE: &str = "two runs equal";
+    const TOGETHER_CLAUSE: &str = "sequences together equal each alone";
+    const FORK_CLAUSE: &str = "a fork equals what is computed anew";
+    const DRAFTS_CLAUSE: &str = "tokens with drafts equal those without";
 
     /// What the checks find of a backend with a fault: the clauses that fail, the outcome, and the first stage that the
     /// report names. The tokens are computed as `verify` computes them; `cuda`: the faulty backend stands for the GPU next to a
@@ -624,17 +852,22 @@ mod tests {
         for (fault, clauses, first) in [
             (Fault::Hidden, vec![HIDDEN_CLAUSE, VALUES_CLAUSE], Some(hidden)),
             // What is computed for one of many tokens is not what is computed for it alone.
-            (Fault::Grouped, vec![HIDDEN_CLAUSE, VALUES_CLAUSE, DECODE_CLAUSE], Some(hidden)),
-            (Fault::Single, vec![DECODE_CLAUSE], Some(hidden)),
+            (Fault::Grouped, vec![HIDDEN_CLAUSE, VALUES_CLAUSE, DECODE_CLAUSE, TOGETHER_CLAUSE], Some(hidden)),
+            (Fault::Single, vec![DECODE_CLAUSE, TOGETHER_CLAUSE], Some(hidden)),
             (Fault::Indices, vec![INDICES_CLAUSE, VALUES_CLAUSE, DECODE_CLAUSE], Some("layer00.moe_router_indices")),
             (Fault::Weights, vec![VALUES_CLAUSE, WEIGHTS_CLAUSE, DECODE_CLAUSE], Some("layer00.moe_router")),
-            (Fault::Top, vec![VALUES_CLAUSE, TOP_CLAUSE, DECODE_CLAUSE], Some("logits")),
+            // The first row of what is computed is another one for a sequence alone, in a batch, and behind a fork.
+            (
+                Fault::Top,
+                vec![VALUES_CLAUSE, TOP_CLAUSE, DECODE_CLAUSE, TOGETHER_CLAUSE, FORK_CLAUSE, DRAFTS_CLAUSE],
+                Some("logits"),
+            ),
             // The first prefill is the odd one, or the second.
             (Fault::Run(1), vec![HIDDEN_CLAUSE, VALUES_CLAUSE, DECODE_CLAUSE, REPEAT_CLAUSE], Some(hidden)),
             (Fault::Run(2), vec![REPEAT_CLAUSE], None),
             (Fault::Run(3), vec![DECODE_CLAUSE], Some(hidden)),
-            (Fault::Untraced, vec![DECODE_CLAUSE, REPEAT_CLAUSE], None),
-            (Fault::UntracedSingle, vec![DECODE_CLAUSE], None),
+            (Fault::Untraced, vec![DECODE_CLAUSE, REPEAT_CLAUSE, TOGETHER_CLAUSE, FORK_CLAUSE], None),
+            (Fault::UntracedSingle, vec![DECODE_CLAUSE, TOGETHER_CLAUSE], None),
         ] {
             let expected = (clauses, Outcome::Failed, first.map(str::to_owned));
             assert_eq!(found(fault, true), expected, "{fault:?}");
@@ -648,11 +881,14 @@ mod tests {
     fn a_fault_of_the_cpu_alone_is_found_as_well() {
         let hidden = "layer00.ffn_residual";
         for (fault, clauses, first) in [
-            (Fault::Grouped, vec![DECODE_CLAUSE], Some(hidden)),
-            (Fault::Single, vec![DECODE_CLAUSE], Some(hidden)),
+            (Fault::Grouped, vec![DECODE_CLAUSE, TOGETHER_CLAUSE], Some(hidden)),
+            (Fault::Single, vec![DECODE_CLAUSE, TOGETHER_CLAUSE], Some(hidden)),
             (Fault::Weights, vec![WEIGHTS_CLAUSE, DECODE_CLAUSE], None),
             (Fault::Run(2), vec![REPEAT_CLAUSE], None),
-            (Fault::UntracedSingle, vec![DECODE_CLAUSE], None),
+            (Fault::UntracedSingle, vec![DECODE_CLAUSE, TOGETHER_CLAUSE], None),
+            (Fault::Together, vec![TOGETHER_CLAUSE], None),
+            (Fault::Copies, vec![FORK_CLAUSE], None),
+            (Fault::Choices, vec![DRAFTS_CLAUSE], None),
         ] {
             let expected = (clauses, Outcome::Failed, first.map(str::to_owned));
             assert_eq!(found(fault, false), expected, "{fault:?}");

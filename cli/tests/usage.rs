@@ -16,6 +16,8 @@ fn cuda_that_is_not_there_is_an_error() {
     for args in [
         vec!["run", "--backend", "cuda"],
         vec!["bench", "--backend", "cuda"],
+        vec!["bench", "--backend", "cuda", "--sequences", "2"],
+        vec!["generate", "--backend", "cuda"],
         vec!["logits", TINY, "--tokens", "1", "--backend", "cuda", "--out", &out],
         vec!["trace", TINY, "--tokens", "1", "--backend", "cuda", "--out", &out],
     ] {
@@ -58,8 +60,20 @@ fn wrong_usage_is_another_exit_code() {
 #[test]
 fn help_is_there_for_every_command() {
     let help = succeeds(&["--help"]);
-    let commands =
-        ["run", "logits", "verify", "info", "synth", "bench", "trace", "diff", "tokenize", "detokenize", "completions"];
+    let commands = [
+        "run",
+        "generate",
+        "logits",
+        "verify",
+        "info",
+        "synth",
+        "bench",
+        "trace",
+        "diff",
+        "tokenize",
+        "detokenize",
+        "completions",
+    ];
     for command in commands {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
         assert!(succeeds(&[command, "--help"]).contains("Usage: kquant-moe"));

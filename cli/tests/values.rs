@@ -40,19 +40,19 @@ fn verify_passes_and_says_what_it_skips() {
     for kv in ["f32", "f16"] {
         let text = succeeds(&["verify", "--kv", kv]);
         assert!(!text.contains("FAIL"), "{text}");
-        assert_eq!(text.matches(" pass\n").count(), 4, "{text}");
+        assert_eq!(text.matches(" pass\n").count(), 7, "{text}");
         assert_eq!(text.matches(" skipped  ").count(), 6, "{text}");
-        assert!(text.ends_with("\npassed in part: 4 of 10 clauses, 6 skipped\n"), "{text}");
+        assert!(text.ends_with("\npassed in part: 7 of 13 clauses, 6 skipped\n"), "{text}");
     }
     let report: Json = serde_json::from_str(&succeeds(&["verify", TINY, "--tokens", "1,2,3", "--json"])).unwrap();
     assert_eq!(report["passed"], true);
-    assert_eq!((report["clauses"].as_array().unwrap().len(), &report["skipped"]), (10, &Json::from(6)));
+    assert_eq!((report["clauses"].as_array().unwrap().len(), &report["skipped"]), (13, &Json::from(6)));
 
     let output = run(&["verify", "--require-cuda", "--prompt", "x"]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.lines().any(|line| line.starts_with("CUDA device present") && line.contains(" FAIL ")), "{text}");
-    assert!(text.ends_with("\nFAILED: 1 of 10 clauses, 4 passed, 5 skipped\n"), "{text}");
+    assert!(text.ends_with("\nFAILED: 1 of 13 clauses, 7 passed, 5 skipped\n"), "{text}");
     let output = run(&["verify", "--require-cuda", "--json", "--prompt", "x"]);
     assert_eq!(output.status.code(), Some(1));
     let report: Json = serde_json::from_slice(&output.stdout).unwrap();

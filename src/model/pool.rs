@@ -412,6 +412,21 @@ impl<B: Backend> Pool<B> {
     /// # Errors
     /// Those of [`Self::step`], and [`Error::Invalid`] for an entry with more tokens than one.
     pub fn decode(&mut self, model: &Model<B>, entries: &[Next<'_>], count: usize) -> Result<Vec<Vec<u32>>> {
+        self.decode_marked(model, entries, count, |_| Ok(()))
+    }
+
+    /// [`Self::decode`], for measurements: `mark` gets the backend directly before the first step is enqueued and directly after the
+    /// last one, of each group of sequences that are computed together.
+    ///
+    /// # Errors
+    /// Those of [`Self::decode`], and those of `mark`.
+    pub fn decode_marked(
+        &mut self,
+        model: &Model<B>,
+        entries: &[Next<'_>],
+        count: usize,
+        mut mark: impl FnMut(&B) -> Result<()>,
+    ) -> Result<Vec<Vec<u32>>> {
         if count == 0 {
             return Ok(vec![Vec::new(); entries.len()]);
         }
@@ -430,7 +445,7 @@ impl<B: Backend> Pool<B> {
         let most = self.sizes.tokens.min(self.sizes.rows);
         let computed = self.prepare(&plan, &plain).and_then(|()| {
             entries.chunks(most).try_for_each(|entries| {
-                found.extend(self.decode_together(model, entries, count)?);
+                found.extend(self.decode_together(model, entries, count, &mut mark)?);
                 Ok(())
             })
         });
@@ -763,7 +778,13 @@ impl<B: Backend> Pool<B> {
     }
 
     /// Steps of sequences of which all rows fit, whose pages are planned.
-    fn decode_together(&mut self, model: &Model<B>, entries: &[Next<'_>], count: usize) -> Result<Vec<Vec<u32>>> {
+    fn decode_together(
+        &mut self,
+        model: &Model<B>,
+        entries: &[Next<'_>],
+        count: usize,
+        mark: &mut impl FnMut(&B) -> Result<()>,
+    ) -> Result<Vec<Vec<u32>>> {
         let rows = entries.len();
         let is_drawn = entries.iter().any(|entry| entry.sampling.temperature != 0.0 || entry.sampling.penalises());
         let (mut tokens, mut positions, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
@@ -797,6 +818,7 @@ impl<B: Backend> Pool<B> {
         };
         let mut found = vec![Vec::with_capacity(count); rows];
         let mut done = 0;
+        mark(backend)?;
         while done < count {
             let now = if is_drawn { (count - done).min(options.window) } else { count };
             for _ in 0..now {
@@ -813,6 +835,9 @@ impl<B: Backend> Pool<B> {
                         None => *records = false,
                     }
                 }
+            }
+            if done + now == count {
+                mark(backend)?;
             }
             for (row, (found, &start)) in found.iter_mut().zip(&positions).enumerate() {
                 let from = start as usize + done;
