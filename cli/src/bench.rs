@@ -515,6 +515,24 @@ mod tests {
     }
 
     #[test]
+    fn steps_together_are_marked_at_both_ends() {
+        let source = Source::built_in().unwrap();
+        let args = Args { tokens: 2, runs: 3, depth: 70, prefill: 3, ..args() };
+        let measure = Measure { source: &source, args: &args, options: ContextOptions::default().capacity(72) };
+        let marks = std::cell::Cell::new(0);
+        let mark = |_: &Cpu| {
+            marks.set(marks.get() + 1);
+            Ok(None)
+        };
+        let together = Together { measure, count: 2 };
+        assert_eq!(together.options().unwrap().pages, 4);
+        let (measured, memory) = together.rates(Cpu::new(), mark, || Ok(Some((1, 2)))).unwrap();
+        // The first run of each kind does not count.
+        assert_eq!((measured.decode.len(), measured.prefill.len(), marks.get()), (3, 3, 2 * 4));
+        assert_eq!((measured.decode_on_device.len(), memory), (0, Some((1, 2))));
+    }
+
+    #[test]
     fn medians() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);

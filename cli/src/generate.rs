@@ -53,7 +53,7 @@ pub struct Args {
     /// Element type of the KV cache
     #[arg(long, value_enum, default_value_t)]
     kv: Kv,
-    /// Write nothing to standard error but what keeps the command from running
+    /// Leave out the speed
     #[arg(short, long)]
     quiet: bool,
 }

@@ -257,11 +257,11 @@ impl Job for Generate<'_, '_> {
         let (model, mut way) = match self.speculate {
             Some(most) => {
                 let (model, pool) = self.source.load_with_pool(backend, pool)?;
-                (model, Way::Drafts(pool, most.get()))
+                (model, Way::Drafts(Box::new(pool), most.get()))
             }
             None => {
                 let (model, context) = self.source.load_with_context(backend, self.options)?;
-                (model, Way::Plain(context))
+                (model, Way::Plain(Box::new(context)))
             }
         };
         self.writer.prompt(self.prompt)?;
@@ -316,9 +316,9 @@ impl Job for Generate<'_, '_> {
 /// How tokens are generated.
 enum Way<B: Backend> {
     /// One after the other.
-    Plain(Context<B>),
+    Plain(Box<Context<B>>),
     /// With drafts of at most so many.
-    Drafts(Pool<B>, usize),
+    Drafts(Box<Pool<B>>, usize),
 }
 
 /// Tokens of drafts.
