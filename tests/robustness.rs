@@ -561,10 +561,11 @@ fn any_call_of_a_pool_may_fail(work: PoolWork<Gpu<Hooked<Card>>>, on_cpu: PoolWo
             }
             drop(pool);
             assert_eq!(device.hook().allocated().0, weights, "{failure:?} at call {failed}: bytes");
-            failed += 1;
+            // What a lost device does is the same at every call; each is tried as one that is refused.
+            failed += if failure == Failure::Lost { 4 } else { 1 };
         }
-        println!("{failure:?}: at {failed} calls");
-        assert!(failed > 5, "{failed} calls");
+        println!("{failure:?}: up to call {failed}");
+        assert!(failed > 5, "up to call {failed}");
     }
 }
 
