@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(threads) sample_digit(kqm_sample_args a, uint3
   if (!TOP_P) state.total = weight_before + ties * each;
 }
 
-__global__ void __launch_bounds__(threads) sample_draw(kqm_sample_args a) {
+__global__ void __launch_bounds__(threads, 4) sample_draw(kqm_sample_args a) {
   KQM_SHARED(uint32_t, listed, KQM_SAMPLE_PART);
   KQM_SHARED(u64, of_warp, threads / 32);
   KQM_SHARED(uint32_t, last, 1);
@@ -292,6 +292,7 @@ __global__ void __launch_bounds__(threads) sample_draw(kqm_sample_args a) {
   const auto kept_ties = [&](u64 before, u64 own) { return before >= ties ? u64(0) : min(own, ties - before); };
   u64 sum = 0, target = 0;
   // Once for the sum, and once for where a share of it lies.
+  KQM_LOOP
   for (int pass = 0; pass < 2; pass++) {
     u64 ties_before = 0, before = 0;
     for (uint32_t first = 0; first < number; first += threads) {

@@ -445,6 +445,43 @@ fn what_is_not_finite_has_a_place_emulated() {
     }
 }
 
+/// More steps than a pool keeps tokens of: what is drawn in them is what steps one by one draw.
+fn many_steps_are_steps_one_by_one<B: Backend>(backend: B) {
+    let model = common::model_of(shaped::model(&SMALL, 1), backend);
+    let mut pool =
+        model.pool(PoolOptions::default().pages(4).sequences(2).capacity(40).max_batch(4).window(3)).unwrap();
+    let samplings = [
+        Sampling { penalty: 2.0, window: 3, ..Sampling::GREEDY },
+        Sampling { penalty: 1.4, window: 2, top_k: 30, seed: 9, ..Sampling::default() },
+    ];
+    let [a, b] = [(); 2].map(|()| pool.create().unwrap());
+    pool.forward(&model, &[Entry::new(a, &[1, 2, 3, 4], Logits::None), Entry::new(b, &[5], Logits::None)]).unwrap();
+    let first = [Next::new(a, &[6], samplings[0]), Next::new(b, &[7], samplings[1])];
+    let found = pool.decode(&model, &first, 8).unwrap();
+    assert_eq!([a, b].map(|sequence| pool.position(sequence).unwrap()), [12, 9]);
+    pool.truncate(a, 4).unwrap();
+    pool.truncate(b, 1).unwrap();
+    let mut next = [6, 7];
+    for (step, expected) in found[0].iter().zip(&found[1]).enumerate() {
+        let entries = [Next::new(a, &next[..1], samplings[0]), Next::new(b, &next[1..], samplings[1])];
+        let chosen = pool.step(&model, &entries).unwrap();
+        assert_eq!([&chosen[0], &chosen[1]], [expected.0, expected.1], "step {step}");
+        next = [chosen[0], chosen[1]];
+    }
+}
+
+#[test]
+fn many_steps_are_steps_one_by_one_on_the_cpu() {
+    many_steps_are_steps_one_by_one(Cpu::new());
+}
+
+#[test]
+fn many_steps_are_steps_one_by_one_emulated() {
+    if let Some(device) = emulated_device() {
+        many_steps_are_steps_one_by_one(Gpu::new(device.recording()));
+    }
+}
+
 /// Greedy and sampled, with drafts of any quality and without: the same tokens.
 #[test]
 fn what_is_generated_does_not_depend_on_drafts() {

@@ -513,9 +513,10 @@ const LAST_FINISHES: [(&str, &str, usize); 6] = [
 /// Whether the count of the CTAs that have finished stands between two fences: what a CTA wrote is visible before it counts, and the last
 /// one reads what the others wrote after that. The emulation runs a grid's CTAs one after the other and cannot tell a kernel without them.
 fn counts_between_fences(code: &[Instruction]) -> bool {
-    let count = code.iter().position(|i| i.base() == "ATOMG" && i.opcode.contains(".ADD."));
     let is_fence = |i: &Instruction| i.opcode == "MEMBAR.SC.GPU";
-    count.is_some_and(|at| code[..at].iter().any(is_fence) && code[at..].iter().any(is_fence))
+    // Other sums that are made with such an operation come before the first fence.
+    let counts = (0..code.len()).filter(|&at| code[at].base() == "ATOMG" && code[at].opcode.contains(".ADD."));
+    counts.into_iter().any(|at| code[..at].iter().any(is_fence) && code[at..].iter().any(is_fence))
 }
 
 #[test]
@@ -545,11 +546,14 @@ fn a_dropped_fence_is_noticed() {
     };
     let (fence, count) = ("MEMBAR.SC.GPU", "ATOMG.E.ADD.STRONG.GPU");
     assert!(counts_between_fences(&code(&["STG.E", fence, "BAR.SYNC", count, "BAR.SYNC", fence, "LDG.E"])));
+    assert!(counts_between_fences(&code(&[count, fence, count, fence])));
     for dropped in [
         &[fence, count][..],
         &[count, fence],
         &["MEMBAR.ALL.CTA", count, fence],
         &[fence, "RED.E.MAX.64.STRONG.GPU", fence],
+        &[count, count, fence],
+        &[count, fence, count],
     ] {
         assert!(!counts_between_fences(&code(dropped)), "{dropped:?}");
     }
