@@ -1,14 +1,15 @@
 // moe_down: y[t] = residual[t] + sum over ranks of weights[t, rank] * (W_down[e] x[pair]), pair = (t, rank), e its expert.
 //
 // Shapes: W_down [experts][rows, K] of a type of common/types.cuh; x [pairs, K / 256] fixed-point blocks;
-// expert_out [pairs, rows]; y [tokens, rows].
+// expert_out [pairs, rows]; y and residual [tokens, rows] of F32, F16 or BF16.
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; the weighted sum in f64, a tree over ranks,
-// rounded to f32; one f32 addition of the residual.
+// rounded to f32; one f32 addition of the residual; rounded to the type of y.
 // Launch: one token: a CTA has all experts of 16 rows, one warp for a super-block of one of them (24 warps at full size), and
 // ends with the weighted sum; in moe_down_one_token_rows each warp quantizes its part of the activations itself, which saves a
 // launch. More tokens: one CTA for 64 rows of a work item, so that an expert's weights are read once for up to eight of its
 // pairs (common/wide.cuh); a second kernel makes the weighted sums.
 // Bound by: the weights' bytes. At full size a token reads 7 to 10 MB in 128 CTAs.
+#include "common/floats.cuh"
 #include "common/items.cuh"
 #include "common/tree.cuh"
 
@@ -23,7 +24,7 @@ __device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, u
   const float sum = kqm_canonical(float(weighted));
   const size_t at = size_t(t) * a.down.rows + r;
   if (a.sum) a.sum[at] = sum;
-  a.y[at] = a.residual ? kqm_canonical(__fadd_rn(residual, sum)) : sum;
+  kqm_store_float(a.y, a.type, at, a.residual ? kqm_canonical(__fadd_rn(residual, sum)) : sum);
 }
 
 // A product of two f32, exact.
@@ -39,7 +40,7 @@ struct Epilogue {
   __device__ __forceinline__ explicit Epilogue(const kqm_moe_down_args &a) {
     row = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
     finishes = threadIdx.x < KQM_TILE_ROWS && row < a.down.rows;
-    residual = finishes && a.residual ? a.residual[row] : 0.0f;
+    residual = finishes && a.residual ? kqm_load_float(a.residual, a.type, row) : 0.0f;
     const uint32_t rank = threadIdx.x / KQM_TILE_ROWS;
     weight = rank < a.top_k ? a.weights[rank] : 0.0f;
   }
@@ -236,7 +237,7 @@ __global__ void __launch_bounds__(256) moe_down_sum(kqm_moe_down_args a) {
   kqm_wait_for_dependencies();
   if (r >= a.down.rows) return;
   const float *products = a.expert_out + size_t(t) * a.top_k * a.down.rows + r;
-  const float residual = a.residual ? a.residual[size_t(t) * a.down.rows + r] : 0.0f;
+  const float residual = a.residual ? kqm_load_float(a.residual, a.type, size_t(t) * a.down.rows + r) : 0.0f;
   const auto product = [&](int i) {
     return weigh(a.weights[size_t(t) * a.top_k + i], products[size_t(i) * a.down.rows]);
   };
@@ -287,6 +288,7 @@ KQM_ABI_BEGIN
 kqm_status kqm_moe_down(const kqm_moe_down_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr && (args->x || args->swiglu) && args->weights && args->expert_out && args->y,
               KQM_NULL_POINTER);
+  KQM_REQUIRE(kqm_is_float(args->type), KQM_UNSUPPORTED_TYPE);
   KQM_TRY(kqm_check_matrix(args->down));
   KQM_TRY(kqm_check_pairs(args->groups, args->indices, args->tokens, args->down.experts, args->top_k));
   KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->swiglu, 16), KQM_MISALIGNED);

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType::*};
 use kquant_moe::device::{Buffer, Device, Slice};
-use kquant_moe::kernels::{DownInput, FixedBlock, Matrix, MoeDown};
+use kquant_moe::kernels::{DownInput, FixedBlock, FloatsMut, Matrix, MoeDown};
 use kquant_moe::{Result, oracle, sys};
 use rayon::prelude::*;
 
@@ -20,6 +20,7 @@ on_devices!(
     absent_experts_give_nan,
     refuses_bad_arguments,
     refuses_bad_rows,
+    stores_every_type_of_floats,
 );
 
 /// Of one batch: x, indices, weights and the residual.
@@ -68,6 +69,7 @@ fn run<D: Device>(device: &D, down: &Matrix<D>, operands: Operands<'_>, tokens: 
         y.slice(),
     )
     .sum(sum.slice_if(optional))
+    .accumulate(true)
     .launch(device));
     Results { expert_out: expert_out.read(), sum: if optional { sum.read() } else { Vec::new() }, y: y.read() }
 }
@@ -446,6 +448,68 @@ fn quantizes_rows<D: Device>(device: &D, size: Size) {
                 let (weights, residual) = (random.gaussians(top_k), random.gaussians(rows));
                 let token = Token { x: &x, indices: &indices, weights: &weights, residual: &residual };
                 token.check(device, &format!("rows {case}"), &w, &down, 1, case % 2 == 0);
+            }
+        }
+    }
+}
+
+/// On each of the launcher's paths: stored or added, as f32, f16 or bf16, with sums on ties, beyond the range of f16, and NaN. A single token has
+/// no groups.
+fn stores_every_type_of_floats<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(430);
+    // Few units, many, and more than fit into shared memory.
+    for (rows, cols, top_k) in [(40, 256, 3), (17, 1280, 9), (15, 6656, 2)] {
+        let w = Weights::random(&mut random, Q5K, top_k + 1, rows, cols);
+        let down = w.upload(device);
+        for tokens in [1, 3] {
+            let pairs = tokens * top_k;
+            let x: Vec<f32> = random
+                .gaussians(pairs * cols)
+                .iter()
+                .enumerate()
+                .map(|(k, x)| x * [1.0, 1e3, 1e-6][k / cols % 3])
+                .collect();
+            let (blocks, digits) = fixed_blocks(&x);
+            let indices = moe::choose(&mut random, tokens, w.experts, top_k);
+            let mut weights = random.gaussians(pairs);
+            weights[pairs - 1] = if tokens == 3 { f32::NAN } else { 1e4 };
+            let mut residual = random.gaussians(tokens * rows);
+            (residual[0], residual[1], residual[2]) = (NANS[0], f32::INFINITY, -0.0);
+            for (kind, accumulate) in [F32, F16, BF16].into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+                let what = format!("[{rows}, {cols}], {tokens} tokens of {top_k} experts, {kind}, added: {accumulate}");
+                // What stands in y, as the oracle sees it.
+                let bits = halves_as(kind, &residual);
+                let before: Vec<f32> = match kind {
+                    F32 => residual.clone(),
+                    _ => bits.iter().map(|&bits| oracle::widened(kind, bits).unwrap()).collect(),
+                };
+                let expected = expected(&w, &blocks, &indices, &weights, before, top_k);
+                let expected = if accumulate { expected.y } else { expected.sum };
+                let fused = tokens == 1 && top_k * cols / BLOCK <= DownInput::MAX_BLOCKS;
+                let (digits, rows_of_x) = (input(device, &digits), input(device, &x));
+                let (chosen, factors) = (input(device, &indices), input(device, &weights));
+                let groups = (tokens > 1).then(|| moe::group(device, &chosen, tokens, w.experts, top_k));
+                let launch = |x, y: FloatsMut<'_>| {
+                    let mut expert_out = Output::new(device, pairs * rows);
+                    let (operands, shape) = ((chosen.slice(), factors.slice()), [tokens, top_k]);
+                    ok(MoeDown::new(&down, x, operands, groups.as_ref(), shape, expert_out.slice(), y)
+                        .accumulate(accumulate)
+                        .launch(device));
+                };
+                let inputs = [DownInput::Fixed(digits.slice()), DownInput::Rows(rows_of_x.slice())];
+                for x in inputs.into_iter().take(1 + usize::from(fused)) {
+                    if kind == F32 {
+                        let mut y = Output::starting_with(device, &residual);
+                        launch(x, y.slice().into());
+                        assert_bits(&what, &y.read(), &expected);
+                        continue;
+                    }
+                    let mut y = Output::starting_with(device, &bits);
+                    let slice = y.slice();
+                    launch(x, if kind == F16 { FloatsMut::F16(slice) } else { FloatsMut::BF16(slice) });
+                    let expected: Vec<u16> = expected.iter().map(|&x| oracle::narrowed(kind, x).unwrap()).collect();
+                    assert_same(&what, &y.read(), &expected);
+                }
             }
         }
     }

@@ -10,6 +10,7 @@
 
 use super::weights::Tensor;
 use crate::Result;
+use crate::oracle::moe_router::Weighting;
 
 /// In place of a token that was chosen from logits whose largest is not finite: it names nothing.
 pub const NO_CHOICE: u32 = u32::MAX;
@@ -55,6 +56,8 @@ pub struct RoutingShape {
     pub experts: usize,
     /// Experts chosen for a token.
     pub top_k: usize,
+    /// What their weights are.
+    pub weighting: Weighting,
 }
 
 /// Activations of a product.
