@@ -4,6 +4,52 @@ use super::*;
 
 /// Operands of `moe_layer`: `y[t] = sum_rank weights[t, rank] * down(swiglu(x[t]))`, the experts and weights being those that the router
 /// chooses.
+///
+/// ```no_run
+/// use kquant_moe::Result;
+/// use kquant_moe::blocks::TensorType;
+/// use kquant_moe::device::{CudaDevice, Slice, SliceMut};
+/// use kquant_moe::kernels::{Floats, FloatsMut, Matrix, MoeLayer, Weighting};
+/// use kquant_moe::sys::kqm_stream;
+///
+/// /// One layer of an engine: gate, up and down in tiles, activations and results in f16.
+/// struct Layer {
+///     matrices: [Matrix<CudaDevice>; 3],
+///     router: u64,
+/// }
+///
+/// impl Layer {
+///     /// y = MoE(x) of `tokens` tokens, on the engine's stream; `allocate` gives memory that lasts until its work is done.
+///     ///
+///     /// # Safety
+///     /// The addresses are of device 0, as long as the layer's shapes demand, and nothing else uses y meanwhile.
+///     unsafe fn forward(
+///         &self,
+///         [x, y]: [u64; 2],
+///         tokens: usize,
+///         stream: kqm_stream,
+///         allocate: impl Fn(usize) -> u64,
+///     ) -> Result<()> {
+///         let [gate, up, down] = self.matrices.each_ref();
+///         let (hidden, shape) = (gate.cols(), [tokens, 8]);
+///         // SAFETY: the caller's promises.
+///         unsafe {
+///             let device = CudaDevice::from_raw_stream(0, stream)?;
+///             let bytes = MoeLayer::workspace_bytes(&device, [gate, up, down], TensorType::F16, shape)?;
+///             MoeLayer::new(
+///                 Floats::F16(Slice::from_raw(&device, x, tokens * hidden)),
+///                 Slice::from_raw(&device, self.router, gate.experts() * hidden),
+///                 [gate, up, down],
+///                 FloatsMut::F16(SliceMut::from_raw(&device, y, tokens * down.rows())),
+///                 SliceMut::from_raw(&device, allocate(bytes), bytes),
+///                 shape,
+///             )
+///             .weighting(Weighting::OfAll)
+///             .launch(&device)
+///         }
+///     }
+/// }
+/// ```
 #[non_exhaustive]
 pub struct MoeLayer<'a, D: Device> {
     /// `[tokens, hidden]`: normed activations.
