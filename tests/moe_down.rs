@@ -21,6 +21,7 @@ on_devices!(
     refuses_bad_arguments,
     refuses_bad_rows,
     stores_every_type_of_floats,
+    rounds_ties_to_even,
 );
 
 /// Of one batch: x, indices, weights and the residual.
@@ -512,6 +513,61 @@ fn stores_every_type_of_floats<D: Device>(device: &D, _: Size) {
                 }
             }
         }
+    }
+}
+
+/// Sums that lie in the middle of two f16 or bf16, and right beside it; at the ends of their ranges, and beyond.
+fn rounds_ties_to_even<D: Device>(device: &D, _: Size) {
+    // A matrix of ones: what comes out is what went in.
+    let ones: Vec<u8> = [0x00, 0x3c].into_iter().chain([1; 32]).collect();
+    let w = Weights { kind: Q8_0, experts: 1, rows: 1, cols: BLOCK, bytes: ones.repeat(8) };
+    let down = w.upload(device);
+    // Significands of 11 bits and a half, and of 8, by the smallest and the largest exponents and some between.
+    let mut values = vec![65504.0, 65519.996, 65520.0, 65536.0, f32::MAX, f32::MIN_POSITIVE, f32::from_bits(1), 0.0];
+    for (bits, exponents) in [(11, [-14, -24, 0, 15]), (8, [-126, -3, 0, 127])] {
+        for exponent in exponents {
+            for significand in [(1 << bits) + 1, (1 << bits) + 3, (2 << bits) - 1, 1, 3] {
+                let tie = (f64::from(significand) * f64::powi(2.0, exponent - bits)) as f32;
+                values.extend([tie, tie.next_up(), tie.next_down()]);
+            }
+        }
+    }
+    let values: Vec<f32> = values.iter().flat_map(|&value| [value, -value]).collect();
+    let x: Vec<f32> =
+        values.iter().flat_map(|&value| (0..BLOCK).map(move |k| if k == 77 { value } else { 0.0 })).collect();
+    let (_, digits) = fixed_blocks(&x);
+    let tokens = values.len();
+    let (x, chosen) = (input(device, &digits), input(device, &vec![0; tokens]));
+    let weights = input(device, &vec![1.0; tokens]);
+    for kind in [F16, BF16] {
+        let expected: Vec<u16> = values.iter().map(|&value| oracle::narrowed(kind, value + 0.0).unwrap()).collect();
+        for together in [tokens, 1] {
+            for first in (0..tokens).step_by(together) {
+                let groups = moe::group(device, &chosen, together, 1, 1);
+                let (mut expert_out, mut y) = (Output::new(device, together), Output::new(device, together));
+                let y_of_kind = if kind == F16 { FloatsMut::F16(y.slice()) } else { FloatsMut::BF16(y.slice()) };
+                let x = DownInput::Fixed(x.part(first, together).unwrap());
+                let operands = (chosen.part(0, together).unwrap(), weights.part(0, together).unwrap());
+                ok(MoeDown::new(&down, x, operands, &groups, [together, 1], expert_out.slice(), y_of_kind)
+                    .launch(device));
+                let what = format!("{kind} of {:e}", values[first]);
+                assert_same(&what, &y.read(), &expected[first..first + together]);
+            }
+        }
+    }
+    // The oracle's rounding itself, where it is known.
+    for (kind, value, bits) in [
+        (F16, 1.0 + 1.0 / 2048.0, 0x3c00),
+        (F16, 1.0 + 3.0 / 2048.0, 0x3c02),
+        (F16, 65520.0, 0x7c00),
+        (F16, -65519.996, 0xfbff),
+        (BF16, 1.0 + 1.0 / 256.0, 0x3f80),
+        (BF16, 1.0 + 3.0 / 256.0, 0x3f82),
+        (BF16, f32::MAX, 0x7f80),
+        (BF16, NANS[1], 0x7fc0),
+        (F16, NANS[1], 0x7e00),
+    ] {
+        assert_eq!(oracle::narrowed(kind, value), Some(bits), "{kind} of {value:e}");
     }
 }
 
