@@ -18,13 +18,14 @@ namespace {
 const unsigned one_token_warps = KQM_FUSED_UNITS, max_shared = 48 * 1024;
 const int small_ranks = 8, small_super_blocks = 4;
 
-// One value of a token, from its weighted sum and its residual.
-__device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, uint32_t r, float residual,
+// One value of a token, from its weighted sum and the bits of its residual.
+__device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, uint32_t r, uint32_t residual,
                                        double weighted) {
   const float sum = kqm_canonical(float(weighted));
   const size_t at = size_t(t) * a.down.rows + r;
   if (a.sum) a.sum[at] = sum;
-  kqm_store_float(a.y, a.type, at, a.residual ? kqm_canonical(__fadd_rn(residual, sum)) : sum);
+  const float with = a.residual ? kqm_canonical(__fadd_rn(kqm_float_of_bits(residual, a.type), sum)) : sum;
+  kqm_store_float(a.y, a.type, at, with);
 }
 
 // A product of two f32, exact.
@@ -34,13 +35,13 @@ __device__ __forceinline__ double weigh(float weight, float value) { return doub
 struct Epilogue {
   uint32_t row;   // of this thread
   bool finishes;  // this thread's row exists
-  float residual;
+  uint32_t residual;
   float weight;  // of the rank whose product this thread makes first
 
   __device__ __forceinline__ explicit Epilogue(const kqm_moe_down_args &a) {
     row = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
     finishes = threadIdx.x < KQM_TILE_ROWS && row < a.down.rows;
-    residual = finishes && a.residual ? kqm_load_float(a.residual, a.type, row) : 0.0f;
+    residual = finishes && a.residual ? kqm_load_float_bits(a.residual, a.type, row) : 0;
     const uint32_t rank = threadIdx.x / KQM_TILE_ROWS;
     weight = rank < a.top_k ? a.weights[rank] : 0.0f;
   }
@@ -237,7 +238,7 @@ __global__ void __launch_bounds__(256) moe_down_sum(kqm_moe_down_args a) {
   kqm_wait_for_dependencies();
   if (r >= a.down.rows) return;
   const float *products = a.expert_out + size_t(t) * a.top_k * a.down.rows + r;
-  const float residual = a.residual ? kqm_load_float(a.residual, a.type, size_t(t) * a.down.rows + r) : 0.0f;
+  const uint32_t residual = a.residual ? kqm_load_float_bits(a.residual, a.type, size_t(t) * a.down.rows + r) : 0;
   const auto product = [&](int i) {
     return weigh(a.weights[size_t(t) * a.top_k + i], products[size_t(i) * a.down.rows]);
   };

@@ -15,11 +15,13 @@ __device__ __forceinline__ uint16_t kqm_float_to_bfloat(float canonical) {
   return uint16_t((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
-// Element `at` of a row of floats of a type.
-__device__ __forceinline__ float kqm_load_float(const void *row, uint32_t type, size_t at) {
-  if (type == KQM_TYPE_F32) return static_cast<const float *>(row)[at];
-  const uint16_t bits = static_cast<const uint16_t *>(row)[at];
-  return type == KQM_TYPE_F16 ? kqm_half_to_float(bits) : kqm_bfloat_to_float(bits);
+// Element `at` of a row of floats of a type: its bits, and what they are. Who loads early converts late, since a conversion waits for them.
+__device__ __forceinline__ uint32_t kqm_load_float_bits(const void *row, uint32_t type, size_t at) {
+  return type == KQM_TYPE_F32 ? static_cast<const uint32_t *>(row)[at] : static_cast<const uint16_t *>(row)[at];
+}
+__device__ __forceinline__ float kqm_float_of_bits(uint32_t bits, uint32_t type) {
+  if (type == KQM_TYPE_F32) return __uint_as_float(bits);
+  return type == KQM_TYPE_F16 ? kqm_half_to_float(uint16_t(bits)) : kqm_bfloat_to_float(bits);
 }
 __device__ __forceinline__ void kqm_store_float(void *row, uint32_t type, size_t at, float canonical) {
   if (type == KQM_TYPE_F32)
