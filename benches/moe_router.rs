@@ -6,7 +6,7 @@ use common::*;
 use criterion::{Criterion, criterion_group, criterion_main};
 use kquant_moe::device::Buffer;
 use kquant_moe::kernels::{MoeRouter, RouterChoice, RouterInput};
-use kquant_moe::oracle::moe_router::moe_router;
+use kquant_moe::oracle::moe_router::{Weighting, moe_router};
 
 fn bench(criterion: &mut Criterion) {
     let mut random = Random::new(9);
@@ -41,7 +41,7 @@ fn bench(criterion: &mut Criterion) {
             let (mut logits, mut indices, mut weights) = (vec![0.0; experts], [0; TOP_K], [0.0; TOP_K]);
             on_cpu(&mut group, &id, bytes, || {
                 for x in x.chunks(cols) {
-                    moe_router(x, &w, &mut logits, &mut indices, &mut weights);
+                    moe_router(x, &w, Weighting::default(), &mut logits, &mut indices, &mut weights);
                 }
             });
         }

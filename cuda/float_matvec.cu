@@ -11,8 +11,8 @@
 // Launch: one CTA for four rows and up to eight outputs, whose activations become f64 once for the four rows, or, with experts, for the pairs
 // of one output, each of which has rows of its own; one warp for a run of 256 columns (16 warps at most).
 // Bound by: the weights' bytes for few outputs, fp64 for many.
-#include "common/check.cuh"
 #include "common/exp.cuh"
+#include "common/floats.cuh"
 #include "common/tree.cuh"
 
 #include <algorithm>
@@ -20,38 +20,6 @@
 namespace {
 
 const int max_warps = 16, most_outputs = 8, run_columns = 256;
-
-// Eight neighbouring weights as f32, which is exact.
-struct Eight {
-  float4 first, second;
-};
-struct F32 {
-  typedef float Stored;
-  __device__ __forceinline__ static Eight load(const float *at) {
-    const float4 *in = reinterpret_cast<const float4 *>(at);
-    return Eight{in[0], in[1]};
-  }
-};
-// Two bytes a weight: eight are one load.
-template <class Of>
-struct Halves {
-  typedef uint16_t Stored;
-  __device__ __forceinline__ static Eight load(const uint16_t *at) {
-    const uint4 in = *reinterpret_cast<const uint4 *>(at);
-    return Eight{four(in.x, in.y), four(in.z, in.w)};
-  }
-
- private:
-  __device__ __forceinline__ static float4 four(uint32_t a, uint32_t b) {
-    return make_float4(Of::number(a & 0xffffu), Of::number(a >> 16), Of::number(b & 0xffffu), Of::number(b >> 16));
-  }
-};
-struct F16 : Halves<F16> {
-  __device__ __forceinline__ static float number(uint32_t bits) { return kqm_half_to_float(uint16_t(bits)); }
-};
-struct BF16 : Halves<BF16> {
-  __device__ __forceinline__ static float number(uint32_t bits) { return __uint_as_float(bits << 16); }
-};
 
 // What becomes of the value of an output and a row.
 __device__ __forceinline__ void store(const kqm_float_matvec_args &a, size_t at, float value) {
@@ -91,14 +59,14 @@ __device__ __forceinline__ void sum_runs(const kqm_float_matvec_args &a, const P
   for (int run = warp; run < runs; run += warps) {
     const uint32_t column = run * run_columns + 8 * lane;
     const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    Eight w[rows];
+    KqmEight w[rows];
     const auto load = [&](uint32_t expert) {
       KQM_UNROLL
       for (int r = 0; r < rows; r++) {
         // Behind the last row it is the last one again, of which nothing is stored.
         const size_t row = size_t(expert) * a.rows + min(first_row + r, a.rows - 1);
         w[r] = column < a.cols ? Weight::load(static_cast<const typename Weight::Stored *>(a.w) + row * a.cols + column)
-                               : Eight{zero, zero};
+                               : KqmEight{zero, zero};
       }
     };
     if (!a.indices) load(0);
@@ -190,10 +158,8 @@ kqm_status kqm_float_matvec(const kqm_float_matvec_args *args, kqm_stream stream
   const dim3 grid(kqm_ceil_div(args->count, outputs), std::min(kqm_ceil_div(args->rows, uint32_t(rows)), 65535u)),
       cta(32 * kqm_even_warps(runs, max_warps));
   const size_t shared = size_t(outputs) * args->ranks * rows * runs * sizeof(double);
-  switch (args->type) {
-    case KQM_TYPE_F32: return KQM_LAUNCH(float_matvec_kernel<F32>, grid, cta, shared, stream, *args, int(outputs));
-    case KQM_TYPE_F16: return KQM_LAUNCH(float_matvec_kernel<F16>, grid, cta, shared, stream, *args, int(outputs));
-    default: return KQM_LAUNCH(float_matvec_kernel<BF16>, grid, cta, shared, stream, *args, int(outputs));
-  }
+  return kqm_launch_floats(args->type, [&](auto type) {
+    return KQM_LAUNCH(float_matvec_kernel<decltype(type)>, grid, cta, shared, stream, *args, int(outputs));
+  });
 }
 KQM_ABI_END

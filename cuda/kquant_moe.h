@@ -89,6 +89,10 @@ typedef uint64_t kqm_caller;
 /* Most experts the router chooses from, and most it chooses. */
 #define KQM_MAX_EXPERTS 512
 #define KQM_MAX_TOP_K 32
+/* What the weights of a token's chosen experts are: their softmax probabilities, divided by the sum of the chosen ones' or by that of all
+ * experts'. */
+#define KQM_WEIGHTS_OF_CHOSEN 0
+#define KQM_WEIGHTS_OF_ALL 1
 /* Cache positions that attention reduces in f32 before it continues in f64, and positions of a page of the cache. */
 #define KQM_ATTENTION_CHUNK 64
 /* Most (token, expert) pairs of one expert that one work item of the expert kernels covers. */
@@ -132,20 +136,23 @@ typedef struct kqm_groups {
   uint32_t *count; /* [1] items in use; the remaining ones are not read */
 } kqm_groups;
 
-/* repack: a quantized matrix in GGUF's row layout to tile layout, a permutation of bytes (see common/tiles.cuh).
- * Rows are padded with zero blocks to a multiple of 16. */
+/* repack: a quantized matrix, or a stack of experts' matrices, in GGUF's row layout to tile layout, a permutation of bytes (see
+ * common/tiles.cuh). Rows of each matrix are padded with zero blocks to a multiple of 16. */
 typedef struct kqm_repack_args {
-  const void *blocks; /* [rows][cols / 256] blocks as in the file */
-  void *tiles;        /* [ceil(rows / 16)][cols / 256] tiles, 16-byte aligned */
+  const void *blocks; /* [experts][rows][cols / 256] blocks as in the file */
+  void *tiles;        /* [experts][ceil(rows / 16)][cols / 256] tiles, 16-byte aligned */
   uint32_t type;
   uint32_t rows;
   uint32_t cols;
+  uint32_t experts; /* 1 for a plain matrix */
 } kqm_repack_args;
 
-/* quantize: f32 activations to block fixed point. */
+/* quantize: activations to block fixed point. */
 typedef struct kqm_quantize_args {
-  const float *x;       /* [tokens, cols] */
+  const void *x;        /* [tokens, cols] of `type` */
   kqm_fixed_block *out; /* [tokens, cols / 256] */
+  float *floats;        /* [optional] [tokens, cols]: the activations as f32, which is exact */
+  uint32_t type;        /* KQM_TYPE_F32, KQM_TYPE_F16 or KQM_TYPE_BF16 */
   uint32_t tokens;
   uint32_t cols; /* a multiple of 256 */
 } kqm_quantize_args;
@@ -279,7 +286,7 @@ typedef struct kqm_attention_args {
 } kqm_attention_args;
 
 /* moe_router: logits = W x (F32 weights), the top_k largest (ties to the lower expert), and their softmax
- * probabilities renormalised to sum 1. */
+ * probabilities, renormalised to sum 1 or not. */
 typedef struct kqm_moe_router_args {
   const float *x;         /* [tokens, cols]; not read with a fused norm */
   kqm_fused_norm norm;    /* a single token: x is made from this row */
@@ -292,9 +299,10 @@ typedef struct kqm_moe_router_args {
   float *weights; /* [tokens, top_k]; not written without indices */
   uint32_t *done; /* [tokens] zero before the first call; the launcher leaves it zero. Not used without indices */
   uint32_t tokens;
-  uint32_t cols;    /* a multiple of 256 */
-  uint32_t experts; /* at most KQM_MAX_EXPERTS */
-  uint32_t top_k;   /* 1 ..= min(experts, KQM_MAX_TOP_K) */
+  uint32_t cols;      /* a multiple of 256 */
+  uint32_t experts;   /* at most KQM_MAX_EXPERTS */
+  uint32_t top_k;     /* 1 ..= min(experts, KQM_MAX_TOP_K) */
+  uint32_t weighting; /* KQM_WEIGHTS_... */
 } kqm_moe_router_args;
 
 /* moe_group: the pairs of a batch grouped by expert, so that an expert's weights are read once for its tokens. */
@@ -323,6 +331,7 @@ typedef struct kqm_moe_swiglu_args {
   float *out;        /* [pairs, ff] */
   uint32_t tokens;
   uint32_t top_k;
+  uint32_t weighting; /* KQM_WEIGHTS_..., with logits */
 } kqm_moe_swiglu_args;
 
 /* Most blocks of 256 that a single token's experts may have together for the fused form of moe_down. */
@@ -338,11 +347,33 @@ typedef struct kqm_moe_down_args {
   kqm_groups groups;        /* used for two or more tokens; may hold NULL for a single one */
   float *expert_out;        /* [pairs, rows]: the products before the sum */
   float *sum;               /* [optional] [tokens, rows]: the sum before the residual is added */
-  const float *residual;    /* [optional] [tokens, rows]; may equal y */
-  float *y;                 /* [tokens, rows] */
+  const void *residual;     /* [optional] [tokens, rows] of `type`; may equal y */
+  void *y;                  /* [tokens, rows] of `type` */
+  uint32_t type;            /* KQM_TYPE_F32, KQM_TYPE_F16 or KQM_TYPE_BF16 */
   uint32_t tokens;
   uint32_t top_k;
 } kqm_moe_down_args;
+
+/* moe_layer: a whole MoE layer of normed activations, y[t] = residual[t] + sum_rank weights[t, rank] * down(swiglu(x[t])): quantize,
+ * moe_router, moe_group, moe_swiglu, quantize and moe_down, with what they leave for each other in the workspace. Its contents do not
+ * matter, and nobody else may use it until the layer is done. The counts must be those that the kernels take, with at most 65,535 items
+ * (kqm_moe_max_items). */
+typedef struct kqm_moe_layer_args {
+  const void *x;        /* [tokens, gate.cols] of `x_type` */
+  const float *router;  /* [gate.experts, gate.cols] */
+  kqm_matrix gate;      /* [experts][ff, cols] */
+  kqm_matrix up;        /* [experts][ff, cols] */
+  kqm_matrix down;      /* [experts][rows, ff] */
+  const void *residual; /* [optional] [tokens, down.rows] of `y_type`; may equal y */
+  void *y;              /* [tokens, down.rows] of `y_type` */
+  void *workspace;      /* kqm_moe_layer_workspace() bytes, 16-byte aligned */
+  uint64_t workspace_bytes;
+  uint32_t x_type; /* KQM_TYPE_F32, KQM_TYPE_F16 or KQM_TYPE_BF16, and so is y_type */
+  uint32_t y_type;
+  uint32_t tokens; /* at most 65,535 */
+  uint32_t top_k;
+  uint32_t weighting; /* KQM_WEIGHTS_... */
+} kqm_moe_layer_args;
 
 /* residual_add: y = a + b. */
 typedef struct kqm_residual_add_args {
@@ -460,7 +491,8 @@ typedef struct kqm_sample_args {
   X(15, argmax)              \
   X(16, matvec)              \
   X(17, float_matvec)        \
-  X(18, sample)
+  X(18, sample)              \
+  X(19, moe_layer)
 
 /* kqm_NAME is compiled into the caller and says there who calls; kqm_launch_NAME, in the library, refuses a caller that has
  * another header. */
@@ -483,6 +515,14 @@ uint64_t kqm_launch_attention_workspace(kqm_caller caller, const kqm_attention_a
 #if !defined(KQM_IMPLEMENTATION)
 static inline uint64_t kqm_attention_workspace(const kqm_attention_args *args) {
   return kqm_launch_attention_workspace(KQM_CALLER(kqm_attention_args), args);
+}
+#endif
+
+/* Bytes of workspace that kqm_moe_layer needs for these shapes (pointers are ignored); 0 for a caller with another header. */
+uint64_t kqm_launch_moe_layer_workspace(kqm_caller caller, const kqm_moe_layer_args *args);
+#if !defined(KQM_IMPLEMENTATION)
+static inline uint64_t kqm_moe_layer_workspace(const kqm_moe_layer_args *args) {
+  return kqm_launch_moe_layer_workspace(KQM_CALLER(kqm_moe_layer_args), args);
 }
 #endif
 
@@ -509,6 +549,8 @@ typedef struct kqm_kernels {
   kqm_status (*argmax)(const kqm_argmax_args *, kqm_stream);
   kqm_status (*float_matvec)(const kqm_float_matvec_args *, kqm_stream);
   kqm_status (*sample)(const kqm_sample_args *, kqm_stream);
+  uint64_t (*moe_layer_workspace)(const kqm_moe_layer_args *);
+  kqm_status (*moe_layer)(const kqm_moe_layer_args *, kqm_stream);
   /* Text of a status: a static string. */
   const char *(*status_text)(kqm_status);
 } kqm_kernels;
@@ -516,9 +558,9 @@ typedef struct kqm_kernels {
 /* What the table depends on: the version, and the sizes of all structures, each with a weight of its own. */
 #define KQM_WEIGHTED_SIZE(number, name) +(number) * (int)sizeof(kqm_##name##_args)
 enum {
-  KQM_ABI = KQM_ABI_VERSION * 0x1000000 KQM_EACH_LAUNCHER(KQM_WEIGHTED_SIZE) + 19 * (int)sizeof(kqm_fixed_block) +
-            20 * (int)sizeof(kqm_kernels) + 21 * (int)sizeof(kqm_sampling) + 22 * (int)sizeof(kqm_sample_state) +
-            23 * (int)sizeof(kqm_sample_part)
+  KQM_ABI = KQM_ABI_VERSION * 0x1000000 KQM_EACH_LAUNCHER(KQM_WEIGHTED_SIZE) + 1001 * (int)sizeof(kqm_fixed_block) +
+            1002 * (int)sizeof(kqm_kernels) + 1003 * (int)sizeof(kqm_sampling) + 1004 * (int)sizeof(kqm_sample_state) +
+            1005 * (int)sizeof(kqm_sample_part)
 };
 /* The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's
  * KQM_ABI, which is the caller's when both have the same header. */

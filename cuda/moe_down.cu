@@ -1,14 +1,15 @@
 // moe_down: y[t] = residual[t] + sum over ranks of weights[t, rank] * (W_down[e] x[pair]), pair = (t, rank), e its expert.
 //
 // Shapes: W_down [experts][rows, K] of a type of common/types.cuh; x [pairs, K / 256] fixed-point blocks;
-// expert_out [pairs, rows]; y [tokens, rows].
+// expert_out [pairs, rows]; y and residual [tokens, rows] of F32, F16 or BF16.
 // Maths: the products as in q4_k_matvec and q6_k_gemv, each rounded to f32; the weighted sum in f64, a tree over ranks,
-// rounded to f32; one f32 addition of the residual.
+// rounded to f32; one f32 addition of the residual; rounded to the type of y.
 // Launch: one token: a CTA has all experts of 16 rows, one warp for a super-block of one of them (24 warps at full size), and
 // ends with the weighted sum; in moe_down_one_token_rows each warp quantizes its part of the activations itself, which saves a
 // launch. More tokens: one CTA for 64 rows of a work item, so that an expert's weights are read once for up to eight of its
 // pairs (common/wide.cuh); a second kernel makes the weighted sums.
 // Bound by: the weights' bytes. At full size a token reads 7 to 10 MB in 128 CTAs.
+#include "common/floats.cuh"
 #include "common/items.cuh"
 #include "common/tree.cuh"
 
@@ -17,13 +18,14 @@ namespace {
 const unsigned one_token_warps = KQM_FUSED_UNITS, max_shared = 48 * 1024;
 const int small_ranks = 8, small_super_blocks = 4;
 
-// One value of a token, from its weighted sum and its residual.
-__device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, uint32_t r, float residual,
+// One value of a token, from its weighted sum and the bits of its residual.
+__device__ __forceinline__ void finish(const kqm_moe_down_args &a, uint32_t t, uint32_t r, uint32_t residual,
                                        double weighted) {
   const float sum = kqm_canonical(float(weighted));
   const size_t at = size_t(t) * a.down.rows + r;
   if (a.sum) a.sum[at] = sum;
-  a.y[at] = a.residual ? kqm_canonical(__fadd_rn(residual, sum)) : sum;
+  const float with = a.residual ? kqm_canonical(__fadd_rn(kqm_float_of_bits(residual, a.type), sum)) : sum;
+  kqm_store_float(a.y, a.type, at, with);
 }
 
 // A product of two f32, exact.
@@ -33,13 +35,13 @@ __device__ __forceinline__ double weigh(float weight, float value) { return doub
 struct Epilogue {
   uint32_t row;   // of this thread
   bool finishes;  // this thread's row exists
-  float residual;
+  uint32_t residual;
   float weight;  // of the rank whose product this thread makes first
 
   __device__ __forceinline__ explicit Epilogue(const kqm_moe_down_args &a) {
     row = blockIdx.x * KQM_TILE_ROWS + threadIdx.x;
     finishes = threadIdx.x < KQM_TILE_ROWS && row < a.down.rows;
-    residual = finishes && a.residual ? a.residual[row] : 0.0f;
+    residual = finishes && a.residual ? kqm_load_float_bits(a.residual, a.type, row) : 0;
     const uint32_t rank = threadIdx.x / KQM_TILE_ROWS;
     weight = rank < a.top_k ? a.weights[rank] : 0.0f;
   }
@@ -253,7 +255,7 @@ __global__ void __launch_bounds__(256) moe_down_sum(kqm_moe_down_args a) {
   kqm_wait_for_dependencies();
   if (r >= a.down.rows) return;
   const float *products = a.expert_out + size_t(t) * a.top_k * a.down.rows + r;
-  const float residual = a.residual ? a.residual[size_t(t) * a.down.rows + r] : 0.0f;
+  const uint32_t residual = a.residual ? kqm_load_float_bits(a.residual, a.type, size_t(t) * a.down.rows + r) : 0;
   const auto product = [&](int i) {
     return weigh(a.weights[size_t(t) * a.top_k + i], products[size_t(i) * a.down.rows]);
   };
@@ -306,6 +308,7 @@ KQM_ABI_BEGIN
 kqm_status kqm_moe_down(const kqm_moe_down_args *args, kqm_stream stream) {
   KQM_REQUIRE(args != nullptr && (args->x || args->swiglu) && args->weights && args->expert_out && args->y,
               KQM_NULL_POINTER);
+  KQM_REQUIRE(kqm_is_float(args->type), KQM_UNSUPPORTED_TYPE);
   KQM_TRY(kqm_check_matrix(args->down));
   KQM_TRY(kqm_check_pairs(args->groups, args->indices, args->tokens, args->down.experts, args->top_k));
   KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->swiglu, 16), KQM_MISALIGNED);

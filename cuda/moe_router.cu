@@ -1,4 +1,4 @@
-// moe_router: logits = W x with F32 weights, the top_k largest, and their softmax renormalised to sum 1.
+// moe_router: logits = W x with F32 weights, the top_k largest, and their softmax probabilities, renormalised to sum 1 or not.
 //
 // Shapes: W [experts, cols], x [tokens, cols]; logits [tokens, experts], indices and weights [tokens, top_k].
 // Maths: each logit is a tree_dot in f64 (common/tree.cuh), rounded to f32. A warp takes the largest order key top_k times
@@ -34,8 +34,8 @@ __device__ __forceinline__ void rank_experts(const kqm_moe_router_args &a, uint3
   for (int t = warp; t < tokens; t += warps) {
     const size_t token = first + t;
     const float *logits = a.logits + token * a.experts;
-    kqm_weigh_experts(kqm_choose<true>(logits, a.experts, a.top_k - 1), a.top_k, a.indices + token * a.top_k,
-                      a.weights + token * a.top_k);
+    kqm_weigh_experts(kqm_choose<true>(logits, a.experts, a.top_k - 1), logits, a.experts, a.top_k, a.weighting,
+                      a.indices + token * a.top_k, a.weights + token * a.top_k);
   }
   if (threadIdx.x == 0) a.done[first] = 0;
 }
@@ -136,7 +136,7 @@ kqm_status kqm_moe_router(const kqm_moe_router_args *args, kqm_stream stream) {
   KQM_REQUIRE(args->x != nullptr || args->norm.x != nullptr, KQM_NULL_POINTER);
   KQM_REQUIRE(args->tokens > 0 && args->tokens <= 65535 && args->cols > 0 && args->cols % KQM_BLOCK == 0 &&
                   args->cols <= kqm_max_cols && args->experts <= KQM_MAX_EXPERTS && args->top_k > 0 &&
-                  args->top_k <= KQM_MAX_TOP_K && args->top_k <= args->experts,
+                  args->top_k <= KQM_MAX_TOP_K && args->top_k <= args->experts && args->weighting <= KQM_WEIGHTS_OF_ALL,
               KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->x, 16) && kqm_aligned(args->w, 16) && kqm_aligned(args->fixed, 16), KQM_MISALIGNED);
   if (args->norm.x) KQM_TRY(kqm_check_fused_norm(args->norm, args->tokens, args->cols));

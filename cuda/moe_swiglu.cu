@@ -44,7 +44,7 @@ __device__ __forceinline__ KqmExpert expert_of_cta(const kqm_moe_swiglu_args &a,
 // row sums to make.
 __device__ __forceinline__ void write_choice(const kqm_moe_swiglu_args &a, const KqmChoice &choice) {
   if (a.logits && blockIdx.x == 0 && blockIdx.y == gridDim.y - 1 && threadIdx.x >= blockDim.x - 32)
-    kqm_weigh_experts(choice, a.top_k, a.indices, a.weights);
+    kqm_weigh_experts(choice, a.logits, a.gate.experts, a.top_k, a.weighting, a.indices, a.weights);
 }
 
 const int many_tokens_tiles =
@@ -379,6 +379,7 @@ kqm_status kqm_moe_swiglu(const kqm_moe_swiglu_args *args, kqm_stream stream) {
   KQM_REQUIRE(kqm_aligned(args->x, 16), KQM_MISALIGNED);
   KQM_REQUIRE(!args->logits || args->weights, KQM_NULL_POINTER);
   KQM_REQUIRE(!args->logits || args->tokens == 1, KQM_BAD_SHAPE);
+  KQM_REQUIRE(args->weighting <= KQM_WEIGHTS_OF_ALL, KQM_BAD_SHAPE);
   KQM_REQUIRE(kqm_aligned(args->logits, 16), KQM_MISALIGNED);
   if (args->gate.type != args->up.type) {
     for (const bool is_gate : {true, false}) {

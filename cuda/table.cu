@@ -7,6 +7,7 @@ KQM_ABI_BEGIN
 #define KQM_DECLARE(number, name) kqm_status kqm_##name(const kqm_##name##_args *args, kqm_stream stream);
 KQM_EACH_LAUNCHER(KQM_DECLARE)
 uint64_t kqm_attention_workspace(const kqm_attention_args *args);
+uint64_t kqm_moe_layer_workspace(const kqm_moe_layer_args *args);
 uint32_t kqm_moe_max_items(uint32_t tokens, uint32_t experts, uint32_t top_k);
 KQM_ABI_END
 
@@ -45,6 +46,7 @@ constexpr kqm_kernels make_table() {
 #define KQM_SET(number, name) table.name = kqm_launchers::kqm_##name;
   KQM_EACH_LAUNCHER(KQM_SET)
   table.attention_workspace = kqm_launchers::kqm_attention_workspace;
+  table.moe_layer_workspace = kqm_launchers::kqm_moe_layer_workspace;
   table.moe_max_items = kqm_launchers::kqm_moe_max_items;
   table.status_text = status_text;
   return table;
@@ -65,6 +67,10 @@ KQM_EACH_LAUNCHER(KQM_EXPORT)
 
 uint64_t kqm_launch_attention_workspace(kqm_caller caller, const kqm_attention_args *args) {
   return caller == KQM_CALLER(kqm_attention_args) ? kqm_launchers::kqm_attention_workspace(args) : 0;
+}
+
+uint64_t kqm_launch_moe_layer_workspace(kqm_caller caller, const kqm_moe_layer_args *args) {
+  return caller == KQM_CALLER(kqm_moe_layer_args) ? kqm_launchers::kqm_moe_layer_workspace(args) : 0;
 }
 
 uint32_t kqm_moe_max_items(uint32_t tokens, uint32_t experts, uint32_t top_k) {

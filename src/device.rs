@@ -279,12 +279,13 @@ impl<'a, T> SliceMut<'a, T> {
     }
 }
 
-/// Device memory of `len` elements, freed when dropped.
+/// Device memory of `len` elements, freed when dropped unless somebody else manages it ([`Buffer::from_raw`]).
 #[derive(Debug)]
 pub struct Buffer<D: Device, T: Plain> {
     device: D,
     address: u64,
     len: usize,
+    owned: bool,
     element: PhantomData<T>,
 }
 
@@ -295,7 +296,16 @@ impl<D: Device, T: Plain> Buffer<D, T> {
             .checked_mul(size_of::<T>())
             .ok_or_else(|| Error::Invalid(format!("a buffer of {len} elements is too large")))?;
         let address = if bytes == 0 { 0 } else { device.allocate(bytes)? };
-        Ok(Self { device: device.clone(), address, len, element: PhantomData })
+        Ok(Self { device: device.clone(), address, len, owned: true, element: PhantomData })
+    }
+
+    /// Memory that somebody else manages, such as the arena of the engine that links this crate. Nothing is allocated, and nothing freed.
+    ///
+    /// # Safety
+    /// `len` elements at `address` are valid memory of the device, aligned to 16 bytes. Until the buffer is dropped and the work that was
+    /// enqueued with it is done they stay there, and nothing else writes them or reads what this buffer writes.
+    pub unsafe fn from_raw(device: &D, address: u64, len: usize) -> Self {
+        Self { device: device.clone(), address, len, owned: false, element: PhantomData }
     }
 
     /// Memory filled with zeros.
@@ -420,7 +430,7 @@ impl<D: Device, T: Plain> Buffer<D, T> {
 
 impl<D: Device, T: Plain> Drop for Buffer<D, T> {
     fn drop(&mut self) {
-        if self.address != 0 {
+        if self.owned && self.address != 0 {
             // SAFETY: the buffer owns the allocation, and slices of it borrow the buffer.
             unsafe { self.device.free(self.address) };
         }

@@ -40,6 +40,8 @@ pub const KQM_BLOCK: u32 = 256;
 pub const KQM_TILE_ROWS: u32 = 16;
 pub const KQM_MAX_EXPERTS: u32 = 512;
 pub const KQM_MAX_TOP_K: u32 = 32;
+pub const KQM_WEIGHTS_OF_CHOSEN: u32 = 0;
+pub const KQM_WEIGHTS_OF_ALL: u32 = 1;
 pub const KQM_ATTENTION_CHUNK: u32 = 64;
 pub const KQM_ITEM_PAIRS: u32 = 32;
 pub const KQM_EXP_LOG2E: f64 = 1.4426950216293335;
@@ -146,18 +148,20 @@ impl Default for kqm_groups {
         }
     }
 }
-/** repack: a quantized matrix in GGUF's row layout to tile layout, a permutation of bytes (see common/tiles.cuh).
-Rows are padded with zero blocks to a multiple of 16.*/
+/** repack: a quantized matrix, or a stack of experts' matrices, in GGUF's row layout to tile layout, a permutation of bytes (see
+common/tiles.cuh). Rows of each matrix are padded with zero blocks to a multiple of 16.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_repack_args {
-    /// \[rows\]\[cols / 256\] blocks as in the file
+    /// \[experts\]\[rows\]\[cols / 256\] blocks as in the file
     pub blocks: *const ::core::ffi::c_void,
-    /// \[ceil(rows / 16)\]\[cols / 256\] tiles, 16-byte aligned
+    /// \[experts\]\[ceil(rows / 16)\]\[cols / 256\] tiles, 16-byte aligned
     pub tiles: *mut ::core::ffi::c_void,
     pub type_: u32,
     pub rows: u32,
     pub cols: u32,
+    /// 1 for a plain matrix
+    pub experts: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -168,6 +172,7 @@ const _: () = {
     ["Offset of field: kqm_repack_args::type_"][::core::mem::offset_of!(kqm_repack_args, type_) - 16usize];
     ["Offset of field: kqm_repack_args::rows"][::core::mem::offset_of!(kqm_repack_args, rows) - 20usize];
     ["Offset of field: kqm_repack_args::cols"][::core::mem::offset_of!(kqm_repack_args, cols) - 24usize];
+    ["Offset of field: kqm_repack_args::experts"][::core::mem::offset_of!(kqm_repack_args, experts) - 28usize];
 };
 impl Default for kqm_repack_args {
     fn default() -> Self {
@@ -178,26 +183,32 @@ impl Default for kqm_repack_args {
         }
     }
 }
-/// quantize: f32 activations to block fixed point.
+/// quantize: activations to block fixed point.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_quantize_args {
-    /// \[tokens, cols\]
-    pub x: *const f32,
+    /// \[tokens, cols\] of `type`
+    pub x: *const ::core::ffi::c_void,
     /// \[tokens, cols / 256\]
     pub out: *mut kqm_fixed_block,
+    /// \[optional\] \[tokens, cols\]: the activations as f32, which is exact
+    pub floats: *mut f32,
+    /// KQM_TYPE_F32, KQM_TYPE_F16 or KQM_TYPE_BF16
+    pub type_: u32,
     pub tokens: u32,
     /// a multiple of 256
     pub cols: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_quantize_args"][::core::mem::size_of::<kqm_quantize_args>() - 24usize];
+    ["Size of kqm_quantize_args"][::core::mem::size_of::<kqm_quantize_args>() - 40usize];
     ["Alignment of kqm_quantize_args"][::core::mem::align_of::<kqm_quantize_args>() - 8usize];
     ["Offset of field: kqm_quantize_args::x"][::core::mem::offset_of!(kqm_quantize_args, x) - 0usize];
     ["Offset of field: kqm_quantize_args::out"][::core::mem::offset_of!(kqm_quantize_args, out) - 8usize];
-    ["Offset of field: kqm_quantize_args::tokens"][::core::mem::offset_of!(kqm_quantize_args, tokens) - 16usize];
-    ["Offset of field: kqm_quantize_args::cols"][::core::mem::offset_of!(kqm_quantize_args, cols) - 20usize];
+    ["Offset of field: kqm_quantize_args::floats"][::core::mem::offset_of!(kqm_quantize_args, floats) - 16usize];
+    ["Offset of field: kqm_quantize_args::type_"][::core::mem::offset_of!(kqm_quantize_args, type_) - 24usize];
+    ["Offset of field: kqm_quantize_args::tokens"][::core::mem::offset_of!(kqm_quantize_args, tokens) - 28usize];
+    ["Offset of field: kqm_quantize_args::cols"][::core::mem::offset_of!(kqm_quantize_args, cols) - 32usize];
 };
 impl Default for kqm_quantize_args {
     fn default() -> Self {
@@ -536,7 +547,7 @@ pub struct kqm_attention_args {
     pub v_cache: *const ::core::ffi::c_void,
     /// \[optional\] \[tokens, heads, head_dim\]
     pub out: *mut f32,
-    /// \[optional\] \[tokens, heads \* head_dim / 256\]
+    /// \[optional\] \[tokens, ceil(heads \* head_dim / 256)\], the last block filled up with zeros
     pub fixed: *mut kqm_fixed_block,
     /// \[optional\] \[tokens, heads, capacity\]: scaled scores; -inf where masked
     pub scores: *mut f32,
@@ -544,7 +555,7 @@ pub struct kqm_attention_args {
     pub workspace: *mut ::core::ffi::c_void,
     pub workspace_bytes: u64,
     pub cache_type: u32,
-    /// at most 65535; a multiple of kv_heads, at most 16 times; with fixed, heads \* head_dim one of 256
+    /// at most 65535; a multiple of kv_heads, at most 16 times
     pub heads: u32,
     pub kv_heads: u32,
     /// 64, 128, 192 or 256
@@ -593,7 +604,7 @@ impl Default for kqm_attention_args {
     }
 }
 /** moe_router: logits = W x (F32 weights), the top_k largest (ties to the lower expert), and their softmax
-probabilities renormalised to sum 1.*/
+probabilities, renormalised to sum 1 or not.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct kqm_moe_router_args {
@@ -621,10 +632,12 @@ pub struct kqm_moe_router_args {
     pub experts: u32,
     /// 1 ..= min(experts, KQM_MAX_TOP_K)
     pub top_k: u32,
+    /// KQM_WEIGHTS_...
+    pub weighting: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_moe_router_args"][::core::mem::size_of::<kqm_moe_router_args>() - 104usize];
+    ["Size of kqm_moe_router_args"][::core::mem::size_of::<kqm_moe_router_args>() - 112usize];
     ["Alignment of kqm_moe_router_args"][::core::mem::align_of::<kqm_moe_router_args>() - 8usize];
     ["Offset of field: kqm_moe_router_args::x"][::core::mem::offset_of!(kqm_moe_router_args, x) - 0usize];
     ["Offset of field: kqm_moe_router_args::norm"][::core::mem::offset_of!(kqm_moe_router_args, norm) - 8usize];
@@ -638,6 +651,8 @@ const _: () = {
     ["Offset of field: kqm_moe_router_args::cols"][::core::mem::offset_of!(kqm_moe_router_args, cols) - 92usize];
     ["Offset of field: kqm_moe_router_args::experts"][::core::mem::offset_of!(kqm_moe_router_args, experts) - 96usize];
     ["Offset of field: kqm_moe_router_args::top_k"][::core::mem::offset_of!(kqm_moe_router_args, top_k) - 100usize];
+    ["Offset of field: kqm_moe_router_args::weighting"]
+        [::core::mem::offset_of!(kqm_moe_router_args, weighting) - 104usize];
 };
 impl Default for kqm_moe_router_args {
     fn default() -> Self {
@@ -705,10 +720,12 @@ pub struct kqm_moe_swiglu_args {
     pub out: *mut f32,
     pub tokens: u32,
     pub top_k: u32,
+    /// KQM_WEIGHTS_..., with logits
+    pub weighting: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_moe_swiglu_args"][::core::mem::size_of::<kqm_moe_swiglu_args>() - 136usize];
+    ["Size of kqm_moe_swiglu_args"][::core::mem::size_of::<kqm_moe_swiglu_args>() - 144usize];
     ["Alignment of kqm_moe_swiglu_args"][::core::mem::align_of::<kqm_moe_swiglu_args>() - 8usize];
     ["Offset of field: kqm_moe_swiglu_args::gate"][::core::mem::offset_of!(kqm_moe_swiglu_args, gate) - 0usize];
     ["Offset of field: kqm_moe_swiglu_args::up"][::core::mem::offset_of!(kqm_moe_swiglu_args, up) - 24usize];
@@ -723,6 +740,8 @@ const _: () = {
     ["Offset of field: kqm_moe_swiglu_args::out"][::core::mem::offset_of!(kqm_moe_swiglu_args, out) - 120usize];
     ["Offset of field: kqm_moe_swiglu_args::tokens"][::core::mem::offset_of!(kqm_moe_swiglu_args, tokens) - 128usize];
     ["Offset of field: kqm_moe_swiglu_args::top_k"][::core::mem::offset_of!(kqm_moe_swiglu_args, top_k) - 132usize];
+    ["Offset of field: kqm_moe_swiglu_args::weighting"]
+        [::core::mem::offset_of!(kqm_moe_swiglu_args, weighting) - 136usize];
 };
 impl Default for kqm_moe_swiglu_args {
     fn default() -> Self {
@@ -754,16 +773,18 @@ pub struct kqm_moe_down_args {
     pub expert_out: *mut f32,
     /// \[optional\] \[tokens, rows\]: the sum before the residual is added
     pub sum: *mut f32,
-    /// \[optional\] \[tokens, rows\]; may equal y
-    pub residual: *const f32,
-    /// \[tokens, rows\]
-    pub y: *mut f32,
+    /// \[optional\] \[tokens, rows\] of `type`; may equal y
+    pub residual: *const ::core::ffi::c_void,
+    /// \[tokens, rows\] of `type`
+    pub y: *mut ::core::ffi::c_void,
+    /// KQM_TYPE_F32, KQM_TYPE_F16 or KQM_TYPE_BF16
+    pub type_: u32,
     pub tokens: u32,
     pub top_k: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_moe_down_args"][::core::mem::size_of::<kqm_moe_down_args>() - 120usize];
+    ["Size of kqm_moe_down_args"][::core::mem::size_of::<kqm_moe_down_args>() - 128usize];
     ["Alignment of kqm_moe_down_args"][::core::mem::align_of::<kqm_moe_down_args>() - 8usize];
     ["Offset of field: kqm_moe_down_args::down"][::core::mem::offset_of!(kqm_moe_down_args, down) - 0usize];
     ["Offset of field: kqm_moe_down_args::x"][::core::mem::offset_of!(kqm_moe_down_args, x) - 24usize];
@@ -776,10 +797,75 @@ const _: () = {
     ["Offset of field: kqm_moe_down_args::sum"][::core::mem::offset_of!(kqm_moe_down_args, sum) - 88usize];
     ["Offset of field: kqm_moe_down_args::residual"][::core::mem::offset_of!(kqm_moe_down_args, residual) - 96usize];
     ["Offset of field: kqm_moe_down_args::y"][::core::mem::offset_of!(kqm_moe_down_args, y) - 104usize];
-    ["Offset of field: kqm_moe_down_args::tokens"][::core::mem::offset_of!(kqm_moe_down_args, tokens) - 112usize];
-    ["Offset of field: kqm_moe_down_args::top_k"][::core::mem::offset_of!(kqm_moe_down_args, top_k) - 116usize];
+    ["Offset of field: kqm_moe_down_args::type_"][::core::mem::offset_of!(kqm_moe_down_args, type_) - 112usize];
+    ["Offset of field: kqm_moe_down_args::tokens"][::core::mem::offset_of!(kqm_moe_down_args, tokens) - 116usize];
+    ["Offset of field: kqm_moe_down_args::top_k"][::core::mem::offset_of!(kqm_moe_down_args, top_k) - 120usize];
 };
 impl Default for kqm_moe_down_args {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+/** moe_layer: a whole MoE layer of normed activations, y\[t\] = residual\[t\] + sum_rank weights\[t, rank\] \* down(swiglu(x\[t\])): quantize,
+moe_router, moe_group, moe_swiglu, quantize and moe_down, with what they leave for each other in the workspace. Its contents do not
+matter, and nobody else may use it until the layer is done. The counts must be those that the kernels take, with at most 65,535 items
+(kqm_moe_max_items).*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct kqm_moe_layer_args {
+    /// \[tokens, gate.cols\] of `x_type`
+    pub x: *const ::core::ffi::c_void,
+    /// \[gate.experts, gate.cols\]
+    pub router: *const f32,
+    /// \[experts\]\[ff, cols\]
+    pub gate: kqm_matrix,
+    /// \[experts\]\[ff, cols\]
+    pub up: kqm_matrix,
+    /// \[experts\]\[rows, ff\]
+    pub down: kqm_matrix,
+    /// \[optional\] \[tokens, down.rows\] of `y_type`; may equal y
+    pub residual: *const ::core::ffi::c_void,
+    /// \[tokens, down.rows\] of `y_type`
+    pub y: *mut ::core::ffi::c_void,
+    /// kqm_moe_layer_workspace() bytes, 16-byte aligned
+    pub workspace: *mut ::core::ffi::c_void,
+    pub workspace_bytes: u64,
+    /// KQM_TYPE_F32, KQM_TYPE_F16 or KQM_TYPE_BF16, and so is y_type
+    pub x_type: u32,
+    pub y_type: u32,
+    /// at most 65,535
+    pub tokens: u32,
+    pub top_k: u32,
+    /// KQM_WEIGHTS_...
+    pub weighting: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of kqm_moe_layer_args"][::core::mem::size_of::<kqm_moe_layer_args>() - 144usize];
+    ["Alignment of kqm_moe_layer_args"][::core::mem::align_of::<kqm_moe_layer_args>() - 8usize];
+    ["Offset of field: kqm_moe_layer_args::x"][::core::mem::offset_of!(kqm_moe_layer_args, x) - 0usize];
+    ["Offset of field: kqm_moe_layer_args::router"][::core::mem::offset_of!(kqm_moe_layer_args, router) - 8usize];
+    ["Offset of field: kqm_moe_layer_args::gate"][::core::mem::offset_of!(kqm_moe_layer_args, gate) - 16usize];
+    ["Offset of field: kqm_moe_layer_args::up"][::core::mem::offset_of!(kqm_moe_layer_args, up) - 40usize];
+    ["Offset of field: kqm_moe_layer_args::down"][::core::mem::offset_of!(kqm_moe_layer_args, down) - 64usize];
+    ["Offset of field: kqm_moe_layer_args::residual"][::core::mem::offset_of!(kqm_moe_layer_args, residual) - 88usize];
+    ["Offset of field: kqm_moe_layer_args::y"][::core::mem::offset_of!(kqm_moe_layer_args, y) - 96usize];
+    ["Offset of field: kqm_moe_layer_args::workspace"]
+        [::core::mem::offset_of!(kqm_moe_layer_args, workspace) - 104usize];
+    ["Offset of field: kqm_moe_layer_args::workspace_bytes"]
+        [::core::mem::offset_of!(kqm_moe_layer_args, workspace_bytes) - 112usize];
+    ["Offset of field: kqm_moe_layer_args::x_type"][::core::mem::offset_of!(kqm_moe_layer_args, x_type) - 120usize];
+    ["Offset of field: kqm_moe_layer_args::y_type"][::core::mem::offset_of!(kqm_moe_layer_args, y_type) - 124usize];
+    ["Offset of field: kqm_moe_layer_args::tokens"][::core::mem::offset_of!(kqm_moe_layer_args, tokens) - 128usize];
+    ["Offset of field: kqm_moe_layer_args::top_k"][::core::mem::offset_of!(kqm_moe_layer_args, top_k) - 132usize];
+    ["Offset of field: kqm_moe_layer_args::weighting"]
+        [::core::mem::offset_of!(kqm_moe_layer_args, weighting) - 136usize];
+};
+impl Default for kqm_moe_layer_args {
     fn default() -> Self {
         let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
         unsafe {
@@ -1131,12 +1217,15 @@ pub struct kqm_kernels {
     >,
     pub sample:
         ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_sample_args, arg2: kqm_stream) -> kqm_status>,
+    pub moe_layer_workspace: ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_moe_layer_args) -> u64>,
+    pub moe_layer:
+        ::core::option::Option<unsafe extern "C" fn(arg1: *const kqm_moe_layer_args, arg2: kqm_stream) -> kqm_status>,
     /// Text of a status: a static string.
     pub status_text: ::core::option::Option<unsafe extern "C" fn(arg1: kqm_status) -> *const ::core::ffi::c_char>,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of kqm_kernels"][::core::mem::size_of::<kqm_kernels>() - 168usize];
+    ["Size of kqm_kernels"][::core::mem::size_of::<kqm_kernels>() - 184usize];
     ["Alignment of kqm_kernels"][::core::mem::align_of::<kqm_kernels>() - 8usize];
     ["Offset of field: kqm_kernels::repack"][::core::mem::offset_of!(kqm_kernels, repack) - 0usize];
     ["Offset of field: kqm_kernels::quantize"][::core::mem::offset_of!(kqm_kernels, quantize) - 8usize];
@@ -1159,9 +1248,12 @@ const _: () = {
     ["Offset of field: kqm_kernels::argmax"][::core::mem::offset_of!(kqm_kernels, argmax) - 136usize];
     ["Offset of field: kqm_kernels::float_matvec"][::core::mem::offset_of!(kqm_kernels, float_matvec) - 144usize];
     ["Offset of field: kqm_kernels::sample"][::core::mem::offset_of!(kqm_kernels, sample) - 152usize];
-    ["Offset of field: kqm_kernels::status_text"][::core::mem::offset_of!(kqm_kernels, status_text) - 160usize];
+    ["Offset of field: kqm_kernels::moe_layer_workspace"]
+        [::core::mem::offset_of!(kqm_kernels, moe_layer_workspace) - 160usize];
+    ["Offset of field: kqm_kernels::moe_layer"][::core::mem::offset_of!(kqm_kernels, moe_layer) - 168usize];
+    ["Offset of field: kqm_kernels::status_text"][::core::mem::offset_of!(kqm_kernels, status_text) - 176usize];
 };
-pub const KQM_ABI: _bindgen_ty_1 = 33670336;
+pub const KQM_ABI: _bindgen_ty_1 = 38332312;
 pub type _bindgen_ty_1 = ::core::ffi::c_uint;
 unsafe extern "C" {
     /// Most work items that a batch of `tokens` can give.
@@ -1204,8 +1296,11 @@ unsafe extern "C" {
         stream: kqm_stream,
     ) -> kqm_status;
     pub fn kqm_launch_sample(caller: kqm_caller, args: *const kqm_sample_args, stream: kqm_stream) -> kqm_status;
+    pub fn kqm_launch_moe_layer(caller: kqm_caller, args: *const kqm_moe_layer_args, stream: kqm_stream) -> kqm_status;
     /// Bytes of workspace that kqm_attention needs for these shapes (pointers are ignored), and for all of a lower reach; 0 for a caller with another header.
     pub fn kqm_launch_attention_workspace(caller: kqm_caller, args: *const kqm_attention_args) -> u64;
+    /// Bytes of workspace that kqm_moe_layer needs for these shapes (pointers are ignored); 0 for a caller with another header.
+    pub fn kqm_launch_moe_layer_workspace(caller: kqm_caller, args: *const kqm_moe_layer_args) -> u64;
     /** The table of this build: the CUDA kernels, or (KQM_EMULATION) the same sources run on the CPU. NULL unless `abi` is this build's
     KQM_ABI, which is the caller's when both have the same header.*/
     pub fn kqm_kernel_table(abi: u32) -> *const kqm_kernels;

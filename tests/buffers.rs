@@ -4,7 +4,9 @@ mod common;
 
 use common::hooked::{Call, Hook, Hooked};
 use common::{cuda_device, emulated_device};
+use kquant_moe::blocks::TensorType;
 use kquant_moe::device::{Buffer, Device, Probe, Slice, SliceMut, bytes_of, bytes_of_mut};
+use kquant_moe::kernels::{FloatMatrix, Groups, Matrix, MoeLayer};
 use kquant_moe::{Error, Result};
 
 fn read<D: Device>(device: &D, buffer: &Buffer<D, u32>) -> Vec<u32> {
@@ -107,6 +109,66 @@ impl Hook for Quiet {
     fn free(&self) -> u64 {
         12_345
     }
+}
+
+/// Lets launches through, and nothing that takes memory or gives it back.
+struct NoMemory;
+
+impl Hook for NoMemory {
+    fn before(&self, call: Call) -> Result<()> {
+        match call {
+            Call::Launch | Call::Upload | Call::Download => Ok(()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// What is borrowed of an engine is neither allocated nor freed, also by a whole layer.
+#[test]
+fn borrowed_memory_stays_the_engines() {
+    let Some(engine) = emulated_device() else { return };
+    let arena = Buffer::<_, u8>::zeroed(&engine, 1 << 20).unwrap();
+    let base = arena.slice().as_ptr() as u64;
+    let device = Hooked::new(engine.clone(), NoMemory);
+    let mut used = 0;
+    let mut take = |bytes: usize| {
+        used += bytes.next_multiple_of(256);
+        assert!(used <= arena.len());
+        base + (used - bytes.next_multiple_of(256)) as u64
+    };
+    let mut matrix = |rows| {
+        let bytes = Matrix::<Hooked<NoMemory>>::bytes_of(TensorType::Q8_0, rows, 256, 2).unwrap();
+        // SAFETY: a part of the arena of its own, which is there until the end.
+        unsafe { Matrix::from_raw(&device, take(bytes), TensorType::Q8_0, [2, rows, 256]).unwrap() }
+    };
+    let [gate, up, down] = [256, 256, 16].map(&mut matrix);
+    for tokens in [1, 2] {
+        let shape = [tokens, 2];
+        let bytes = MoeLayer::workspace_bytes(&device, [&gate, &up, &down], TensorType::F32, shape).unwrap();
+        // SAFETY: as above.
+        let (mut room, x, router, mut y) = unsafe {
+            (
+                Buffer::<_, u8>::from_raw(&device, take(bytes), bytes),
+                Buffer::<_, f32>::from_raw(&device, take(4 * 256 * tokens), 256 * tokens),
+                Buffer::<_, f32>::from_raw(&device, take(4 * 512), 512),
+                Buffer::<_, f32>::from_raw(&device, take(4 * 16 * tokens), 16 * tokens),
+            )
+        };
+        y.write(&device, 0, &vec![1.0; 16 * tokens]).unwrap();
+        let matrices = [&gate, &up, &down];
+        MoeLayer::new(x.slice(), router.slice(), matrices, y.slice_mut(), room.slice_mut(), shape)
+            .launch(&device)
+            .unwrap();
+        let mut values = vec![1.0; 16 * tokens];
+        y.read(&device, 0, &mut values).unwrap();
+        assert!(values.iter().all(|&value| value == 0.0));
+    }
+    // SAFETY: as above.
+    let groups = unsafe { Groups::from_raw(&device, take(4 * 1024), 4, 2, 2).unwrap() };
+    assert_eq!(Groups::elements(&device, 4, 2, 2).unwrap(), 8 + groups.items().len() + 1);
+    // SAFETY: as above.
+    let floats = unsafe { FloatMatrix::from_raw(&device, take(1024), TensorType::F16, [1, 2, 256]).unwrap() };
+    assert_eq!((floats.rows(), floats.cols(), floats.experts()), (2, 256, 1));
 }
 
 /// A probe is the device that it probes, in all but the launches.

@@ -9,7 +9,7 @@ use common::*;
 use kquant_moe::blocks::TensorType::{self, *};
 use kquant_moe::device::Buffer;
 use kquant_moe::kernels::{DownInput, FixedBlock, Matvec, MoeDown, MoeRouter, Q4KMatvec, Q6KGemv, Quantize, RmsNorm};
-use kquant_moe::kernels::{RouterChoice, RouterInput};
+use kquant_moe::kernels::{RouterChoice, RouterInput, Weighting};
 use kquant_moe::{Result, oracle};
 use kquant_moe_emulation::{Failure, Library, Substitution};
 
@@ -137,7 +137,7 @@ fn moe_router_of(device: &EmulatedDevice, mut random: Random, x: &[f32]) -> Resu
         .choice(choice)
         .launch(device)?;
     let (mut expected, mut chosen, mut factors) = (vec![0.0; experts], vec![0; top_k], vec![0.0; top_k]);
-    oracle::moe_router::moe_router(x, &w, &mut expected, &mut chosen, &mut factors);
+    oracle::moe_router::moe_router(x, &w, Weighting::OfChosen, &mut expected, &mut chosen, &mut factors);
     Ok(difference(&logits.read(), &expected).or(difference(&weights.read(), &factors)))
 }
 

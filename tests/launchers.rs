@@ -186,6 +186,17 @@ fn matrix<A: Copy>(launcher: &mut Launcher<A>, call: &str, of: impl Fn(&mut A) -
     launcher.refuses_in(FILE, KQM_MISALIGNED, "kqm_aligned(w.tiles, 16)", |a| of(a).tiles = shifted(of(a).tiles));
 }
 
+/// A condition that a type is one of floats, for the operand that the launcher calls `name`.
+fn float_types<A: Copy>(launcher: &mut Launcher<A>, condition: &str, of: impl Fn(&mut A) -> &mut u32) {
+    for other in [KQM_TYPE_Q4_K, KQM_TYPE_Q8_0, 28, 31, u32::MAX] {
+        launcher.refuses(KQM_UNSUPPORTED_TYPE, condition, |a| *of(a) = other);
+    }
+    for kind in [KQM_TYPE_F32, KQM_TYPE_F16, KQM_TYPE_BF16] {
+        let args = launcher.changed(|a| *of(a) = kind);
+        assert_eq!(launcher.run(&args), KQM_OK, "{}: {}", launcher.file, emulation::last_error());
+    }
+}
+
 /// The conditions of `kqm_check_fused_norm`.
 fn fused_norm<A: Copy>(
     launcher: &mut Launcher<A>,
@@ -592,7 +603,7 @@ fn moe_down(table: &mut Table, kernels: &kqm_kernels) {
         weights: table.zeros(2),
         expert_out: table.zeros(2),
         sum: table.zeros(2),
-        y: table.zeros(2),
+        y: table.zeros::<f32>(2).cast(),
         tokens: 1,
         top_k: 1,
         ..Default::default()
@@ -609,6 +620,7 @@ fn moe_down(table: &mut Table, kernels: &kqm_kernels) {
     l.refuses(KQM_NULL_POINTER, "args->weights", |a| a.weights = null());
     l.refuses(KQM_NULL_POINTER, "args->expert_out", |a| a.expert_out = null());
     l.refuses(KQM_NULL_POINTER, "args->y", |a| a.y = null());
+    float_types(&mut l, "kqm_is_float(args->type)", |a| &mut a.type_);
     matrix(&mut l, "kqm_check_matrix(args->down)", |a| &mut a.down);
     l.refuses_in("common/types.cuh", KQM_BAD_SHAPE, "w.rows > 0", |a| a.down.rows = 0);
     pairs(
@@ -658,6 +670,102 @@ fn moe_group(table: &mut Table, kernels: &kqm_kernels) {
     l.launches("args->top_k <= KQM_MAX_TOP_K", |a| (a.experts, a.top_k, a.indices) = (32, 32, nowhere));
     l.refuses(KQM_BAD_SHAPE, "args->top_k <= args->experts", |a| a.top_k = 2);
     l.launches("args->top_k <= args->experts", |a| (a.experts, a.top_k, a.indices) = (2, 2, nowhere));
+}
+
+fn moe_layer(table: &mut Table, kernels: &kqm_kernels) {
+    let [gate, up, down] = [(KQM_TYPE_Q4_K, 256), (KQM_TYPE_Q6_K, 256), (KQM_TYPE_Q5_0, 1)].map(|(type_, rows)| {
+        let kind = TensorType::MATRICES.iter().find(|&&kind| kind as u32 == type_).unwrap();
+        let tiles = table.zeros::<u8>(2 * 256 * kind.bytes_of(256));
+        kqm_matrix { tiles: tiles.cast(), type_, rows, cols: 256, experts: 1 }
+    });
+    let nowhere = table.nowhere::<f32>();
+    let bytes = 1 << 20;
+    let base = kqm_moe_layer_args {
+        x: table.zeros::<f32>(256).cast(),
+        router: table.zeros(2 * 256),
+        gate,
+        up,
+        down,
+        y: table.zeros::<f32>(1).cast(),
+        workspace: table.zeros::<u8>(bytes).cast(),
+        workspace_bytes: bytes as u64,
+        tokens: 1,
+        top_k: 1,
+        ..Default::default()
+    };
+    let workspace = kernels.moe_layer_workspace.unwrap();
+    let mut l = Launcher::new(table, "moe_layer.cu", kernels.moe_layer, base);
+    // SAFETY: no arguments are none, and the others' counts alone are read.
+    let needed = unsafe {
+        assert_eq!(workspace(std::ptr::null()), 0);
+        workspace(&base)
+    };
+    l.refuses_null();
+    l.refuses(KQM_NULL_POINTER, "args->x", |a| a.x = null());
+    l.refuses(KQM_NULL_POINTER, "args->router", |a| a.router = null());
+    l.refuses(KQM_NULL_POINTER, "args->y", |a| a.y = null());
+    l.refuses(KQM_NULL_POINTER, "args->workspace", |a| a.workspace = null());
+    float_types(&mut l, "kqm_is_float(a.x_type)", |a| &mut a.x_type);
+    float_types(&mut l, "kqm_is_float(a.y_type)", |a| &mut a.y_type);
+    matrix(&mut l, "kqm_check_matrix(a.gate)", |a| &mut a.gate);
+    matrix(&mut l, "kqm_check_matrix(a.up)", |a| &mut a.up);
+    matrix(&mut l, "kqm_check_matrix(a.down)", |a| &mut a.down);
+    l.refuses(KQM_BAD_SHAPE, "a.gate.rows == a.up.rows", |a| a.up.rows = 512);
+    l.refuses(KQM_BAD_SHAPE, "a.gate.cols == a.up.cols", |a| a.up.cols = 512);
+    l.refuses(KQM_BAD_SHAPE, "a.gate.experts == a.up.experts", |a| a.up.experts = 2);
+    l.refuses(KQM_BAD_SHAPE, "a.down.cols == a.gate.rows", |a| a.down.cols = 512);
+    l.refuses(KQM_BAD_SHAPE, "a.down.experts == a.gate.experts", |a| a.down.experts = 2);
+    let experts = |a: &mut kqm_moe_layer_args, experts| {
+        (a.gate.experts, a.up.experts, a.down.experts) = (experts, experts, experts);
+    };
+    let endless = |a: &mut kqm_moe_layer_args| (a.workspace_bytes, a.x) = (u64::MAX, nowhere.cast());
+    l.refuses(KQM_BAD_SHAPE, "a.tokens > 0", |a| a.tokens = 0);
+    l.refuses(KQM_BAD_SHAPE, "a.tokens <= 65535", |a| (a.tokens, a.workspace_bytes) = (65536, u64::MAX));
+    l.launches("a.tokens <= 65535", |a| {
+        a.tokens = 65535;
+        (a.workspace, a.workspace_bytes) = (nowhere.cast(), u64::MAX);
+    });
+    l.refuses(KQM_BAD_SHAPE, "a.gate.experts <= KQM_MAX_EXPERTS", |a| experts(a, 513));
+    l.launches("a.gate.experts <= KQM_MAX_EXPERTS", |a| {
+        experts(a, 512);
+        endless(a);
+    });
+    l.refuses(KQM_BAD_SHAPE, "a.top_k > 0", |a| a.top_k = 0);
+    l.refuses(KQM_BAD_SHAPE, "a.top_k <= KQM_MAX_TOP_K", |a| {
+        experts(a, 33);
+        a.top_k = 33;
+    });
+    l.launches("a.top_k <= KQM_MAX_TOP_K", |a| {
+        experts(a, 32);
+        a.top_k = 32;
+        endless(a);
+    });
+    l.refuses(KQM_BAD_SHAPE, "a.top_k <= a.gate.experts", |a| a.top_k = 2);
+    l.launches("a.top_k <= a.gate.experts", |a| {
+        experts(a, 2);
+        a.top_k = 2;
+        endless(a);
+    });
+    l.refuses(KQM_BAD_SHAPE, "a.weighting <= KQM_WEIGHTS_OF_ALL", |a| a.weighting = 2);
+    l.launches("a.weighting <= KQM_WEIGHTS_OF_ALL", |a| {
+        a.weighting = KQM_WEIGHTS_OF_ALL;
+        endless(a);
+    });
+    let items = "kqm_moe_max_items(a.tokens, a.gate.experts, a.top_k) <= 65535";
+    l.refuses(KQM_BAD_SHAPE, items, |a| {
+        experts(a, 32);
+        // 65,503 full items, and 33 that are not full.
+        (a.top_k, a.tokens, a.workspace_bytes) = (32, 65503, u64::MAX);
+    });
+    l.launches(items, |a| {
+        experts(a, 32);
+        (a.top_k, a.tokens, a.workspace, a.workspace_bytes) = (32, 65502, nowhere.cast(), u64::MAX);
+    });
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(a.x, 16)", |a| a.x = shifted(a.x));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(a.router, 16)", |a| a.router = shifted(a.router));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(a.workspace, 16)", |a| a.workspace = shifted(a.workspace));
+    l.refuses(KQM_WORKSPACE, "a.workspace_bytes >= w.bytes", |a| a.workspace_bytes = needed - 1);
+    l.starting_with(kqm_moe_layer_args { workspace_bytes: needed, ..base });
 }
 
 fn moe_router(table: &mut Table, kernels: &kqm_kernels) {
@@ -716,6 +824,9 @@ fn moe_router(table: &mut Table, kernels: &kqm_kernels) {
     l.launches("args->top_k <= KQM_MAX_TOP_K", |a| (a.experts, a.top_k, a.w) = (32, 32, nowhere));
     l.refuses(KQM_BAD_SHAPE, "args->top_k <= args->experts", |a| a.top_k = 2);
     l.launches("args->top_k <= args->experts", |a| (a.experts, a.top_k, a.w) = (2, 2, nowhere));
+    let weighting = "args->weighting <= KQM_WEIGHTS_OF_ALL";
+    l.refuses(KQM_BAD_SHAPE, weighting, |a| a.weighting = 2);
+    l.launches(weighting, |a| (a.weighting, a.w) = (KQM_WEIGHTS_OF_ALL, nowhere));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->x, 16)", |a| a.x = shifted(a.x));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->w, 16)", |a| a.w = shifted(a.w));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->fixed, 16)", |a| a.fixed = shifted(a.fixed));
@@ -785,6 +896,9 @@ fn moe_swiglu(table: &mut Table, kernels: &kqm_kernels) {
     l.takes(one_token, "!args->logits", |a| (a.tokens, a.groups) = (2, many));
     l.takes(one_token, "args->tokens == 1", |a| a.logits = logits);
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->logits, 16)", |a| a.logits = shifted(logits));
+    let weighting = "args->weighting <= KQM_WEIGHTS_OF_ALL";
+    l.refuses(KQM_BAD_SHAPE, weighting, |a| a.weighting = 2);
+    l.launches(weighting, |a| (a.weighting, a.x) = (KQM_WEIGHTS_OF_ALL, nowhere.cast()));
     // Every pair of types.
     for (a, b) in [(gate, gate), (up, gate), (up, up)] {
         l.starting_with(kqm_moe_swiglu_args { gate: a, up: b, ..base });
@@ -886,12 +1000,14 @@ fn qkv(table: &mut Table, kernels: &kqm_kernels) {
 }
 
 fn quantize(table: &mut Table, kernels: &kqm_kernels) {
-    let (x, out, nowhere) = (table.zeros(256), table.zeros(1), table.nowhere::<f32>());
-    let base = kqm_quantize_args { x, out, tokens: 1, cols: 256 };
+    let (x, out, nowhere) = (table.zeros::<f32>(256), table.zeros(1), table.nowhere());
+    let base =
+        kqm_quantize_args { x: x.cast(), out, floats: table.zeros(256), type_: KQM_TYPE_F32, tokens: 1, cols: 256 };
     let mut l = Launcher::new(table, "quantize.cu", kernels.quantize, base);
     l.refuses_null();
     l.refuses(KQM_NULL_POINTER, "args->x != nullptr", |a| a.x = null());
     l.refuses(KQM_NULL_POINTER, "args->out != nullptr", |a| a.out = null());
+    float_types(&mut l, "kqm_is_float(args->type)", |a| &mut a.type_);
     l.refuses(KQM_BAD_SHAPE, "args->tokens > 0", |a| a.tokens = 0);
     l.refuses(KQM_BAD_SHAPE, "args->cols > 0", |a| a.cols = 0);
     for cols in [1, 128, 257] {
@@ -899,6 +1015,7 @@ fn quantize(table: &mut Table, kernels: &kqm_kernels) {
     }
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->x, 16)", |a| a.x = shifted(a.x));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->out, 16)", |a| a.out = shifted(a.out));
+    l.refuses(KQM_MISALIGNED, "kqm_aligned(args->floats, 16)", |a| a.floats = shifted(a.floats));
     l.refuses(KQM_BAD_SHAPE, "count <= 0x7fffffffu", |a| a.tokens = 0x8000_0000);
     l.launches("count <= 0x7fffffffu", |a| (a.tokens, a.x) = (0x7fff_ffff, nowhere));
 }
@@ -906,7 +1023,7 @@ fn quantize(table: &mut Table, kernels: &kqm_kernels) {
 fn repack(table: &mut Table, kernels: &kqm_kernels) {
     let (blocks, tiles) = (table.zeros::<u8>(210).cast(), table.zeros::<u8>(16 * 210).cast());
     let nowhere = table.nowhere();
-    let base = kqm_repack_args { blocks, tiles, type_: KQM_TYPE_Q6_K, rows: 1, cols: 256 };
+    let base = kqm_repack_args { blocks, tiles, type_: KQM_TYPE_Q6_K, rows: 1, cols: 256, experts: 1 };
     let mut l = Launcher::new(table, "repack.cu", kernels.repack, base);
     l.refuses_null();
     l.refuses(KQM_NULL_POINTER, "args->blocks", |a| a.blocks = null());
@@ -923,10 +1040,14 @@ fn repack(table: &mut Table, kernels: &kqm_kernels) {
     l.launches("args->cols <= kqm_max_cols", |a| (a.cols, a.blocks) = (16384, nowhere));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->blocks, 2)", |a| a.blocks = odd(a.blocks));
     l.refuses(KQM_MISALIGNED, "kqm_aligned(args->tiles, 16)", |a| a.tiles = shifted(a.tiles));
-    l.refuses(KQM_BAD_SHAPE, "tiles <= 0x7fffffffu", |a| (a.rows, a.cols) = (0x2000_0000, 16384));
+    l.refuses(KQM_BAD_SHAPE, "args->experts > 0", |a| a.experts = 0);
+    let tiles = "tiles <= 0x7fffffffu / args->experts";
+    l.refuses(KQM_BAD_SHAPE, tiles, |a| (a.rows, a.cols) = (0x2000_0000, 16384));
     // Of rows whose tiles do not fit into 32 bits when they are rounded up with a sum.
-    l.refuses(KQM_BAD_SHAPE, "tiles <= 0x7fffffffu", |a| (a.rows, a.cols) = (u32::MAX, 16384));
-    l.launches("tiles <= 0x7fffffffu", |a| (a.rows, a.cols, a.blocks) = (0x1fff_fff0, 16384, nowhere));
+    l.refuses(KQM_BAD_SHAPE, tiles, |a| (a.rows, a.cols) = (u32::MAX, 16384));
+    l.launches(tiles, |a| (a.rows, a.cols, a.blocks) = (0x1fff_fff0, 16384, nowhere));
+    l.refuses(KQM_BAD_SHAPE, tiles, |a| (a.rows, a.experts) = (17, 0x4000_0000));
+    l.launches(tiles, |a| (a.rows, a.experts, a.blocks) = (17, 0x3fff_ffff, nowhere));
     l.starting_with(kqm_repack_args { type_: KQM_TYPE_Q4_K, ..base });
 }
 
@@ -1185,6 +1306,7 @@ fn every_condition_is_demanded() {
         matvec,
         moe_down,
         moe_group,
+        moe_layer,
         moe_router,
         moe_swiglu,
         q4_k_matvec,
@@ -1197,8 +1319,8 @@ fn every_condition_is_demanded() {
         rope,
         sample,
     ];
-    // All of the table but the two functions that only count, and the texts.
-    assert_eq!(launchers.len() + 3, size_of::<kqm_kernels>() / size_of::<usize>());
+    // All of the table but the three functions that only count, and the texts.
+    assert_eq!(launchers.len() + 4, size_of::<kqm_kernels>() / size_of::<usize>());
     for launcher in launchers {
         launcher(&mut table, kernels);
     }

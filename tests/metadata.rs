@@ -7,7 +7,9 @@ use std::sync::Arc;
 use kquant_moe::Error;
 use kquant_moe::gguf::{Gguf, Header, Override, Value};
 use kquant_moe::model::cpu::Cpu;
+use kquant_moe::model::gpu::Gpu;
 use kquant_moe::model::{Config, LoadOptions, Logits, Model, RopeScaling, Tensors, Yarn};
+use kquant_moe::oracle::moe_router::Weighting;
 
 /// The test model with other metadata.
 fn with(metadata: &[(&str, Option<Value<'_>>)]) -> Arc<Gguf> {
@@ -41,7 +43,7 @@ fn what_the_forward_does_not_know_is_refused_unless_it_changes_nothing() {
     let (u, f) = (Value::U32, Value::F32);
     for (key, same, other) in [
         ("expert_weights_scale", &[f(1.0), f(0.0), u(1)][..], &[f(2.5), f(0.5), f(-1.0), f(f32::NAN)][..]),
-        ("expert_weights_norm", &[yes, u(1)], &[no]),
+        ("expert_weights_norm", &[yes, u(1)], &[u(2), f(0.5)]),
         ("expert_gating_func", &[u(0), u(1)], &[u(2), u(3)]),
         ("expert_shared_count", &[u(0)], &[u(1)]),
         ("expert_shared_feed_forward_length", &[u(0)], &[u(256)]),
@@ -203,6 +205,25 @@ fn scaling_comes_to_the_logits() {
     assert!(linear != usual && yarn != usual && linear != yarn);
     // The first token sees itself alone.
     assert_eq!((&linear[..vocab], &yarn[..vocab]), (&usual[..vocab], &usual[..vocab]));
+}
+
+/// Weights that are not renormalised are those of every backend.
+#[test]
+fn weights_may_not_be_renormalised() {
+    let file = |norm| with(&[("expert_weights_norm", Some(Value::Bool(norm)))]);
+    assert_eq!(Config::from_gguf(&file(false)).unwrap().weighting, Weighting::OfAll);
+    let (usual, of_all) = (logits(with(&[]), LoadOptions::default()), logits(file(false), LoadOptions::default()));
+    assert!(logits(file(true), LoadOptions::default()) == usual && of_all != usual);
+    let Some(device) = common::emulated_device() else { return };
+    let model = Model::load(file(false), Gpu::new(device), LoadOptions::default(), &mut |_, _| {}).unwrap();
+    let mut context = model.context(common::options().capacity(64)).unwrap();
+    let vocab = of_all.len() / 5;
+    // Several tokens, and one alone.
+    let tokens = [766, 306, 598, 284, 280];
+    let mut found = common::bits(&context.forward(&model, &tokens[..4], Logits::All).unwrap());
+    found.extend(common::bits(&context.forward(&model, &tokens[4..], Logits::All).unwrap()));
+    let differ = found.iter().zip(&of_all).filter(|(found, expected)| found != expected).count();
+    assert_eq!((found.len() / vocab, differ), (5, 0));
 }
 
 #[test]

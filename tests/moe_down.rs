@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType::*};
 use kquant_moe::device::{Buffer, Device, Slice};
-use kquant_moe::kernels::{DownInput, FixedBlock, Matrix, MoeDown};
+use kquant_moe::kernels::{DownInput, FixedBlock, FloatsMut, Matrix, MoeDown};
 use kquant_moe::{Result, oracle, sys};
 use rayon::prelude::*;
 
@@ -20,6 +20,8 @@ on_devices!(
     absent_experts_give_nan,
     refuses_bad_arguments,
     refuses_bad_rows,
+    stores_every_type_of_floats,
+    rounds_ties_to_even,
 );
 
 /// Of one batch: x, indices, weights and the residual.
@@ -68,6 +70,7 @@ fn run<D: Device>(device: &D, down: &Matrix<D>, operands: Operands<'_>, tokens: 
         y.slice(),
     )
     .sum(sum.slice_if(optional))
+    .accumulate(true)
     .launch(device));
     Results { expert_out: expert_out.read(), sum: if optional { sum.read() } else { Vec::new() }, y: y.read() }
 }
@@ -448,6 +451,123 @@ fn quantizes_rows<D: Device>(device: &D, size: Size) {
                 token.check(device, &format!("rows {case}"), &w, &down, 1, case % 2 == 0);
             }
         }
+    }
+}
+
+/// On each of the launcher's paths: stored or added, as f32, f16 or bf16, with sums on ties, beyond the range of f16, and NaN. A single token has
+/// no groups.
+fn stores_every_type_of_floats<D: Device>(device: &D, _: Size) {
+    let mut random = Random::new(430);
+    // Few units, many, and more than fit into shared memory.
+    for (rows, cols, top_k) in [(40, 256, 3), (17, 1280, 9), (15, 6656, 2)] {
+        let w = Weights::random(&mut random, Q5K, top_k + 1, rows, cols);
+        let down = w.upload(device);
+        for tokens in [1, 3] {
+            let pairs = tokens * top_k;
+            let x: Vec<f32> = random
+                .gaussians(pairs * cols)
+                .iter()
+                .enumerate()
+                .map(|(k, x)| x * [1.0, 1e3, 1e-6][k / cols % 3])
+                .collect();
+            let (blocks, digits) = fixed_blocks(&x);
+            let indices = moe::choose(&mut random, tokens, w.experts, top_k);
+            let mut weights = random.gaussians(pairs);
+            weights[pairs - 1] = if tokens == 3 { f32::NAN } else { 1e4 };
+            let mut residual = random.gaussians(tokens * rows);
+            (residual[0], residual[1], residual[2]) = (NANS[0], f32::INFINITY, -0.0);
+            for (kind, accumulate) in [F32, F16, BF16].into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+                let what = format!("[{rows}, {cols}], {tokens} tokens of {top_k} experts, {kind}, added: {accumulate}");
+                // What stands in y, as the oracle sees it.
+                let bits = halves_as(kind, &residual);
+                let before: Vec<f32> = match kind {
+                    F32 => residual.clone(),
+                    _ => bits.iter().map(|&bits| oracle::widened(kind, bits).unwrap()).collect(),
+                };
+                let expected = expected(&w, &blocks, &indices, &weights, before, top_k);
+                let expected = if accumulate { expected.y } else { expected.sum };
+                let fused = tokens == 1 && top_k * cols / BLOCK <= DownInput::MAX_BLOCKS;
+                let (digits, rows_of_x) = (input(device, &digits), input(device, &x));
+                let (chosen, factors) = (input(device, &indices), input(device, &weights));
+                let groups = (tokens > 1).then(|| moe::group(device, &chosen, tokens, w.experts, top_k));
+                let launch = |x, y: FloatsMut<'_>| {
+                    let mut expert_out = Output::new(device, pairs * rows);
+                    let (operands, shape) = ((chosen.slice(), factors.slice()), [tokens, top_k]);
+                    ok(MoeDown::new(&down, x, operands, groups.as_ref(), shape, expert_out.slice(), y)
+                        .accumulate(accumulate)
+                        .launch(device));
+                };
+                let inputs = [DownInput::Fixed(digits.slice()), DownInput::Rows(rows_of_x.slice())];
+                for x in inputs.into_iter().take(1 + usize::from(fused)) {
+                    if kind == F32 {
+                        let mut y = Output::starting_with(device, &residual);
+                        launch(x, y.slice().into());
+                        assert_bits(&what, &y.read(), &expected);
+                        continue;
+                    }
+                    let mut y = Output::starting_with(device, &bits);
+                    let slice = y.slice();
+                    launch(x, if kind == F16 { FloatsMut::F16(slice) } else { FloatsMut::BF16(slice) });
+                    let expected: Vec<u16> = expected.iter().map(|&x| oracle::narrowed(kind, x).unwrap()).collect();
+                    assert_same(&what, &y.read(), &expected);
+                }
+            }
+        }
+    }
+}
+
+/// Sums that lie in the middle of two f16 or bf16, and right beside it; at the ends of their ranges, and beyond.
+fn rounds_ties_to_even<D: Device>(device: &D, _: Size) {
+    // A matrix of ones: what comes out is what went in.
+    let ones: Vec<u8> = [0x00, 0x3c].into_iter().chain([1; 32]).collect();
+    let w = Weights { kind: Q8_0, experts: 1, rows: 1, cols: BLOCK, bytes: ones.repeat(8) };
+    let down = w.upload(device);
+    // Significands of 11 bits and a half, and of 8, by the smallest and the largest exponents and some between.
+    let mut values = vec![65504.0, 65519.996, 65520.0, 65536.0, f32::MAX, f32::MIN_POSITIVE, f32::from_bits(1), 0.0];
+    for (bits, exponents) in [(11, [-14, -24, 0, 15]), (8, [-126, -3, 0, 127])] {
+        for exponent in exponents {
+            for significand in [(1 << bits) + 1, (1 << bits) + 3, (2 << bits) - 1, 1, 3] {
+                let tie = (f64::from(significand) * f64::powi(2.0, exponent - bits)) as f32;
+                values.extend([tie, tie.next_up(), tie.next_down()]);
+            }
+        }
+    }
+    let values: Vec<f32> = values.iter().flat_map(|&value| [value, -value]).collect();
+    let x: Vec<f32> =
+        values.iter().flat_map(|&value| (0..BLOCK).map(move |k| if k == 77 { value } else { 0.0 })).collect();
+    let (_, digits) = fixed_blocks(&x);
+    let tokens = values.len();
+    let (x, chosen) = (input(device, &digits), input(device, &vec![0; tokens]));
+    let weights = input(device, &vec![1.0; tokens]);
+    for kind in [F16, BF16] {
+        let expected: Vec<u16> = values.iter().map(|&value| oracle::narrowed(kind, value + 0.0).unwrap()).collect();
+        for together in [tokens, 1] {
+            for first in (0..tokens).step_by(together) {
+                let groups = moe::group(device, &chosen, together, 1, 1);
+                let (mut expert_out, mut y) = (Output::new(device, together), Output::new(device, together));
+                let y_of_kind = if kind == F16 { FloatsMut::F16(y.slice()) } else { FloatsMut::BF16(y.slice()) };
+                let x = DownInput::Fixed(x.part(first, together).unwrap());
+                let operands = (chosen.part(0, together).unwrap(), weights.part(0, together).unwrap());
+                ok(MoeDown::new(&down, x, operands, &groups, [together, 1], expert_out.slice(), y_of_kind)
+                    .launch(device));
+                let what = format!("{kind} of {:e}", values[first]);
+                assert_same(&what, &y.read(), &expected[first..first + together]);
+            }
+        }
+    }
+    // The oracle's rounding itself, where it is known.
+    for (kind, value, bits) in [
+        (F16, 1.0 + 1.0 / 2048.0, 0x3c00),
+        (F16, 1.0 + 3.0 / 2048.0, 0x3c02),
+        (F16, 65520.0, 0x7c00),
+        (F16, -65519.996, 0xfbff),
+        (BF16, 1.0 + 1.0 / 256.0, 0x3f80),
+        (BF16, 1.0 + 3.0 / 256.0, 0x3f82),
+        (BF16, f32::MAX, 0x7f80),
+        (BF16, NANS[1], 0x7fc0),
+        (F16, NANS[1], 0x7e00),
+    ] {
+        assert_eq!(oracle::narrowed(kind, value), Some(bits), "{kind} of {value:e}");
     }
 }
 

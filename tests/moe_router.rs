@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use kquant_moe::blocks::BLOCK;
 use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
-use kquant_moe::kernels::{FixedBlock, FusedNorm, MoeRouter, RouterChoice, RouterInput};
+use kquant_moe::kernels::{FixedBlock, FusedNorm, MoeRouter, RouterChoice, RouterInput, Weighting};
 use kquant_moe::{oracle, sys};
 
 on_devices!(
@@ -36,14 +36,16 @@ struct Results {
     logits: Vec<f32>,
     indices: Vec<u32>,
     weights: Vec<f32>,
+    /// The weights that are not renormalised.
+    of_all: Vec<f32>,
 }
 
 impl Shape {
-    /// Runs twice, so that the second run finds what the first one left.
+    /// Runs twice, so that the second run finds what the first one left, once for each kind of weights.
     fn run<D: Device>(&self, device: &D, x: &[f32], w: &[f32]) -> Results {
         let (x, w) = (input(device, x), input(device, w));
         let mut done = Output::starting_with(device, &vec![0_u32; self.tokens]);
-        let [first, second] = [0, 1].map(|_| {
+        let [first, second] = [Weighting::OfChosen, Weighting::OfAll].map(|weighting| {
             let mut logits = Output::new(device, self.tokens * self.experts);
             let mut indices = Output::new(device, self.tokens * self.top_k);
             let mut weights = Output::new(device, self.tokens * self.top_k);
@@ -56,28 +58,33 @@ impl Shape {
                 self.top_k,
             )
             .choice(RouterChoice::new(indices.slice(), weights.slice(), done.slice()))
+            .weighting(weighting)
             .launch(device));
-            Results { logits: logits.read(), indices: indices.read(), weights: weights.read() }
+            (logits.read(), indices.read(), weights.read())
         });
         assert!(done.read().iter().all(|&count| count == 0));
-        assert_results("second run", &second, &first);
-        first
+        assert_bits("second run, logits", &second.0, &first.0);
+        assert_same("second run, indices", &second.1, &first.1);
+        Results { logits: first.0, indices: first.1, weights: first.2, of_all: second.2 }
     }
 
     fn expected(&self, x: &[f32], w: &[f32]) -> Results {
         let mut logits = vec![0.0; self.tokens * self.experts];
         let mut indices = vec![0; self.tokens * self.top_k];
-        let mut weights = vec![0.0; self.tokens * self.top_k];
+        let [mut weights, mut of_all] = [(); 2].map(|()| vec![0.0; self.tokens * self.top_k]);
         for token in 0..self.tokens {
-            oracle::moe_router::moe_router(
-                &x[token * self.cols..][..self.cols],
-                w,
-                &mut logits[token * self.experts..][..self.experts],
-                &mut indices[token * self.top_k..][..self.top_k],
-                &mut weights[token * self.top_k..][..self.top_k],
-            );
+            for (weighting, weights) in [(Weighting::OfChosen, &mut weights), (Weighting::OfAll, &mut of_all)] {
+                oracle::moe_router::moe_router(
+                    &x[token * self.cols..][..self.cols],
+                    w,
+                    weighting,
+                    &mut logits[token * self.experts..][..self.experts],
+                    &mut indices[token * self.top_k..][..self.top_k],
+                    &mut weights[token * self.top_k..][..self.top_k],
+                );
+            }
         }
-        Results { logits, indices, weights }
+        Results { logits, indices, weights, of_all }
     }
 
     /// Compares the router with a fused norm with the oracle, and with the kernel that norms.
@@ -113,8 +120,9 @@ impl Shape {
         let separate = self.run(device, &normed.row, w);
         assert_results(&format!("{what}, two launches"), &separate, &expected);
         if choose {
-            let got = Results { logits: logits.read(), indices: indices.read(), weights: weights.read() };
-            assert_results(&what, &got, &expected);
+            assert_bits(&format!("{what}, logits"), &logits.read(), &expected.logits);
+            assert_same(&format!("{what}, indices"), &indices.read(), &expected.indices);
+            assert_bits(&format!("{what}, weights"), &weights.read(), &expected.weights);
         } else {
             assert_bits(&format!("{what}, logits"), &logits.read(), &expected.logits);
             indices.assert_untouched(&what);
@@ -129,6 +137,7 @@ fn assert_results(what: &str, got: &Results, expected: &Results) {
     assert_bits(&format!("{what}, logits"), &got.logits, &expected.logits);
     assert_same(&format!("{what}, indices"), &got.indices, &expected.indices);
     assert_bits(&format!("{what}, weights"), &got.weights, &expected.weights);
+    assert_bits(&format!("{what}, weights of all"), &got.of_all, &expected.of_all);
 }
 
 fn equals_the_oracle<D: Device>(device: &D, size: Size) {
@@ -281,6 +290,7 @@ fn batch_equals_single_tokens<D: Device>(device: &D, size: Size) {
                 logits: together.logits[token * experts..][..experts].to_vec(),
                 indices: together.indices[token * top_k..][..top_k].to_vec(),
                 weights: together.weights[token * top_k..][..top_k].to_vec(),
+                of_all: together.of_all[token * top_k..][..top_k].to_vec(),
             };
             assert_results("single token", &part, &alone);
         }

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use kquant_moe::blocks::{BLOCK, TensorType, TensorType::*};
 use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
-use kquant_moe::kernels::{Choose, FixedBlock, Groups, Matrix, MoeSwiglu};
+use kquant_moe::kernels::{Choose, FixedBlock, Groups, Matrix, MoeSwiglu, Weighting};
 use kquant_moe::{oracle, sys};
 use rayon::prelude::*;
 
@@ -308,16 +308,16 @@ fn choose<D: Device>(
     x: &[FixedBlock],
     logits: &[f32],
     top_k: usize,
+    weighting: Weighting,
 ) -> Chosen {
-    let groups = ok(Groups::new(device, 1, logits.len(), top_k));
     let (x, logits) = (input(device, x), input(device, logits));
     let (mut indices, mut weights) = (Output::new(device, top_k), Output::new(device, top_k));
     let mut out = Output::new(device, top_k * gate.rows());
     ok(MoeSwiglu::new(
         [gate, up],
         x.slice(),
-        Choose::here(logits.slice(), indices.slice(), weights.slice()),
-        &groups,
+        Choose::here(logits.slice(), indices.slice(), weights.slice()).weighting(weighting),
+        None,
         [1, top_k],
         out.slice(),
     )
@@ -332,11 +332,15 @@ fn weighs_in_rank_order<D: Device>(device: &D, _: Size) {
     let mut check = |what: &str, logits: &[f32], top_k| {
         let w = Weights::random(&mut random, Q4K, logits.len(), 1, BLOCK);
         let matrix = w.upload(device);
-        let got = choose(device, [&matrix, &matrix], &x, logits, top_k);
-        let (mut made, mut indices, mut weights) = (vec![0.0; logits.len()], vec![0; top_k], vec![0.0; top_k]);
-        oracle::moe_router::moe_router(&[1.0], logits, &mut made, &mut indices, &mut weights);
-        assert_same(&format!("{what}, indices"), &got.indices, &indices);
-        assert_bits(&format!("{what}, weights"), &got.weights, &weights);
+        let [of_all, got] = [Weighting::OfAll, Weighting::OfChosen].map(|weighting| {
+            let got = choose(device, [&matrix, &matrix], &x, logits, top_k, weighting);
+            let (mut made, mut indices, mut weights) = (vec![0.0; logits.len()], vec![0; top_k], vec![0.0; top_k]);
+            oracle::moe_router::moe_router(&[1.0], logits, weighting, &mut made, &mut indices, &mut weights);
+            assert_same(&format!("{what}, indices"), &got.indices, &indices);
+            assert_bits(&format!("{what}, weights, {weighting:?}"), &got.weights, &weights);
+            got
+        });
+        assert_bits("the experts' results do not depend on their weights", &of_all.out, &got.out);
         got
     };
     for (case, logits) in pins::router_logits().into_iter().enumerate() {
@@ -375,9 +379,10 @@ fn chooses_the_experts<D: Device>(device: &D, size: Size) {
                 // A row of one column: the router's weights are its logits, but for the sign of zeros.
                 let (mut made, mut indices, mut weights) = (vec![0.0; experts], vec![0; top_k], vec![0.0; top_k]);
                 let logits = logits(&mut random, case, experts);
-                oracle::moe_router::moe_router(&[1.0], &logits, &mut made, &mut indices, &mut weights);
+                let weighting = [Weighting::OfChosen, Weighting::OfAll][case % 2];
+                oracle::moe_router::moe_router(&[1.0], &logits, weighting, &mut made, &mut indices, &mut weights);
                 let (blocks, digits) = fixed_blocks(&Activations::ALL[case].row(&mut random, cols));
-                let chosen = choose(device, matrices.each_ref(), &digits, &made, top_k);
+                let chosen = choose(device, matrices.each_ref(), &digits, &made, top_k, weighting);
                 assert_same(&format!("{what}, indices"), &chosen.indices, &indices);
                 assert_bits(&format!("{what}, weights"), &chosen.weights, &weights);
                 let [.., expected] = expected(w.each_ref(), &blocks, &indices, top_k);

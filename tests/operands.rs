@@ -177,7 +177,7 @@ impl Set {
     }
 
     /// Groups of a batch of two tokens, or of another one.
-    fn groups_of_two(&self, field: &'static str, kernel: &str) -> Groups<EmulatedDevice> {
+    fn groups_of_two(&self, field: &'static str, kernel: &str) -> Option<Groups<EmulatedDevice>> {
         let refusal = invalid(kernel, "groups hold ");
         let wrong = [
             self.groups(3, EXPERTS, TOP_K),
@@ -188,7 +188,9 @@ impl Set {
         ];
         let elsewhere = (self.elsewhere().groups(2, EXPERTS, TOP_K), foreign(&format!("{kernel}: groups")));
         let wrong = wrong.map(|groups| (groups, refusal.clone())).into_iter().chain([elsewhere]);
-        self.one_of(field, self.groups(2, EXPERTS, TOP_K), wrong)
+        // Or none at all.
+        let wrong = wrong.map(|(groups, refusal)| (Some(groups), refusal)).chain([(None, refusal.clone())]);
+        self.one_of(field, Some(self.groups(2, EXPERTS, TOP_K)), wrong)
     }
 
     fn zeros<T: Plain>(&self, len: usize) -> Memory<T> {
@@ -231,14 +233,15 @@ const SETS: &[(&str, &str, &[Launch])] = &[
     ("Embedding", "embedding", &[embedding::<0>, embedding::<1>, embedding::<12>, embedding::<14>, embedding::<30>]),
     ("FloatMatvec", "float_matvec", &[float_matvec_gate, float_matvec_up]),
     ("Matvec", "q4_k_matvec", &[matvec_of_any_type]),
-    ("MoeDown", "moe_down", &[moe_down_fixed, moe_down_rows]),
+    ("MoeDown", "moe_down", &[moe_down_fixed::<0>, moe_down_fixed::<1>, moe_down_fixed::<30>, moe_down_rows]),
     ("MoeGroup", "moe_group", &[moe_group]),
+    ("MoeLayer", "moe_layer", &[moe_layer::<0>, moe_layer::<1>, moe_layer::<30>]),
     ("MoeRouter", "moe_router", &[moe_router_rows, moe_router_norm]),
     ("MoeSwiglu", "moe_swiglu", &[moe_swiglu_made, moe_swiglu_here]),
     ("Q4KMatvec", "q4_k_matvec", &[q4_k_matvec]),
     ("Q6KGemv", "q6_k_gemv", &[q6_k_gemv]),
     ("Qkv", "qkv", &[qkv_fixed, qkv_norm]),
-    ("Quantize", "quantize", &[quantize]),
+    ("Quantize", "quantize", &[quantize::<0>, quantize::<1>, quantize::<30>]),
     ("Repack", "repack", &[repack]),
     ("ResidualAdd", "residual_add", &[residual_add]),
     ("RmsNorm", "rms_norm", &[rms_norm]),
@@ -539,12 +542,18 @@ const EXPERTS: usize = 4;
 const TOP_K: usize = 2;
 
 /// The operands of `moe_down` but for the activations.
-fn moe_down(set: &Set, tokens: usize, x: DownInput<'_>, groups: &Groups<EmulatedDevice>) -> Result<()> {
+fn moe_down(
+    set: &Set,
+    kind: u32,
+    tokens: usize,
+    x: DownInput<'_>,
+    groups: Option<&Groups<EmulatedDevice>>,
+) -> Result<()> {
     let (rows, cols) = (17, 512);
     let pairs = tokens * TOP_K;
     let (indices, weights) = (set.zeros(pairs), set.zeros(pairs));
-    let (mut expert_out, mut sum, mut y) =
-        (set.zeros(pairs * rows), set.zeros(tokens * rows), set.zeros(tokens * rows));
+    let (mut expert_out, mut sum) = (set.zeros(pairs * rows), set.zeros(tokens * rows));
+    let mut y = FloatMemory::new(set, tokens * rows);
     let right = set.matrix(Q4K, EXPERTS, rows, cols);
     let experts = match tokens {
         1 => (set.matrix(Q4K, TOP_K - 1, rows, cols), BAD_SHAPE),
@@ -573,22 +582,96 @@ fn moe_down(set: &Set, tokens: usize, x: DownInput<'_>, groups: &Groups<Emulated
             },
         ],
         set.write("MoeDown.expert_out", "moe_down: expert_out", &mut expert_out),
-        set.write("MoeDown.y", "moe_down: y", &mut y),
+        y.write(set, kind, "moe_down: y"),
     )
+    .accumulate(true)
     .sum(set.write("MoeDown.sum", "moe_down: sum", &mut sum))
     .launch(&set.device)
 }
 
-fn moe_down_fixed(set: &Set) -> Result<()> {
+fn moe_down_fixed<const KIND: u32>(set: &Set) -> Result<()> {
     let x = set.zeros(2 * TOP_K * 2);
     let x = DownInput::Fixed(set.read("DownInput::Fixed.0", "moe_down: x", &x));
-    moe_down(set, 2, x, &set.groups_of_two("MoeDown.groups", "moe_down"))
+    moe_down(set, KIND, 2, x, set.groups_of_two("MoeDown.groups", "moe_down").as_ref())
 }
 
 fn moe_down_rows(set: &Set) -> Result<()> {
     let x = set.zeros(TOP_K * 512);
     let x = DownInput::Rows(set.read("DownInput::Rows.0", "moe_down: x", &x));
-    moe_down(set, 1, x, &set.groups(1, EXPERTS, TOP_K))
+    moe_down(set, 0, 1, x, None)
+}
+
+/// Memory of floats of any type.
+struct FloatMemory {
+    floats: Memory<f32>,
+    halves: Memory<u16>,
+}
+
+impl FloatMemory {
+    fn new(set: &Set, len: usize) -> Self {
+        Self { floats: set.zeros(len), halves: set.zeros(len) }
+    }
+
+    fn read(&self, set: &Set, kind: u32, name: &str) -> Floats<'_> {
+        match kind {
+            sys::KQM_TYPE_F32 => set.read("Floats::F32.0", name, &self.floats).into(),
+            sys::KQM_TYPE_F16 => Floats::F16(set.read("Floats::F16.0", name, &self.halves)),
+            _ => Floats::BF16(set.read("Floats::BF16.0", name, &self.halves)),
+        }
+    }
+
+    fn write(&mut self, set: &Set, kind: u32, name: &str) -> FloatsMut<'_> {
+        match kind {
+            sys::KQM_TYPE_F32 => set.write("FloatsMut::F32.0", name, &mut self.floats).into(),
+            sys::KQM_TYPE_F16 => FloatsMut::F16(set.write("FloatsMut::F16.0", name, &mut self.halves)),
+            _ => FloatsMut::BF16(set.write("FloatsMut::BF16.0", name, &mut self.halves)),
+        }
+    }
+}
+
+fn moe_layer<const KIND: u32>(set: &Set) -> Result<()> {
+    const NAME: &str = "moe_layer";
+    let (tokens, hidden, ff, rows) = (2, 512, 256, 17);
+    let (x, router) = (FloatMemory::new(set, tokens * hidden), set.zeros(EXPERTS * hidden));
+    let mut y = FloatMemory::new(set, tokens * rows);
+    let matrix = |experts, rows, cols| set.matrix(Q4K, experts, rows, cols);
+    let [gate, up, down] = [matrix(EXPERTS, ff, hidden), matrix(EXPERTS, ff, hidden), matrix(EXPERTS, rows, ff)];
+    let kind = [F32, F16, BF16].into_iter().find(|&kind| kind as u32 == KIND).unwrap();
+    let bytes = ok(MoeLayer::workspace_bytes(&set.device, [&gate, &up, &down], kind, [tokens, TOP_K]));
+    let mut workspace = set.zeros(bytes);
+    let others = [matrix(EXPERTS - 1, ff, hidden), matrix(EXPERTS, 2 * ff, hidden), matrix(EXPERTS, ff, hidden + 256)];
+    let elsewhere = set.elsewhere().matrix(Q4K, EXPERTS, ff, hidden);
+    let wrong = |operand: &str| {
+        let others = others.iter().map(|other| (other, invalid(NAME, "up has shape ")));
+        others.chain([(&elsewhere, foreign(&format!("{NAME}: {operand}")))]).collect::<Vec<_>>()
+    };
+    let wrong_down = [
+        (set.elsewhere().matrix(Q4K, EXPERTS, rows, ff), foreign("moe_layer: down")),
+        (matrix(EXPERTS, rows + 1, ff), invalid(NAME, "y has ")),
+        (matrix(EXPERTS, rows, 2 * ff), BAD_SHAPE),
+        (matrix(EXPERTS - 1, rows, ff), BAD_SHAPE),
+    ];
+    MoeLayer::new(
+        x.read(set, KIND, "moe_layer: x"),
+        set.read("MoeLayer.router", "moe_layer: router", &router),
+        [
+            set.one_of("MoeLayer.gate", &gate, wrong("gate")),
+            set.one_of("MoeLayer.up", &up, wrong("up")),
+            set.one_of(
+                "MoeLayer.down",
+                &down,
+                wrong_down.each_ref().map(|(matrix, refusal)| (matrix, refusal.clone())),
+            ),
+        ],
+        y.write(set, KIND, "moe_layer: y"),
+        set.write_as("MoeLayer.workspace", "moe_layer: workspace", Refusal::Status(sys::KQM_WORKSPACE), &mut workspace),
+        [
+            set.count("MoeLayer.tokens", "moe_layer: tokens", tokens),
+            set.count("MoeLayer.top_k", "moe_layer: top_k", TOP_K),
+        ],
+    )
+    .accumulate(true)
+    .launch(&set.device)
 }
 
 fn moe_group(set: &Set) -> Result<()> {
@@ -696,7 +779,7 @@ fn moe_router_norm(set: &Set) -> Result<()> {
 }
 
 /// The operands of `moe_swiglu` but for the choice.
-fn moe_swiglu(set: &Set, tokens: usize, choose: Choose<'_>, groups: &Groups<EmulatedDevice>) -> Result<()> {
+fn moe_swiglu(set: &Set, tokens: usize, choose: Choose<'_>, groups: Option<&Groups<EmulatedDevice>>) -> Result<()> {
     let (ff, cols) = (17, 512);
     let shape = tokens * TOP_K * ff;
     let (mut gate_out, mut up_out, mut out) = (set.zeros(shape), set.zeros(shape), set.zeros(shape));
@@ -735,7 +818,7 @@ fn moe_swiglu(set: &Set, tokens: usize, choose: Choose<'_>, groups: &Groups<Emul
 fn moe_swiglu_made(set: &Set) -> Result<()> {
     let indices = set.zeros(2 * TOP_K);
     let choose = Choose::Made(set.read("Choose::Made.0", "moe_swiglu: indices", &indices));
-    moe_swiglu(set, 2, choose, &set.groups_of_two("MoeSwiglu.groups", "moe_swiglu"))
+    moe_swiglu(set, 2, choose, set.groups_of_two("MoeSwiglu.groups", "moe_swiglu").as_ref())
 }
 
 fn moe_swiglu_here(set: &Set) -> Result<()> {
@@ -745,7 +828,7 @@ fn moe_swiglu_here(set: &Set) -> Result<()> {
         set.write("Choose::Here.indices", "moe_swiglu: indices", &mut indices),
         set.write("Choose::Here.weights", "moe_swiglu: weights", &mut weights),
     );
-    moe_swiglu(set, 1, choose, &set.groups(1, EXPERTS, TOP_K))
+    moe_swiglu(set, 1, choose, None)
 }
 
 /// The operands of a product with a matrix of the type `kind`; with another type `other`, by the wrapper that takes `kind` alone.
@@ -829,26 +912,30 @@ fn qkv_norm(set: &Set) -> Result<()> {
     qkv(set, kernels::Activations::Norm(norm), 1)
 }
 
-fn quantize(set: &Set) -> Result<()> {
+fn quantize<const KIND: u32>(set: &Set) -> Result<()> {
     let (tokens, cols) = (2, 512);
-    let (x, mut out) = (set.zeros(tokens * cols), set.zeros(tokens * cols / 256));
+    let x = FloatMemory::new(set, tokens * cols);
+    let (mut out, mut floats) = (set.zeros(tokens * cols / 256), set.zeros(tokens * cols));
     Quantize::new(
-        set.read("Quantize.x", "quantize: x", &x),
+        x.read(set, KIND, "quantize: x"),
         set.write("Quantize.out", "quantize: out", &mut out),
         [set.count("Quantize.tokens", "quantize: tokens", tokens), set.cols("Quantize.cols", "quantize: cols", cols)],
     )
+    .floats(set.write("Quantize.floats", "quantize: floats", &mut floats))
     .launch(&set.device)
 }
 
 fn repack(set: &Set) -> Result<()> {
-    let (rows, cols) = (17, 512);
-    let (blocks, mut tiles) = (set.zeros(rows * cols / 256 * 210), set.zeros(32 * cols / 256 * 210));
+    let (experts, rows, cols) = (3, 17, 512);
+    let (blocks, mut tiles) =
+        (set.zeros(experts * rows * cols / 256 * 210), set.zeros(experts * 32 * cols / 256 * 210));
     Repack::new(
         set.read("Repack.blocks", "repack: blocks", &blocks),
         set.write("Repack.tiles", "repack: tiles", &mut tiles),
         Q6K,
         [set.count("Repack.rows", "repack: rows", rows), set.cols("Repack.cols", "repack: cols", cols)],
     )
+    .experts(set.count("Repack.experts", "repack: experts", experts))
     .launch(&set.device)
 }
 

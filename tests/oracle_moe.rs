@@ -2,7 +2,7 @@
 
 use kquant_moe::blocks::{self, BLOCK};
 use kquant_moe::oracle::moe_group::moe_group;
-use kquant_moe::oracle::moe_router::moe_router;
+use kquant_moe::oracle::moe_router::{Weighting, moe_router};
 use kquant_moe::oracle::quantize::quantize;
 use kquant_moe::oracle::{FixedBlock, Matrix, moe_down, moe_swiglu};
 use kquant_moe::sys;
@@ -11,14 +11,16 @@ mod common;
 use common::random::Random;
 
 #[test]
-fn the_router_is_the_renormalised_softmax_over_all_experts() {
+fn the_router_is_the_softmax_over_all_experts_renormalised_or_not() {
     let mut random = Random::new(1);
     for (cols, experts, top_k) in [(256, 16, 4), (2048, 128, 8), (512, 512, 32), (256, 3, 3), (256, 1, 1)] {
         // Logits of standard deviation 2.
         let x: Vec<f32> = random.normals(cols).iter().map(|x| x * 2.0 / (cols as f32).sqrt()).collect();
         let w = random.normals(experts * cols);
         let (mut logits, mut indices, mut weights) = (vec![0.0; experts], vec![0; top_k], vec![0.0; top_k]);
-        moe_router(&x, &w, &mut logits, &mut indices, &mut weights);
+        moe_router(&x, &w, Weighting::OfChosen, &mut logits, &mut indices, &mut weights);
+        let mut of_all = vec![0.0; top_k];
+        moe_router(&x, &w, Weighting::OfAll, &mut logits, &mut indices, &mut of_all);
         let expected: Vec<f64> =
             w.chunks_exact(cols).map(|w| w.iter().zip(&x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum()).collect();
         for (logit, expected) in logits.iter().zip(&expected) {
@@ -33,6 +35,9 @@ fn the_router_is_the_renormalised_softmax_over_all_experts() {
         for (weight, p) in weights.iter().zip(&p) {
             assert!((f64::from(*weight) / (p / sum) - 1.0).abs() < 3e-7, "{weight} {}", p / sum);
         }
+        for (weight, p) in of_all.iter().zip(&p) {
+            assert!((f64::from(*weight) / p - 1.0).abs() < 3e-7, "{weight} {p}");
+        }
     }
 }
 
@@ -46,7 +51,7 @@ fn ties_go_to_the_lower_expert_and_nan_comes_first() {
             w[expert * 256] = value;
         }
         let (mut logits, mut indices, mut weights) = ([1.0; 6], [0; 4], [0.0; 4]);
-        moe_router(&x, &w, &mut logits, &mut indices, &mut weights);
+        moe_router(&x, &w, Weighting::OfChosen, &mut logits, &mut indices, &mut weights);
         (logits, indices, weights)
     };
     let (logits, indices, weights) = route([1.0, 2.0, 2.0, -0.0, 0.0, 1.0]);

@@ -11,6 +11,7 @@ use kquant_moe::model::rope_table::rope_table;
 use kquant_moe::model::{RopeScaling, Yarn};
 use kquant_moe::oracle::attention::{self, Head};
 use kquant_moe::oracle::exp::{exp, silu};
+use kquant_moe::oracle::moe_router::Weighting;
 use kquant_moe::oracle::moe_swiglu::swiglu;
 use kquant_moe::oracle::rms_norm::{inverse_rms, rms_norm};
 use kquant_moe::oracle::tree::{TreeSum, tree_dot};
@@ -170,16 +171,18 @@ fn attention_adds_chunks_in_one_order() {
 }
 
 #[test]
-fn routers_divide_by_a_sum_in_rank_order() {
+fn routers_divide_by_a_sum_in_rank_order_or_by_a_tree_of_all() {
     for pin in pins::list("router") {
         let logits = pin.values("logits");
         let experts = logits.len();
         let (mut made, mut indices, mut weights) = (vec![0.0; experts], vec![0; experts], vec![0.0; experts]);
         // A row of one column: the router's weights are its logits.
-        oracle::moe_router::moe_router(&[1.0], &logits, &mut made, &mut indices, &mut weights);
+        oracle::moe_router::moe_router(&[1.0], &logits, Weighting::OfChosen, &mut made, &mut indices, &mut weights);
         assert_bits("logits", &made, &logits);
         assert_same("indices", &indices, &(0..experts as u32).collect::<Vec<_>>());
         assert_bits(&format!("weights of {logits:?}"), &weights, &pin.values("weights"));
+        oracle::moe_router::moe_router(&[1.0], &logits, Weighting::OfAll, &mut made, &mut indices, &mut weights);
+        assert_bits(&format!("weights of {logits:?} among all"), &weights, &pin.values("of_all"));
     }
 }
 

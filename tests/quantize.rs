@@ -4,12 +4,18 @@
 mod common;
 
 use common::*;
-use kquant_moe::blocks::BLOCK;
+use kquant_moe::blocks::{BLOCK, TensorType};
 use kquant_moe::device::{Buffer, Device, Slice, SliceMut};
-use kquant_moe::kernels::{FixedBlock, Quantize};
+use kquant_moe::kernels::{FixedBlock, Floats, Quantize};
 use kquant_moe::{oracle, sys};
 
-on_devices!(equals_the_oracle, rounds_at_the_edges, takes_any_nan, refuses_bad_arguments);
+on_devices!(
+    equals_the_oracle,
+    rounds_at_the_edges,
+    takes_any_nan,
+    takes_every_float_of_two_bytes,
+    refuses_bad_arguments
+);
 
 fn run<D: Device>(device: &D, x: &[f32], tokens: usize) -> Vec<FixedBlock> {
     let cols = x.len() / tokens;
@@ -70,6 +76,26 @@ fn takes_any_nan<D: Device>(device: &D, _: Size) {
     let got = run(device, &x, 16);
     assert_blocks("not finite", &got, &expected(&x));
     assert!(got.iter().all(|block| block.unit.to_bits() == f64::NAN.to_bits() && block.digit == [[[0; 32]; 5]; 8]));
+}
+
+/// All 65,536 numbers of f16 and of bf16, those of like size together and with the rest of all; also as f32.
+fn takes_every_float_of_two_bytes<D: Device>(device: &D, _: Size) {
+    let in_order: Vec<u16> = (0..=u16::MAX).collect();
+    let mixed: Vec<u16> = in_order.iter().map(|&bits| bits.wrapping_mul(40503)).collect();
+    for kind in [TensorType::F16, TensorType::BF16] {
+        for bits in [&in_order, &mixed] {
+            let x: Vec<f32> = bits.iter().map(|&bits| oracle::widened(kind, bits).unwrap()).collect();
+            let (tokens, cols) = (32, 2048);
+            let rows = input(device, bits);
+            let rows = if kind == TensorType::F16 { Floats::F16(rows.slice()) } else { Floats::BF16(rows.slice()) };
+            let mut out = Output::new(device, tokens * cols / BLOCK);
+            let mut floats = Output::new(device, tokens * cols);
+            ok(Quantize::new(rows, out.slice(), [tokens, cols]).floats(floats.slice()).launch(device));
+            assert_blocks(&format!("{kind}"), &out.read(), &expected(&x));
+            let canonical: Vec<f32> = x.iter().map(|&x| oracle::canonical(x)).collect();
+            assert_bits(&format!("{kind} as f32"), &floats.read(), &canonical);
+        }
+    }
 }
 
 fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {

@@ -22,6 +22,13 @@ fn equals_the_oracle<D: Device>(device: &D, size: Size) {
             ok(Repack::new(blocks.slice(), tiles.slice(), kind, [rows, cols]).launch(device));
             let expected = oracle::repack::repack(w.expert(0), cols);
             assert_same(&format!("{kind:?} [{rows}, {cols}]"), &tiles.read(), &expected);
+
+            let w = Weights::random(&mut random, kind, 3, rows, cols);
+            let blocks = input(device, &w.bytes);
+            let mut tiles = Output::new(device, 3 * tile_bytes(kind, rows, cols));
+            ok(Repack::new(blocks.slice(), tiles.slice(), kind, [rows, cols]).experts(3).launch(device));
+            let expected: Vec<u8> = (0..3).flat_map(|expert| oracle::repack::repack(w.expert(expert), cols)).collect();
+            assert_same(&format!("{kind:?} [3][{rows}, {cols}]"), &tiles.read(), &expected);
         }
     }
 }

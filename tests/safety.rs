@@ -282,7 +282,7 @@ fn work_items_of_any_contents_touch_nothing_else() {
             weights: weights.slice().as_ptr(),
             groups,
             expert_out: expert_out.slice().as_ptr(),
-            y: y.slice().as_ptr(),
+            y: y.slice().as_ptr().cast(),
             tokens: tokens as u32,
             top_k: top_k as u32,
             ..Default::default()

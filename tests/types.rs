@@ -52,6 +52,7 @@ fn statuses<D: Device>(device: &D, room: &Room<D>, kind: u32, other: u32) -> Vec
         type_: kind,
         rows: 16,
         cols: BLOCK as u32,
+        experts: 1,
     };
     // SAFETY: all operands are in the room, at their least shapes.
     unsafe {

@@ -325,7 +325,7 @@ fn metadata_are_obeyed_or_refused_and_can_be_overridden() {
     let f = Value::F32;
     for (key, value) in [
         ("qwen3moe.expert_weights_scale", f(2.5)),
-        ("qwen3moe.expert_weights_norm", Value::Bool(false)),
+        ("qwen3moe.expert_weights_norm", Value::U32(2)),
         ("qwen3moe.expert_gating_func", Value::U32(2)),
         ("qwen3moe.expert_shared_count", Value::U32(1)),
         ("qwen3moe.attention.scale", f(1.0)),

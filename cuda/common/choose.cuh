@@ -2,6 +2,7 @@
 #pragma once
 
 #include "exp.cuh"
+#include "tree.cuh"
 
 // Experts of a token in the order of their logits, largest first, ties to the lower index. Lane l holds the order keys of
 // experts 4 l .. 4 l + 3, 128 + 4 l .., ..., so that a warp covers QUADS * 128 experts. Four neighbours are sorted once, so that only the
@@ -95,15 +96,39 @@ __device__ __forceinline__ KqmChoice kqm_choose(const float *logits, uint32_t ex
   return kqm_choose_some<4, FRESH>(logits, experts, rank);
 }
 
-// Indices and weights of the top_k chosen experts, expert i in lane i: their probabilities' softmax, renormalised. By one warp.
-__device__ __forceinline__ void kqm_weigh_experts(const KqmChoice &choice, uint32_t top_k, uint32_t *indices,
+// The tree_sum of the exponentials of all logits, by one warp: a lane has four neighbours, and four lanes a group.
+__device__ __forceinline__ double kqm_sum_of_all(const float *logits, uint32_t experts, float first) {
+  const uint32_t lane = threadIdx.x & 31;
+  double sum = 0.0;
+  KQM_LOOP
+  for (uint32_t from = 0; from < experts; from += 128) {
+    double p[4];
+    KQM_UNROLL
+    for (uint32_t i = 0; i < 4; i++) {
+      const uint32_t expert = from + 4 * lane + i;
+      p[i] = expert < experts ? double(kqm_exp(__fsub_rn(__ldcg(logits + expert), first))) : 0.0;
+    }
+    const double group = kqm_tree_lanes<4>((p[0] + p[1]) + (p[2] + p[3]));
+    KQM_LOOP
+    for (int i = 0; i < 32; i += 4) sum = sum + __shfl_sync(~0u, group, i);
+  }
+  return sum;
+}
+
+// Indices and weights of the top_k chosen experts, expert i in lane i: their softmax probabilities, renormalised or not. By one warp.
+__device__ __forceinline__ void kqm_weigh_experts(const KqmChoice &choice, const float *logits, uint32_t experts,
+                                                  uint32_t top_k, uint32_t weighting, uint32_t *indices,
                                                   float *weights) {
   const uint32_t lane = threadIdx.x & 31;
   const float first = __shfl_sync(~0u, choice.logit, 0);
   const float probability = kqm_exp(__fsub_rn(choice.logit, first));
   double sum = 0.0;
-  KQM_LOOP
-  for (uint32_t i = 0; i < top_k; i++) sum = sum + double(__shfl_sync(~0u, probability, int(i)));
+  if (weighting == KQM_WEIGHTS_OF_ALL) {
+    sum = kqm_sum_of_all(logits, experts, first);
+  } else {
+    KQM_LOOP
+    for (uint32_t i = 0; i < top_k; i++) sum = sum + double(__shfl_sync(~0u, probability, int(i)));
+  }
   if (lane >= top_k) return;
   indices[lane] = choice.of_lane;
   weights[lane] = kqm_canonical(float(__ddiv_rn(double(probability), sum)));

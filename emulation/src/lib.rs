@@ -13,7 +13,7 @@ mod buffer;
 mod library;
 
 pub use buffer::{Buffer, Plain};
-pub use library::{Library, Substitution, compile_command, link};
+pub use library::{Library, Substitution, compile_command, link, link_program};
 
 /// What broke a rule of the programming model. The numbers are the statuses that the launch returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

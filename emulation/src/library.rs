@@ -204,6 +204,34 @@ pub fn link(objects: &[PathBuf], runtime: Option<&Path>, kernels: bool, shared_o
     run(link.arg("-o").arg(shared_object))
 }
 
+/// Compiles files in C and links them, other libraries and all emulated kernels into a program.
+pub fn link_program(
+    sources: &[PathBuf],
+    includes: &[PathBuf],
+    libraries: &[PathBuf],
+    program: &Path,
+) -> Result<(), String> {
+    crate::available()?;
+    let (work, archives) = (WorkDirectory::new()?, Path::new(env!("OUT_DIR")));
+    let mut link = compiler();
+    for (number, source) in sources.iter().enumerate() {
+        let object = work.0.join(format!("{number}.o"));
+        let mut compile =
+            Command::new(std::env::var_os("CC").filter(|cc| !cc.is_empty()).unwrap_or_else(|| "cc".into()));
+        compile.args(["-std=c99", "-O2", "-Wall", "-Wextra", "-pedantic", "-Werror"]);
+        includes.iter().for_each(|directory| {
+            compile.arg("-I").arg(directory);
+        });
+        run(compile.arg("-c").arg(source).arg("-o").arg(&object))?;
+        link.arg(object);
+    }
+    link.args(env!("KQM_EMULATION_ARGUMENTS").split('\u{1f}').filter(|a| sanitizes(a)));
+    let [runtime, table, kernels] =
+        ["runtime", "table", "kernels"].map(|part| archives.join(format!("libkqm_emulation_{part}.a")));
+    link.arg("-Wl,--whole-archive").arg(runtime).arg(table).arg("-Wl,--no-whole-archive").arg(kernels).args(libraries);
+    run(link.arg("-pthread").arg("-o").arg(program))
+}
+
 fn compiler() -> Command {
     Command::new(env!("KQM_EMULATION_COMPILER"))
 }

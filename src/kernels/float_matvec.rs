@@ -21,6 +21,30 @@ impl<D: Device> FloatMatrix<D> {
     /// # Errors
     /// [`Error::Invalid`] for a type that is not one of [`TensorType::FLOATS`] and for shapes that no kernel takes.
     pub fn zeroed(device: &D, kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<Self> {
+        let bytes = Self::bytes_of(kind, rows, cols, experts)?;
+        Ok(Self { bytes: Buffer::zeroed(device, bytes)?, kind, rows, cols, experts })
+    }
+
+    /// A matrix in memory that somebody else manages. Nothing is allocated.
+    ///
+    /// # Errors
+    /// Those of [`FloatMatrix::zeroed`].
+    ///
+    /// # Safety
+    /// That of [`Buffer::from_raw`].
+    pub unsafe fn from_raw(
+        device: &D,
+        address: u64,
+        kind: TensorType,
+        [experts, rows, cols]: [usize; 3],
+    ) -> Result<Self> {
+        let bytes = Self::bytes_of(kind, rows, cols, experts)?;
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { Buffer::from_raw(device, address, bytes) };
+        Ok(Self { bytes, kind, rows, cols, experts })
+    }
+
+    fn bytes_of(kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<usize> {
         let shape = format!("matrix {kind:?} [{experts}][{rows}, {cols}]");
         let takes_cols = cols > 0 && cols.is_multiple_of(32) && cols <= Self::MAX_COLS;
         if !TensorType::FLOATS.contains(&kind) || rows == 0 || !takes_cols || experts == 0 {
@@ -30,8 +54,7 @@ impl<D: Device> FloatMatrix<D> {
             count("matrix", what, n)?;
         }
         let bytes = experts.checked_mul(rows).and_then(|n| n.checked_mul(kind.bytes_of(cols)));
-        let bytes = bytes.ok_or_else(|| Error::Invalid(format!("{shape}: too large")))?;
-        Ok(Self { bytes: Buffer::zeroed(device, bytes)?, kind, rows, cols, experts })
+        bytes.ok_or_else(|| Error::Invalid(format!("{shape}: too large")))
     }
 
     /// Its type.

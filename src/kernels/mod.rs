@@ -8,6 +8,9 @@
 //! so ([`Error::DeviceLost`]). Values are defined in `docs/arithmetic.md`, and the oracle of the same name computes the
 //! same bits.
 
+use std::ffi::c_void;
+use std::ops::Range;
+
 use crate::blocks::{BLOCK, TensorType};
 use crate::device::{Buffer, Device, Place, Slice, SliceMut, check_launch};
 use crate::{Error, Result, sys};
@@ -19,6 +22,7 @@ mod float_matvec;
 mod matvec;
 mod moe_down;
 mod moe_group;
+mod moe_layer;
 mod moe_router;
 mod moe_swiglu;
 mod q4_k_matvec;
@@ -38,6 +42,7 @@ pub use float_matvec::{FloatMatrix, FloatMatvec};
 pub use matvec::{Matvec, matvec_kernel};
 pub use moe_down::{DownInput, MoeDown};
 pub use moe_group::{Groups, MoeGroup, max_items};
+pub use moe_layer::MoeLayer;
 pub use moe_router::{MoeRouter, RouterChoice, RouterInput};
 pub use moe_swiglu::{Choose, MoeSwiglu};
 pub use q4_k_matvec::Q4KMatvec;
@@ -49,6 +54,8 @@ pub use residual_add::ResidualAdd;
 pub use rms_norm::RmsNorm;
 pub use rope::{CacheMut, Rope};
 pub use sample::{RowSampling, Sample, SamplePart, SampleState};
+
+pub use crate::oracle::moe_router::Weighting;
 
 /// Methods that give an operand which may be absent. They take it as such or as an `Option`.
 macro_rules! optional_operands {
@@ -82,6 +89,34 @@ impl<D: Device> Matrix<D> {
     /// # Errors
     /// [`Error::Invalid`] for a type without a kernel or columns that are not whole super-blocks.
     pub fn zeroed(device: &D, kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<Self> {
+        let bytes = Self::bytes_of(kind, rows, cols, experts)?;
+        Ok(Self { tiles: Buffer::zeroed(device, bytes)?, kind, rows, cols, experts })
+    }
+
+    /// A matrix in memory that somebody else manages, of [`Matrix::bytes_of`] bytes: tiles, or room for them. Nothing is allocated.
+    ///
+    /// # Errors
+    /// Those of [`Matrix::bytes_of`].
+    ///
+    /// # Safety
+    /// That of [`Buffer::from_raw`].
+    pub unsafe fn from_raw(
+        device: &D,
+        address: u64,
+        kind: TensorType,
+        [experts, rows, cols]: [usize; 3],
+    ) -> Result<Self> {
+        let bytes = Self::bytes_of(kind, rows, cols, experts)?;
+        // SAFETY: the caller's promise.
+        let tiles = unsafe { Buffer::from_raw(device, address, bytes) };
+        Ok(Self { tiles, kind, rows, cols, experts })
+    }
+
+    /// Bytes of the tiles of such a matrix, or stack of experts' matrices.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a type without a kernel or columns that are not whole super-blocks.
+    pub fn bytes_of(kind: TensorType, rows: usize, cols: usize, experts: usize) -> Result<usize> {
         if !TensorType::MATRICES.contains(&kind)
             || rows == 0
             || cols == 0
@@ -96,10 +131,9 @@ impl<D: Device> Matrix<D> {
             count("matrix", what, n)?;
         }
         // Counts of 32 bits: the bytes of one expert's matrix fit into 64.
-        let bytes = experts
+        experts
             .checked_mul(tile_bytes(kind, rows, cols))
-            .ok_or_else(|| Error::Invalid(format!("matrix {kind:?} [{experts}][{rows}, {cols}]: too large")))?;
-        Ok(Self { tiles: Buffer::zeroed(device, bytes)?, kind, rows, cols, experts })
+            .ok_or_else(|| Error::Invalid(format!("matrix {kind:?} [{experts}][{rows}, {cols}]: too large")))
     }
 
     /// Its type: it decides which kernel multiplies with it.
@@ -127,13 +161,16 @@ impl<D: Device> Matrix<D> {
         self.tiles.len()
     }
 
-    /// The tiles of one expert, to be written by [`Repack`].
-    pub fn expert_tiles(&mut self, expert: usize) -> Result<SliceMut<'_, u8>> {
-        if expert >= self.experts {
-            return Err(Error::Invalid(format!("expert {expert} of a stack of {}", self.experts)));
+    /// The tiles of some experts, to be written by [`Repack`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when there are no such experts.
+    pub fn tiles_of(&mut self, experts: Range<usize>) -> Result<SliceMut<'_, u8>> {
+        if experts.start > experts.end || experts.end > self.experts {
+            return Err(Error::Invalid(format!("experts {experts:?} of a stack of {}", self.experts)));
         }
         let bytes = tile_bytes(self.kind, self.rows, self.cols);
-        self.tiles.part_mut(expert * bytes, bytes)
+        self.tiles.part_mut(experts.start * bytes, experts.len() * bytes)
     }
 
     /// Fails unless the operand `other` has this matrix's shape.
@@ -159,6 +196,92 @@ impl<D: Device> Matrix<D> {
             cols: self.cols as u32,
             experts: self.experts as u32,
         })
+    }
+}
+
+/// Floats that a kernel reads. Those of two bytes are given as their bits.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Floats<'a> {
+    /// f32.
+    F32(Slice<'a, f32>),
+    /// f16.
+    F16(Slice<'a, u16>),
+    /// bf16.
+    BF16(Slice<'a, u16>),
+}
+
+impl<'a> From<Slice<'a, f32>> for Floats<'a> {
+    fn from(floats: Slice<'a, f32>) -> Self {
+        Self::F32(floats)
+    }
+}
+
+impl Floats<'_> {
+    /// Their type.
+    pub fn kind(&self) -> TensorType {
+        match self {
+            Self::F32(_) => TensorType::F32,
+            Self::F16(_) => TensorType::F16,
+            Self::BF16(_) => TensorType::BF16,
+        }
+    }
+
+    fn place(&self) -> Place {
+        match self {
+            Self::F32(floats) => floats.place(),
+            Self::F16(floats) | Self::BF16(floats) => floats.place(),
+        }
+    }
+
+    fn as_ptr(&self) -> *const c_void {
+        match self {
+            Self::F32(floats) => floats.as_ptr().cast(),
+            Self::F16(floats) | Self::BF16(floats) => floats.as_ptr().cast(),
+        }
+    }
+}
+
+/// Floats that a kernel writes: what it computes in f32, rounded to nearest even where the type has two bytes.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum FloatsMut<'a> {
+    /// f32.
+    F32(SliceMut<'a, f32>),
+    /// f16.
+    F16(SliceMut<'a, u16>),
+    /// bf16.
+    BF16(SliceMut<'a, u16>),
+}
+
+impl<'a> From<SliceMut<'a, f32>> for FloatsMut<'a> {
+    fn from(floats: SliceMut<'a, f32>) -> Self {
+        Self::F32(floats)
+    }
+}
+
+impl FloatsMut<'_> {
+    /// Their type.
+    pub fn kind(&self) -> TensorType {
+        match self {
+            Self::F32(_) => TensorType::F32,
+            Self::F16(_) => TensorType::F16,
+            Self::BF16(_) => TensorType::BF16,
+        }
+    }
+
+    fn place(&self) -> Place {
+        match self {
+            Self::F32(floats) => floats.place(),
+            Self::F16(floats) | Self::BF16(floats) => floats.place(),
+        }
+    }
+
+    fn as_ptr(&self) -> *mut c_void {
+        match self {
+            Self::F32(floats) => floats.as_ptr().cast(),
+            Self::F16(floats) | Self::BF16(floats) => floats.as_ptr().cast(),
+        }
     }
 }
 

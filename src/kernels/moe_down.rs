@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Operands of `moe_down`: `y[t] += sum_rank weights[t, rank] * (W_down x[pair])`.
+/// Operands of `moe_down`: `y[t] = sum_rank weights[t, rank] * (W_down x[pair])`.
 #[non_exhaustive]
 pub struct MoeDown<'a, D: Device> {
     /// `[experts][rows, ff]`.
@@ -13,14 +13,16 @@ pub struct MoeDown<'a, D: Device> {
     pub indices: Slice<'a, u32>,
     /// `[tokens, top_k]`.
     pub weights: Slice<'a, f32>,
-    /// Results of `MoeGroup` for the same indices; not read for a single token.
-    pub groups: &'a Groups<D>,
+    /// Results of `MoeGroup` for the same indices; a single token needs none.
+    pub groups: Option<&'a Groups<D>>,
     /// `[pairs, rows]`: every expert's product.
     pub expert_out: SliceMut<'a, f32>,
-    /// Optional output `[tokens, rows]`: the weighted sum before the residual.
+    /// Optional output `[tokens, rows]`: the weighted sum before it is added or rounded.
     pub sum: Option<SliceMut<'a, f32>>,
-    /// `[tokens, rows]`: the residual stream.
-    pub y: SliceMut<'a, f32>,
+    /// `[tokens, rows]`.
+    pub y: FloatsMut<'a>,
+    /// Add to what y holds instead of replacing it: a residual, added in f32 after the sum is rounded.
+    pub accumulate: bool,
     /// Tokens.
     pub tokens: usize,
     /// Experts of a token.
@@ -33,16 +35,24 @@ impl<'a, D: Device> MoeDown<'a, D> {
         down: &'a Matrix<D>,
         x: DownInput<'a>,
         (indices, weights): (Slice<'a, u32>, Slice<'a, f32>),
-        groups: &'a Groups<D>,
+        groups: impl Into<Option<&'a Groups<D>>>,
         [tokens, top_k]: [usize; 2],
         expert_out: SliceMut<'a, f32>,
-        y: SliceMut<'a, f32>,
+        y: impl Into<FloatsMut<'a>>,
     ) -> Self {
-        Self { down, x, indices, weights, groups, expert_out, sum: None, y, tokens, top_k }
+        let (groups, y) = (groups.into(), y.into());
+        Self { down, x, indices, weights, groups, expert_out, sum: None, y, accumulate: false, tokens, top_k }
+    }
+
+    /// Whether to add to what y holds instead of replacing it.
+    #[must_use]
+    pub fn accumulate(mut self, accumulate: bool) -> Self {
+        self.accumulate = accumulate;
+        self
     }
 
     optional_operands! {
-        /// Gives the weighted sum before the residual.
+        /// Gives the weighted sum before it is added or rounded.
         sum: SliceMut<'a, f32>;
     }
 }
@@ -86,7 +96,7 @@ impl<D: Device> MoeDown<'_, D> {
         if let Some(sum) = &self.sum {
             at_least(device, NAME, "sum", sum.place(), &[self.tokens, rows])?;
         }
-        self.groups.check(device, NAME, self.tokens, self.down.experts(), self.top_k)?;
+        let groups = Groups::args(self.groups, device, NAME, [self.tokens, self.down.experts(), self.top_k])?;
         launch!(
             device,
             moe_down,
@@ -96,11 +106,12 @@ impl<D: Device> MoeDown<'_, D> {
                 swiglu,
                 indices: self.indices.as_ptr(),
                 weights: self.weights.as_ptr(),
-                groups: self.groups.as_sys(),
+                groups,
                 expert_out: self.expert_out.as_ptr(),
                 sum: optional(self.sum),
-                residual: self.y.as_ptr(),
+                residual: if self.accumulate { self.y.as_ptr() } else { std::ptr::null() },
                 y: self.y.as_ptr(),
+                type_: self.y.kind() as u32,
                 tokens: count(NAME, "tokens", self.tokens)?,
                 top_k: count(NAME, "top_k", self.top_k)?,
             }

@@ -43,17 +43,50 @@ impl<D: Device> Groups<D> {
     /// # Errors
     /// [`Error::Invalid`] for counts that are too large, or the device's when there is no memory.
     pub fn new(device: &D, tokens: usize, experts: usize, top_k: usize) -> Result<Self> {
-        let items = max_items(device, tokens, experts, top_k)?;
-        let pairs = tokens.checked_mul(top_k).and_then(|pairs| u32::try_from(pairs).ok());
-        let Some(pairs) = pairs else {
-            return Err(Error::Invalid(format!("moe_group: {top_k} experts of {tokens} tokens are too many pairs")));
-        };
+        let [pairs, items] = Self::counts(device, tokens, experts, top_k)?;
         Ok(Self {
-            order: Buffer::zeroed(device, pairs as usize)?,
+            order: Buffer::zeroed(device, pairs)?,
             items: Buffer::zeroed(device, 3 * items)?,
             count: Buffer::zeroed(device, 1)?,
             batch: None,
         })
+    }
+
+    /// The same in memory that somebody else manages, of [`Groups::elements`] words. Nothing is allocated.
+    ///
+    /// # Errors
+    /// Those of [`Groups::elements`].
+    ///
+    /// # Safety
+    /// That of [`Buffer::from_raw`].
+    pub unsafe fn from_raw(device: &D, address: u64, tokens: usize, experts: usize, top_k: usize) -> Result<Self> {
+        let [pairs, items] = Self::counts(device, tokens, experts, top_k)?;
+        // SAFETY: the caller's promise, of one part each.
+        let part = |from: usize, len| unsafe { Buffer::from_raw(device, address + 4 * from as u64, len) };
+        Ok(Self {
+            order: part(0, pairs),
+            items: part(pairs, 3 * items),
+            count: part(pairs + 3 * items, 1),
+            batch: None,
+        })
+    }
+
+    /// Words of memory that [`Groups::from_raw`] needs for batches of up to `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for counts that are too large.
+    pub fn elements(device: &D, tokens: usize, experts: usize, top_k: usize) -> Result<usize> {
+        let [pairs, items] = Self::counts(device, tokens, experts, top_k)?;
+        Ok(pairs + 3 * items + 1)
+    }
+
+    /// Most pairs and work items of a batch.
+    fn counts(device: &D, tokens: usize, experts: usize, top_k: usize) -> Result<[usize; 2]> {
+        let items = max_items(device, tokens, experts, top_k)?;
+        match tokens.checked_mul(top_k).and_then(|pairs| u32::try_from(pairs).ok()) {
+            Some(pairs) => Ok([pairs as usize, items]),
+            None => Err(Error::Invalid(format!("moe_group: {top_k} experts of {tokens} tokens are too many pairs"))),
+        }
     }
 
     /// Pair numbers in ascending (expert, pair) order.
@@ -71,7 +104,7 @@ impl<D: Device> Groups<D> {
         &self.count
     }
 
-    pub(super) fn as_sys(&self) -> sys::kqm_groups {
+    fn as_sys(&self) -> sys::kqm_groups {
         sys::kqm_groups {
             order: self.order.slice().as_ptr().cast_mut(),
             items: self.items.slice().as_ptr().cast_mut(),
@@ -79,21 +112,21 @@ impl<D: Device> Groups<D> {
         }
     }
 
-    /// Fails unless they hold the grouping of such a batch. A single token needs none.
-    pub(super) fn check(
-        &self,
+    /// The operand as launchers take it, which must hold the grouping of such a batch. A single token needs none.
+    pub(super) fn args(
+        groups: Option<&Self>,
         device: &D,
         kernel: &'static str,
-        tokens: usize,
-        experts: usize,
-        top_k: usize,
-    ) -> Result<()> {
-        at_least(device, kernel, "groups", self.order.place(), &[0])?;
-        let expected = Batch { tokens, experts, top_k };
-        if tokens == 1 || self.batch == Some(expected) {
-            return Ok(());
+        [tokens, experts, top_k]: [usize; 3],
+    ) -> Result<sys::kqm_groups> {
+        if let Some(groups) = groups {
+            at_least(device, kernel, "groups", groups.order.place(), &[0])?;
         }
-        let found = match self.batch {
+        let (batch, expected) = (groups.and_then(|groups| groups.batch), Batch { tokens, experts, top_k });
+        if tokens == 1 || batch == Some(expected) {
+            return Ok(groups.map_or_else(Default::default, Self::as_sys));
+        }
+        let found = match batch {
             Some(Batch { tokens, experts, top_k }) => format!("{tokens} tokens with {top_k} of {experts} experts"),
             None => "nothing".into(),
         };

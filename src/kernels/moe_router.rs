@@ -21,6 +21,8 @@ pub struct MoeRouter<'a> {
     pub experts: usize,
     /// At most 32, at most `experts`.
     pub top_k: usize,
+    /// What the weights of a choice are.
+    pub weighting: Weighting,
 }
 
 impl<'a> MoeRouter<'a> {
@@ -33,7 +35,14 @@ impl<'a> MoeRouter<'a> {
         tokens: usize,
         top_k: usize,
     ) -> Self {
-        Self { x, w, logits, choice: None, tokens, cols, experts, top_k }
+        Self { x, w, logits, choice: None, tokens, cols, experts, top_k, weighting: Weighting::default() }
+    }
+
+    /// What the weights of a choice are: by default [`Weighting::OfChosen`].
+    #[must_use]
+    pub fn weighting(mut self, weighting: Weighting) -> Self {
+        self.weighting = weighting;
+        self
     }
 
     optional_operands! {
@@ -111,6 +120,7 @@ impl MoeRouter<'_> {
                 cols: count(NAME, "cols", self.cols)?,
                 experts: count(NAME, "experts", self.experts)?,
                 top_k: count(NAME, "top_k", self.top_k)?,
+                weighting: self.weighting as u32,
             }
         )
     }

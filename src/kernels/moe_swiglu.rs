@@ -13,8 +13,8 @@ pub struct MoeSwiglu<'a, D: Device> {
     pub x: Slice<'a, FixedBlock>,
     /// Who chose the experts.
     pub choose: Choose<'a>,
-    /// Results of [`MoeGroup`] for the same indices; not read for a single token.
-    pub groups: &'a Groups<D>,
+    /// Results of [`MoeGroup`] for the same indices; a single token needs none.
+    pub groups: Option<&'a Groups<D>>,
     /// Optional output `[pairs, ff]`.
     pub gate_out: Option<SliceMut<'a, f32>>,
     /// Optional output `[pairs, ff]`.
@@ -33,11 +33,11 @@ impl<'a, D: Device> MoeSwiglu<'a, D> {
         [gate, up]: [&'a Matrix<D>; 2],
         x: Slice<'a, FixedBlock>,
         choose: Choose<'a>,
-        groups: &'a Groups<D>,
+        groups: impl Into<Option<&'a Groups<D>>>,
         [tokens, top_k]: [usize; 2],
         out: SliceMut<'a, f32>,
     ) -> Self {
-        Self { gate, up, x, choose, groups, gate_out: None, up_out: None, out, tokens, top_k }
+        Self { gate, up, x, choose, groups: groups.into(), gate_out: None, up_out: None, out, tokens, top_k }
     }
 
     optional_operands! {
@@ -62,13 +62,24 @@ pub enum Choose<'a> {
         indices: SliceMut<'a, u32>,
         /// `[top_k]`, written for [`super::MoeDown`].
         weights: SliceMut<'a, f32>,
+        /// What the weights are.
+        weighting: Weighting,
     },
 }
 
 impl<'a> Choose<'a> {
-    /// [`Self::Here`].
+    /// [`Self::Here`], the weights being those that [`Weighting::OfChosen`] stands for.
     pub fn here(logits: Slice<'a, f32>, indices: SliceMut<'a, u32>, weights: SliceMut<'a, f32>) -> Self {
-        Self::Here { logits, indices, weights }
+        Self::Here { logits, indices, weights, weighting: Weighting::OfChosen }
+    }
+
+    /// What the weights are, where this kernel makes the choice.
+    #[must_use]
+    pub fn weighting(mut self, chosen: Weighting) -> Self {
+        if let Self::Here { weighting, .. } = &mut self {
+            *weighting = chosen;
+        }
+        self
     }
 }
 
@@ -82,16 +93,16 @@ impl<D: Device> MoeSwiglu<'_, D> {
         let shape = [self.tokens, self.top_k, self.gate.rows()];
         self.gate.same_shape(NAME, "up", self.up)?;
         at_least(device, NAME, "x", self.x.place(), &[self.tokens, self.gate.cols() / BLOCK])?;
-        let (indices, logits, weights) = match self.choose {
+        let (indices, logits, weights, weighting) = match self.choose {
             Choose::Made(indices) => {
                 at_least(device, NAME, "indices", indices.place(), &[self.tokens, self.top_k])?;
-                (indices.as_ptr().cast_mut(), std::ptr::null(), std::ptr::null_mut())
+                (indices.as_ptr().cast_mut(), std::ptr::null(), std::ptr::null_mut(), Weighting::OfChosen)
             }
-            Choose::Here { logits, indices, weights } => {
+            Choose::Here { logits, indices, weights, weighting } => {
                 at_least(device, NAME, "logits", logits.place(), &[self.gate.experts()])?;
                 at_least(device, NAME, "indices", indices.place(), &[self.top_k])?;
                 at_least(device, NAME, "weights", weights.place(), &[self.top_k])?;
-                (indices.as_ptr(), logits.as_ptr(), weights.as_ptr())
+                (indices.as_ptr(), logits.as_ptr(), weights.as_ptr(), weighting)
             }
         };
         at_least(device, NAME, "out", self.out.place(), &shape)?;
@@ -101,7 +112,7 @@ impl<D: Device> MoeSwiglu<'_, D> {
         if let Some(up_out) = &self.up_out {
             at_least(device, NAME, "up_out", up_out.place(), &shape)?;
         }
-        self.groups.check(device, NAME, self.tokens, self.gate.experts(), self.top_k)?;
+        let groups = Groups::args(self.groups, device, NAME, [self.tokens, self.gate.experts(), self.top_k])?;
         launch!(
             device,
             moe_swiglu,
@@ -112,12 +123,13 @@ impl<D: Device> MoeSwiglu<'_, D> {
                 indices,
                 logits,
                 weights,
-                groups: self.groups.as_sys(),
+                groups,
                 gate_out: optional(self.gate_out),
                 up_out: optional(self.up_out),
                 out: self.out.as_ptr(),
                 tokens: count(NAME, "tokens", self.tokens)?,
                 top_k: count(NAME, "top_k", self.top_k)?,
+                weighting: weighting as u32,
             }
         )
     }

@@ -10,9 +10,9 @@ pub fn tile_bytes(kind: TensorType, rows: usize, cols: usize) -> usize {
 /// Operands of `repack`.
 #[non_exhaustive]
 pub struct Repack<'a> {
-    /// `[rows, cols / 256]` blocks as in a file.
+    /// `[experts][rows, cols / 256]` blocks as in a file.
     pub blocks: Slice<'a, u8>,
-    /// `[ceil(rows / 16), cols / 256]` tiles.
+    /// `[experts][ceil(rows / 16), cols / 256]` tiles.
     pub tiles: SliceMut<'a, u8>,
     /// One of [`TensorType::MATRICES`].
     pub kind: TensorType,
@@ -20,12 +20,21 @@ pub struct Repack<'a> {
     pub rows: usize,
     /// A multiple of 256.
     pub cols: usize,
+    /// Matrices in the stack.
+    pub experts: usize,
 }
 
 impl<'a> Repack<'a> {
     /// Of a matrix of `[rows, cols]`.
     pub fn new(blocks: Slice<'a, u8>, tiles: SliceMut<'a, u8>, kind: TensorType, [rows, cols]: [usize; 2]) -> Self {
-        Self { blocks, tiles, kind, rows, cols }
+        Self { blocks, tiles, kind, rows, cols, experts: 1 }
+    }
+
+    /// Of a stack of so many experts' matrices.
+    #[must_use]
+    pub fn experts(mut self, experts: usize) -> Self {
+        self.experts = experts;
+        self
     }
 }
 
@@ -40,11 +49,11 @@ impl Repack<'_> {
             "repack",
             "blocks",
             self.blocks.place(),
-            &[self.rows, self.cols / self.kind.block_len(), self.kind.block_bytes()],
+            &[self.experts, self.rows, self.cols / self.kind.block_len(), self.kind.block_bytes()],
         )?;
         let tile_rows = sys::KQM_TILE_ROWS as usize;
         let blocks = self.cols / self.kind.block_len();
-        let tiles = [self.rows.div_ceil(tile_rows), tile_rows, blocks, self.kind.block_bytes()];
+        let tiles = [self.experts, self.rows.div_ceil(tile_rows), tile_rows, blocks, self.kind.block_bytes()];
         at_least(device, "repack", "tiles", self.tiles.place(), &tiles)?;
         launch!(
             device,
@@ -55,6 +64,7 @@ impl Repack<'_> {
                 type_: self.kind as u32,
                 rows: count("repack", "rows", self.rows)?,
                 cols: count("repack", "cols", self.cols)?,
+                experts: count("repack", "experts", self.experts)?,
             }
         )
     }

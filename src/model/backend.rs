@@ -13,6 +13,7 @@ use std::slice::ChunksExact;
 
 use super::weights::Tensor;
 use crate::oracle::attention::Pages;
+use crate::oracle::moe_router::Weighting;
 use crate::oracle::sample::Sampling;
 use crate::{Error, Result};
 
@@ -244,6 +245,8 @@ pub struct RoutingShape {
     pub experts: usize,
     /// Experts chosen for a token.
     pub top_k: usize,
+    /// What their weights are.
+    pub weighting: Weighting,
 }
 
 /// Activations of a product.

@@ -3,6 +3,7 @@
 use crate::blocks::BLOCK;
 use crate::gguf::{FromValue, Gguf, Quoted};
 use crate::oracle::attention;
+use crate::oracle::moe_router::Weighting;
 use crate::{Error, Result, sys};
 
 /// The architecture's name in `general.architecture`, and the prefix of its keys.
@@ -37,6 +38,8 @@ pub struct Config {
     pub top_k: usize,
     /// Width of an expert (`expert_feed_forward_length`), a multiple of 32.
     pub expert_ff: usize,
+    /// What the weights of a token's experts are (`expert_weights_norm`; renormalised when there is no such key).
+    pub weighting: Weighting,
     /// Tokens of the vocabulary: rows of `token_embd.weight`.
     pub vocab: usize,
     /// Positions that the model was made for (`context_length`).
@@ -86,7 +89,7 @@ const ROPE_BASE: f32 = 10_000.0;
 
 /// Keys of the architecture that change what is computed, unless they have one of these values (`true` is 1): what the forward does
 /// not know.
-const ONLY: [(&str, &[f64]); 25] = [
+const ONLY: [(&str, &[f64]); 24] = [
     ("attention.causal", &[1.0]),
     ("attention.clamp_kqv", &[0.0]),
     ("attention.max_alibi_bias", &[0.0]),
@@ -100,7 +103,6 @@ const ONLY: [(&str, &[f64]); 25] = [
     ("expert_group_used_count", &[0.0, 1.0]),
     ("expert_shared_count", &[0.0]),
     ("expert_shared_feed_forward_length", &[0.0]),
-    ("expert_weights_norm", &[1.0]),
     // 0 stands for no factor.
     ("expert_weights_scale", &[0.0, 1.0]),
     ("final_logit_softcapping", &[0.0]),
@@ -174,6 +176,18 @@ impl<'a> Keys<'a> {
             self.refuse(name, "expected a number");
         }
         value
+    }
+
+    /// `expert_weights_norm`.
+    fn weighting(&mut self) -> Weighting {
+        match self.number("expert_weights_norm") {
+            None | Some(1.0) => Weighting::OfChosen,
+            Some(0.0) => Weighting::OfAll,
+            Some(other) => {
+                self.refuse("expert_weights_norm", &format!("{other} is not supported (supported: 0, 1)"));
+                Weighting::OfChosen
+            }
+        }
     }
 
     /// What only says that nothing is done which is not known.
@@ -285,6 +299,7 @@ impl Config {
             experts,
             top_k,
             expert_ff,
+            weighting: Weighting::OfChosen,
             vocab,
             context_length,
             rms_eps: 1e-6,
@@ -349,6 +364,7 @@ impl Config {
         let experts = keys.count("expert_count");
         let top_k = keys.count("expert_used_count");
         let expert_ff = keys.count("expert_feed_forward_length");
+        let weighting = keys.weighting();
         let vocab = match gguf.require_tensor("token_embd.weight") {
             Ok(table) => Some(table.shape()[0] as usize),
             Err(error) => {
@@ -376,6 +392,7 @@ impl Config {
                 experts: experts?,
                 top_k: top_k?,
                 expert_ff: expert_ff?,
+                weighting,
                 vocab: vocab?,
                 context_length: context_length?,
                 rms_eps: rms_eps?,

@@ -210,7 +210,7 @@ impl Sizes {
                 batch: tokens,
             },
             input: InputShape { tokens, sequences, capacity },
-            routing: RoutingShape { tokens, experts: config.experts, top_k: config.top_k },
+            routing: RoutingShape { tokens, experts: config.experts, top_k: config.top_k, weighting: config.weighting },
             trace,
             floats: OfFloats {
                 attn_output: floats.attn_output || trace,
@@ -229,7 +229,7 @@ impl Sizes {
         let OfFloats { attn_output, experts: halves, output } = self.floats;
         let taken = [(attn_output, self.q), (halves, 2 * self.swiglu), (output, self.output_rows)];
         let taken: usize = taken.into_iter().filter(|(is_taken, _)| *is_taken).map(|(_, floats)| floats).sum();
-        let RoutingShape { tokens, experts, top_k } = self.routing;
+        let RoutingShape { tokens, experts, top_k, .. } = self.routing;
         // Logits, indices, weights and counters; the pairs grouped by expert, in at most as many work items of three numbers.
         let routing = tokens * (experts + 2 * top_k + 1) + 4 * tokens * top_k + 1;
         let floats = 2 * self.hidden + 2 * self.q + 2 * self.kv + self.swiglu + self.expert_out;

@@ -562,7 +562,7 @@ impl Backend for Cpu {
     fn norm_router(&self, operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Routing) -> Result<()> {
         let NormRouter { hidden, weight, eps, width, router: w, normed: x, fixed, .. } = operands;
         self.rms_norm(hidden, weight, eps, [tokens, width], Some(&mut *x), Some(fixed))?;
-        let RoutingShape { experts, top_k, .. } = routing.shape;
+        let RoutingShape { experts, top_k, weighting, .. } = routing.shape;
         let cols = w.len() / experts;
         let logits = routing.logits.par_chunks_exact_mut(experts);
         let chosen = routing.indices.par_chunks_exact_mut(top_k).zip(routing.weights.par_chunks_exact_mut(top_k));
@@ -570,7 +570,7 @@ impl Backend for Cpu {
         rows.zip(logits).zip(chosen).for_each(|((x, logits), (indices, weights))| {
             with_fma(
                 #[inline(always)]
-                || oracle::moe_router::moe_router(x, w, logits, indices, weights),
+                || oracle::moe_router::moe_router(x, w, weighting, logits, indices, weights),
             );
         });
         routing.order = oracle::moe_group::moe_group(&routing.indices[..tokens * top_k], experts).order;

@@ -349,15 +349,9 @@ impl<D: Device> Backend for Gpu<D> {
                 return Err(Error::Invalid(format!("tensor {}: too few bytes", tensor.name())));
             };
             stage.write(&self.device, 0, part)?;
-            for expert in 0..experts {
-                Repack::new(
-                    stage.part(expert * expert_bytes, expert_bytes)?,
-                    matrix.expert_tiles(first + expert)?,
-                    kind,
-                    [rows, cols],
-                )
+            Repack::new(stage.slice(), matrix.tiles_of(first..first + experts)?, kind, [rows, cols])
+                .experts(experts)
                 .launch(&self.device)?;
-            }
         }
         // The stage is freed on return.
         self.device.synchronize()?;
@@ -386,7 +380,7 @@ impl<D: Device> Backend for Gpu<D> {
     }
 
     fn routing(&self, shape: RoutingShape) -> Result<Routing<D>> {
-        let RoutingShape { tokens, experts, top_k } = shape;
+        let RoutingShape { tokens, experts, top_k, .. } = shape;
         Ok(Routing {
             shape,
             logits: Buffer::zeroed(&self.device, tokens * experts)?,
@@ -597,7 +591,7 @@ impl<D: Device> Backend for Gpu<D> {
     }
 
     fn norm_router(&self, operands: NormRouter<'_, Self>, tokens: usize, routing: &mut Routing<D>) -> Result<()> {
-        let RoutingShape { experts, top_k, .. } = routing.shape;
+        let RoutingShape { experts, top_k, weighting, .. } = routing.shape;
         let NormRouter { hidden, weight, eps, width, router, normed, fixed, choose } = operands;
         let cols = weight.len();
         // The pairs of a single token are its experts: nothing has to be grouped, and the choice can wait for moe_swiglu.
@@ -615,6 +609,7 @@ impl<D: Device> Backend for Gpu<D> {
             RouterChoice::new(routing.indices.slice_mut(), routing.weights.slice_mut(), routing.done.slice_mut());
         kernels::MoeRouter::new(x, router.slice(), [experts, cols], routing.logits.slice_mut(), tokens, top_k)
             .choice((choose || tokens > 1).then_some(choice))
+            .weighting(weighting)
             .launch(&self.device)?;
         if tokens == 1 {
             return Ok(());
@@ -629,6 +624,7 @@ impl<D: Device> Backend for Gpu<D> {
         };
         let choose = if tokens == 1 {
             Choose::here(routing.logits.slice(), routing.indices.slice_mut(), routing.weights.slice_mut())
+                .weighting(routing.shape.weighting)
         } else {
             Choose::Made(routing.indices.slice())
         };
@@ -673,6 +669,7 @@ impl<D: Device> Backend for Gpu<D> {
             expert_out.slice_mut(),
             hidden.slice_mut(),
         )
+        .accumulate(true)
         .sum(sum.map(Buffer::slice_mut))
         .launch(&self.device)
     }

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use super::config::{ARCHITECTURE, Config, RopeScaling};
 use crate::blocks::{BLOCK, TensorType, Weights, bytes, with_weights};
 use crate::gguf::Header;
+use crate::oracle::moe_router::Weighting;
 use crate::{Error, Result};
 
 pub use mix::Mix;
@@ -71,6 +72,7 @@ impl Preset {
                 experts: 16,
                 top_k: 4,
                 expert_ff: 256,
+                weighting: Weighting::OfChosen,
                 vocab: 2048,
                 context_length: 4096,
                 rms_eps: 1e-6,
@@ -86,6 +88,7 @@ impl Preset {
                 experts: 128,
                 top_k: 8,
                 expert_ff: 768,
+                weighting: Weighting::OfChosen,
                 vocab: 151_936,
                 context_length: 262_144,
                 rms_eps: 1e-6,
@@ -101,6 +104,7 @@ impl Preset {
                 experts: 128,
                 top_k: 8,
                 expert_ff: 1536,
+                weighting: Weighting::OfChosen,
                 vocab: 151_936,
                 context_length: 40_960,
                 rms_eps: 1e-6,
@@ -550,6 +554,7 @@ mod tests {
             experts: 128,
             top_k: 8,
             expert_ff: 768,
+            weighting: Weighting::OfChosen,
             vocab: 151_936,
             context_length: 262_144,
             rms_eps: 1e-6,
@@ -563,6 +568,7 @@ mod tests {
             hidden: 4096,
             heads: 64,
             expert_ff: 1536,
+            weighting: Weighting::OfChosen,
             context_length: 40_960,
             rope_base: 1e6,
             ..expected

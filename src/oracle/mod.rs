@@ -9,6 +9,7 @@ pub mod float_matvec;
 pub mod matvec;
 pub mod moe_down;
 pub mod moe_group;
+pub mod moe_layer;
 pub mod moe_router;
 pub mod moe_swiglu;
 pub mod q4_k_matvec;
@@ -24,12 +25,33 @@ pub mod tree;
 
 pub use quantize::FixedBlock;
 
-use crate::blocks::{BLOCK, with_blocks};
+use half::{bf16, f16};
+
+use crate::blocks::{BLOCK, TensorType, with_blocks};
 
 /// The value as a kernel stores it: a NaN is always `0x7fc00000`.
 #[inline]
 pub fn canonical(x: f32) -> f32 {
     if x.is_nan() { f32::from_bits(0x7fc0_0000) } else { x }
+}
+
+/// What a float that is stored as F16 or BF16 is in f32, exactly. `None` for other types.
+pub fn widened(kind: TensorType, bits: u16) -> Option<f32> {
+    match kind {
+        TensorType::F16 => Some(f16::from_bits(bits).to_f32()),
+        TensorType::BF16 => Some(bf16::from_bits(bits).to_f32()),
+        _ => None,
+    }
+}
+
+/// A result as a kernel stores it as F16 or BF16: rounded to nearest even, a NaN always `0x7e00` or `0x7fc0`. `None` for other types.
+pub fn narrowed(kind: TensorType, x: f32) -> Option<u16> {
+    match kind {
+        TensorType::F16 if x.is_nan() => Some(0x7e00),
+        TensorType::F16 => Some(f16::from_f32(x).to_bits()),
+        TensorType::BF16 => Some(bf16::from_f32(canonical(x)).to_bits()),
+        _ => None,
+    }
 }
 
 /// The results for a number that names nothing, such as the index of an expert that does not exist.

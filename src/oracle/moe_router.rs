@@ -4,7 +4,19 @@ use std::cmp::Ordering;
 
 use super::canonical;
 use super::exp::exp;
-use super::tree::tree_dot;
+use super::tree::{TreeSum, tree_dot};
+use crate::sys;
+
+/// What the weights of a token's chosen experts are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Weighting {
+    /// Their softmax probabilities, renormalised to sum 1.
+    #[default]
+    OfChosen = sys::KQM_WEIGHTS_OF_CHOSEN,
+    /// Their softmax probabilities among all experts.
+    OfAll = sys::KQM_WEIGHTS_OF_ALL,
+}
 
 /// Order of logits: a NaN is larger than any number.
 #[inline(always)]
@@ -15,7 +27,14 @@ pub fn compare(a: f32, b: f32) -> Ordering {
 /// Routes one token. `x` is `[cols]`, `w` is `[experts, cols]`, `logits` is `[experts]`; `indices` and `weights` are
 /// `[top_k]`, highest probability first, ties to the lower expert.
 #[inline(always)]
-pub fn moe_router(x: &[f32], w: &[f32], logits: &mut [f32], indices: &mut [u32], weights: &mut [f32]) {
+pub fn moe_router(
+    x: &[f32],
+    w: &[f32],
+    weighting: Weighting,
+    logits: &mut [f32],
+    indices: &mut [u32],
+    weights: &mut [f32],
+) {
     for (w, logit) in w.chunks_exact(x.len()).zip(&mut *logits) {
         // Adding 0 turns -0 into 0.
         *logit = canonical(tree_dot(w, x) as f32 + 0.0);
@@ -30,6 +49,11 @@ pub fn moe_router(x: &[f32], w: &[f32], logits: &mut [f32], indices: &mut [u32],
         let probability = f64::from(exp(logits[expert] - first));
         p.push(probability);
         sum += probability;
+    }
+    if weighting == Weighting::OfAll {
+        let mut all = TreeSum::default();
+        logits.iter().for_each(|&logit| all.add(f64::from(exp(logit - first))));
+        sum = all.sum();
     }
     for (p, weight) in p.iter().zip(weights) {
         *weight = canonical((p / sum) as f32);

@@ -166,6 +166,11 @@ pub fn floats_as(kind: TensorType, numbers: &[f32]) -> Vec<u8> {
     }
 }
 
+/// The same as bits of two bytes each.
+pub fn halves_as(kind: TensorType, numbers: &[f32]) -> Vec<u16> {
+    floats_as(kind, numbers).as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes)).collect()
+}
+
 /// A row of one number in each super-block, somewhere in it.
 pub fn one_a_block(random: &mut Random, numbers: &[f32]) -> Vec<f32> {
     numbers
@@ -332,7 +337,7 @@ impl Weights {
         let mut matrix = ok(Matrix::zeroed(device, self.kind, self.rows, self.cols, self.experts));
         for expert in 0..self.experts {
             let tiles = oracle::repack::repack(self.expert(expert), self.cols);
-            let place = ok(matrix.expert_tiles(expert));
+            let place = ok(matrix.tiles_of(expert..expert + 1));
             assert_eq!(place.len(), tiles.len());
             // SAFETY: the place is as long as the tiles.
             ok(unsafe { device.upload(place.as_ptr() as u64, &tiles) });

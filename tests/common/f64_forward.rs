@@ -7,6 +7,7 @@ use kquant_moe::model::weights::LayerTensors;
 use kquant_moe::model::{Config, RopeScaling, Tensor, Tensors};
 use kquant_moe::oracle::Matrix;
 use kquant_moe::oracle::embedding::{dequantize, exact};
+use kquant_moe::oracle::moe_router::Weighting;
 
 /// What the forward gives.
 pub struct Forward {
@@ -59,7 +60,7 @@ fn softmax(scores: &[f64]) -> Vec<f64> {
 
 /// Normed and rotated heads of one token.
 fn heads(x: &[f64], weight: &[f64], position: usize, config: &Config) -> Vec<f64> {
-    assert!(config.rope_scaling == RopeScaling::None);
+    assert!(config.rope_scaling == RopeScaling::None && config.weighting == Weighting::OfChosen);
     let half = config.head_dim / 2;
     let mut out = Vec::new();
     for head in x.chunks_exact(config.head_dim) {

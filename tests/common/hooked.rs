@@ -93,8 +93,10 @@ fn failing(table: &sys::kqm_kernels) -> &'static sys::kqm_kernels {
         argmax: Some(fail),
         float_matvec: Some(fail),
         sample: Some(fail),
+        moe_layer: Some(fail),
         // Named one by one, so that no launcher is forgotten.
         attention_workspace: table.attention_workspace,
+        moe_layer_workspace: table.moe_layer_workspace,
         moe_max_items: table.moe_max_items,
         status_text: table.status_text,
     })

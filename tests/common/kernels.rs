@@ -19,7 +19,8 @@ pub use compare::{
     ok,
 };
 pub use data::{
-    Activations, CHOSEN, HALF_NANS, NANS, Random, Weights, fixed_blocks, floats_as, has_non_finite, mixes, one_a_block,
+    Activations, CHOSEN, HALF_NANS, NANS, Random, Weights, fixed_blocks, floats_as, halves_as, has_non_finite, mixes,
+    one_a_block,
 };
 pub use devices::{cuda_device, emulated_device};
 pub use emulated::EmulatedDevice;

@@ -227,11 +227,9 @@ pub fn refuses_bad_arguments<D: Device>(device: &D, kind: TensorType) {
     let other = if kind == TensorType::Q4K { TensorType::Q6K } else { TensorType::Q4K };
     let matrix = |kind, experts| {
         let mut matrix = Matrix::zeroed(device, kind, 16, 256, experts).unwrap();
-        for expert in 0..experts {
-            let tiles = matrix.expert_tiles(expert).unwrap();
-            // SAFETY: the range is the expert's.
-            ok(unsafe { device.clear(tiles.as_ptr() as u64, tiles.len()) });
-        }
+        let tiles = matrix.tiles_of(0..experts).unwrap();
+        // SAFETY: the range is the experts'.
+        ok(unsafe { device.clear(tiles.as_ptr() as u64, tiles.len()) });
         matrix
     };
     let (right, wrong, stack) = (matrix(kind, 1), matrix(other, 1), matrix(kind, 2));

@@ -24,6 +24,7 @@ macro_rules! table_around {
             argmax(kqm_argmax_args),
             float_matvec(kqm_float_matvec_args),
             sample(kqm_sample_args),
+            moe_layer(kqm_moe_layer_args),
         }
     };
     (@each $kernels:path, $around:path; $($kernel:ident($args:ident)),* $(,)?) => {{
@@ -38,6 +39,10 @@ macro_rules! table_around {
             // SAFETY: the caller keeps the function's contract.
             unsafe { $kernels().attention_workspace.expect("a function")(args) }
         }
+        unsafe extern "C" fn moe_layer_workspace(args: *const sys::kqm_moe_layer_args) -> u64 {
+            // SAFETY: the caller keeps the function's contract.
+            unsafe { $kernels().moe_layer_workspace.expect("a function")(args) }
+        }
         unsafe extern "C" fn moe_max_items(tokens: u32, experts: u32, top_k: u32) -> u32 {
             // SAFETY: the caller keeps the function's contract.
             unsafe { $kernels().moe_max_items.expect("a function")(tokens, experts, top_k) }
@@ -49,6 +54,7 @@ macro_rules! table_around {
         sys::kqm_kernels {
             $($kernel: Some($kernel),)*
             attention_workspace: Some(attention_workspace),
+            moe_layer_workspace: Some(moe_layer_workspace),
             moe_max_items: Some(moe_max_items),
             status_text: Some(status_text),
         }

@@ -911,7 +911,7 @@ def router():
     rows.append([0.0] + sorted((-103.0 - random.below(1 << 16) / (1 << 16) for _ in range(15)), reverse=True))
     rows.append([1.0, 1.0 - 103.0, 1.0 - 103.27893, 1.0 - 103.5, 1.0 - 103.9, 1.0 - 103.97, 1.0 - 104.0, 1.0 - 104.25])
     rows = [[f32(F(x)) for x in row] for row in rows]
-    return [{"logits": hex32(row), "weights": hex32(weigh(row))} for row in rows]
+    return [{"logits": hex32(row), "weights": hex32(weigh(row)), "of_all": hex32(weigh(row, groups))} for row in rows]
 
 
 # Experts.
