@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
     if (part > 0) __syncthreads();
     float y[KqmTokenColumns::results];
     kqm_wide_sums<Tile>(
-        KqmWide{2, Tile::bytes}, data, super_blocks, a.x,
+        Tile::bytes, data, super_blocks, a.x,
         [&](int i) { return i < some.count ? some.readable_pair(i) * super_blocks : kqm_wide_absent; }, shared, y);
     store_products<KqmTokenColumns>(a, some, tile, y);
   }

@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(kqm_wide_threads, many_tokens_ctas<Tile>)
     const KqmItem some = kqm_item_part(item, part, kqm_wide_tokens);
     float y[KqmTokenColumns::results];
     kqm_wide_sums<Tile>(
-        KqmWide{2, Tile::bytes}, data, super_blocks, a.x,
+        Tile::bytes, data, super_blocks, a.x,
         [&](int i) { return i < some.count ? some.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent; },
         shared, y);
     finish_pairs<KqmTokenColumns>(a, some, tile, is_gate, y, shared);
@@ -343,7 +343,7 @@ __global__ void __launch_bounds__(kqm_wide_threads, many_tokens_ctas<Tile>)
     if (part > 0) __syncthreads();
     float y[KqmTokenColumns::results];
     kqm_wide_sums<Tile>(
-        KqmWide{2, Tile::bytes}, is_gate ? gate : up, super_blocks, a.x,
+        Tile::bytes, is_gate ? gate : up, super_blocks, a.x,
         [&](int i) { return i < some.count ? some.readable_pair(i) / a.top_k * super_blocks : kqm_wide_absent; },
         shared, y);
     kqm_wide_store<KqmTokenColumns>(y, tile, a.gate.rows, some.count, [&](int r, int token, float value) {
@@ -359,7 +359,7 @@ kqm_status launch_half(const kqm_moe_swiglu_args &a, bool is_gate, kqm_stream st
   const unsigned items = kqm_launch_items(a.tokens, a.gate.experts, a.top_k);
   if (a.tokens > 1)
     return KQM_LAUNCH(moe_swiglu_half_many_tokens<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), items),
-                      dim3(kqm_wide_threads), KqmWide{2, Tile::bytes}.bytes(super_blocks), stream, a, is_gate);
+                      dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, super_blocks), stream, a, is_gate);
   return KQM_LAUNCH(moe_swiglu_half_of_token<Tile>, dim3(tiles, items),
                     dim3(32 * kqm_even_warps(super_blocks, KQM_MATVEC_WARPS(1))),
                     kqm_contribution_bytes(super_blocks, 1), stream, a, is_gate);

@@ -183,28 +183,26 @@ __global__ void __launch_bounds__(32 * KQM_MATVEC_WARPS(2), 1) qkv_two_tokens(kq
 }
 
 template <class Tile>
-__device__ __forceinline__ void multiply_many_tokens(const kqm_qkv_args &a, const Work &work, const KqmWide &wide,
+__device__ __forceinline__ void multiply_many_tokens(const kqm_qkv_args &a, const Work &work,
                                                      KQM_SHARED_ARG(uint32_t) shared) {
   const int first = blockIdx.y * kqm_wide_tokens, tokens = min(kqm_wide_tokens, int(a.tokens) - first);
   const int s = threadIdx.x >> 5, super_blocks = work.super_blocks();
   float y[KqmTokenColumns::results];
   // A warp beyond the last tile works on that one, too, and stores nothing.
   kqm_wide_sums<Tile>(
-      wide, work.template data<Tile>(min(s, work.tiles - 1), 0), super_blocks, a.x,
+      Tile::bytes, work.template data<Tile>(min(s, work.tiles - 1), 0), super_blocks, a.x,
       [=](int i) { return i < tokens ? uint32_t((first + i) * super_blocks) : kqm_wide_absent; }, shared, y);
   kqm_wide_store<KqmTokenColumns>(y, work.tile + s, work.w.rows, tokens,
                                   [&](int r, int token, float value) { work.store(r, first + token, value); });
 }
 
 template <class Types>
-__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
-    qkv_many_tokens(kqm_qkv_args a, Split split, KqmWide wide) {
+__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) qkv_many_tokens(kqm_qkv_args a, Split split) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const Work work(a, split);
   kqm_touch_arguments(a);
   kqm_wait_then_release();
-  Types::choose(work.w.type,
-                [&](auto type) { multiply_many_tokens<KqmTileOf<decltype(type)>>(a, work, wide, shared); });
+  Types::choose(work.w.type, [&](auto type) { multiply_many_tokens<KqmTileOf<decltype(type)>>(a, work, shared); });
 }
 
 // The CTAs of each matrix: those of the multiprocessors in proportion to its work items, and at least one.
@@ -273,9 +271,8 @@ kqm_status launch(const kqm_qkv_args &a, unsigned cols, unsigned groups, kqm_str
   const Split split{int(tiles), {grid[0], grid[0] + grid[1]}};
   const dim3 all(grid[0] + grid[1] + grid[2], groups);
   if (many_tokens) {
-    const KqmWide wide = kqm_plan_wide(all.x * all.y, most_bytes, super_blocks);
-    return KQM_LAUNCH(qkv_many_tokens<Types>, all, dim3(kqm_wide_threads), wide.bytes(super_blocks), stream, a, split,
-                      wide);
+    const size_t shared = kqm_wide_bytes(most_bytes, super_blocks);
+    return KQM_LAUNCH(qkv_many_tokens<Types>, all, dim3(kqm_wide_threads), shared, stream, a, split);
   }
   if (one_token) {
     const dim3 cta(32 * (tiles * super_blocks + norm_warps));

@@ -101,11 +101,10 @@ struct Tiles {
 impl Tiles {
     fn of(name: &str, code: &[Instruction]) -> Option<Self> {
         let count = |k| code.iter().filter(|i| i.mma_k() == Some(k)).count() as u32;
-        let (found, tokens) = ([count(32), count(16)], tokens(name));
-        let of_token = if tokens == 8 { PLANES } else { tokens };
-        let kinds = kinds(name);
+        let (found, kinds) = ([count(32), count(16)], kinds(name));
         // Halves of tiles of all these types, if there is such a number of them.
-        let halves_of = |kinds: &[TensorType]| {
+        let halves_of = |kinds: &[TensorType], tokens: u32| {
+            let of_token = if tokens == 8 { PLANES } else { tokens };
             let sum = |part: usize, k: usize| kinds.iter().map(|&kind| products(kind)[part][k]).sum::<u32>();
             (1..=8).find(|halves| {
                 let is =
@@ -113,25 +112,29 @@ impl Tiles {
                 is(1) || is(0)
             })
         };
-        if let Some(halves) = halves_of(&kinds) {
-            return Some(Self { halves, kinds, all: true, tokens });
-        }
-        let of_one: Vec<_> = kinds.iter().filter_map(|&kind| Some((halves_of(&[kind])?, kind))).collect();
-        // Half a tile of a type with mins has as many products as a whole one of a type without. A loop over halves has the mins outside,
-        // so that it is the whole tile.
-        let whole = of_one.iter().find(|one| one.0 == 2).or(of_one.first());
-        let Some(&(halves, _)) = whole else {
-            if kinds.iter().all(|&kind| headroom(kind).is_none()) {
-                return None;
+        for &tokens in tokens(name) {
+            if let Some(halves) = halves_of(&kinds, tokens) {
+                return Some(Self { halves, kinds, all: true, tokens });
             }
-            panic!(
-                "{name}: {} m16n8k32 and {} m16n8k16 are not those of {tokens} tokens and tiles of {kinds:?}; describe the kernel in \
-                 tests/sass.rs",
-                found[0], found[1]
-            );
-        };
-        let kinds = of_one.iter().filter(|one| one.0 == halves).map(|one| one.1).collect();
-        Some(Self { halves, kinds, all: false, tokens })
+            let of_one: Vec<_> = kinds.iter().filter_map(|&kind| Some((halves_of(&[kind], tokens)?, kind))).collect();
+            // Half a tile of a type with mins has as many products as a whole one of a type without. A loop over halves has the mins
+            // outside, so that it is the whole tile.
+            let whole = of_one.iter().find(|one| one.0 == 2).or(of_one.first());
+            if let Some(&(halves, _)) = whole {
+                let kinds = of_one.iter().filter(|one| one.0 == halves).map(|one| one.1).collect();
+                return Some(Self { halves, kinds, all: false, tokens });
+            }
+        }
+        if kinds.iter().all(|&kind| headroom(kind).is_none()) {
+            return None;
+        }
+        panic!(
+            "{name}: {} m16n8k32 and {} m16n8k16 are not those of {:?} tokens and tiles of {kinds:?}; describe the kernel in \
+             tests/sass.rs",
+            found[0],
+            found[1],
+            tokens(name)
+        );
     }
 
     fn count(&self) -> f64 {
@@ -160,17 +163,20 @@ impl Tiles {
     }
 }
 
-/// How many tokens a kernel takes at a time: eight when it is for many, two when it says so, else the first `Li<N>E` of its mangled name,
-/// if that is one or two, else one.
-fn tokens(name: &str) -> u32 {
+/// How many tokens a kernel takes at a time: eight when it is for many, and of experts' items also two, in a loop of its own; two when it says
+/// so, else the first `Li<N>E` of its mangled name, if that is one or two, else one.
+fn tokens(name: &str) -> &'static [u32] {
+    if ["moe_down_many_tokens", "moe_swiglu_many_tokens"].iter().any(|kernel| name.contains(kernel)) {
+        return &[8, 2];
+    }
     if name.contains("many_tokens") {
-        return 8;
+        return &[8];
     }
     if name.contains("two_tokens") {
-        return 2;
+        return &[2];
     }
-    let first = name.match_indices("Li").find_map(|(at, _)| name[at + 2..].split_once('E')?.0.parse().ok());
-    first.filter(|&n| n <= 2).unwrap_or(1)
+    let first = name.match_indices("Li").find_map(|(at, _)| name[at + 2..].split_once('E')?.0.parse::<u32>().ok());
+    if first == Some(2) { &[2] } else { &[1] }
 }
 
 /// Whether a kernel is for warpgroups, which code for sm_90a alone has: elsewhere it is a trap that no launcher reaches.
@@ -609,17 +615,21 @@ fn the_samples_resources_are_parsed() {
 
 #[test]
 fn tokens_are_read_from_names() {
-    assert_eq!(tokens("_Z29kqm_matvec_many_tokens_kernelI10KqmTileQ4KEv15kqm_matvec_args"), 8);
-    assert_eq!(tokens("_Z17kqm_matvec_kernelI10KqmTileQ4KLi2ELb0EEv15kqm_matvec_args"), 2);
-    assert_eq!(tokens("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv14qkv_two_tokensEv12kqm_qkv_args"), 2);
-    assert_eq!(tokens("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv13qkv_one_tokenILb1ELi16EEEv12kqm_qkv_args"), 1);
+    assert_eq!(
+        tokens("_ZN44_GLOBAL__N__676ed180_11_moe_down_cu_1f0db8e420moe_down_many_tokensI10KqmTileQ4KEEv"),
+        [8, 2]
+    );
+    assert_eq!(tokens("_Z29kqm_matvec_many_tokens_kernelI10KqmTileQ4KEv15kqm_matvec_args"), [8]);
+    assert_eq!(tokens("_Z17kqm_matvec_kernelI10KqmTileQ4KLi2ELb0EEv15kqm_matvec_args"), [2]);
+    assert_eq!(tokens("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv14qkv_two_tokensEv12kqm_qkv_args"), [2]);
+    assert_eq!(tokens("_ZN37_GLOBAL__N__443048fa_6_qkv_cu_kqm_qkv13qkv_one_tokenILb1ELi16EEEv12kqm_qkv_args"), [1]);
     assert_eq!(
         tokens("_ZN46_GLOBAL__N__21ae4aa5_13_moe_swiglu_cu_e6075db620moe_swiglu_one_tokenI10KqmTileQ4KS1_EEv"),
-        1
+        [1]
     );
     assert_eq!(kinds("_Z29kqm_matvec_many_tokens_kernelI10KqmTileQ6KEv15kqm_matvec_args"), [TensorType::Q6K]);
     let table = "qkv_two_tokensI12KqmTypeTableIJ10KqmTileQ4K10KqmTileQ6K12KqmTileIQ4XSEEEEv12kqm_qkv_argsNS_5SplitE";
-    assert_eq!((tokens(table), kinds(table)), (2, vec![TensorType::Q4K, TensorType::Q6K, TensorType::IQ4XS]));
+    assert_eq!((tokens(table), kinds(table)), (&[2][..], vec![TensorType::Q4K, TensorType::Q6K, TensorType::IQ4XS]));
     assert_eq!(kinds("qkv_many_tokensI12KqmTypeTableIJ11KqmTileQ8_0EEEEv12kqm_qkv_argsNS_5SplitE"), [TensorType::Q8_0]);
-    assert_eq!(tokens("_Z5dummyPK5uint4PK5uint2Pfii"), 1);
+    assert_eq!(tokens("_Z5dummyPK5uint4PK5uint2Pfii"), [1]);
 }

@@ -29,12 +29,12 @@ inline int kqm_few_stages(int tile_bytes, unsigned super_blocks, int ctas) {
   for (int stages = 3; stages >= 2; stages--) {
     if (ctas * (kqm_few_bytes(tile_bytes, super_blocks, stages) + 1024) <= kqm_shared_memory()) return stages;
   }
-  return kqm_few_bytes(tile_bytes, super_blocks, 2) <= KqmWide{2, tile_bytes}.bytes(super_blocks) ? 2 : 0;
+  return kqm_few_bytes(tile_bytes, super_blocks, 2) <= kqm_wide_bytes(tile_bytes, super_blocks) ? 2 : 0;
 }
 
 // Shared memory of a CTA that takes items of few tokens in `stages`, and others, or all where there are no stages, in the frame for many.
 inline size_t kqm_item_bytes(int tile_bytes, unsigned super_blocks, int stages) {
-  const size_t wide = KqmWide{2, tile_bytes}.bytes(super_blocks);
+  const size_t wide = kqm_wide_bytes(tile_bytes, super_blocks);
   return stages > 0 ? std::max(wide, kqm_few_bytes(tile_bytes, super_blocks, stages)) : wide;
 }
 
@@ -96,8 +96,8 @@ __device__ __forceinline__ void kqm_few_sums(int stages, const uint8_t *data, in
     Tile tile;
     tile.load(KqmTileInShared(kqm_shared_offset(shared, weights + stage * (Tile::bytes / 4)), lane));
     KQM_SHARED_ARG(uint32_t) digits = kqm_shared_offset(shared, b * kqm_fixed_words);
-    const KqmTwoSharedTokens both{KqmSharedToken(digits, lane),
-                                  KqmSharedToken(kqm_shared_offset(digits, tokens > 1 ? of_token : 0), lane)};
+    KQM_SHARED_ARG(uint32_t) second = kqm_shared_offset(digits, tokens > 1 ? of_token : 0);
+    const KqmTwoSharedTokens both{KqmSharedToken(digits, lane), KqmSharedToken(second, lane)};
     double v[kqm_few_tokens];
     tile.multiply(both, lane, v);
     KQM_UNROLL

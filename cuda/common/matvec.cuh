@@ -239,8 +239,7 @@ __global__ void __launch_bounds__(kqm_groups_threads, 1)
 
 // For any number of tokens: grid (row tiles / kqm_wide_warps, groups of eight tokens).
 template <class Tile>
-__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
-    kqm_matvec_many_tokens_kernel(kqm_matvec_args a, KqmWide wide) {
+__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once) kqm_matvec_many_tokens_kernel(kqm_matvec_args a) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const int super_blocks = a.w.cols / KQM_BLOCK, tiles = (a.w.rows + KQM_TILE_ROWS - 1) / KQM_TILE_ROWS;
   const int tile = blockIdx.x * kqm_wide_warps + (threadIdx.x >> 5);
@@ -251,7 +250,7 @@ __global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
   float y[KqmTokenColumns::results];
   // A warp beyond the last tile works on that one, too, and stores nothing.
   kqm_wide_sums<Tile>(
-      wide, static_cast<const uint8_t *>(a.w.tiles) + size_t(min(tile, tiles - 1)) * super_blocks * Tile::bytes,
+      Tile::bytes, static_cast<const uint8_t *>(a.w.tiles) + size_t(min(tile, tiles - 1)) * super_blocks * Tile::bytes,
       super_blocks, a.x, [=](int i) { return i < tokens ? uint32_t((first + i) * super_blocks) : kqm_wide_absent; },
       shared, y);
   kqm_wide_store<KqmTokenColumns>(y, tile, a.w.rows, tokens, [=](int r, int token, float value) {
@@ -309,10 +308,8 @@ inline kqm_status kqm_matvec_of_type(const kqm_matvec_args *args, kqm_stream str
     }
   }
   if (args->tokens > 2) {
-    const dim3 all(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), groups);
-    const KqmWide wide = kqm_plan_wide(all.x * all.y, Tile::bytes, super_blocks);
-    return KQM_LAUNCH(kqm_matvec_many_tokens_kernel<Tile>, all, dim3(kqm_wide_threads), wide.bytes(super_blocks),
-                      stream, *args, wide);
+    return KQM_LAUNCH(kqm_matvec_many_tokens_kernel<Tile>, dim3(kqm_ceil_div(tiles, unsigned(kqm_wide_warps)), groups),
+                      dim3(kqm_wide_threads), kqm_wide_bytes(Tile::bytes, super_blocks), stream, *args);
   }
   const unsigned most_warps = args->tokens == 1 ? KQM_MATVEC_WARPS(1) : KQM_MATVEC_WARPS(2),
                  warps = kqm_even_warps(super_blocks, most_warps);
