@@ -302,7 +302,8 @@ impl<D: Device, T: Plain> Buffer<D, T> {
     /// Memory that somebody else manages, such as the arena of the engine that links this crate. Nothing is allocated, and nothing freed.
     ///
     /// # Safety
-    /// `len` elements at `address` are valid memory of the device, aligned to 16 bytes. Until the buffer is dropped and the work that was
+    /// `len` elements at `address` are valid memory of the device, aligned to 16 bytes or, where a structure that is made of one piece of memory
+    /// says so, as its elements are. Until the buffer is dropped and the work that was
     /// enqueued with it is done they stay there, and nothing else writes them or reads what this buffer writes.
     pub unsafe fn from_raw(device: &D, address: u64, len: usize) -> Self {
         Self { device: device.clone(), address, len, owned: false, element: PhantomData }

@@ -482,6 +482,33 @@ fn many_steps_are_steps_one_by_one_emulated() {
     }
 }
 
+/// A draft that wants more pages than there are does not end what goes on without it.
+#[test]
+fn a_draft_without_room_is_no_error() {
+    let model = common::model_of(shaped::model(&LONG, 1), Cpu::new());
+    let prompt: Vec<u32> = (0..50).map(|token| token % 9).collect();
+    let few = |count: &mut usize| {
+        *count += 1;
+        if *count == 10 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let run = |generation: &Generation| {
+        let mut pool = model.pool(options(1, 1, 64)).unwrap();
+        let sequence = pool.create().unwrap();
+        let mut seen = 0;
+        let guess = |_: &[u32], most: usize| vec![1; most];
+        pool.generate_with(&model, sequence, &prompt, generation, guess, |_| few(&mut seen))
+    };
+    let plain = run(&Generation::new(100)).unwrap();
+    assert_eq!(plain.len(), 10);
+    assert_eq!(run(&Generation::new(100).draft(16)).unwrap(), plain);
+    // Without an end there is none to the pages either.
+    let mut pool = model.pool(options(1, 1, 64)).unwrap();
+    let sequence = pool.create().unwrap();
+    let endless =
+        pool.generate(&model, sequence, &prompt, &Generation::new(100).draft(16), |_| ControlFlow::Continue(()));
+    assert!(matches!(endless, Err(Error::PoolFull { .. })), "{endless:?}");
+}
+
 /// Greedy and sampled, with drafts of any quality and without: the same tokens.
 #[test]
 fn what_is_generated_does_not_depend_on_drafts() {
@@ -563,6 +590,7 @@ fn what_makes_no_sense_changes_nothing() {
         options(4, 4, 64).capacity(0),
         options(4, 4, 64).capacity(401),
         options(4, 4, 64).window(0),
+        options(4, 1 << 30, 64),
     ] {
         assert!(matches!(model.pool(wrong), Err(Error::Invalid(_))), "{wrong:?}");
     }

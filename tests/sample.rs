@@ -278,3 +278,11 @@ fn refuses_bad_arguments<D: Device>(device: &D, _: Size) {
     ok(run(x_at, out_at, 2, 4));
     ok(device.synchronize());
 }
+
+/// A window is for a penalty: without one the kernel needs no history.
+#[test]
+fn without_a_penalty_no_window_is_asked_for() {
+    let sampling = Sampling { window: 1024, ..Sampling::default() };
+    assert_eq!(RowSampling::from(&sampling).window, 0);
+    assert_eq!(RowSampling::from(&Sampling { penalty: 1.1, ..sampling }).window, 1024);
+}

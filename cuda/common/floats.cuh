@@ -6,7 +6,6 @@
 inline bool kqm_is_float(uint32_t type) {
   return type == KQM_TYPE_F32 || type == KQM_TYPE_F16 || type == KQM_TYPE_BF16;
 }
-inline uint32_t kqm_float_bytes(uint32_t type) { return type == KQM_TYPE_F32 ? 4 : 2; }
 
 __device__ __forceinline__ float kqm_bfloat_to_float(uint32_t bits) { return __uint_as_float(bits << 16); }
 // Nearest even; overflow gives infinity. A NaN is to be 0x7fc00000 before, and is 0x7fc0.

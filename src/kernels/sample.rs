@@ -13,6 +13,8 @@ pub type SamplePart = sys::kqm_sample_part;
 impl From<&Sampling> for RowSampling {
     fn from(sampling: &Sampling) -> Self {
         let Sampling { temperature, top_k, top_p, min_p, penalty, window, seed } = *sampling;
+        // Who penalises nothing looks at no history.
+        let window = if sampling.penalises() { window } else { 0 };
         // A row has fewer tokens than 32 bits count, and so has a history.
         let [top_k, window] = [top_k, window].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         Self { seed, temperature, top_p, min_p, penalty, top_k, window }

@@ -18,6 +18,8 @@ use crate::{Error, Result, sys};
 /// Most bytes of the buffer that holds logits of several tokens, and of the one that holds traced scores.
 const LOGITS_BYTES: usize = 32 << 20;
 const SCORES_BYTES: usize = 256 << 20;
+/// Most tokens that kernels take at once.
+pub(super) const MOST_TOKENS: usize = 65_535;
 
 /// How a context is made: [`ContextOptions::default`], and what is to be different.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +173,7 @@ impl Sizes {
         let ContextOptions { capacity, cache, max_batch, trace } = *options;
         check_capacity(config, "context", capacity, max_batch)?;
         let most = if trace { (SCORES_BYTES / 4 / (config.heads * capacity)).max(1) } else { usize::MAX };
-        let tokens = max_batch.min(capacity).min(most);
+        let tokens = max_batch.min(capacity).min(MOST_TOKENS).min(most);
         let pages = capacity.div_ceil(PAGE);
         Ok(Self::of(config, Room { capacity, pages, sequences: 1, cache, tokens, trace }, floats))
     }

@@ -17,6 +17,7 @@ use super::backend::{
     Attention, Backend, Batch, CacheShape, CacheType, Down, Draw, InputShape, NO_CHOICE, NormQkv, NormRouter,
     RoutingShape, Rows, SamplerShape, Swiglu,
 };
+use super::host_has_room;
 use super::weights::Tensor;
 use crate::blocks::BLOCK;
 use crate::device::{bytes_of, bytes_of_mut};
@@ -323,7 +324,8 @@ impl Backend for Cpu {
     }
 
     fn cache(&self, shape: CacheShape) -> Result<Cache> {
-        let len = shape.layers * shape.pages * shape.page_len();
+        let len = shape.layers.saturating_mul(shape.pages).saturating_mul(shape.page_len());
+        host_has_room::<f32>(len)?;
         let values = match shape.element {
             CacheType::F32 => CacheValues::F32([vec![0.0; len], vec![0.0; len]]),
             CacheType::F16 => CacheValues::F16([vec![f16::ZERO; len], vec![f16::ZERO; len]]),
@@ -332,6 +334,7 @@ impl Backend for Cpu {
     }
 
     fn input(&self, shape: InputShape) -> Result<Input> {
+        host_has_room::<u32>(shape.sequences.saturating_mul(shape.capacity))?;
         let [tokens, positions, sequences] = [(); 3].map(|()| Vec::with_capacity(shape.tokens));
         let pages = vec![u32::MAX; shape.sequences * shape.pages_of_sequence()];
         let choices = vec![0; shape.sequences * shape.capacity];

@@ -92,7 +92,7 @@ impl Drafts {
     pub fn draft(&self, count: usize) -> Vec<u32> {
         let mut draft: Vec<u32> = Vec::new();
         let Some(start) = self.longest_match() else { return draft };
-        for from in start..start + count {
+        for from in (0..count).map(|place| start + place) {
             let token = self.tokens.get(from).copied().unwrap_or_else(|| draft[from - self.tokens.len()]);
             draft.push(token);
         }

@@ -41,8 +41,8 @@ pub use pages::{Pages, Sequence};
 pub use pool::{Entry, Generation, Next, Pool, PoolOptions};
 pub use weights::{Tensor, Tensors, Weights};
 
-use crate::Result;
 use crate::gguf::{Gguf, Override};
+use crate::{Error, Result};
 
 /// How a model is loaded: [`LoadOptions::default`], and what is to be different.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,4 +139,11 @@ impl<B: Backend> Model<B> {
     pub fn pool(&self, options: PoolOptions) -> Result<Pool<B>> {
         Pool::new(self, options)
     }
+}
+
+/// Fails where the host's memory cannot have so many elements, of which an allocation would end the process.
+fn host_has_room<T>(len: usize) -> Result<()> {
+    let bytes = len.saturating_mul(size_of::<T>());
+    let refused = |_| Error::Invalid(format!("no room for {bytes} bytes in the host's memory"));
+    Vec::<T>::new().try_reserve_exact(len).map_err(refused)
 }

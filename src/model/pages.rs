@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::backend::PAGE;
+use super::host_has_room;
 use crate::{Error, Result};
 
 /// Names a sequence of one pool. The handle of a sequence that was dropped names nothing, also when its place has a new one.
@@ -149,6 +150,7 @@ impl Pages {
     /// [`Error::Invalid`] for a count that is 0, or more than 32 bits have.
     pub fn new(shape: PagesShape) -> Result<Self> {
         shape.check()?;
+        host_has_room::<Page>(shape.pages)?;
         Ok(Self {
             id: NEXT_POOL.fetch_add(1, Ordering::Relaxed),
             shape,

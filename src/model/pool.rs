@@ -43,7 +43,9 @@ use std::ops::ControlFlow;
 use super::Model;
 use super::backend::{Backend, Batch, CacheType, Draw, NO_CHOICE, PAGE, SamplerShape};
 use super::config::Config;
-use super::context::{Logits, MemoryPlan, OfFloats, Room, Sizes, State, check_capacity, check_free, weight_bytes};
+use super::context::{
+    Logits, MOST_TOKENS, MemoryPlan, OfFloats, Room, Sizes, State, check_capacity, check_free, weight_bytes,
+};
 use super::draft::Drafts;
 use super::forward::{Tracer, forward, head};
 use super::pages::{Pages, PagesShape, Plan, Sequence};
@@ -119,7 +121,10 @@ impl PoolOptions {
                 u32::MAX - 1
             )));
         }
-        let tokens = max_batch.min(pages.saturating_mul(PAGE));
+        if sequences.saturating_mul(capacity.div_ceil(PAGE)) > u32::MAX as usize {
+            return Err(Error::Invalid(format!("pool: {sequences} sequences of {capacity} positions are too many")));
+        }
+        let tokens = max_batch.min(pages.saturating_mul(PAGE)).min(MOST_TOKENS);
         Ok(Sizes::of(config, Room { capacity, pages, sequences, cache, tokens, trace: false }, floats))
     }
 
@@ -258,9 +263,9 @@ impl<B: Backend> Pool<B> {
     pub(super) fn new(model: &Model<B>, options: PoolOptions) -> Result<Self> {
         let config = model.config().clone();
         let sizes = options.sizes(&config, OfFloats::of_model(model))?;
-        let pages = Pages::new(options.shape())?;
         let plan = MemoryPlan::without_weights(model.backend(), &config, &sizes, &options)?;
         check_free(model.backend(), plan.total())?;
+        let pages = Pages::new(options.shape())?;
         let backend = model.backend().fork()?;
         let state = State::new(&backend, &config, &sizes)?;
         let sampler = backend.sampler(options.sampler(&config, &sizes))?;
@@ -528,12 +533,20 @@ impl<B: Backend> Pool<B> {
             // A guess of no token of the vocabulary is as wrong as any.
             let vocab = self.config.vocab;
             guess.truncate(guess.iter().position(|&token| token as usize >= vocab).unwrap_or(guess.len()));
+            let at_once = if most == 0 && !self.steps.is_empty() { DECODE_AT_ONCE.min(wanted) } else { 1 };
+            let single = guess.is_empty() && at_once == 1;
             let found = if guess.is_empty() {
-                let at_once = if most == 0 && !self.steps.is_empty() { DECODE_AT_ONCE } else { 1 };
-                self.decode(model, &[Next::new(sequence, &[next], sampling)], at_once.min(wanted))?
+                self.decode(model, &[Next::new(sequence, &[next], sampling)], at_once)
             } else {
                 guess.insert(0, next);
-                self.speculate(model, &[Next::new(sequence, &guess, sampling)])?
+                self.speculate(model, &[Next::new(sequence, &guess, sampling)])
+            };
+            let found = match found {
+                // What stands in the way of several tokens need not stand in that of the next one.
+                Err(Error::PoolFull { .. } | Error::SequenceNotFinite { .. }) if !single => {
+                    self.decode(model, &[Next::new(sequence, &[next], sampling)], 1)?
+                }
+                found => found?,
             };
             ready = found.into_iter().next().unwrap_or_default().into_iter();
         }
