@@ -486,7 +486,7 @@ pub struct kqm_attention_args {
     pub start: *const u32,
     /// \[optional\] \[tokens, heads, head_dim\]
     pub out: *mut f32,
-    /// \[optional\] \[tokens, heads \* head_dim / 256\]
+    /// \[optional\] \[tokens, ceil(heads \* head_dim / 256)\], the last block filled up with zeros
     pub fixed: *mut kqm_fixed_block,
     /// \[optional\] \[tokens, heads, capacity\]: scaled scores; -inf where masked
     pub scores: *mut f32,
@@ -497,7 +497,7 @@ pub struct kqm_attention_args {
     /// below 2^31
     pub capacity: u32,
     pub tokens: u32,
-    /// at most 65535; a multiple of kv_heads, at most 16 times; with fixed, heads \* head_dim one of 256
+    /// at most 65535; a multiple of kv_heads, at most 16 times
     pub heads: u32,
     pub kv_heads: u32,
     /// 64, 128, 192 or 256
