@@ -216,7 +216,7 @@ __device__ __forceinline__ void store_products(const kqm_moe_down_args &a, const
 // Many tokens otherwise: the pairs of an item, eight at a time, or the only one or two of it (common/few.cuh), where there are stages for
 // them.
 template <class Tile>
-__global__ void __launch_bounds__(kqm_wide_threads, kqm_wide_at_once)
+__global__ void __launch_bounds__(kqm_wide_threads, kqm_item_ctas<Tile>(kqm_wide_at_once))
     moe_down_many_tokens(kqm_moe_down_args a, int few_stages) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const int tile = blockIdx.x * kqm_wide_warps + (threadIdx.x >> 5), super_blocks = a.down.cols / KQM_BLOCK;

@@ -234,7 +234,7 @@ __device__ __forceinline__ void finish_pairs(const kqm_moe_swiglu_args &a, const
 }
 
 template <class Tile>
-__global__ void __launch_bounds__(kqm_wide_threads, many_tokens_ctas<Tile>)
+__global__ void __launch_bounds__(kqm_wide_threads, kqm_item_ctas<Tile>(many_tokens_ctas<Tile>))
     moe_swiglu_many_tokens(kqm_moe_swiglu_args a, int few_stages) {
   KQM_DYNAMIC_SHARED(uint32_t, shared);
   const int warp = threadIdx.x >> 5, super_blocks = a.gate.cols / KQM_BLOCK;

@@ -38,6 +38,17 @@ inline size_t kqm_item_bytes(int tile_bytes, unsigned super_blocks, int stages) 
   return stages > 0 ? std::max(wide, kqm_few_bytes(tile_bytes, super_blocks, stages)) : wide;
 }
 
+// CTAs of a type's items at once on a multiprocessor, which limits the registers: those that there are otherwise, but for Q5_K two, whose two
+// frames want more, where shared memory holds two anyway.
+template <class Tile>
+__host__ __device__ constexpr int kqm_item_ctas(int otherwise) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+  return std::is_same<Tile, KqmTileQ5K>::value ? 2 : otherwise;
+#else
+  return otherwise;
+#endif
+}
+
 // Two tokens from shared memory, a product each.
 struct KqmTwoSharedTokens {
   typedef KqmPlaneColumns<kqm_few_tokens> Columns;
