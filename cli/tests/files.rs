@@ -20,10 +20,10 @@ fn info_shows_the_model_and_its_memory() {
     let report = json(&["info", TINY, "--json", "--context", "100"]);
     assert_eq!((&report["layers"], &report["top_k"]), (&Json::from(4), &Json::from(4)));
     assert_eq!(report["tensor_types"]["ffn_down_exps"]["Q6_K"], "2-3");
-    // Keys and values of 4 layers, 100 positions, 2 heads of 128.
-    assert_eq!(report["memory"]["cache"], 2 * 4 * 100 * 256 * 4);
+    // Keys and values of 4 layers, two pages of 64 positions for 100, 2 heads of 128.
+    assert_eq!(report["memory"]["cache"], 2 * 4 * 2 * 64 * 256 * 4);
     let half = json(&["info", "--json", "--context", "100", "--kv", "f16"]);
-    assert_eq!(half["memory"]["cache"], 2 * 4 * 100 * 256 * 2);
+    assert_eq!(half["memory"]["cache"], 2 * 4 * 2 * 64 * 256 * 2);
     assert_eq!(half["memory"]["weights"], report["memory"]["weights"]);
     // The rest is the library's plan, for the positions that are asked for, or 4,096.
     let gguf = std::sync::Arc::new(Gguf::read(TINY).unwrap());
