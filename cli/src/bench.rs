@@ -107,7 +107,6 @@ pub fn bench(args: &Args, out: &mut Out) -> Result<Outcome> {
     let share = card.as_ref().map(|card| bandwidth / card.copy_bandwidth);
     let name = device.as_ref().map_or("cpu", |_| "cuda");
     if args.json {
-        let rates = |tokens: usize, runs: &[f64]| runs.iter().map(|run| tokens as f64 / run).collect::<Vec<_>>();
         let on_device = rates(args.tokens, &measured.decode_on_device);
         out.json(&json!({
             "model": source.name(),
@@ -156,6 +155,11 @@ pub fn bench(args: &Args, out: &mut Out) -> Result<Outcome> {
         }
     }
     Ok(Outcome::Ok)
+}
+
+/// Tokens per second of runs of so many seconds.
+fn rates(tokens: usize, runs: &[f64]) -> Vec<f64> {
+    runs.iter().map(|run| tokens as f64 / run).collect()
 }
 
 /// The value in the middle, or between the two of them.
@@ -377,7 +381,6 @@ impl Together<'_> {
         let taken = before.zip(memory).map(|((before, _), (after, _))| before.saturating_sub(after));
         let name = device.as_ref().map_or("cpu", |_| "cuda");
         if args.json {
-            let rates = |tokens: usize, runs: &[f64]| runs.iter().map(|run| tokens as f64 / run).collect::<Vec<_>>();
             out.json(&json!({
                 "model": source.name(),
                 "backend": name,
